@@ -1,0 +1,52 @@
+"""What fxlrp raises: every error says what was wrong and what to do about it."""
+
+
+class FxlrpError(Exception):
+    """Base of every error that fxlrp raises on purpose."""
+
+
+class CaptureError(FxlrpError):
+    """The model could not be read as a graph."""
+
+
+class UnknownOperationError(CaptureError):
+    """The graph holds operations that the vocabulary does not name; all of them are listed."""
+
+
+class TrainingModeError(FxlrpError):
+    """The model, or a part of it, is in training mode."""
+
+
+class RuleError(FxlrpError, ValueError):
+    """A rule, a split or a preset cannot be used as asked."""
+
+
+class PatternError(RuleError):
+    """A name pattern, a type or an operation matches nothing in the model."""
+
+
+class InputError(FxlrpError, ValueError):
+    """An input has the wrong type, shape, dtype or device, or holds NaN or infinity."""
+
+
+class TargetError(FxlrpError, ValueError):
+    """A target is not a class of the model, or not one class an item."""
+
+
+class StartError(FxlrpError, ValueError):
+    """The starting relevance does not fit the output of the model."""
+
+
+class WeightsError(FxlrpError, ValueError):
+    """A model cannot be built from its name, or its weights cannot be read."""
+
+
+class ImageError(FxlrpError, ValueError):
+    """A file cannot be read as an image."""
+
+
+class MissingExtraError(FxlrpError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}, which is not installed: pip install 'fxlrp[{extra}]'")

@@ -1,0 +1,52 @@
+"""From relevance to heatmaps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import InputError
+
+
+def heatmap(relevance: Tensor) -> Tensor:
+    """The attribution map: the sum over channels.
+
+    Args:
+        relevance: (batch, channels, height, width), or (channels, height, width).
+
+    Returns:
+        (batch, height, width), or (height, width).
+    """
+    if not isinstance(relevance, Tensor) or relevance.dim() not in (3, 4):
+        got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
+        raise InputError(f"a heatmap is made of relevance (batch, channels, height, width), not {got}")
+    return relevance.sum(dim=-3)
+
+
+def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> Tensor:
+    """Heat Quantization: each map floored to a few levels (Otsuki et al., ECCV 2024, Eq. 8).
+
+    Args:
+        heatmap: (batch, height, width), or (height, width); each map has its own levels.
+        levels: Q, at least 2 (1 for ``"bins"`` is one flat level).
+        method: ``"bins"``: Q bins of width ``(max − min) / Q``, each floored to its lower
+            edge, as Eq. 8 is meant. ``"linspace"``: floored onto ``linspace(min, max, Q)``, as
+            the released code does: Q − 1 bins, and the maximum keeps a level of its own.
+
+    Returns:
+        Like ``heatmap``; a constant map comes back unchanged.
+    """
+    if method not in ("bins", "linspace"):
+        raise InputError(f"method={method!r}: choose 'bins' or 'linspace'")
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < (1 if method == "bins" else 2):
+        raise InputError(f"levels must be a whole number of at least 2, not {levels!r}")
+    if not isinstance(heatmap, Tensor) or heatmap.dim() not in (2, 3) or not heatmap.is_floating_point():
+        raise InputError("quantize_heat takes a floating point map (batch, height, width) or (height, width)")
+    low, high = heatmap.amin(dim=(-2, -1), keepdim=True), heatmap.amax(dim=(-2, -1), keepdim=True)
+    bins = levels if method == "bins" else levels - 1
+    width = (high - low) / bins
+    constant = width == 0
+    index = ((heatmap - low) / torch.where(constant, 1, width)).floor()
+    # The maximum itself lies on the upper edge of the last bin.
+    index = index.clamp(max=bins - 1 if method == "bins" else bins)
+    return torch.where(constant, heatmap, low + index * width)

@@ -1,0 +1,188 @@
+"""Checks of inputs and targets, made before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxlrp.errors import InputError, TargetError
+from fxlrp.passes.facts import facts
+from fxlrp.vocabulary import Kind
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the graph says of an input.
+
+    Attributes:
+        name: its name in ``forward``.
+        rank: how many axes it has, the batch included; ``None`` where the graph does not say.
+        axis, size: an axis of fixed size, such as (1, 3) for RGB channels.
+    """
+
+    name: str
+    rank: int | None = None
+    axis: int | None = None
+    size: int | None = None
+
+
+def input_specs(forward: fx.GraphModule) -> list[InputSpec]:
+    """What the first layers say of each input of an annotated forward graph."""
+    return [_spec(node, forward) for node in forward.graph.nodes if node.op == "placeholder"]
+
+
+def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
+    waiting, seen = [placeholder], set()
+    while waiting:
+        node = waiting.pop(0)
+        for user in node.users:
+            known = facts(user)
+            if user in seen or not known.signal:
+                continue
+            seen.add(user)
+            shape = _weight_shape(user, forward)
+            name = known.operation.name if known.operation else ""
+            if shape is not None and name.startswith("conv"):
+                groups = known.operation.arguments(user.args, user.kwargs)["groups"]  # type: ignore[union-attr]
+                channels = shape[0] if "transpose" in name else shape[1] * groups
+                return InputSpec(placeholder.name, len(shape), 1, channels)
+            if shape is not None and name == "linear":
+                return InputSpec(placeholder.name, None, -1, shape[1])
+            scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
+            if known.kind is Kind.POINTWISE and scalars or "pad" in str(user.target):
+                waiting.append(user)
+    return InputSpec(placeholder.name)
+
+
+def _weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:
+    operation = facts(node).operation
+    if operation is None or not operation.parametric:
+        return None
+    weight = operation.arguments(node.args, node.kwargs).get("weight")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    value: Any = forward
+    for part in str(weight.target).split("."):
+        value = getattr(value, part)
+    return value.shape  # type: ignore[no-any-return]
+
+
+def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:
+    """Raise where the inputs cannot be what the model takes.
+
+    Args:
+        specs: what is known of each input.
+        inputs: the inputs.
+        like: a tensor of the model, for dtype and device; ``None`` where it has none.
+    """
+    if len(inputs) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise InputError(f"the model takes {len(specs)} input(s) ({names}), not {len(inputs)}")
+    batch = None
+    for spec, value in zip(specs, inputs, strict=True):
+        if not isinstance(value, Tensor):
+            raise InputError(f"input {spec.name} must be a tensor, not {type(value).__name__}")
+        _check_shape(spec, value)
+        batch = value.shape[0] if batch is None else batch
+        if value.shape[0] != batch:
+            raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, another one of {batch}")
+        if not value.is_floating_point():
+            raise InputError(
+                f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: scale and normalise it first"
+            )
+        if like is not None and value.dtype != like.dtype:
+            raise InputError(
+                f"input {spec.name} is {_name(value.dtype)} and the model is {_name(like.dtype)}: "
+                f"convert the input with .to(torch.{_name(like.dtype)}), or the explainer with .to(...)"
+            )
+        if like is not None and value.device != like.device:
+            raise InputError(f"input {spec.name} is on {value.device} and the model on {like.device}")
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"input {spec.name} holds NaN or infinity; an explanation of it would mean nothing")
+
+
+def _check_shape(spec: InputSpec, value: Tensor) -> None:
+    shape = tuple(value.shape)
+    if spec.rank is not None and len(shape) != spec.rank:
+        hint = "; give a batch of one as x.unsqueeze(0)" if len(shape) == spec.rank - 1 else ""
+        raise InputError(f"input {spec.name} has shape {shape}, and the model takes {spec.rank} axes{hint}")
+    if len(shape) < 2:
+        raise InputError(f"input {spec.name} has shape {shape}; the first axis must be the batch")
+    if spec.axis is not None and shape[spec.axis] != spec.size:
+        what = "channels" if spec.axis == 1 else "features"
+        raise InputError(f"input {spec.name} has shape {shape}, and the model takes {spec.size} {what}, not {shape[spec.axis]}")
+    if 0 in shape:
+        raise InputError(f"input {spec.name} is empty: its shape is {shape}")
+
+
+def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
+    """The target as an integer tensor (batch,), or ``None``.
+
+    Raises:
+        TargetError: it is no class, or not one an item.
+    """
+    if target is None:
+        return None
+    if isinstance(target, bool) or not isinstance(target, int | Tensor):
+        raise TargetError(f"a target is None, an int or an integer tensor, not {type(target).__name__}")
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise TargetError(f"a target tensor holds class numbers as integers, not {_name(target.dtype)}")
+        if target.dim() == 0:
+            target = target.expand(batch)
+        if tuple(target.shape) != (batch,):
+            raise TargetError(f"a target tensor has one class an item, shape ({batch},), not {tuple(target.shape)}")
+        wanted = target.to(device=device, dtype=torch.long)
+    else:
+        wanted = torch.full((batch,), target, dtype=torch.long, device=device)
+    if classes is not None and not torch.compiler.is_compiling():
+        low, high = int(wanted.min()), int(wanted.max())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise TargetError(f"class {wrong} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+    return wanted
+
+
+def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tensor]) -> torch.Size:
+    """The shape that ``output`` would have, found without computing.
+
+    Raises:
+        InputError: the model cannot take inputs of these shapes; the failing layer is named.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
+        fake = [mode.from_tensor(x if like is None else x.to(like)) for x in inputs]
+        shaped = _ShapeInterpreter(forward, output)
+        shaped.run(*fake)
+    return shaped.shape
+
+
+class _ShapeInterpreter(fx.Interpreter):
+    """Runs a forward graph on fake tensors, and tells which node cannot go on."""
+
+    shape: torch.Size
+
+    def __init__(self, forward: fx.GraphModule, output: fx.Node) -> None:
+        super().__init__(forward)
+        self.wanted = output
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            path = facts(n).origin.path or n.name
+            shapes = ", ".join(str(tuple(self.env[a].shape)) for a in n.all_input_nodes[:1] if hasattr(self.env[a], "shape"))
+            raise InputError(f"the model cannot take an input of this shape: at {path!r}, on {shapes}: {error}") from error
+        if n is self.wanted:
+            self.shape = value.shape
+        return value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

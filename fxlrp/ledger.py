@@ -1,0 +1,137 @@
+"""The ledger: where relevance went, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fxlrp.rules.rule import REASONS
+
+
+@dataclass(frozen=True)
+class RowHead:
+    """What is known of a row before the graph runs: the node, and why it may absorb."""
+
+    node: str
+    path: str
+    kind: str
+    rule: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """The account of one node; amounts are (batch,), float64.
+
+    Attributes:
+        node: the node's name in the graph.
+        path: the module that it belongs to.
+        kind, rule: what it is, and the rule that it ran.
+        received: the relevance that reached it.
+        handed_on: what it handed to its operands.
+        absorbed: what it kept, summed over ``by_reason``.
+        by_reason: what it kept, by reason.
+        rescaled: what had a vanishing denominator and was handed on all the same.
+    """
+
+    node: str
+    path: str
+    kind: str
+    rule: str
+    received: Tensor
+    handed_on: Tensor
+    absorbed: Tensor
+    by_reason: dict[str, Tensor]
+    rescaled: Tensor
+
+    @property
+    def reason(self) -> str:
+        """The reasons why relevance was absorbed, ``""`` where none was."""
+        return ", ".join(name for name, amount in self.by_reason.items() if bool(amount.abs().max() > 0))
+
+    @property
+    def error(self) -> Tensor:
+        """Received − handed on − absorbed: (batch,), zero up to rounding."""
+        return self.received - self.handed_on - self.absorbed
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The accounts of all nodes, from the output back to the input.
+
+    Attributes:
+        rows: one a node that relevance passed.
+        start: (batch,), the relevance that entered at the output.
+        relevance: (batch,), the sum that arrived at the inputs.
+        absorbed: by reason, the (batch,) total over all nodes; every reason has an entry.
+    """
+
+    rows: list[Row]
+    start: Tensor
+    relevance: Tensor
+    absorbed: dict[str, Tensor] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def error(self) -> Tensor:
+        """Σ relevance + absorbed − start: (batch,), zero up to rounding."""
+        total = self.relevance - self.start
+        for amount in self.absorbed.values():
+            total = total + amount
+        return total
+
+    def __str__(self) -> str:
+        """A table: amounts are means over the batch, in percent of the start; silent nodes are left out."""
+        columns = ("node", "kind", "rule", "received", "handed on", "absorbed", "reason", "rescaled")
+        lines = [
+            (row.node, row.kind, row.rule, *(self._share(v) for v in (row.received, row.handed_on, row.absorbed)),
+             row.reason, self._share(row.rescaled))
+            for row in self.rows if row.kind not in ("pointwise", "normalisation")
+        ]  # fmt: skip
+        totals = [(f"absorbed: {reason}", "", "", "", "", self._share(v), "", "") for reason, v in self.absorbed.items()]
+        end = [("at the input", "", "", self._share(self.relevance), "", "", "", "")]
+        return _table(columns, [*lines, *totals, *end])
+
+    def _share(self, amount: Tensor) -> str:
+        start = self.start.abs().mean()
+        return f"{float(100 * amount.mean() / start):.4f} %" if float(start) else f"{float(amount.mean()):.4g}"
+
+
+def build_ledger(
+    heads: Sequence[RowHead], amounts: Sequence[Sequence[Tensor]], start: Tensor, relevance: Tensor
+) -> Ledger:
+    """Put the amounts that a ledger graph computed into rows.
+
+    Args:
+        heads: one a row.
+        amounts: for each row received, handed on, rescaled, then one amount a reason.
+        start, relevance: (batch,), what entered and what arrived.
+    """
+    rows = []
+    absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}
+    for head, (received, handed_on, rescaled, *rest) in zip(heads, amounts, strict=True):
+        by_reason = dict(zip(head.reasons, rest, strict=True))
+        for reason, amount in by_reason.items():
+            absorbed[reason] = absorbed[reason] + amount
+        kept = sum(rest, start.new_zeros(start.shape))
+        rows.append(
+            Row(head.node, head.path, head.kind, head.rule, received, handed_on, kept, by_reason, rescaled)
+        )
+    return Ledger(rows, start, relevance, absorbed)
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
+    rule = "  ".join("-" * width for width in widths)
+
+    def row(cells: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    return "\n".join([row(columns), rule, *map(row, lines)])

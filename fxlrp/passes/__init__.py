@@ -1,0 +1,1 @@
+"""The passes, one a file: canonicalise, annotate, find joins, assign rules, emit."""

@@ -1,0 +1,164 @@
+"""Assign: one rule for every node that relevance passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import fx, nn
+
+from fxlrp.errors import PatternError, RuleError
+from fxlrp.passes.base import Pass, check
+from fxlrp.passes.facts import Facts, facts
+from fxlrp.passes.joins import IDENTITY
+from fxlrp.presets import Preset
+from fxlrp.rules.gate import GateRule
+from fxlrp.rules.join import ResidualOnly, SplitRule
+from fxlrp.rules.linear import LinearRule
+from fxlrp.rules.rule import Pass as PassRule
+from fxlrp.rules.rule import Rule
+from fxlrp.rules.selection import SelectionRule
+from fxlrp.vocabulary import VOCABULARY, Kind
+
+ACCEPTED: dict[Kind, type[Rule]] = {
+    Kind.LINEAR: LinearRule,
+    Kind.SELECTION: SelectionRule,
+    Kind.JOIN: SplitRule,
+    Kind.GATE: GateRule,
+    Kind.POINTWISE: PassRule,
+    Kind.NORMALISATION: PassRule,
+}
+"""The family of rules that each kind of operation takes."""
+
+
+@dataclass
+class Override:
+    """A rule for what a name pattern, a module type or an operation matches.
+
+    Attributes:
+        key: as the caller gave it.
+        rule: the rule.
+        rank: the more specific the larger; of equal ranks the later one wins.
+        matches: whether a node is meant.
+    """
+
+    key: Any
+    rule: Rule
+    rank: tuple[int, int]
+    matches: Callable[[fx.Node], bool]
+
+
+class Assign(Pass):
+    """Chooses the rule of every node: the caller's override, the preset's, or the preset's default.
+
+    Requires joins to be known; ensures that every node that carries signal has a rule
+    that its kind takes.
+    """
+
+    def __init__(
+        self, preset: Preset, rules: Mapping[Any, Rule] | None = None, *,
+        split: SplitRule | None = None, identity_skips: bool = True,
+    ) -> None:
+        self.preset = preset
+        self.split = split or preset.split
+        self.identity_skips = identity_skips
+        self.asked = [override(key, rule) for key, rule in (rules or {}).items()]
+        self.preset_rules = [override(key, rule) for key, rule in preset.rules.items()]
+
+    def requires(self, module: fx.GraphModule) -> None:
+        for node in module.graph.nodes:
+            check(facts(node).kind is not Kind.JOIN or facts(node).join is not None, f"{node}: find joins first")
+
+    def run(self, module: fx.GraphModule) -> fx.GraphModule:
+        nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in ACCEPTED]
+        products = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind is Kind.PRODUCT]
+        if products:
+            names = ", ".join(f"{n.name} ({facts(n).operation.name})" for n in products)  # type: ignore[union-attr]
+            raise RuleError(f"there is no rule for the product of two signals yet: {names}")
+        check_overrides(self.asked, nodes)
+        for node in nodes:
+            known = facts(node)
+            known.rule, known.reason = self._choose(node, known)
+        return module
+
+    def ensures(self, module: fx.GraphModule) -> None:
+        for node in module.graph.nodes:
+            known = facts(node)
+            if node.op == "call_function" and known.kind in ACCEPTED:
+                check(isinstance(known.rule, ACCEPTED[known.kind]), f"{node} has no rule of its kind")
+
+    def _choose(self, node: fx.Node, known: Facts) -> tuple[Rule, str]:
+        for overrides, reason in ((self.asked, "rules"), (self.preset_rules, f"preset {self.preset.name}")):
+            fitting = [o for o in overrides if isinstance(o.rule, ACCEPTED[known.kind]) and o.matches(node)]
+            if fitting:
+                best = max(fitting, key=lambda o: o.rank)
+                return best.rule, f"{reason}: {best.key!r}"
+        return self._default(known)
+
+    def _default(self, known: Facts) -> tuple[Rule, str]:
+        reason = f"preset {self.preset.name}"
+        if known.kind is Kind.JOIN:
+            if known.join.kind == IDENTITY and not self.identity_skips:
+                return ResidualOnly(), "identity_skips=False"
+            return self.split, reason if self.split is self.preset.split else "split"
+        if known.kind is Kind.LINEAR:
+            late = self.preset.late
+            if known.first and self.preset.first is not None:
+                return self.preset.first, f"{reason}: first layer"
+            if late is not None and known.after_joins >= late[0]:
+                return late[1], f"{reason}: after join {late[0]}"
+            return self.preset.linear, reason
+        if known.kind is Kind.SELECTION:
+            return self.preset.selection, reason
+        if known.kind is Kind.GATE:
+            return self.preset.gate, reason
+        return PassRule(), reason
+
+
+def override(key: Any, rule: Rule) -> Override:
+    """Understand one entry of ``rules``.
+
+    Raises:
+        RuleError: the rule is none.
+        PatternError: the key is no name, module type or known operation.
+    """
+    if not isinstance(rule, Rule):
+        raise RuleError(f"rules[{key!r}] must be a rule of fxlrp.rules, not {rule!r}")
+    if isinstance(key, str):
+        wild = any(c in key for c in "*?[")
+        literal = len(key) - sum(key.count(c) for c in "*?[]")
+        return Override(key, rule, (3 if wild else 4, literal), lambda n: matches_name(n, key, wild=wild))
+    if isinstance(key, type) and issubclass(key, nn.Module):
+        return Override(key, rule, (1, 0), lambda n: any(issubclass(t, key) for _, t in facts(n).origin.modules))
+    operation = VOCABULARY.function(key)
+    if operation is None:
+        raise PatternError(f"rules[{key!r}]: a key is a module name or pattern, a module type, or a known operation")
+    return Override(key, rule, (2, 0), lambda n: facts(n).operation is operation)
+
+
+def matches_name(node: fx.Node, pattern: str, *, wild: bool) -> bool:
+    """Whether the node, or a module around it, has this name."""
+    names = [node.name, *(path for path, _ in facts(node).origin.modules)]
+    return any(fnmatchcase(name, pattern) if wild else name == pattern for name in names)
+
+
+def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:
+    """Raise where an override matches nothing, or nothing that takes its rule."""
+    for wanted in overrides:
+        matched = [node for node in nodes if wanted.matches(node)]
+        if not matched:
+            raise PatternError(f"rules[{wanted.key!r}] matches nothing in the model; {_known_names(nodes)}")
+        if not any(isinstance(wanted.rule, ACCEPTED[facts(node).kind]) for node in matched):
+            kinds = ", ".join(sorted({str(facts(node).kind) for node in matched}))
+            raise RuleError(
+                f"rules[{wanted.key!r}] = {wanted.rule!r} cannot be taken by what it matches ({kinds}): "
+                + "; ".join(f"{kind} takes a {rule.__name__}" for kind, rule in ACCEPTED.items())
+            )
+
+
+def _known_names(nodes: list[fx.Node]) -> str:
+    names = list(dict.fromkeys(path for node in nodes for path, _ in facts(node).origin.modules[:1]))
+    shown = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
+    return f"its modules are {shown}" if names else "it has no named modules"

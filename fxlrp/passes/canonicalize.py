@@ -1,0 +1,251 @@
+"""Canonicalise: one spelling an operation, functional, without no-ops or dead code.
+
+What carries signal becomes a call of a functional ATen operation from the vocabulary;
+parameters and buffers become ``get_attr`` nodes; what carries none (shapes, weights
+computed from parameters) stays as the model wrote it and is executed as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxlrp.capture import Captured, attribute, tensor_proxy
+from fxlrp.errors import UnknownOperationError
+from fxlrp.passes.aliases import Aliases
+from fxlrp.passes.building import Builder, identifier, target_name
+from fxlrp.passes.facts import KEY, Facts, Origin
+from fxlrp.vocabulary import VOCABULARY, Unsupported
+from fxlrp.vocabulary.routing import lower_getitem
+
+SHAPE_METHODS = frozenset({
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "is_contiguous", "is_floating_point",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "type", "__len__",
+})  # fmt: skip
+SHAPE_FUNCTIONS = frozenset({
+    torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
+    torch.is_floating_point, torch.numel, len,
+})  # fmt: skip
+VALUE_ATTRIBUTES = frozenset({"T", "mT", "data"})
+"""Attributes of a tensor that are its values, moved; all others are facts about its shape."""
+
+IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
+
+
+def canonicalize(captured: Captured) -> fx.GraphModule:
+    """Rewrite a captured graph in the canonical form, with :class:`Origin` known for every node.
+
+    Raises:
+        UnknownOperationError: some operations are not in the vocabulary; all are named.
+    """
+    return _Canonicalizer(captured).run()
+
+
+class _Canonicalizer:
+    """Visits the nodes of the captured graph in order and writes their canonical form."""
+
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.graph = fx.Graph()
+        self.builder = Builder(self.graph)
+        self.builder.label = self._label
+        self.builder.name = self._name
+        self.signal = signal_nodes(captured.graph)
+        self.aliases = Aliases(captured.graph)
+        self.tensors: dict[str, fx.Proxy] = {}
+        self.unknown: list[str] = []
+        self.current: fx.Node
+
+    def run(self) -> fx.GraphModule:
+        needed = _needed(self.captured.graph)
+        for node in self.captured.graph.nodes:
+            if node in needed or node.op == "placeholder":
+                self.current = node
+                self._visit(node)
+        if self.unknown:
+            raise UnknownOperationError(
+                f"{type(self.captured.model).__name__} uses operations that the vocabulary does not know:\n"
+                + "\n".join(f"  {line}" for line in self.unknown)
+                + "\nName each with fxlrp.vocabulary.register(Operation(...)): its ATen operation, its kind and its "
+                "other spellings."
+            )
+        tensors = {name: self.captured.tensor(name) for name in self.tensors}
+        return fx.GraphModule(tensors, self.graph, class_name=type(self.captured.model).__name__)
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "output":
+            structure = fx.map_arg(node.args[0], lambda n: self.aliases.value(n).node)
+            self._label(self.graph.output(structure))
+        elif node.op == "placeholder":
+            new = self.graph.placeholder(str(node.target), node.type, *node.args[:1])
+            self._label(new)
+            self.aliases.bind(node, self.builder.proxy_of(new))
+        elif node.op == "get_attr":
+            self.aliases.bind(node, self.tensor(str(node.target)))
+        elif node in self.signal or node.op == "call_module":
+            self._lower(node)
+        else:
+            value = self.builder.create_proxy(node.op, node.target, self._map(node.args), self._map(node.kwargs))
+            self.aliases.bind(node, value)
+
+    def _lower(self, node: fx.Node) -> None:
+        args, kwargs = self._map(node.args), self._map(node.kwargs)
+        try:
+            lower, overwrites = self._spelling(node)
+            value = lower(*args, **kwargs)
+            self.aliases.bind(node, value)
+            if overwrites or kwargs.get("inplace", False):
+                self.aliases.overwrite(node)
+        except (Unsupported, TypeError) as reason:
+            self.unknown.append(self._describe(node) + (f": {reason}" if str(reason) else ""))
+            # A stand-in, so that all that is unknown can be told at once.
+            self.aliases.bind(node, self.builder.create_proxy("call_function", _unknown, args, {}))
+
+    def _spelling(self, node: fx.Node) -> tuple[Callable[..., Any], bool]:
+        """How a call is lowered, and whether it overwrites its first argument."""
+        target: Any = node.target
+        if node.op == "call_module":
+            lower = VOCABULARY.module(type(attribute(self.captured.model, target)))
+            if lower is None:
+                raise Unsupported
+            return partial(lower, _ModuleView(self, target)), False
+        if target is getattr:
+            operation = VOCABULARY.method(str(node.args[1]))
+            if operation is None:
+                raise Unsupported
+            call = operation.call
+            return lambda value, name: call(value), False
+        if target is operator.getitem:
+            source = self.aliases.value(node.args[0])  # type: ignore[arg-type]
+            known = VOCABULARY.canonical(source.node.target)
+            many = known is not None and known.outputs_many
+            return (operator.getitem if many else lower_getitem), False
+        name = target if node.op == "call_method" else getattr(target, "__name__", "")
+        operation = VOCABULARY.method(target) if node.op == "call_method" else VOCABULARY.function(target)
+        overwrites = target in IN_PLACE_OPERATORS
+        if operation is None and name.endswith("_") and not name.endswith("__"):
+            base = name[:-1]
+            operation, overwrites = VOCABULARY.method(base) or VOCABULARY.named(base), True
+        if operation is None:
+            raise Unsupported
+        return operation.call, overwrites
+
+    def tensor(self, name: str) -> fx.Proxy:
+        """The node of a parameter or buffer, one for all its uses; its shape is known."""
+        if name not in self.tensors:
+            node = self.graph.create_node("get_attr", name, name=identifier(name))
+            self._label(node)
+            self.tensors[name] = tensor_proxy(self.builder, node, name, self.captured.tensor(name))
+        return self.tensors[name]
+
+    def _map(self, value: Any) -> Any:
+        return fx.node.map_aggregate(value, lambda v: self.aliases.value(v) if isinstance(v, fx.Node) else v)
+
+    def _label(self, node: fx.Node) -> None:
+        node.meta[KEY] = Facts(origin_of(self.current))
+
+    def _name(self, target: Any) -> str:
+        """A leaf module's one operation is named by its path, others by path and operation."""
+        modules = origin_of(self.current).modules
+        name = target_name(target)
+        if not modules:
+            return name
+        path, kind = modules[-1]
+        leaf = kind.__module__.startswith("torch.nn.modules") and kind is not nn.Sequential
+        return identifier(path) if leaf else f"{identifier(path)}_{name}"
+
+    def _describe(self, node: fx.Node) -> str:
+        target: Any = node.target
+        if node.op == "call_module":
+            what = f"module {type(attribute(self.captured.model, target)).__name__}"
+        elif node.op == "call_method":
+            what = f"method Tensor.{target}"
+        elif target is getattr:
+            what = f"attribute Tensor.{node.args[1]}"
+        else:
+            what = f"{getattr(target, '__module__', None) or 'torch'}.{getattr(target, '__name__', target)}"
+        origin = origin_of(node)
+        where = f" in {origin.path!r}" if origin.path else ""
+        return what + where + (f" ({origin.source})" if origin.source else "")
+
+
+class _ModuleView:
+    """A module as its lowering sees it: parameters and buffers are proxies, all else is as it is."""
+
+    def __init__(self, canonicalizer: _Canonicalizer, path: str) -> None:
+        self._canonicalizer = canonicalizer
+        self._path = path
+        self._module = attribute(canonicalizer.captured.model, path)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        return self._canonicalizer.tensor(f"{self._path}.{name}") if isinstance(value, torch.Tensor) else value
+
+
+def _unknown(*args: Any) -> Any:
+    raise AssertionError("a stand-in is never run")
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """What the output depends on, and what overwrites something that it depends on."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed or _overwrites(node) and node.all_input_nodes[:1] and (
+            node.all_input_nodes[0] in needed
+        ):
+            needed.add(node)
+            needed.update(node.all_input_nodes)
+    return needed
+
+
+def _overwrites(node: fx.Node) -> bool:
+    if node.kwargs.get("inplace", False) or node.target in IN_PLACE_OPERATORS:
+        return True
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op in ("call_method", "call_function") and str(name).endswith("_") and not str(name).endswith("__")
+
+
+def signal_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values, not only their shapes, depend on an input."""
+    signal: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not _asks_shape(node) and any(n in signal for n in node.all_input_nodes):
+            signal.add(node)
+    return signal
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in SHAPE_METHODS
+    if node.target is getattr:
+        return node.args[1] not in VALUE_ATTRIBUTES
+    return node.op == "call_function" and node.target in SHAPE_FUNCTIONS
+
+
+def origin_of(node: fx.Node) -> Origin:
+    """Where in the model a captured node comes from."""
+    known = node.meta.get("origin")
+    if known is None:
+        stack = node.meta.get("nn_module_stack", {})
+        modules = tuple((path, kind) for path, kind in stack.values())
+        known = node.meta["origin"] = Origin(
+            modules[-1][0] if modules else "", modules, tuple(stack), _source(node.stack_trace)
+        )
+    return known
+
+
+def _source(stack_trace: str | None) -> str:
+    """The innermost line of a stack trace that is not torch's own: ``file:line``."""
+    frames = [line for line in (stack_trace or "").splitlines() if line.lstrip().startswith("File ")]
+    own = [line for line in frames if "/torch/" not in line and "/fxlrp/" not in line]
+    for line in reversed(own or frames):
+        parts = line.strip().split(", ")
+        return f"{parts[0][5:].strip(chr(34))}:{parts[1].removeprefix('line ')}"
+    return ""
+
+

@@ -1,0 +1,93 @@
+"""What passes know of a node, and how they find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from fxlrp.rules.rule import Rule
+from fxlrp.vocabulary import Kind, Operation
+
+KEY = "fxlrp"
+
+
+@dataclass
+class Origin:
+    """Where in the model a node comes from.
+
+    Attributes:
+        path: the innermost module's path, ``""`` for the model itself.
+        modules: (path, type) of every module around it, from the outside in.
+        calls: the same paths with ``@n`` for the n-th repeated call.
+        source: the source line, where it is known.
+    """
+
+    path: str = ""
+    modules: tuple[tuple[str, type[nn.Module]], ...] = ()
+    calls: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass
+class Facts:
+    """What is known of a forward node.
+
+    Attributes:
+        origin: where it comes from.
+        operation: its entry in the vocabulary; ``None`` for inputs and constants.
+        kind: what relevance does there.
+        operands: the arguments that carry signal, as (schema name, node), in order.
+        signal: whether it depends on an input.
+        nonnegative: whether it is known to have no negative element.
+        padded: whether a part of it carries no signal.
+        layers: whether a layer (a parametric operation) lies between it and an input,
+            itself included.
+        first: whether it is a layer with no other before it.
+        gate: for a gate, the position of the operand that is the gate.
+        join: for a join, its branches.
+        after_joins: the most joins that lie on a way from an input to it.
+        rule: its rule, and ``reason`` says who chose it.
+    """
+
+    origin: Origin
+    operation: Operation | None = None
+    kind: Kind = Kind.CONSTANT
+    operands: tuple[tuple[str, fx.Node], ...] = ()
+    signal: bool = False
+    nonnegative: bool = False
+    padded: bool = False
+    layers: bool = False
+    first: bool = False
+    gate: int | None = None
+    join: Any = None
+    after_joins: int = 0
+    rule: Rule | None = None
+    reason: str = ""
+
+
+@dataclass
+class Emitted:
+    """What a node of the relevance graph belongs to.
+
+    Attributes:
+        node: the name of the forward node whose relevance it propagates.
+        rule: the rule that emitted it.
+        role: ``"relevance"`` for relevance itself, or the step of the rule.
+    """
+
+    node: str
+    rule: str
+    role: str
+
+
+def facts(node: fx.Node) -> Facts:
+    """The facts of a forward node."""
+    known: Facts = node.meta[KEY]
+    return known
+
+
+def has_facts(node: fx.Node) -> bool:
+    """Whether ``node`` is a forward node with facts."""
+    return isinstance(node.meta.get(KEY), Facts)

@@ -1,0 +1,85 @@
+"""Presets: a rule for every kind of operation, under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch.nn.functional as F
+
+from fxlrp.errors import RuleError
+from fxlrp.rules.gate import GateRule, ToSignal
+from fxlrp.rules.join import RatioSplit, SplitRule
+from fxlrp.rules.linear import Epsilon, LinearRule, WPlus, ZPlus
+from fxlrp.rules.rule import Rule
+from fxlrp.rules.selection import SelectionRule, WindowAverage
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A rule for every kind of operation.
+
+    Attributes:
+        name: the name that it is asked for by.
+        linear: the rule of linear operations.
+        first: the rule of the first layers, those with no layer before them; ``None``: as ``linear``.
+        late: ``(n, rule)``: the rule of linear operations after the n-th join; ``None``: as ``linear``.
+        selection: the rule of max pooling.
+        split: the rule of joins.
+        gate: the rule of products of two signals.
+        rules: exceptions, by name pattern, module type or operation, as ``compile(rules=…)`` takes them.
+    """
+
+    name: str
+    linear: LinearRule = field(default_factory=ZPlus)
+    first: LinearRule | None = None
+    late: tuple[int, LinearRule] | None = None
+    selection: SelectionRule = field(default_factory=WindowAverage)
+    split: SplitRule = field(default_factory=RatioSplit)
+    gate: GateRule = field(default_factory=ToSignal)
+    rules: Mapping[Any, Rule] = field(default_factory=lambda: MappingProxyType({}))
+
+
+_RELEASED = ZPlus(stabilizer=1e-5)
+_RELEASED_AVERAGE = WindowAverage(_RELEASED, kernel=(2, 2))
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        # z⁺ everywhere; absorbs nothing.
+        Preset("conserving", first=WPlus()),
+        # The released code of Otsuki et al. (ECCV 2024): a convolution's bias is part of its
+        # denominator, a linear layer's is not; 2 × 2 averages stand for every max pool.
+        Preset(
+            "otsuki2024",
+            linear=ZPlus(stabilizer=1e-5, bias="absorb"),
+            first=WPlus(stabilizer=1e-5, bias="absorb"),
+            selection=_RELEASED_AVERAGE,
+            rules=MappingProxyType({F.linear: _RELEASED}),
+        ),
+        # The mixture of rules of Table C there: ε after the eighth bottleneck, α1β0 (= z⁺) before.
+        Preset(
+            "otsuki2024_mixture",
+            linear=ZPlus(stabilizer=1e-5, bias="absorb"),
+            first=WPlus(stabilizer=1e-5, bias="absorb"),
+            late=(8, Epsilon(1e-6)),
+            selection=_RELEASED_AVERAGE,
+        ),
+    )
+}
+"""The presets that ``compile(preset=…)`` knows by name."""
+
+
+def preset_named(preset: str | Preset) -> Preset:
+    """The preset of this name, or the preset itself.
+
+    Raises:
+        RuleError: there is none of this name.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise RuleError(f"preset={preset!r}: choose one of {', '.join(map(repr, PRESETS))}, or give a Preset")
+    return PRESETS[preset]

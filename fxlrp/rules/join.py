@@ -1,0 +1,111 @@
+"""Splits: how the relevance of an add is shared between its operands.
+
+``h_s`` and ``h_m`` are the operands (skip and residual in a residual block); the splits
+are symmetric in them, so a merge of two equal branches uses them as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import RuleError
+from fxlrp.rules.primitives import primitive, stabilize, item_sum
+from fxlrp.rules.rule import STABILIZER, Rule, Shares
+
+
+class SplitRule(Rule):
+    """Base of the splits."""
+
+    needs_support = False
+    """Whether the split asks where its operands carry signal."""
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        """Share ``relevance`` of the sum out over ``skip`` and ``residual``.
+
+        All are like the sum, or broadcast to it. A support has ones where an operand
+        carries signal and zeros in padding; ``None``: signal everywhere.
+        """
+        raise NotImplementedError
+
+
+@primitive
+def ratio(
+    skip: Tensor, residual: Tensor, skip_support: Tensor | None = None, residual_support: Tensor | None = None
+) -> Tensor:
+    """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal."""
+    numerator = skip.abs()
+    total = numerator + residual.abs()
+    undecided = total == 0
+    share = numerator / total.masked_fill(undecided, 1)
+    if skip_support is None and residual_support is None:
+        return share.masked_fill(undecided, 0.5)
+    ours = torch.ones_like(skip) if skip_support is None else skip_support
+    theirs = torch.ones_like(residual) if residual_support is None else residual_support
+    return torch.where(undecided, 0.5 * (1 + ours - theirs), share)
+
+
+class RatioSplit(SplitRule):
+    """``R_s = R |h_s| / (|h_m| + |h_s|)``, ``R_m = R − R_s`` (Otsuki et al., ECCV 2024, Eq. 5).
+
+    Where both operands are zero each gets half, except that padding gets nothing.
+    """
+
+    needs_support = True
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        to_skip = relevance * ratio(skip, residual, skip_support, residual_support)
+        return Shares([to_skip, relevance - to_skip])
+
+
+class SymmetricSplit(SplitRule):
+    """Half of the relevance to each operand (Otsuki et al., ECCV 2024, Eq. 4)."""
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        half = 0.5 * relevance
+        return Shares([half, half])
+
+
+class SignedSplit(SplitRule):
+    """``R_s = R h_s / (h_s + h_m + ε sign)``: the ε rule for an addition (Bach et al., 2015, Eq. 58)."""
+
+    def __init__(self, epsilon: float = 1e-6) -> None:
+        if not epsilon > 0:
+            raise RuleError(f"the signed split needs a positive epsilon, not {epsilon!r}")
+        self.epsilon = epsilon
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        total = skip + residual
+        denominator = stabilize(total, self.epsilon)
+        s = relevance / denominator
+        return Shares([s * skip, s * residual], {STABILIZER: lambda: item_sum(s * (denominator - total))})
+
+
+class ResidualOnly(SplitRule):
+    """All of the relevance to the residual branch, nothing to the skip."""
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        return Shares([None, relevance])
+
+
+SPLITS: dict[str, SplitRule] = {
+    "ratio": RatioSplit(),
+    "symmetric": SymmetricSplit(),
+    "signed": SignedSplit(),
+}
+"""The splits that ``compile(split=…)`` knows by name."""

@@ -1,0 +1,315 @@
+"""Linear operations, seen the way linear rules need them.
+
+A linear operation offers three things: *apply* to an input with given weights, its
+*transpose*, and (held by the caller) its weights. Rules are written once, for all.
+
+Shapes: ``x`` and what ``transpose`` returns are the operand's, (batch, ...); ``z`` and
+``s`` are the output's. Operations without weights (pooling, mean, sum) take ``None``;
+their fixed weights are never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxlrp.rules.primitives import primitive
+
+aten = torch.ops.aten
+
+
+class LinearOperation:
+    """A map that is linear in ``x`` once the weights are fixed."""
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The operation at ``x`` with ``weight`` in place of its own weights, without bias."""
+        raise NotImplementedError
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        """The transposed operation at ``s``; ``x`` gives the shape of the operand."""
+        raise NotImplementedError
+
+    def broadcast_bias(self, bias: Tensor) -> Tensor:
+        """``bias`` in a shape that adds to the output."""
+        return bias
+
+
+_CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED_CONVOLUTION = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_AVERAGE_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_ADAPTIVE_AVERAGE_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+@primitive
+def convolution_transpose(
+    s: Tensor, weight: Tensor, x: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:
+    """The transpose of a convolution, in the shape of its input ``x``."""
+    dims = weight.dim() - 2
+    # Rows of x that no window reached are the output padding of the transpose.
+    reached = [
+        (s.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1
+        for d in range(dims)
+    ]
+    output_padding = [x.shape[2 + d] - reached[d] for d in range(dims)]
+    return _TRANSPOSED_CONVOLUTION[dims](s, weight, None, stride, padding, output_padding, groups, dilation)
+
+
+@dataclass(frozen=True)
+class Convolution(LinearOperation):
+    """Convolution over ``dims`` axes; weights (out, in / groups, *kernel)."""
+
+    dims: int
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int = 1
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return _CONVOLUTION[self.dims](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        assert weight is not None
+        return convolution_transpose(s, weight, x, self.stride, self.padding, self.dilation, self.groups)
+
+    def broadcast_bias(self, bias: Tensor) -> Tensor:
+        return bias.reshape(-1, *[1] * self.dims)
+
+
+@primitive
+def transposed_convolution_transpose(
+    s: Tensor, weight: Tensor, x: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:
+    """The transpose of a transposed convolution: a convolution, cut to the shape of ``x``."""
+    dims = weight.dim() - 2
+    c = _CONVOLUTION[dims](s, weight, None, stride, padding, dilation, groups)
+    for d in range(dims):
+        # Output padding beyond the stride would give a row too many.
+        c = c.narrow(2 + d, 0, x.shape[2 + d])
+    return c
+
+
+@dataclass(frozen=True)
+class TransposedConvolution(LinearOperation):
+    """Transposed convolution over ``dims`` axes; weights (in, out / groups, *kernel)."""
+
+    dims: int
+    stride: Sequence[int]
+    padding: Sequence[int]
+    output_padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int = 1
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return _TRANSPOSED_CONVOLUTION[self.dims](
+            x, weight, None, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        assert weight is not None
+        return transposed_convolution_transpose(
+            s, weight, x, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def broadcast_bias(self, bias: Tensor) -> Tensor:
+        return bias.reshape(-1, *[1] * self.dims)
+
+
+@dataclass(frozen=True)
+class Dense(LinearOperation):
+    """``x @ weight.T`` over the last axis; weights (out, in)."""
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return F.linear(x, weight)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        return torch.matmul(s, weight)
+
+
+@primitive
+def matmul_transpose(s: Tensor, weight: Tensor, x: Tensor, left: bool) -> Tensor:
+    """The transpose of a product with a constant matrix, in the shape of ``x``."""
+    if weight.dim() == 1:  # matrix times vector drops an axis
+        c = s.unsqueeze(-1) * weight
+        return c.sum_to_size(x.shape)
+    c = torch.matmul(weight.mT, s) if left else torch.matmul(s, weight.mT)
+    return c.sum_to_size(x.shape)
+
+
+@dataclass(frozen=True)
+class MatrixProduct(LinearOperation):
+    """``x @ weight``, or ``weight @ x`` where ``left``, by a constant matrix."""
+
+    left: bool = False
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        assert weight is not None
+        return torch.matmul(weight, x) if self.left else torch.matmul(x, weight)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        assert weight is not None
+        return matmul_transpose(s, weight, x, self.left)
+
+
+@primitive
+def average_pool_transpose(
+    s: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """The transpose of average pooling, in the shape of ``x``."""
+    if len(kernel) == 3:
+        return aten.avg_pool3d_backward(s, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    if len(kernel) == 1:
+        return aten.avg_pool2d_backward(
+            s.unsqueeze(-2), x.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding],
+            ceil_mode, count_include_pad, divisor,
+        ).squeeze(-2)
+    return aten.avg_pool2d_backward(s, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+
+
+@dataclass(frozen=True)
+class AveragePool(LinearOperation):
+    """Average pooling over ``len(kernel)`` axes."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        pool = _AVERAGE_POOL[len(self.kernel)]
+        extra = [] if len(self.kernel) == 1 else [self.divisor]
+        return pool(x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, *extra)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        return average_pool_transpose(
+            s, x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+        )
+
+
+@primitive
+def window_sum(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """The sum over each window, channel by channel."""
+    dims = len(kernel)
+    flat = x.reshape(-1, 1, *x.shape[2:])
+    z = _CONVOLUTION[dims](flat, x.new_ones(1, 1, *kernel), None, stride, padding, dilation)
+    return z.reshape(*x.shape[:2], *z.shape[2:])
+
+
+@primitive
+def window_sum_transpose(
+    s: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The transpose of :func:`window_sum`, in the shape of ``x``."""
+    c = convolution_transpose(
+        s.reshape(-1, 1, *s.shape[2:]), s.new_ones(1, 1, *kernel), x.reshape(-1, 1, *x.shape[2:]),
+        stride, padding, dilation, 1,
+    )
+    return c.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class WindowSum(LinearOperation):
+    """The sum over each window, with dilation: what dilated max pooling looks at."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return window_sum(x, self.kernel, self.stride, self.padding, self.dilation)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        return window_sum_transpose(s, x, self.kernel, self.stride, self.padding, self.dilation)
+
+
+@primitive
+def adaptive_average_pool_transpose(s: Tensor, x: Tensor, dims: int) -> Tensor:
+    """The transpose of adaptive average pooling, in the shape of ``x``."""
+    if dims == 3:
+        return aten._adaptive_avg_pool3d_backward(s, x)
+    if dims == 1:
+        return aten._adaptive_avg_pool2d_backward(s.unsqueeze(-2), x.unsqueeze(-2)).squeeze(-2)
+    return aten._adaptive_avg_pool2d_backward(s, x)
+
+
+@dataclass(frozen=True)
+class AdaptiveAveragePool(LinearOperation):
+    """Adaptive average pooling to ``size`` (one entry an axis)."""
+
+    size: Sequence[int]
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return _ADAPTIVE_AVERAGE_POOL[len(self.size)](x, self.size)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        return adaptive_average_pool_transpose(s, x, len(self.size))
+
+
+@primitive
+def reduce_transpose(s: Tensor, x: Tensor, dim: Sequence[int] | None, keepdim: bool, mean: bool) -> Tensor:
+    """The transpose of a mean or a sum over ``dim``, in the shape of ``x``."""
+    axes = sorted(d % x.dim() for d in (dim or range(x.dim())))
+    if not keepdim:
+        for axis in axes:
+            s = s.unsqueeze(axis)
+    if mean:
+        count = 1
+        for axis in axes:
+            count *= x.shape[axis]
+        s = s / count
+    return s.expand(x.shape)
+
+
+@dataclass(frozen=True)
+class Reduction(LinearOperation):
+    """The mean or the sum over ``dim`` (``None``: every axis)."""
+
+    dim: Sequence[int] | None
+    keepdim: bool = False
+    mean: bool = True
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        reduce = torch.mean if self.mean else torch.sum
+        return reduce(x, dim=self.dim, keepdim=self.keepdim)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        return reduce_transpose(s, x, self.dim, self.keepdim, self.mean)
+
+
+@primitive
+def upsample_transpose(s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: Sequence[float] | None) -> Tensor:
+    """The transpose of upsampling, in the shape of ``x``."""
+    backward = getattr(aten, f"upsample_{mode}_backward")
+    corners = [] if align_corners is None else [align_corners]
+    factors = list(scales) if scales is not None else [None] * (x.dim() - 2)
+    return backward(s, s.shape[2:], x.shape, *corners, *factors)
+
+
+@dataclass(frozen=True)
+class Upsample(LinearOperation):
+    """Nearest or linear interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
+
+    mode: str
+    size: Sequence[int] | None
+    align_corners: bool | None
+    scales: Sequence[float] | None
+
+    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        corners = [] if self.align_corners is None else [self.align_corners]
+        return getattr(aten, f"upsample_{self.mode}").vec(x, self.size, *corners, self.scales)
+
+    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+        return upsample_transpose(s, x, self.mode, self.align_corners, self.scales)

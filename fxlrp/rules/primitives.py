@@ -1,0 +1,129 @@
+"""The small tensor functions that rules are made of.
+
+A primitive called on tensors computes; called on torch.fx proxies it becomes one node
+of the graph that is being emitted. That keeps emitted code short and readable, and
+lets a primitive look at shapes that are known only when the graph runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor, fx
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def primitive(function: Callable[P, T]) -> Callable[P, T]:
+    """Let ``function`` record itself as a node where an argument is a torch.fx proxy."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        proxy = _first_proxy((*args, *kwargs.values()))
+        if proxy is None:
+            return function(*args, **kwargs)
+        return cast(T, proxy.tracer.create_proxy("call_function", call, args, dict(kwargs)))
+
+    return call
+
+
+def _first_proxy(values: object) -> fx.Proxy | None:
+    if isinstance(values, fx.Proxy):
+        return values
+    if isinstance(values, tuple | list):
+        for value in values:
+            found = _first_proxy(value)
+            if found is not None:
+                return found
+    return None
+
+
+@primitive
+def positive(weight: Tensor) -> Tensor:
+    """The positive part, w⁺ or x⁺."""
+    return weight.clamp(min=0)
+
+
+@primitive
+def negative(weight: Tensor) -> Tensor:
+    """The negative part, w⁻ or x⁻ (not above zero)."""
+    return weight.clamp(max=0)
+
+
+def smallest_denominator(dtype: torch.dtype) -> float:
+    """Below this a denominator counts as vanished: dividing by it could overflow."""
+    info = torch.finfo(dtype)
+    return float(info.tiny / info.eps)
+
+
+@primitive
+def divide(relevance: Tensor, z: Tensor) -> Tensor:
+    """``relevance / z``, and exactly zero where ``z`` vanishes."""
+    # R / inf is 0, and so is its derivative: no NaN on the way back either.
+    vanished = z.abs() <= smallest_denominator(z.dtype)
+    return relevance / z.masked_fill(vanished, float("inf"))
+
+
+@primitive
+def stabilize(z: Tensor, epsilon: float) -> Tensor:
+    """``z`` moved away from zero by ``epsilon`` in the direction of its sign, sign(0) = +1."""
+    return torch.where(z < 0, z - epsilon, z + epsilon)
+
+
+@primitive
+def where_vanished(relevance: Tensor, z: Tensor) -> Tensor:
+    """The part of ``relevance`` whose denominator ``z`` vanishes, zero elsewhere."""
+    return relevance.masked_fill(z.abs() > smallest_denominator(z.dtype), 0)
+
+
+@primitive
+def item_sum(relevance: Tensor) -> Tensor:
+    """Sum over everything but the batch, in float64: shape (batch,)."""
+    return relevance.sum(dim=tuple(range(1, relevance.dim())), dtype=torch.float64) if relevance.dim() > 1 else relevance.double()
+
+
+@primitive
+def rescale(share: Tensor, relevance: Tensor, support: Tensor | None = None) -> Tensor:
+    """Hand what ``share`` lacks of ``relevance`` to its elements in proportion to their magnitude.
+
+    One factor an item. An item whose share is all zero gets its relevance evenly over
+    ``support`` (ones where an element carries signal; ``None``: everywhere).
+
+    Args:
+        share: (batch, ...), the relevance that reached the operand.
+        relevance: (batch, ...), the relevance that the node received.
+        support: like ``share``, or ``None``.
+    """
+    magnitude = share.abs()
+    dims = tuple(range(1, share.dim()))
+    lost = _sum(relevance, tuple(range(1, relevance.dim()))) - _sum(share, dims)
+    total = _sum(magnitude, dims)
+    empty = total <= smallest_denominator(share.dtype)
+    factor = lost / total.masked_fill(empty, float("inf"))
+    if support is None:
+        count = share[0].numel() if share.shape[0] else 1
+        even = (lost / count).masked_fill(~empty, 0)
+        spread = _like_item(even, share)
+    else:
+        carriers = _sum(support, dims)
+        even = (lost / carriers.clamp(min=1)).masked_fill(~empty, 0)
+        spread = _like_item(even, share) * support
+    return torch.addcmul(share, magnitude, _like_item(factor, share)) + spread
+
+
+def _sum(value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return value.sum(dim=dims) if dims else value
+
+
+def _like_item(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *[1] * (like.dim() - 1))
+
+
+@primitive
+def fit(relevance: Tensor, operand: Tensor) -> Tensor:
+    """Undo broadcasting: sum ``relevance`` down to the shape of ``operand``."""
+    return relevance.sum_to_size(operand.shape)

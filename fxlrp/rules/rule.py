@@ -1,0 +1,56 @@
+"""What a rule is, and what it returns.
+
+A rule is an object that is called with tensors (or with torch.fx proxies, which emits
+its graph) and returns :class:`Shares`. It holds parameters and no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+STABILIZER = "stabilizer"
+BIAS = "bias"
+CONSTANT = "constant"
+PADDING = "padding"
+
+REASONS = (STABILIZER, BIAS, CONSTANT, PADDING)
+"""Why relevance may be absorbed; the ledger has one total for each."""
+
+Amount = Callable[[], Tensor]
+"""A (batch,) amount, computed only where a ledger is kept."""
+
+
+@dataclass
+class Shares:
+    """Relevance for each operand of a node, in order, and what was not handed on.
+
+    ``None`` in ``operands`` means: this operand receives nothing.
+    """
+
+    operands: list[Tensor | None]
+    absorbed: dict[str, Amount] = field(default_factory=dict)
+    rescaled: Amount | None = None
+
+
+class Rule:
+    """Base of all rules: equal and printed by their parameters."""
+
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({parameters})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+class Pass(Rule):
+    """Relevance passes unchanged to the one operand: ``R_i = R_i``."""
+
+    def __call__(self, relevance: Tensor) -> Shares:
+        return Shares([relevance])

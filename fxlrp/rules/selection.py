@@ -1,0 +1,115 @@
+"""Rules for max pooling: who gets the relevance of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+import torch
+from fxlrp.rules.linear import LinearRule, ZPlus
+from fxlrp.rules.operations import AdaptiveAveragePool, AveragePool, LinearOperation, WindowSum
+from fxlrp.rules.primitives import primitive
+from fxlrp.rules.rule import Rule, Shares
+
+aten = torch.ops.aten
+
+_MAX_POOL_INDICES = {1: F.max_pool1d_with_indices, 2: F.max_pool2d_with_indices, 3: F.max_pool3d_with_indices}
+_ADAPTIVE_INDICES = {
+    1: F.adaptive_max_pool1d_with_indices,
+    2: F.adaptive_max_pool2d_with_indices,
+    3: F.adaptive_max_pool3d_with_indices,
+}
+
+
+@primitive
+def to_winners(relevance: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """Each window's relevance to the element that it selected, summed where windows overlap."""
+    dims = x.dim() - 2
+    flat = relevance.new_zeros(*x.shape[:2], x.shape[2:].numel())
+    back = flat.scatter_add(2, indices.flatten(2), relevance.flatten(2))
+    return back.reshape(x.shape) if dims else back
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Max pooling over ``len(kernel)`` axes."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    ceil_mode: bool = False
+
+    def indices(self, x: Tensor) -> Tensor:
+        """The flat index of each window's winner."""
+        pool = _MAX_POOL_INDICES[len(self.kernel)]
+        return pool(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)[1]
+
+    def windows(self) -> LinearOperation:
+        """A linear operation over the same windows."""
+        if any(d != 1 for d in self.dilation):
+            return WindowSum(self.kernel, self.stride, self.padding, self.dilation)
+        return AveragePool(self.kernel, self.stride, self.padding, self.ceil_mode)
+
+
+@dataclass(frozen=True)
+class AdaptiveMaxPool:
+    """Adaptive max pooling to ``size`` (one entry an axis)."""
+
+    size: Sequence[int]
+
+    def indices(self, x: Tensor) -> Tensor:
+        """The flat index of each window's winner."""
+        return _ADAPTIVE_INDICES[len(self.size)](x, self.size)[1]
+
+    def windows(self) -> LinearOperation:
+        """A linear operation over the same windows."""
+        return AdaptiveAveragePool(self.size)
+
+
+class SelectionRule(Rule):
+    """Base of the rules for max pooling."""
+
+    def __call__(
+        self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
+        nonnegative: bool = False, support: Tensor | None = None,
+    ) -> Shares:
+        """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
+        raise NotImplementedError
+
+
+class Winner(SelectionRule):
+    """The winner of each window takes its relevance; of equal elements the first."""
+
+    def __call__(
+        self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
+        nonnegative: bool = False, support: Tensor | None = None,
+    ) -> Shares:
+        return Shares([to_winners(relevance, x, pool.indices(x))])
+
+
+class WindowAverage(SelectionRule):
+    """A linear rule over the average of each window, "a linear projection" of Otsuki et al.
+
+    Args:
+        rule: the linear rule.
+        kernel: another window than the pool's own, with its stride (the released code of
+            Otsuki et al. takes 2 × 2 for any pool).
+    """
+
+    def __init__(self, rule: LinearRule | None = None, kernel: Sequence[int] | None = None) -> None:
+        self.rule = ZPlus() if rule is None else rule
+        self.kernel = None if kernel is None else tuple(kernel)
+
+    def __call__(
+        self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
+        nonnegative: bool = False, support: Tensor | None = None,
+    ) -> Shares:
+        if self.kernel is None:
+            windows = pool.windows()
+        else:
+            windows = AveragePool(self.kernel, self.kernel, [0] * len(self.kernel))
+        return self.rule(windows, x, None, None, relevance, nonnegative=nonnegative, support=support)

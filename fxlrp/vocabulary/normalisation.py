@@ -1,0 +1,91 @@
+"""Normalisations in eval mode: relevance passes them unchanged (the LN rule)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fxlrp.vocabulary.operation import Kind, Operation, Unsupported
+
+aten = torch.ops.aten
+
+
+def cudnn() -> bool:
+    """Whether torch would use cuDNN: what its own functions pass on."""
+    return bool(torch.backends.cudnn.enabled)
+
+
+def lower_batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+                     training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5) -> Any:
+    if training or running_mean is None:
+        raise Unsupported("batch statistics in eval mode (track_running_stats=False): items would depend on each other")
+    # Without momentum, torch averages; in eval mode it is not used at all.
+    return aten.batch_norm.default(
+        input, weight, bias, running_mean, running_var, False, momentum or 0.0, eps, cudnn()
+    )
+
+
+def lower_batch_norm_module(module: Any, input: Any) -> Any:
+    return lower_batch_norm(
+        input, module.running_mean, module.running_var, module.weight, module.bias,
+        False, module.momentum, module.eps,
+    )
+
+
+def lower_instance_norm(input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None,
+                        bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1,
+                        eps: float = 1e-5) -> Any:
+    return aten.instance_norm.default(
+        input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn()
+    )
+
+
+def lower_instance_norm_module(module: Any, input: Any) -> Any:
+    return lower_instance_norm(
+        input, module.running_mean, module.running_var, module.weight, module.bias,
+        not module.track_running_stats, module.momentum, module.eps,
+    )
+
+
+def lower_group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    return aten.group_norm.default(input, num_groups, weight, bias, eps, cudnn())
+
+
+def lower_layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None,
+                     eps: float = 1e-5) -> Any:
+    return aten.layer_norm.default(input, list(normalized_shape), weight, bias, eps, cudnn())
+
+
+def lower_rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    return aten.rms_norm.default(input, list(normalized_shape), weight, eps)
+
+
+OPERATIONS = [
+    Operation(
+        aten.batch_norm.default, Kind.NORMALISATION, functions=(F.batch_norm,), lower=lower_batch_norm,
+    ),
+    Operation(
+        aten.instance_norm.default, Kind.NORMALISATION, functions=(F.instance_norm,), lower=lower_instance_norm,
+    ),
+    Operation(
+        aten.group_norm.default, Kind.NORMALISATION, functions=(F.group_norm,), lower=lower_group_norm,
+    ),
+    Operation(
+        aten.layer_norm.default, Kind.NORMALISATION, functions=(F.layer_norm,), lower=lower_layer_norm,
+    ),
+    Operation(
+        aten.rms_norm.default, Kind.NORMALISATION, functions=(F.rms_norm,), lower=lower_rms_norm,
+    ),
+]
+
+MODULES = {
+    _BatchNorm: lower_batch_norm_module,
+    nn.SyncBatchNorm: lower_batch_norm_module,
+    _InstanceNorm: lower_instance_norm_module,
+}
+"""Modules that tracing does not open (they look at the rank of their input), and how each is lowered."""

@@ -1,0 +1,178 @@
+"""What the vocabulary says of one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import nn
+
+Arguments = dict[str, Any]
+"""The arguments of a call by their schema names, defaults filled in; tensors may be proxies."""
+
+
+class Kind(str, Enum):
+    """What relevance does at an operation."""
+
+    INPUT = "input"
+    LINEAR = "linear"
+    ROUTING = "routing"
+    POINTWISE = "pointwise"
+    NORMALISATION = "normalisation"
+    JOIN = "join"
+    GATE = "gate"
+    PRODUCT = "product"
+    SELECTION = "selection"
+    CONSTANT = "constant"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Sign(Enum):
+    """The sign of a result."""
+
+    ANY = "any"
+    NONNEGATIVE = "non-negative"
+    KEEPS = "non-negative where every operand is"
+
+
+class Bound(Enum):
+    """Whether a result is bounded, and so may be a gate."""
+
+    NONE = 0
+    CLIPPED = 1
+    """An activation that clips, such as ReLU6: a gate where the other factor is no better one."""
+    GATE = 2
+    """A squashing function that is nearly always a gate, such as the sigmoid."""
+    KEEPS = 3
+    """Bounded where the operand is."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: its canonical spelling, its other spellings, and what relevance does there.
+
+    Attributes:
+        target: the canonical spelling, a functional ATen overload.
+        kind: what relevance does where one operand carries signal.
+        several: its kind where two or more operands do; ``None``: the same.
+        operands: the schema names of the arguments that can carry signal.
+        functions, methods: other spellings; their in-place forms are understood.
+        aten: other ATen overloads that take the same arguments.
+        lower: from the Python signature of the spellings to the canonical call. ``None``:
+            they take the same arguments as ``target``, and ``input`` for ``self``.
+        bind: for a linear operation ``(arguments, operand name) -> (LinearOperation,
+            weight, bias)``, for a selection ``arguments -> pool``.
+        transpose: for routing: ``(relevance, arguments) ->`` relevance of the operand, or
+            a list of one for each operand;
+            ``arguments["output"]`` is the moved value itself.
+        outputs_many: the result is a list of tensors.
+        sign, bound: facts about the result; a sign may depend on the arguments.
+        parametric: it counts as a layer where branches are compared.
+    """
+
+    target: Any
+    kind: Kind
+    several: Kind | None = None
+    operands: tuple[str, ...] = ()
+    functions: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
+    aten: tuple[Any, ...] = ()
+    lower: Callable[..., Any] | None = None
+    bind: Callable[..., Any] | None = None
+    transpose: Callable[..., Any] | None = None
+    outputs_many: bool = False
+    sign: Sign | Callable[[Arguments], Sign] = Sign.ANY
+    bound: Bound = Bound.NONE
+    parametric: bool = False
+
+    @property
+    def name(self) -> str:
+        """The short name, such as ``"conv2d"``."""
+        return str(self.target).split(".")[1]
+
+    def operand_names(self) -> tuple[str, ...]:
+        """The schema names of the arguments that can carry signal: by default the first."""
+        return self.operands or (self.target._schema.arguments[0].name,)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The canonical call for a call in any other spelling."""
+        if self.lower is not None:
+            return self.lower(*args, **kwargs)
+        kwargs.pop("inplace", None)
+        names = [argument.name for argument in self.target._schema.arguments]
+        if "input" in kwargs and names[0] == "self":
+            args = (kwargs.pop("input"), *args)
+        strange = [name for name in kwargs if name not in names]
+        if strange or len(args) > len(names):
+            raise Unsupported(f"an argument that {self.target} does not take: {', '.join(strange) or args[len(names):]}")
+        return self.target(*args, **kwargs)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """The arguments of a canonical call by name, with the schema's defaults."""
+        values: Arguments = {}
+        for position, argument in enumerate(self.target._schema.arguments):
+            if position < len(args):
+                values[argument.name] = args[position]
+            else:
+                values[argument.name] = kwargs.get(argument.name, argument.default_value)
+        return values
+
+
+class Vocabulary:
+    """All operations that are known, found by any of their spellings."""
+
+    def __init__(self) -> None:
+        self._by_target: dict[Any, Operation] = {}
+        self._by_function: dict[Any, Operation] = {}
+        self._by_method: dict[str, Operation] = {}
+        self._by_module: dict[type[nn.Module], Callable[..., Any]] = {}
+
+    def register(self, operation: Operation) -> Operation:
+        """Add ``operation``, or replace what had one of its spellings."""
+        for target in (operation.target, *operation.aten):
+            self._by_target[target] = operation
+        for function in operation.functions:
+            self._by_function[function] = operation
+        for method in operation.methods:
+            self._by_method[method] = operation
+        return operation
+
+    def register_module(self, module: type[nn.Module], lower: Callable[..., Any]) -> None:
+        """Say how a module that tracing cannot open is lowered: ``lower(module, *inputs)``."""
+        self._by_module[module] = lower
+
+    def canonical(self, target: Any) -> Operation | None:
+        """The operation whose canonical target (or ATen alias) this is."""
+        return self._by_target.get(target)
+
+    def function(self, function: Any) -> Operation | None:
+        """The operation that this function spells."""
+        return self._by_function.get(function) or self._by_target.get(function)
+
+    def method(self, name: str) -> Operation | None:
+        """The operation that this tensor method spells."""
+        return self._by_method.get(name)
+
+    def named(self, name: str) -> Operation | None:
+        """The operation of this short name, such as ``"hardtanh"``."""
+        return next((operation for operation in self.operations() if operation.name == name), None)
+
+    def module(self, module: type[nn.Module]) -> Callable[..., Any] | None:
+        """How this module type is lowered, or the type that it has its ``forward`` from."""
+        for parent in module.__mro__:
+            # A subclass with a forward of its own (batch norm with activation) means something else.
+            if parent in self._by_module and getattr(module, "forward", None) is getattr(parent, "forward", None):
+                return self._by_module[parent]
+        return None
+
+    def operations(self) -> list[Operation]:
+        """Every operation once."""
+        return list(dict.fromkeys(self._by_target.values()))
+
+
+class Unsupported(Exception):
+    """Raised by a lowering that knows the operation, but not in this form."""

@@ -1,0 +1,221 @@
+"""Operations that only move values, and the transposes that move relevance back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxlrp.rules import routing as back
+from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
+
+aten = torch.ops.aten
+
+
+def many(values: tuple[Any, ...]) -> list[Any]:
+    """``f(x, 1, 2)`` and ``f(x, (1, 2))`` alike."""
+    if len(values) == 1 and isinstance(values[0], Sequence | fx.Proxy):
+        return values[0]  # type: ignore[return-value]
+    return list(values)
+
+
+def lower_reshape(input: Any, *shape: Any, **kwargs: Any) -> Any:
+    if kwargs:
+        shape = (kwargs.get("shape", kwargs.get("size")),)
+    if len(shape) == 1 and isinstance(shape[0], torch.dtype):
+        raise Unsupported("view as another dtype")
+    return aten.reshape.default(input, many(shape))
+
+
+def lower_flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    return aten.flatten.using_ints(input, start_dim, end_dim)
+
+
+def lower_unflatten(input: Any, dim: int, sizes: Any) -> Any:
+    return aten.unflatten.int(input, dim, list(sizes))
+
+
+def lower_reshape_as(input: Any, other: Any) -> Any:
+    return aten.reshape.default(input, other.shape)
+
+
+def lower_permute(input: Any, *dims: Any, **kwargs: Any) -> Any:
+    return aten.permute.default(input, list(many(dims or (kwargs["dims"],))))
+
+
+def lower_squeeze(input: Any, dim: Any = None) -> Any:
+    if dim is None:
+        # Which axes go would depend on the shape, and a batch of one must stay a batch.
+        raise Unsupported("squeeze without dim: name the axis")
+    return aten.squeeze.dims(input, list(dim) if isinstance(dim, Sequence) else [dim])
+
+
+def lower_expand(input: Any, *size: Any, **kwargs: Any) -> Any:
+    return aten.expand.default(input, many(size or (kwargs["size"],)))
+
+
+def lower_repeat(input: Any, *repeats: Any, **kwargs: Any) -> Any:
+    return aten.repeat.default(input, many(repeats or (kwargs.get("repeats", kwargs.get("dims")),)))
+
+
+def lower_cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> Any:
+    return aten.cat.default(list(tensors), dim if axis is None else axis)
+
+
+def lower_stack(tensors: Any, dim: int = 0) -> Any:
+    return aten.stack.default(list(tensors), dim)
+
+
+def lower_chunk(input: Any, chunks: int, dim: int = 0) -> Any:
+    return aten.chunk.default(input, chunks, dim)
+
+
+def lower_split(tensor: Any, split_size_or_sections: Any = None, dim: int = 0, *, split_size: Any = None) -> Any:
+    size = split_size_or_sections if split_size is None else split_size
+    if isinstance(size, Sequence):
+        return aten.split_with_sizes.default(tensor, list(size), dim)
+    return aten.split.Tensor(tensor, size, dim)
+
+
+def lower_unbind(input: Any, dim: int = 0) -> Any:
+    return aten.unbind.int(input, dim)
+
+
+def lower_pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
+    pad = list(pad)
+    if mode == "constant":
+        return aten.constant_pad_nd.default(input, pad, 0.0 if value is None else value)
+    name = {"reflect": "reflection", "replicate": "replication"}.get(mode)
+    if name is None or len(pad) not in (2, 4, 6):
+        raise Unsupported(f"padding in mode {mode!r} over {len(pad) // 2} axes")
+    return getattr(aten, f"{name}_pad{len(pad) // 2}d").default(input, pad)
+
+
+def lower_roll(input: Any, shifts: Any, dims: Any = ()) -> Any:
+    axes = [list(v) if isinstance(v, Sequence) else [v] for v in (shifts, dims)]
+    return aten.roll.default(input, *axes)
+
+
+def lower_flip(input: Any, *dims: Any) -> Any:
+    return aten.flip.default(input, list(many(dims)))
+
+
+def lower_narrow(input: Any, dim: int, start: Any, length: Any) -> Any:
+    return aten.slice.Tensor(input, dim, start, start + length, 1)
+
+
+def lower_getitem(input: Any, index: Any) -> Any:
+    """Basic indexing, an axis at a time; what stands behind an ellipsis is counted from the end."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    for entry in entries:
+        if entry is not None and entry is not Ellipsis and not isinstance(entry, int | slice):
+            raise Unsupported(f"indexing with {type(entry).__name__}")
+    cut = entries.index(Ellipsis) if Ellipsis in entries else len(entries)
+    front, behind = entries[:cut], entries[cut + 1 :]
+    # From the back, so that a dropped axis does not move those still to come.
+    axis = -1
+    for entry in reversed(behind):
+        input, axis = _index_axis(input, axis, entry, back=True)
+    axis = 0
+    for entry in front:
+        input, axis = _index_axis(input, axis, entry, back=False)
+    return input
+
+
+def _index_axis(input: Any, axis: int, entry: Any, *, back: bool) -> tuple[Any, int]:
+    if entry is None:
+        # From the back, a new axis in place -1 pushes the rest one further.
+        return aten.unsqueeze.default(input, axis), axis - 1 if back else axis + 1
+    if isinstance(entry, int):
+        return aten.select.int(input, axis, entry), axis
+    if entry != slice(None):
+        step = 1 if entry.step is None else entry.step
+        end = entry.stop
+        input = aten.slice.Tensor(input, axis, entry.start, end, step)
+    return input, axis - 1 if back else axis + 1
+
+
+def move(target: Any, transpose: Callable[..., Any], **more: Any) -> Operation:
+    """An operation that moves values of one operand."""
+    more.setdefault("sign", Sign.KEEPS)
+    more.setdefault("bound", Bound.KEEPS)
+    return Operation(target, Kind.ROUTING, transpose=transpose, **more)
+
+
+def unreshape(r: Any, a: Arguments) -> Any:
+    return back.unreshape(r, a["self"])
+
+
+def sign_of_padding(a: Arguments) -> Sign:
+    return Sign.KEEPS if isinstance(a["value"], int | float) and a["value"] >= 0 else Sign.ANY
+
+
+SHAPES = [
+    move(aten.reshape.default, unreshape, methods=("view", "reshape"), functions=(torch.reshape,),
+         aten=(aten.view.default, aten._unsafe_view.default), lower=lower_reshape),
+    move(aten.reshape_as.default, unreshape, methods=("reshape_as", "view_as"), lower=lower_reshape_as),
+    move(aten.flatten.using_ints, unreshape, methods=("flatten",), functions=(torch.flatten,), lower=lower_flatten),
+    move(aten.unflatten.int, unreshape, methods=("unflatten",), functions=(torch.unflatten,), lower=lower_unflatten),
+    move(aten.squeeze.dims, unreshape, methods=("squeeze",), functions=(torch.squeeze,), lower=lower_squeeze),
+    move(aten.unsqueeze.default, unreshape, methods=("unsqueeze",), functions=(torch.unsqueeze,)),
+]
+
+AXES = [
+    move(aten.permute.default, lambda r, a: back.unpermute(r, a["dims"]), methods=("permute",),
+         functions=(torch.permute,), lower=lower_permute),
+    move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]),
+         methods=("transpose", "swapaxes", "swapdims"), functions=(torch.transpose, torch.swapaxes, torch.swapdims)),
+    move(aten.t.default, lambda r, a: r.t(), methods=("t", "T"), functions=(torch.t,)),
+    move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lambda input: aten.transpose.int(input, -2, -1)),
+    move(aten.flip.default, lambda r, a: torch.flip(r, a["dims"]), methods=("flip",), functions=(torch.flip,),
+         lower=lower_flip),
+    move(aten.roll.default, lambda r, a: back.unroll(r, a["shifts"], a["dims"]), methods=("roll",),
+         functions=(torch.roll,), lower=lower_roll),
+    move(aten.pixel_shuffle.default, lambda r, a: F.pixel_unshuffle(r, a["upscale_factor"]),
+         functions=(torch.pixel_shuffle,)),
+    move(aten.pixel_unshuffle.default, lambda r, a: F.pixel_shuffle(r, a["downscale_factor"]),
+         functions=(torch.pixel_unshuffle,)),
+    move(aten.channel_shuffle.default, lambda r, a: back.unchannel_shuffle(r, a["groups"]),
+         functions=(torch.channel_shuffle,)),
+]
+
+PARTS = [
+    move(aten.slice.Tensor,
+         lambda r, a: back.unslice(r, a["self"], a["dim"], a["start"], a["end"], a["step"])),
+    move(aten.select.int, lambda r, a: back.unselect(r, a["self"], a["dim"], a["index"]),
+         methods=("select",), functions=(torch.select,)),
+    move(aten.narrow.default, unreshape, methods=("narrow",), functions=(torch.narrow,), lower=lower_narrow),
+    move(aten.chunk.default, lambda r, a: back.unsplit(r, a["self"], a["dim"]), methods=("chunk",),
+         functions=(torch.chunk,), lower=lower_chunk, outputs_many=True),
+    move(aten.split.Tensor, lambda r, a: back.unsplit(r, a["self"], a["dim"]), methods=("split",),
+         functions=(torch.split, torch.functional.split), lower=lower_split, outputs_many=True),
+    move(aten.split_with_sizes.default, lambda r, a: back.unsplit(r, a["self"], a["dim"]),
+         methods=("split_with_sizes",), functions=(torch.split_with_sizes,), outputs_many=True),
+    move(aten.unbind.int, lambda r, a: back.rebind(r, a["self"], a["dim"]), methods=("unbind",),
+         functions=(torch.unbind,), lower=lower_unbind, outputs_many=True),
+]
+
+COPIES = [
+    move(aten.expand.default, lambda r, a: back.unexpand(r, a["self"]), methods=("expand",), lower=lower_expand),
+    move(aten.repeat.default, lambda r, a: back.unrepeat(r, a["self"], a["repeats"]), methods=("repeat", "tile"),
+         functions=(torch.tile,), lower=lower_repeat),
+    move(aten.cat.default, lambda r, a: back.uncat(r, a["tensors"], a["dim"]),
+         functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat),
+    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), functions=(torch.stack,), lower=lower_stack),
+]
+
+PADDINGS = [
+    move(aten.constant_pad_nd.default, lambda r, a: back.unpad(r, a["pad"]), functions=(F.pad,), lower=lower_pad,
+         sign=sign_of_padding),
+    *(
+        move(getattr(aten, f"{mode}_pad{dims}d").default,
+             lambda r, a, mode=mode: back.unpad_border(r, a["self"], a["padding"], mode))
+        for mode in ("reflection", "replication")
+        for dims in (1, 2, 3)
+    ),
+]
+
+OPERATIONS = [*SHAPES, *AXES, *PARTS, *COPIES, *PADDINGS]

@@ -1,0 +1,97 @@
+"""The tensors of an explainer: the model's own, or converted copies that follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+
+class Weights:
+    """Ties the tensors of graph modules to those of the model that they came from.
+
+    As long as nothing is converted the tensors are shared, and a replaced parameter
+    (``load_state_dict(assign=True)``, ``model.layer.weight = …``) is taken over at the
+    next call. Once :meth:`convert` was used they are copies, made anew at each call.
+    """
+
+    def __init__(self, model: nn.Module, module: fx.GraphModule) -> None:
+        self._model = (model,)
+        self._slots: list[tuple[Any, str, nn.Module, str]] = []
+        self._dtype: torch.dtype | None = None
+        self._device: torch.device | None = None
+        self.add(module)
+
+    def add(self, module: fx.GraphModule) -> None:
+        """Tie the tensors of one more graph module."""
+        (model,) = self._model
+        names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+        for name in sorted(names):
+            *path, leaf = name.split(".")
+            try:
+                source: Any = model
+                for part in path:
+                    source = getattr(source, part)
+                getattr(source, leaf)
+            except AttributeError:
+                source = None  # a constant that tracing made: no tensor of the model
+            holder: Any = module
+            for part in path:
+                holder = getattr(holder, part)
+            if source is None:
+                source = _Constant({leaf: getattr(holder, leaf)})
+            self._slots.append((source, leaf, holder, leaf))
+
+    def example(self) -> torch.Tensor | None:
+        """A floating point tensor of the explainer, for dtype and device; ``None`` where there is none."""
+        for _, _, holder, name in self._slots:
+            tensor = _get(holder, name)
+            if tensor.is_floating_point():
+                return tensor
+        return None
+
+    def convert(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Note the dtype and device that ``function`` (as ``nn.Module._apply`` gets it) leads to."""
+        for source, leaf, _, _ in self._slots:
+            tensor = getattr(source, leaf)
+            if tensor.is_floating_point():
+                probe = function(tensor.detach().new_zeros(1, dtype=self._dtype, device=self._device))
+                if (probe.dtype, probe.device) != (tensor.dtype, tensor.device):
+                    self._dtype, self._device = probe.dtype, probe.device
+                else:
+                    self._dtype = self._device = None
+                return
+
+    def refresh(self) -> None:
+        """Take over what changed in the model."""
+        for source, leaf, holder, name in self._slots:
+            ours, theirs = _get(holder, name), _get(source, leaf)
+            if self._dtype is None and self._device is None:
+                if ours is not theirs:
+                    _put(holder, name, theirs)
+            else:
+                dtype = self._dtype if theirs.is_floating_point() else None
+                _put(holder, name, theirs.to(device=self._device, dtype=dtype))
+
+
+class _Constant:
+    """Stands where a model would, for a tensor that no model holds."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        vars(self).update(tensors)
+
+
+def _get(module: Any, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = getattr(module, name)
+    return tensor
+
+
+def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    for table in (module._parameters, module._buffers):
+        table.pop(name, None)
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[name] = tensor
+    else:
+        module._buffers[name] = tensor
