@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +121,29 @@ class Explainer(nn.Module):
         from fxlrp.code import commented
 
         return commented(self.graph_module)
+
+    @property
+    def dot(self) -> str:
+        """The picture as DOT text, the language of Graphviz; needs neither Graphviz nor its package."""
+        from fxlrp.draw import dot_source
+
+        return dot_source(self)
+
+    def draw(self, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None) -> Path:
+        """Draw the forward graph, the rules beside it and the way of relevance; return the file's path.
+
+        Args:
+            path: the file; its suffix says what to write: svg, png, pdf, or dot or gv for DOT text.
+            view: ``"both"``, ``"forward"`` or ``"relevance"``.
+            depth: draw modules at this depth as one box each; ``None``: everything.
+
+        Raises:
+            DrawError: it cannot be drawn as asked, or Graphviz is missing.
+            MissingExtraError: the package ``graphviz`` is not installed.
+        """
+        from fxlrp.draw import draw
+
+        return draw(self, path, view, depth=depth)
 
     def _prepare(self, inputs: tuple[Any, ...], target: Any) -> tuple[list[Tensor], Tensor | None]:
         if target is None and len(inputs) == len(self._inputs) + 1:
