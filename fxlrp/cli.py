@@ -1,0 +1,152 @@
+"""The command line: ``fxlrp explain`` and ``fxlrp graph``.
+
+Without the extra ``cli`` this module can be imported, and ``main`` says what to install. It does
+without ``from __future__ import annotations``: typer reads annotations made inside a function.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fxlrp.errors import FxlrpError, MissingExtraError
+from fxlrp.extras import require
+
+
+def main() -> None:
+    """Run the command line; what the ``fxlrp`` script calls."""
+    try:
+        require("typer", "cli")
+        require("rich", "cli")
+    except MissingExtraError as error:
+        print(f"fxlrp: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    _application()()
+
+
+def _application() -> Any:
+    import typer
+
+    app = typer.Typer(
+        name="fxlrp", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        help="Explain image classifiers with Layer-wise Relevance Propagation.",
+    )  # fmt: skip
+
+    Model = Annotated[
+        str, typer.Option(metavar="SPEC", help="torchvision:NAME, timm:NAME or python:package.module:callable.")
+    ]
+    Weights = Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A checkpoint; without one, torchvision and timm models are untrained."),
+    ]
+    PresetName = Annotated[str, typer.Option(metavar="NAME", help="The rules of the explanation.")]
+    Split = Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How a join shares: ratio, symmetric or signed; else as the preset has it."),
+    ]
+    Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+    def tell_version(asked: bool) -> None:
+        if asked:
+            import fxlrp
+
+            typer.echo(f"fxlrp {fxlrp.__version__}")
+            raise typer.Exit
+
+    version_option = typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version.")
+
+    @app.callback()
+    def base(version: Annotated[bool, version_option] = False) -> None:
+        pass
+
+    @app.command()
+    def explain(
+        images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", show_default=False)],
+        model: Model,
+        weights: Weights = None,
+        target: Annotated[
+            str | None,
+            typer.Option(metavar="CLASS", help="The class to explain, by number or name; else the predicted one."),
+        ] = None,
+        preset: PresetName = "conserving",
+        split: Split = None,
+        out: Annotated[
+            Path | None,
+            typer.Option(metavar="PATH", help="A .png file (one image) or a folder; else the current folder."),
+        ] = None,
+        device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+        batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images explained at once.")] = 8,
+        colors: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="symmetric (blue to red) or positive (dark to bright); else as it fits."),
+        ] = None,
+        quantize: Annotated[
+            int | None, typer.Option(min=2, metavar="N", help="Show each map in this many levels (Heat Quantization).")
+        ] = None,
+        smooth: Annotated[
+            float | None,
+            typer.Option(min=0, metavar="PX", help="Blur the map in the picture; else 1 pixel, 0 for a quantized one."),
+        ] = None,
+        ledger: Annotated[bool, typer.Option(help="Account for what was absorbed; about doubles the time.")] = True,
+        debug: Debug = False,
+    ) -> None:
+        """Explain images: a PNG with the heatmap on the photograph for each, and what it adds up to."""
+        from fxlrp.commands import ExplainOptions, explain_images
+
+        with _reported(debug):
+            explain_images(
+                ExplainOptions(
+                    images=images, model=model, weights=weights, target=target, preset=preset, split=split, out=out,
+                    device=device, batch_size=batch_size, colors=colors, quantize=quantize, smooth=smooth,
+                    ledger=ledger,
+                )
+            )  # fmt: skip
+
+    @app.command()
+    def graph(
+        model: Model,
+        weights: Weights = None,
+        preset: PresetName = "conserving",
+        split: Split = None,
+        out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing.")] = Path("graph.svg"),
+        debug: Debug = False,
+    ) -> None:
+        """Draw the graph that computes the explanation."""
+        from fxlrp.commands import draw_graph
+
+        with _reported(debug):
+            draw_graph(model, weights, preset, split, out)
+
+    return app
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Errors of fxlrp as a line in red and exit code 1, warnings as a line in yellow."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+
+    def say(kind: str, message: Any, style: str) -> None:
+        console.print(Text.assemble((f"{kind}: ", f"bold {style}"), (str(message), style)), soft_wrap=True)
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        say("warning", message, "yellow")
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = show
+        try:
+            yield
+        except FxlrpError as error:
+            if debug:
+                raise
+            say("error", error, "red")
+            raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

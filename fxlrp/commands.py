@@ -1,0 +1,275 @@
+"""What the commands do, once the command line has been read. Needs the extras ``cli`` and ``draw``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp import compile, heatmap, quantize_heat
+from fxlrp.errors import ImageError, InputError, TargetError
+from fxlrp.explainer import Explainer, Explanation
+from fxlrp.extras import require
+from fxlrp.images import Preprocess, as_seen, read_image, to_input
+from fxlrp.models import LoadedModel, ModelWarning, load_model
+from fxlrp.presets import preset_named
+from fxlrp.render import COLORS, enlarge, fitting_colors, overlay, save_png
+
+# Endings of pictures that are not written, so that ``--out map.jpg`` does not make a folder of this name.
+_OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """The options of ``fxlrp explain``, as its help describes them."""
+
+    images: Sequence[Path]
+    model: str
+    weights: Path | None = None
+    target: str | None = None
+    preset: str = "conserving"
+    split: str | None = None
+    out: Path | None = None
+    device: str = "cpu"
+    batch_size: int = 8
+    colors: str | None = None
+    quantize: int | None = None
+    smooth: float | None = None
+    ledger: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images explained together."""
+
+    paths: Sequence[Path]
+    photos: Sequence[Tensor]
+    explanation: Explanation
+    heatmaps: Tensor
+    absorbed: dict[str, Tensor] | None
+
+
+def explain_images(options: ExplainOptions) -> None:
+    """Explain images, print what came out, and write a picture of each.
+
+    Raises:
+        FxlrpError: whatever can be wrong, and before the model runs where it can be known by then.
+    """
+    require("matplotlib", "draw")
+    preset_named(options.preset)
+    if options.colors is not None and options.colors not in COLORS:
+        raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
+    device = _device(options.device)
+    for path in options.images:
+        read_image(path)
+    places = picture_paths(options.images, options.out)
+    loaded = load_model(options.model, options.weights)
+    target = class_number(options.target, loaded.classes)
+    explainer = compile(loaded.model.to(device), options.preset, split=options.split)
+
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with _progress(len(options.images)) as progress:
+        task = progress.add_task("Explaining", total=len(options.images))
+        remaining = iter(places)
+        for batch in _batches(explainer, loaded, options, target, device):
+            for index, path in enumerate(batch.paths):
+                place = next(remaining)
+                _write(batch, index, place, options)
+                console.print(summary(batch, index, path, place, loaded.classes), soft_wrap=True)
+                progress.advance(task)
+
+
+def draw_graph(model: str, weights: Path | None, preset: str, split: str | None, out: Path) -> None:
+    """Draw the graph of a model's explainer into a file.
+
+    Raises:
+        FxlrpError: whatever can be wrong.
+    """
+    preset_named(preset)
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
+    with warnings.catch_warnings():
+        # The drawing is the same with random weights, and no picture goes in.
+        warnings.simplefilter("ignore", ModelWarning)
+        loaded = load_model(model, weights)
+    explainer = compile(loaded.model, preset, split=split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    explainer.draw(str(out))
+    print(out)
+
+
+def picture_paths(images: Sequence[Path], out: Path | None) -> list[Path]:
+    """Where each image's picture goes: no two to the same place, and none onto an image given.
+
+    Args:
+        images: the image files.
+        out: a name that ends in ``.png`` is the file itself, for one image; any other is a
+            folder, where ``cat.jpg`` becomes ``cat_relevance.png``; ``None``: the current folder.
+            Files from earlier runs are replaced.
+
+    Raises:
+        ImageError: ``out`` cannot be what it would have to be.
+    """
+    taken = {_identity(path) for path in images}
+    if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
+        if len(images) > 1:
+            raise ImageError(f"--out {out} is one file, and there are {len(images)} images: name a folder")
+        if _identity(out) in taken:
+            raise ImageError(f"--out {out} would overwrite the image itself")
+        return [out]
+    folder = Path() if out is None else out
+    if folder.suffix.lower() in _OTHER_PICTURES and not folder.is_dir():
+        raise ImageError(f"--out {out}: pictures are written as PNG; name a .png file or a folder")
+    if any(parent.exists() and not parent.is_dir() for parent in (folder, *folder.parents)):
+        raise ImageError(f"--out {out}: a file is in the place of the folder")
+    places = []
+    for path in images:
+        place, number = folder / f"{path.stem}_relevance.png", 2
+        while _identity(place) in taken:
+            place, number = folder / f"{path.stem}_relevance-{number}.png", number + 1
+        taken.add(_identity(place))
+        places.append(place)
+    return places
+
+
+def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:
+    """The number of a class that is given by number or, in any case of letters, by name.
+
+    Raises:
+        TargetError: no class has this name or number, or several have this name.
+    """
+    if target is None:
+        return None
+    try:
+        number = int(target)
+    except ValueError:
+        pass
+    else:
+        if number < 0 or (classes is not None and number >= len(classes)):
+            known = "" if classes is None else f": there are {len(classes)} classes, 0 to {len(classes) - 1}"
+            raise TargetError(f"--target {target} is no class{known}")
+        return number
+    if classes is None:
+        raise TargetError(f"--target {target}: this model's classes have no names, give a number")
+    numbers = [number for number, name in enumerate(classes) if name.casefold() == target.casefold()]
+    if len(numbers) > 1:
+        several = ", ".join(map(str, numbers))
+        raise TargetError(f"--target {target}: classes {several} all have this name, give the number")
+    if not numbers:
+        lower = {name.casefold(): name for name in classes}
+        parts = [name for key, name in lower.items() if target.casefold() in key]
+        close = parts or [lower[key] for key in difflib.get_close_matches(target.casefold(), lower, n=4, cutoff=0.5)]
+        hint = f": did you mean {', '.join(close[:4])}?" if close else ""
+        raise TargetError(f"--target {target} is no class of this model{hint}")
+    return numbers[0]
+
+
+def summary(batch: Batch, index: int, path: Path, place: Path, classes: Sequence[str] | None) -> Any:
+    """What came out for one image, as a rich text.
+
+    Args:
+        batch: the batch.
+        index: the image's place in it.
+        path: the image file.
+        place: the picture that was written.
+        classes: the classes' names.
+    """
+    from rich.text import Text
+
+    explanation = batch.explanation
+    probabilities = explanation.output[index].detach().double().softmax(0)
+    text = Text.assemble((str(path), "bold"), "\n")
+    target = int(explanation.target[index])  # type: ignore[index]
+    values, numbers = probabilities.topk(min(5, len(probabilities)))
+    for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+        line = f"  {100 * value:6.2f} %  {_named(number, classes)}\n"
+        text.append(line, "bold cyan" if number == target else "")
+    total = float(batch.heatmaps[index].double().sum())
+    start = float(explanation.start[index])
+    share = f", {100 * total / start:.2f} % of what entered" if start else ""
+    text.append(f"  explained   {_named(target, classes)}, probability {float(probabilities[target]):.6f}\n")
+    text.append(f"  Σ relevance {total:.6f}{share}\n")
+    if batch.absorbed is not None:
+        amounts = {reason: float(amount[index]) for reason, amount in batch.absorbed.items()}
+        shown = [f"{reason} {amount:.6f}" for reason, amount in amounts.items() if amount]
+        text.append(f"  absorbed    {sum(amounts.values()):.6f}{' (' + ', '.join(shown) + ')' if shown else ''}\n")
+    text.append(f"  picture     {place}\n")
+    return text
+
+
+def _batches(
+    explainer: Explainer, loaded: LoadedModel, options: ExplainOptions, target: int | None, device: torch.device
+) -> Iterator[Batch]:
+    preprocess: Preprocess = loaded.preprocess  # type: ignore[assignment]
+    for start in range(0, len(options.images), options.batch_size):
+        paths = options.images[start : start + options.batch_size]
+        pictures = [read_image(path) for path in paths]
+        inputs = [to_input(picture, preprocess) for picture in pictures]
+        photos = [as_seen(picture, preprocess) for picture in pictures]
+        if len({value.shape for value in inputs}) == 1:
+            yield _explained(explainer, paths, photos, torch.stack(inputs).to(device), target, options)
+            continue
+        for path, photo, value in zip(paths, photos, inputs, strict=True):
+            yield _explained(explainer, [path], [photo], value.unsqueeze(0).to(device), target, options)
+
+
+def _explained(
+    explainer: Explainer, paths: Sequence[Path], photos: Sequence[Tensor], inputs: Tensor,
+    target: int | None, options: ExplainOptions,
+) -> Batch:  # fmt: skip
+    explanation = explainer(inputs, target=target)
+    absorbed = explainer.ledger(inputs, target=explanation.target).absorbed if options.ledger else None
+    return Batch(paths, photos, explanation, heatmap(explanation.relevance).detach().cpu(), absorbed)
+
+
+def _write(batch: Batch, index: int, place: Path, options: ExplainOptions) -> None:
+    shown = batch.heatmaps[index].float()
+    if options.quantize is not None:
+        shown = quantize_heat(shown, options.quantize)
+    colors = options.colors or fitting_colors(shown)
+    # Blurred, the levels of a quantized map would run into each other.
+    usual = 1.0 if options.quantize is None else 0.0
+    smooth = usual if options.smooth is None else options.smooth
+    save_png(enlarge(overlay(batch.photos[index], shown, colors, smooth=smooth)), place)
+
+
+def _progress(images: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        # The bar is on stderr. It prints for stdout only where both are the same screen, else
+        # what is meant for a file would end up on the screen.
+        console=Console(stderr=True), transient=True, disable=images < 2, redirect_stdout=sys.stdout.isatty(),
+    )  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).partition("\n")[0]
+        raise InputError(f"--device {name} cannot be used here: {first}") from error
+    if device.type == "meta":
+        raise InputError("--device meta holds no numbers")
+    return device
+
+
+def _identity(path: Path) -> str:
+    # Some file systems do not tell upper case from lower.
+    return str(path.resolve()).casefold()
+
+
+def _named(number: int, classes: Sequence[str] | None) -> str:
+    return f"class {number}" if classes is None else f"{classes[number]} ({number})"
