@@ -1,8 +1,8 @@
 """fxlrp: a compiler for Layer-wise Relevance Propagation.
 
-    explainer = fxlrp.compile(model.eval())
-    explanation = explainer(images)
-    maps = fxlrp.heatmap(explanation.relevance)
+explainer = fxlrp.compile(model.eval())
+explanation = explainer(images)
+maps = fxlrp.heatmap(explanation.relevance)
 """
 
 from fxlrp import errors, rules, vocabulary

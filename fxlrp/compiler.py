@@ -111,7 +111,8 @@ def _output_node(forward: fx.GraphModule, output: Any) -> fx.Node:
         try:
             structure = structure[output]
         except (KeyError, IndexError, TypeError) as error:
-            raise CaptureError(f"output={output!r} is not in what the model returns: {_described(structure)}") from error
+            returned = _described(structure)
+            raise CaptureError(f"output={output!r} is not in what the model returns: {returned}") from error
     if not isinstance(structure, fx.Node):
         raise CaptureError(f"the model returns {_described(structure)}: say with output= which one to explain")
     if not facts(structure).signal:

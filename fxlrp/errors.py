@@ -41,6 +41,10 @@ class WeightsError(FxlrpError, ValueError):
     """A model cannot be built from its name, or its weights cannot be read."""
 
 
+class DrawError(FxlrpError, ValueError):
+    """A picture of the graph cannot be drawn as asked."""
+
+
 class ImageError(FxlrpError, ValueError):
     """A file cannot be read as an image."""
 

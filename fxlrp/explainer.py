@@ -15,7 +15,7 @@ from fxlrp.inputs import InputSpec, check_inputs, check_target, output_shape
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.emit import Program
 from fxlrp.passes.joins import Join
-from fxlrp.rules.start import total
+from fxlrp.rules.primitives import item_sum
 from fxlrp.weights import Weights
 
 
@@ -107,7 +107,7 @@ class Explainer(nn.Module):
             self._ledger = (program,)
         (program,) = self._ledger
         results = self._run(program.module, *prepared)
-        arrived = sum(total(r).double() for r in results["relevance"])
+        arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
         return build_ledger(program.rows, results["ledger"], results["start"].double(), arrived)
 
     @property

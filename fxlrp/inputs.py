@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +56,7 @@ def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
             if shape is not None and name == "linear":
                 return InputSpec(placeholder.name, None, -1, shape[1])
             scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
-            if known.kind is Kind.POINTWISE and scalars or "pad" in str(user.target):
+            if (known.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
                 waiting.append(user)
     return InputSpec(placeholder.name)
 
@@ -69,7 +71,7 @@ def _weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:
     value: Any = forward
     for part in str(weight.target).split("."):
         value = getattr(value, part)
-    return value.shape  # type: ignore[no-any-return]
+    return value.shape
 
 
 def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:
@@ -93,7 +95,8 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor
             raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, another one of {batch}")
         if not value.is_floating_point():
             raise InputError(
-                f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: scale and normalise it first"
+                f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: "
+                "scale and normalise it first"
             )
         if like is not None and value.dtype != like.dtype:
             raise InputError(
@@ -115,7 +118,9 @@ def _check_shape(spec: InputSpec, value: Tensor) -> None:
         raise InputError(f"input {spec.name} has shape {shape}; the first axis must be the batch")
     if spec.axis is not None and shape[spec.axis] != spec.size:
         what = "channels" if spec.axis == 1 else "features"
-        raise InputError(f"input {spec.name} has shape {shape}, and the model takes {spec.size} {what}, not {shape[spec.axis]}")
+        raise InputError(
+            f"input {spec.name} has shape {shape}, and the model takes {spec.size} {what}, not {shape[spec.axis]}"
+        )
     if 0 in shape:
         raise InputError(f"input {spec.name} is empty: its shape is {shape}")
 
@@ -154,12 +159,23 @@ def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tens
     Raises:
         InputError: the model cannot take inputs of these shapes; the failing layer is named.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+    # The error is told as ours, below; torch would also log it.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), _silenced(log):
         like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
         fake = [mode.from_tensor(x if like is None else x.to(like)) for x in inputs]
         shaped = _ShapeInterpreter(forward, output)
         shaped.run(*fake)
     return shaped.shape
+
+
+@contextmanager
+def _silenced(log: logging.Logger) -> Iterator[None]:
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _ShapeInterpreter(fx.Interpreter):
@@ -177,8 +193,11 @@ class _ShapeInterpreter(fx.Interpreter):
             value = super().run_node(n)
         except Exception as error:
             path = facts(n).origin.path or n.name
-            shapes = ", ".join(str(tuple(self.env[a].shape)) for a in n.all_input_nodes[:1] if hasattr(self.env[a], "shape"))
-            raise InputError(f"the model cannot take an input of this shape: at {path!r}, on {shapes}: {error}") from error
+            values = [self.env[a] for a in n.all_input_nodes[:1]]
+            shapes = ", ".join(str(tuple(v.shape)) for v in values if isinstance(v, Tensor))
+            raise InputError(
+                f"the model cannot take an input of this shape: at {path!r}, on {shapes}: {error}"
+            ) from error
         if n is self.wanted:
             self.shape = value.shape
         return value

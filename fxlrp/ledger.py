@@ -95,7 +95,7 @@ class Ledger:
              row.reason, self._share(row.rescaled))
             for row in self.rows if row.kind not in ("pointwise", "normalisation")
         ]  # fmt: skip
-        totals = [(f"absorbed: {reason}", "", "", "", "", self._share(v), "", "") for reason, v in self.absorbed.items()]
+        totals = [(f"absorbed: {name}", "", "", "", "", self._share(v), "", "") for name, v in self.absorbed.items()]
         end = [("at the input", "", "", self._share(self.relevance), "", "", "", "")]
         return _table(columns, [*lines, *totals, *end])
 
@@ -112,7 +112,8 @@ def build_ledger(
     Args:
         heads: one a row.
         amounts: for each row received, handed on, rescaled, then one amount a reason.
-        start, relevance: (batch,), what entered and what arrived.
+        start: (batch,), what entered.
+        relevance: (batch,), what arrived.
     """
     rows = []
     absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}

@@ -56,7 +56,7 @@ class Aliases:
         """The node whose memory ``node`` may share: views point at what they are views of."""
         if node not in self._storage:
             operation = VOCABULARY.canonical(node.target)
-            view = node.target is getitem or operation is not None and operation.kind is Kind.ROUTING
+            view = node.target is getitem or (operation is not None and operation.kind is Kind.ROUTING)
             sources = node.all_input_nodes
             self._storage[node] = self._memory(sources[0]) if view and len(sources) > 0 else node
         return self._storage[node]

@@ -47,9 +47,9 @@ def _annotate(node: fx.Node, known: Facts) -> None:
     sources = [facts(operand) for _, operand in known.operands]
     if node.target is getitem:
         known.kind = Kind.ROUTING
-        known.nonnegative, known.padded, known.layers = (
-            sources[0].nonnegative, sources[0].padded, sources[0].layers
-        )
+        source = sources[0]
+        known.nonnegative, known.padded, known.layers = source.nonnegative, source.padded, source.layers
+        known.filled = source.filled
         return
     operation = known.operation
     assert operation is not None  # the canonical form holds no other signal
@@ -57,6 +57,7 @@ def _annotate(node: fx.Node, known: Facts) -> None:
     known.kind = operation.several if operation.several and len(known.operands) > 1 else operation.kind
     known.nonnegative = _nonnegative(operation, arguments)
     known.padded = _padded(node, known, sources)
+    known.filled = known.padded and _filled(known, sources, arguments)
     if known.kind is Kind.GATE:
         known.gate = _gate(known)
     below = any(source.layers for source in sources)
@@ -104,6 +105,23 @@ def _padded(node: fx.Node, known: Facts, sources: list[Facts]) -> bool:
     if known.kind is Kind.JOIN:
         return all(source.padded for source in sources)
     return known.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.GATE) and any(s.padded for s in sources)
+
+
+ZERO_AT_ZERO = frozenset({
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh", "abs",
+    "neg", "mul", "div", "square", "sqrt", "erf",
+})  # fmt: skip
+"""Pointwise operations that leave zero padding zero."""
+
+
+def _filled(known: Facts, sources: list[Facts], arguments: dict[str, Any]) -> bool:
+    """Whether padding may hold other values than zero."""
+    if any(source.filled for source in sources):
+        return True
+    assert known.operation is not None
+    if known.kind in (Kind.POINTWISE, Kind.NORMALISATION):
+        return known.operation.name not in ZERO_AT_ZERO
+    return known.operation.name == "constant_pad_nd" and arguments["value"] != 0
 
 
 def _pads(node: fx.Node) -> bool:

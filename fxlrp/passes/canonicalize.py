@@ -195,9 +195,9 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
     """What the output depends on, and what overwrites something that it depends on."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or node in needed or _overwrites(node) and node.all_input_nodes[:1] and (
+        if node.op == "output" or node in needed or (_overwrites(node) and node.all_input_nodes[:1] and (
             node.all_input_nodes[0] in needed
-        ):
+        )):
             needed.add(node)
             needed.update(node.all_input_nodes)
     return needed
@@ -214,7 +214,7 @@ def signal_nodes(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose values, not only their shapes, depend on an input."""
     signal: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or not _asks_shape(node) and any(n in signal for n in node.all_input_nodes):
+        if node.op == "placeholder" or (not _asks_shape(node) and any(n in signal for n in node.all_input_nodes)):
             signal.add(node)
     return signal
 

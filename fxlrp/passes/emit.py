@@ -18,13 +18,15 @@ from fxlrp.errors import PatternError
 from fxlrp.ledger import RowHead
 from fxlrp.passes.building import Builder, target_name
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts
+from fxlrp.rules.join import SplitRule
 from fxlrp.rules.primitives import fit, item_sum
-from fxlrp.rules.rule import CONSTANT, PADDING, Shares
+from fxlrp.rules.routing import outside
+from fxlrp.rules.rule import CONSTANT, PADDING, Rule, Shares
 from fxlrp.rules.start import Start, resolve_target, total
 from fxlrp.vocabulary import Arguments, Kind
 
 Relevance = Any
-"""A proxy; for a value that is a list, a dict from index to proxy."""
+"""A proxy; for a value that is a list, pairs of an index and a proxy."""
 
 
 @dataclass
@@ -67,7 +69,8 @@ class _Emitter:
         self.builder = Builder(self.graph)
         self.received: dict[fx.Node, Relevance] = {}
         self.flows: dict[tuple[fx.Node, fx.Node], fx.Proxy] = {}
-        self.supports: dict[fx.Node, fx.Proxy | None] = {}
+        self.shapes: dict[fx.Node, fx.Proxy] = {}
+        self.supports: dict[fx.Node, Any] = {}
         self.keeps_ledger = ledger
         self.rows: list[RowHead] = []
         self.amounts: list[list[fx.Proxy]] = []
@@ -81,13 +84,14 @@ class _Emitter:
         modules: dict[str, Any] = {}
         if isinstance(start, nn.Module):
             modules["start"] = start
-            beginning = self.builder.create_proxy("call_module", "start", (value, wanted), {})
+            beginning: Any = self.builder.create_proxy("call_module", "start", (value, wanted), {})
         else:
             beginning = start(value, wanted)
         self._hand(output, None, beginning)
         for node in reversed(self.forward.graph.nodes):
             if node in self.received and node.op == "call_function":
                 self._propagate(node, facts(node))
+        self._scope(output, "start", role="result")
         results: dict[str, Any] = {
             "relevance": [self.received.get(node) for node in inputs],
             "output": self.structure,
@@ -116,22 +120,20 @@ class _Emitter:
             self._record(node, known, relevance, shares)
 
     def _linear(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        assert known.operation is not None and known.operation.bind is not None
         ((name, operand),) = known.operands
-        operation, weight, bias = known.operation.bind(self.arguments(node), name)
-        return known.rule(  # type: ignore[operator]
-            operation, self.value(operand), weight, bias, relevance,
+        operation, weight, bias = operation_of(known).bind(self.arguments(node), name)
+        return rule_of(known)(
+            operation, self.signal(operand), weight, bias, relevance,
             nonnegative=facts(operand).nonnegative, support=self.support(operand),
         )
 
     def _selection(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        assert known.operation is not None and known.operation.bind is not None
         ((name, operand),) = known.operands
-        pool = known.operation.bind(self.arguments(node), name)
-        if isinstance(relevance, dict):  # adaptive max pooling returns its indices as well
-            relevance = relevance[0]
-        return known.rule(  # type: ignore[operator]
-            pool, self.value(operand), relevance,
+        pool = operation_of(known).bind(self.arguments(node), name)
+        if isinstance(relevance, list):  # adaptive max pooling returns its indices as well
+            relevance = _added([part for _, part in relevance])
+        return rule_of(known)(
+            pool, self.signal(operand), relevance,
             nonnegative=facts(operand).nonnegative, support=self.support(operand),
         )
 
@@ -139,61 +141,75 @@ class _Emitter:
         operands = [operand for _, operand in known.operands]
         skip = next(i for i, operand in enumerate(operands) if operand.name == known.join.skip)
         order = (operands[skip], operands[1 - skip])
-        supports: dict[str, Any] = {}
-        if known.rule.needs_support:  # type: ignore[union-attr]
+        rule, supports = rule_of(known), {}
+        if isinstance(rule, SplitRule) and rule.needs_support:
             supports = dict(zip(("skip_support", "residual_support"), map(self.support, order), strict=True))
-        shares: Shares = known.rule(relevance, *map(self.value, order), **supports)  # type: ignore[misc, operator]
-        fitted = [s if s is None else fit(s, self.value(o)) for s, o in zip(shares.operands, order, strict=True)]
+        shares = rule(relevance, *map(self.value, order), **supports)
+        fitted = [s if s is None else fit(s, self.value(o).shape) for s, o in zip(shares.operands, order, strict=True)]
         shares.operands = fitted if skip == 0 else fitted[::-1]
         return shares
 
     def _gate(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        shares: Shares = known.rule(relevance, gate=known.gate)  # type: ignore[operator]
+        shares = rule_of(known)(relevance, gate=known.gate)
         shares.operands = [
-            share if share is None else fit(share, self.value(operand))
+            share if share is None else fit(share, self.value(operand).shape)
             for share, (_, operand) in zip(shares.operands, known.operands, strict=True)
         ]
         return shares
 
     def _pass(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        shares: Shares = known.rule(relevance)  # type: ignore[operator]
+        shares = rule_of(known)(relevance)
         ((_, operand),) = known.operands
         if known.kind is Kind.POINTWISE and len(node.all_input_nodes) > 1:
             # A constant may have broadcast the signal.
-            shares.operands = [fit(shares.operands[0], self.value(operand))]  # type: ignore[arg-type]
+            shares.operands = [s if s is None else fit(s, self.value(operand).shape) for s in shares.operands]
         return shares
 
     def _routing(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        assert known.operation is not None and known.operation.transpose is not None
+        operation = operation_of(known)
         arguments = self.arguments(node)
         arguments["output"] = self.value(node)
-        moved = known.operation.transpose(relevance, arguments)
-        if known.operation.operand_names() != ("tensors",):
+        moved = operation.transpose(relevance, arguments)
+        if operation.operand_names() != ("tensors",):
             shares = Shares([moved])
             if "constant_pad" in str(node.target):
-                shares.absorbed[PADDING] = lambda: item_sum(relevance) - item_sum(moved)
+                shares.absorbed[PADDING] = lambda: item_sum(outside(relevance, arguments["pad"]))
             return shares
-        entries = node.args[0]
-        pieces = {i: moved[i] for i in range(len(entries))}  # type: ignore[arg-type]
-        shares = Shares([pieces[i] for i, e in enumerate(entries) if facts(e).signal])  # type: ignore
-        constants = [pieces[i] for i, e in enumerate(entries) if not facts(e).signal]  # type: ignore
+        entries: Any = node.args[0]
+        pieces = [(facts(entry).signal, moved[i]) for i, entry in enumerate(entries)]
+        shares = Shares([piece for signal, piece in pieces if signal])
+        constants = [piece for signal, piece in pieces if not signal]
         if constants:
-            shares.absorbed[CONSTANT] = lambda: sum(item_sum(piece) for piece in constants)  # type: ignore
+            shares.absorbed[CONSTANT] = lambda: _added([item_sum(piece) for piece in constants])
         return shares
 
     # What rules need to know ----------------------------------------------------------------
 
     def value(self, node: fx.Node) -> Any:
         """The forward value of a node."""
-        return self.builder.proxy_of(self.copies[node])
+        return _Value(self.copies[node], self)
+
+    def signal(self, node: fx.Node) -> Any:
+        """The forward value of a node, padding set to zero: what is no signal takes no share."""
+        value = self.value(node)
+        return value * self.support(node) if facts(node).filled else value
+
+    def shape(self, node: fx.Node) -> fx.Proxy:
+        """The shape of a copied node, read where it is made: for its shape alone no value is kept."""
+        if node not in self.shapes:
+            with self.graph.inserting_after(node):
+                read = self.graph.call_function(getattr, (node, "shape"), name=f"{node.name}_shape")
+            read.meta[KEY] = Facts(facts(node).origin)
+            self.shapes[node] = self.builder.proxy_of(read)
+        return self.shapes[node]
 
     def arguments(self, node: fx.Node) -> Arguments:
         """The arguments of a node's call, forward values as proxies."""
-        operation = facts(node).operation
-        assert operation is not None
-        values = operation.arguments(node.args, node.kwargs)
-        mapped = fx.node.map_aggregate(values, lambda v: self.value(v) if isinstance(v, fx.Node) else v)
-        return dict(mapped)  # type: ignore
+        values = operation_of(facts(node)).arguments(node.args, node.kwargs)
+        return {name: self._mapped(value) for name, value in values.items()}
+
+    def _mapped(self, value: Any) -> Any:
+        return fx.node.map_aggregate(value, lambda v: self.value(v) if isinstance(v, fx.Node) else v)
 
     def support(self, node: fx.Node) -> Any:
         """Ones where a value carries signal and zeros in padding; ``None``: signal everywhere."""
@@ -201,11 +217,11 @@ class _Emitter:
             return None
         if node not in self.supports:
             known = facts(node)
-            parts = [self.support(operand) for _, operand in known.operands]
+            parts: list[Any] = [self.support(operand) for _, operand in known.operands]
             if known.kind is Kind.ROUTING:
                 self.supports[node] = self._moved_support(node, known)
             elif known.kind is Kind.JOIN:
-                self.supports[node] = torch.maximum(parts[0], parts[1])  # type: ignore
+                self.supports[node] = torch.maximum(*parts)
             else:
                 there = [part for part in parts if part is not None]
                 self.supports[node] = there[0] if len(there) == 1 else there[0] * there[1]
@@ -221,10 +237,11 @@ class _Emitter:
             support = self.support(n)
             return torch.ones_like(self.value(n)) if support is None else support
 
-        args = fx.node.map_aggregate(node.args, lambda v: ones(v) if isinstance(v, fx.Node) else v)
+        args: Any = fx.node.map_aggregate(node.args, lambda v: ones(v) if isinstance(v, fx.Node) else v)
         if "constant_pad" in str(node.target):
-            args = (*args[:2], 0.0)  # type: ignore
-        return node.target(*args)  # type: ignore
+            args = (*args[:2], 0.0)
+        target: Any = node.target
+        return target(*args)
 
     # Bookkeeping ----------------------------------------------------------------------------
 
@@ -233,32 +250,34 @@ class _Emitter:
             before = self.flows.get((operand, reader))
             self.flows[operand, reader] = share if before is None else before + share
         alone = sum(facts(user).signal for user in operand.users) < 2
-        self._name_relevance(share, operand.name if alone or reader is None else f"{operand.name}_from_{reader.name}")
+        name = operand.name if alone or reader is None else f"{operand.name}_from_{reader.name}"
+        self._name_relevance(share, operand.name, name)
         if operand in self.received:
             share = self.received[operand] + share
-            self._name_relevance(share, operand.name)
+            self._name_relevance(share, operand.name, operand.name)
         self.received[operand] = share
 
-    def _name_relevance(self, share: fx.Proxy, name: str) -> None:
+    def _name_relevance(self, share: fx.Proxy, value: str, name: str) -> None:
         emitted = share.node.meta[KEY]
         if emitted.role != "relevance" and emitted.node == self.scope:  # what merely passes keeps its name
-            emitted.role = "relevance"
+            emitted.role, emitted.value = "relevance", value
             share.node._rename(f"relevance_{name}")
 
     def _hand_item(self, node: fx.Node, relevance: fx.Proxy) -> None:
-        source, index = node.args
-        self.received.setdefault(source, {})[index] = relevance  # type: ignore
-        self.flows[source, node] = relevance  # type: ignore
+        source, index = node.all_input_nodes[0], node.args[1]
+        self.received.setdefault(source, []).append((index, relevance))
+        self.flows[source, node] = relevance
 
     def _record(self, node: fx.Node, known: Facts, relevance: Relevance, shares: Shares) -> None:
-        whole = relevance.values() if isinstance(relevance, dict) else [relevance]
-        received = _added([item_sum(part) for part in whole])
+        parts = [part for _, part in relevance] if isinstance(relevance, list) else [relevance]
+        received = _added([item_sum(part) for part in parts])
         handed = _added([item_sum(share) for share in shares.operands if share is not None])
         row = [received, handed, shares.rescaled() if shares.rescaled else torch.zeros_like(received)]
         row.extend(amount() for amount in shares.absorbed.values())
         self.amounts.append(row)
         path = known.origin.path
-        self.rows.append(RowHead(node.name, path, str(known.kind), repr(known.rule or known.kind), tuple(shares.absorbed)))
+        rule = repr(known.rule) if known.rule else ""
+        self.rows.append(RowHead(node.name, path, str(known.kind), rule, tuple(shares.absorbed)))
 
     def _checkpoint(self, name: str) -> Any:
         """The relevance that the nodes of a module hand to values from outside."""
@@ -274,7 +293,7 @@ class _Emitter:
             )
         return next(iter(found.values())) if len(found) == 1 else tuple(found.values())
 
-    def _target_placeholder(self, inputs: list[fx.Node]) -> fx.Proxy:
+    def _target_placeholder(self, inputs: list[fx.Node]) -> Any:
         with self.graph.inserting_after(self.copies[inputs[-1]]):
             node = self.graph.placeholder("target", default_value=None)
         node.meta[KEY] = Facts(facts(inputs[-1]).origin)
@@ -291,7 +310,7 @@ class _Emitter:
         self.builder.name = lambda target: f"{node.name}_{target_name(target)}"
 
     def _assemble(self, modules: dict[str, Any]) -> fx.GraphModule:
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         self.graph.lint()
         tensors: dict[str, Any] = {}
         for node in self.graph.nodes:
@@ -303,6 +322,18 @@ class _Emitter:
         return fx.GraphModule({**tensors, **modules}, self.graph, class_name="Relevance")
 
 
+class _Value(fx.Proxy):
+    """A forward value; its shape is known from the forward pass on."""
+
+    def __init__(self, node: fx.Node, emitter: _Emitter) -> None:
+        super().__init__(node, emitter.builder)
+        self._emitter = emitter
+
+    @property
+    def shape(self) -> fx.Proxy:
+        return self._emitter.shape(self.node)
+
+
 _PROPAGATE: dict[Kind, Callable[..., Shares]] = {
     Kind.LINEAR: _Emitter._linear,
     Kind.SELECTION: _Emitter._selection,
@@ -312,6 +343,18 @@ _PROPAGATE: dict[Kind, Callable[..., Shares]] = {
     Kind.NORMALISATION: _Emitter._pass,
     Kind.ROUTING: _Emitter._routing,
 }
+
+
+def operation_of(known: Facts) -> Any:
+    """The vocabulary's entry; what carries signal has one."""
+    assert known.operation is not None
+    return known.operation
+
+
+def rule_of(known: Facts) -> Rule:
+    """The rule that was assigned."""
+    assert known.rule is not None
+    return known.rule
 
 
 def _within(modules: Any, name: str) -> bool:

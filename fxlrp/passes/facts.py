@@ -41,7 +41,8 @@ class Facts:
         operands: the arguments that carry signal, as (schema name, node), in order.
         signal: whether it depends on an input.
         nonnegative: whether it is known to have no negative element.
-        padded: whether a part of it carries no signal.
+        padded: whether a part of it carries no signal: padding, or a concatenated constant.
+        filled: whether padding in it may hold other values than zero.
         layers: whether a layer (a parametric operation) lies between it and an input,
             itself included.
         first: whether it is a layer with no other before it.
@@ -58,6 +59,7 @@ class Facts:
     signal: bool = False
     nonnegative: bool = False
     padded: bool = False
+    filled: bool = False
     layers: bool = False
     first: bool = False
     gate: int | None = None
@@ -74,12 +76,15 @@ class Emitted:
     Attributes:
         node: the name of the forward node whose relevance it propagates.
         rule: the rule that emitted it.
-        role: ``"relevance"`` for relevance itself, or the step of the rule.
+        role: ``"start"``, ``"step"`` for a step of the rule, ``"relevance"`` for relevance
+            that it hands on, ``"result"`` for what is returned beside relevance.
+        value: for relevance, the name of the forward value that it belongs to.
     """
 
     node: str
     rule: str
     role: str
+    value: str = ""
 
 
 def facts(node: fx.Node) -> Facts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import getitem
+from typing import Any
 
 import networkx as nx
 from torch import fx
@@ -76,9 +77,9 @@ class FindJoins(Pass):
 
 def dominators(signal: Iterable[fx.Node]) -> dict[fx.Node, fx.Node | None]:
     """The immediate dominator of every node that carries signal; ``None`` where none is a node."""
-    graph: nx.DiGraph = nx.DiGraph()
+    graph: Any = nx.DiGraph()
     for node in signal:
-        operands = [operand for _, operand in facts(node).operands]
+        operands: list[Any] = [operand for _, operand in facts(node).operands]
         graph.add_edges_from((operand, node) for operand in operands or [_Root])
     found: dict[fx.Node, fx.Node | None] = {}
     for node, dominator in nx.immediate_dominators(graph, _Root).items():
@@ -136,7 +137,7 @@ def is_identity(operand: fx.Node, other: fx.Node, way: set[fx.Node]) -> bool:
         if readers or node is other:
             return True
         known = facts(node)
-        moves = known.kind is Kind.ROUTING or known.kind is Kind.POINTWISE and _scales(node)
+        moves = known.kind is Kind.ROUTING or (known.kind is Kind.POINTWISE and _scales(node))
         if not moves or len(known.operands) != 1:
             return False
         cut = cut or _cuts(node)
@@ -157,7 +158,7 @@ def _scales(node: fx.Node) -> bool:
 def is_projection(way: set[fx.Node]) -> bool:
     """One linear map, with its norm and perhaps a pool."""
     kinds = (Kind.LINEAR, Kind.NORMALISATION, Kind.ROUTING, Kind.SELECTION)
-    fine = all(facts(node).kind in kinds or facts(node).kind is Kind.POINTWISE and _scales(node) for node in way)
+    fine = all(facts(node).kind in kinds or (facts(node).kind is Kind.POINTWISE and _scales(node)) for node in way)
     return fine and sum(_is_layer(node) for node in way) == 1
 
 

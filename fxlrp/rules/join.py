@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import primitive, stabilize, item_sum
+from fxlrp.rules.primitives import item_sum, primitive, stabilize
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
 
 

@@ -57,7 +57,7 @@ class LinearRule(Rule):
         self.bias = bias
         self.vanishing = vanishing
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool) -> Terms:
+    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
         """The (input, weights) pairs that add up to the denominator."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class LinearRule(Rule):
             nonnegative: whether ``x`` is known to have no negative element.
             support: like ``x``, ones where an element carries signal; ``None``: everywhere.
         """
-        terms = self.terms(x, weight, nonnegative=nonnegative)
+        terms = self.terms(x, weight, nonnegative=nonnegative, support=support)
         z = _sum([operation.apply(value, w) for value, w in terms])
         if bias is not None and self.bias == "absorb":
             z = z + operation.broadcast_bias(bias)
@@ -132,7 +132,7 @@ class ZPlus(LinearRule):
     def __init__(self, *, stabilizer: float = 0.0, bias: str = "ignore", vanishing: str = "rescale") -> None:
         super().__init__(stabilizer=stabilizer, bias=bias, vanishing=vanishing)
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool) -> Terms:
+    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
         if weight is None:  # fixed weights are never negative
             return [(x if nonnegative else positive(x), None)]
         if nonnegative:
@@ -144,11 +144,12 @@ class WPlus(ZPlus):
     """The z⁺ rule at an input of ones: ``z_ij = w⁺_ji``.
 
     For the first layer: pixel values do not enter the explanation (released code of
-    Otsuki et al., ECCV 2024). Arguments as in :class:`LinearRule`.
+    Otsuki et al., ECCV 2024). Padding stays zero. Arguments as in :class:`LinearRule`.
     """
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool) -> Terms:
-        return [(torch.ones_like(x), None if weight is None else positive(weight))]
+    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
+        ones = torch.ones_like(x) if support is None else support
+        return [(ones, None if weight is None else positive(weight))]
 
 
 class Epsilon(LinearRule):
@@ -160,5 +161,5 @@ class Epsilon(LinearRule):
     def __init__(self, epsilon: float = 1e-6, *, bias: str = "ignore") -> None:
         super().__init__(stabilizer=epsilon, bias=bias)
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool) -> Terms:
+    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
         return [(x, weight)]

@@ -10,8 +10,8 @@ their fixed weights are never negative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,18 @@ from fxlrp.rules.primitives import primitive
 
 aten = torch.ops.aten
 
+Weight = Any
+"""A tensor; ``None`` for operations that have no weights."""
+
 
 class LinearOperation:
     """A map that is linear in ``x`` once the weights are fixed."""
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         """The operation at ``x`` with ``weight`` in place of its own weights, without bias."""
         raise NotImplementedError
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         """The transposed operation at ``s``; ``x`` gives the shape of the operand."""
         raise NotImplementedError
 
@@ -38,16 +41,20 @@ class LinearOperation:
         return bias
 
 
-_CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED_CONVOLUTION = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_AVERAGE_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-_ADAPTIVE_AVERAGE_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED_CONVOLUTION: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_AVERAGE_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_ADAPTIVE_AVERAGE_POOL: dict[int, Any] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 
 
 @primitive
 def convolution_transpose(
     s: Tensor, weight: Tensor, x: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int,
 ) -> Tensor:
     """The transpose of a convolution, in the shape of its input ``x``."""
     dims = weight.dim() - 2
@@ -65,16 +72,15 @@ class Convolution(LinearOperation):
     """Convolution over ``dims`` axes; weights (out, in / groups, *kernel)."""
 
     dims: int
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
     groups: int = 1
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return _CONVOLUTION[self.dims](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
-        assert weight is not None
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return convolution_transpose(s, weight, x, self.stride, self.padding, self.dilation, self.groups)
 
     def broadcast_bias(self, bias: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class Convolution(LinearOperation):
 @primitive
 def transposed_convolution_transpose(
     s: Tensor, weight: Tensor, x: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int,
 ) -> Tensor:
     """The transpose of a transposed convolution: a convolution, cut to the shape of ``x``."""
     dims = weight.dim() - 2
@@ -100,19 +106,18 @@ class TransposedConvolution(LinearOperation):
     """Transposed convolution over ``dims`` axes; weights (in, out / groups, *kernel)."""
 
     dims: int
-    stride: Sequence[int]
-    padding: Sequence[int]
-    output_padding: Sequence[int]
-    dilation: Sequence[int]
+    stride: list[int]
+    padding: list[int]
+    output_padding: list[int]
+    dilation: list[int]
     groups: int = 1
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return _TRANSPOSED_CONVOLUTION[self.dims](
             x, weight, None, self.stride, self.padding, self.output_padding, self.groups, self.dilation
         )
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
-        assert weight is not None
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return transposed_convolution_transpose(
             s, weight, x, self.stride, self.padding, self.dilation, self.groups
         )
@@ -125,10 +130,10 @@ class TransposedConvolution(LinearOperation):
 class Dense(LinearOperation):
     """``x @ weight.T`` over the last axis; weights (out, in)."""
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return F.linear(x, weight)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return torch.matmul(s, weight)
 
 
@@ -148,18 +153,16 @@ class MatrixProduct(LinearOperation):
 
     left: bool = False
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        assert weight is not None
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return torch.matmul(weight, x) if self.left else torch.matmul(x, weight)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
-        assert weight is not None
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return matmul_transpose(s, weight, x, self.left)
 
 
 @primitive
 def average_pool_transpose(
-    s: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     ceil_mode: bool, count_include_pad: bool, divisor: int | None,
 ) -> Tensor:
     """The transpose of average pooling, in the shape of ``x``."""
@@ -177,19 +180,19 @@ def average_pool_transpose(
 class AveragePool(LinearOperation):
     """Average pooling over ``len(kernel)`` axes."""
 
-    kernel: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
     ceil_mode: bool = False
     count_include_pad: bool = True
     divisor: int | None = None
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         pool = _AVERAGE_POOL[len(self.kernel)]
         extra = [] if len(self.kernel) == 1 else [self.divisor]
         return pool(x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, *extra)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return average_pool_transpose(
             s, x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
         )
@@ -197,7 +200,7 @@ class AveragePool(LinearOperation):
 
 @primitive
 def window_sum(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
     """The sum over each window, channel by channel."""
     dims = len(kernel)
@@ -208,8 +211,8 @@ def window_sum(
 
 @primitive
 def window_sum_transpose(
-    s: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
+    s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int],
 ) -> Tensor:
     """The transpose of :func:`window_sum`, in the shape of ``x``."""
     c = convolution_transpose(
@@ -223,15 +226,15 @@ def window_sum_transpose(
 class WindowSum(LinearOperation):
     """The sum over each window, with dilation: what dilated max pooling looks at."""
 
-    kernel: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return window_sum(x, self.kernel, self.stride, self.padding, self.dilation)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return window_sum_transpose(s, x, self.kernel, self.stride, self.padding, self.dilation)
 
 
@@ -249,19 +252,19 @@ def adaptive_average_pool_transpose(s: Tensor, x: Tensor, dims: int) -> Tensor:
 class AdaptiveAveragePool(LinearOperation):
     """Adaptive average pooling to ``size`` (one entry an axis)."""
 
-    size: Sequence[int]
+    size: list[int]
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return _ADAPTIVE_AVERAGE_POOL[len(self.size)](x, self.size)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return adaptive_average_pool_transpose(s, x, len(self.size))
 
 
 @primitive
-def reduce_transpose(s: Tensor, x: Tensor, dim: Sequence[int] | None, keepdim: bool, mean: bool) -> Tensor:
+def reduce_transpose(s: Tensor, x: Tensor, dim: list[int] | None, keepdim: bool, mean: bool) -> Tensor:
     """The transpose of a mean or a sum over ``dim``, in the shape of ``x``."""
-    axes = sorted(d % x.dim() for d in (dim or range(x.dim())))
+    axes = sorted(d % x.dim() for d in (range(x.dim()) if dim is None else dim))
     if not keepdim:
         for axis in axes:
             s = s.unsqueeze(axis)
@@ -277,20 +280,22 @@ def reduce_transpose(s: Tensor, x: Tensor, dim: Sequence[int] | None, keepdim: b
 class Reduction(LinearOperation):
     """The mean or the sum over ``dim`` (``None``: every axis)."""
 
-    dim: Sequence[int] | None
+    dim: list[int] | None
     keepdim: bool = False
     mean: bool = True
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         reduce = torch.mean if self.mean else torch.sum
         return reduce(x, dim=self.dim, keepdim=self.keepdim)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return reduce_transpose(s, x, self.dim, self.keepdim, self.mean)
 
 
 @primitive
-def upsample_transpose(s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: Sequence[float] | None) -> Tensor:
+def upsample_transpose(
+    s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
+) -> Tensor:
     """The transpose of upsampling, in the shape of ``x``."""
     backward = getattr(aten, f"upsample_{mode}_backward")
     corners = [] if align_corners is None else [align_corners]
@@ -303,13 +308,13 @@ class Upsample(LinearOperation):
     """Nearest or linear interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
 
     mode: str
-    size: Sequence[int] | None
+    size: list[int] | None
     align_corners: bool | None
-    scales: Sequence[float] | None
+    scales: list[float] | None
 
-    def apply(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
         corners = [] if self.align_corners is None else [self.align_corners]
         return getattr(aten, f"upsample_{self.mode}").vec(x, self.size, *corners, self.scales)
 
-    def transpose(self, s: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return upsample_transpose(s, x, self.mode, self.align_corners, self.scales)

@@ -83,7 +83,8 @@ def where_vanished(relevance: Tensor, z: Tensor) -> Tensor:
 @primitive
 def item_sum(relevance: Tensor) -> Tensor:
     """Sum over everything but the batch, in float64: shape (batch,)."""
-    return relevance.sum(dim=tuple(range(1, relevance.dim())), dtype=torch.float64) if relevance.dim() > 1 else relevance.double()
+    dims = tuple(range(1, relevance.dim()))
+    return relevance.sum(dim=dims, dtype=torch.float64) if dims else relevance.double()
 
 
 @primitive
@@ -124,6 +125,6 @@ def _like_item(value: Tensor, like: Tensor) -> Tensor:
 
 
 @primitive
-def fit(relevance: Tensor, operand: Tensor) -> Tensor:
-    """Undo broadcasting: sum ``relevance`` down to the shape of ``operand``."""
-    return relevance.sum_to_size(operand.shape)
+def fit(relevance: Tensor, shape: torch.Size) -> Tensor:
+    """Undo broadcasting: sum ``relevance`` down to ``shape``, that of an operand."""
+    return relevance.sum_to_size(shape)

@@ -1,7 +1,7 @@
 """Moving relevance back: the transpose of every operation that only moves values.
 
-Each function takes the relevance of the moved value and the operand(s), and returns the
-relevance of the operand(s).
+Each function takes the relevance of the moved value and what it has to know of the
+operand, mostly its shape, and returns the relevance of the operand(s).
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from fxlrp.rules.primitives import primitive
 
 aten = torch.ops.aten
 
+Parts = Sequence[tuple[int, Tensor]]
+"""Relevance of pieces of a split, by their index."""
+
 
 @primitive
-def unreshape(relevance: Tensor, x: Tensor) -> Tensor:
-    """Back to the shape of ``x``."""
-    return relevance.reshape(x.shape)
+def unreshape(relevance: Tensor, shape: torch.Size) -> Tensor:
+    """Back to ``shape``."""
+    return relevance.reshape(shape)
 
 
 @primitive
@@ -32,15 +35,17 @@ def unpermute(relevance: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 @primitive
-def unslice(relevance: Tensor, x: Tensor, dim: int, start: int | None, end: int | None, step: int) -> Tensor:
-    """Zeros in the shape of ``x``, with the slice filled in."""
-    return torch.slice_scatter(torch.zeros_like(x), relevance, dim, start, end, step)
+def unslice(
+    relevance: Tensor, shape: torch.Size, dim: int, start: int | None, end: int | None, step: int
+) -> Tensor:
+    """Zeros of ``shape``, with the slice filled in."""
+    return torch.slice_scatter(relevance.new_zeros(shape), relevance, dim, start, end, step)
 
 
 @primitive
-def unselect(relevance: Tensor, x: Tensor, dim: int, index: int) -> Tensor:
-    """Zeros in the shape of ``x``, with the selected entry filled in."""
-    return torch.select_scatter(torch.zeros_like(x), relevance, dim, index)
+def unselect(relevance: Tensor, shape: torch.Size, dim: int, index: int) -> Tensor:
+    """Zeros of ``shape``, with the selected entry filled in."""
+    return torch.select_scatter(relevance.new_zeros(shape), relevance, dim, index)
 
 
 @primitive
@@ -50,17 +55,18 @@ def unpad(relevance: Tensor, pad: Sequence[int]) -> Tensor:
 
 
 @primitive
-def unexpand(relevance: Tensor, x: Tensor) -> Tensor:
-    """Sum over the copies that ``expand`` made."""
-    return relevance.sum_to_size(x.shape)
+def outside(relevance: Tensor, pad: Sequence[int]) -> Tensor:
+    """The relevance that lies in constant padding, zero elsewhere."""
+    inside = aten.constant_pad_nd(torch.ones_like(relevance), [-p for p in pad])
+    return relevance * (1 - aten.constant_pad_nd(inside, pad))
 
 
 @primitive
-def unrepeat(relevance: Tensor, x: Tensor, repeats: Sequence[int]) -> Tensor:
-    """Sum over the copies that ``repeat`` made."""
-    shape = [1] * (len(repeats) - x.dim()) + list(x.shape)
-    parted = relevance.reshape([n for pair in zip(repeats, shape, strict=True) for n in pair])
-    return parted.sum(dim=tuple(range(0, 2 * len(repeats), 2))).reshape(x.shape)
+def unrepeat(relevance: Tensor, shape: torch.Size, repeats: Sequence[int]) -> Tensor:
+    """Sum over the copies that ``repeat`` made of a value of ``shape``."""
+    full = [1] * (len(repeats) - len(shape)) + list(shape)
+    parted = relevance.reshape([n for pair in zip(repeats, full, strict=True) for n in pair])
+    return parted.sum(dim=tuple(range(0, 2 * len(repeats), 2))).reshape(shape)
 
 
 @primitive
@@ -75,15 +81,17 @@ def uncat(relevance: Tensor, tensors: Sequence[Tensor], dim: int) -> list[Tensor
 
 
 @primitive
-def unsplit(parts: dict[int, Tensor], values: Sequence[Tensor], dim: int) -> Tensor:
+def unsplit(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
     """The pieces of a split joined again; a piece that nobody used has no relevance."""
     return torch.cat(_whole(parts, values), dim)
 
 
-def _whole(parts: dict[int, Tensor], values: Sequence[Tensor]) -> list[Tensor]:
-    count = len(values)
-    named = {index % count: part for index, part in parts.items()}  # an index may count from the end
-    return [named[i] if i in named else torch.zeros_like(value) for i, value in enumerate(values)]
+def _whole(parts: Parts, values: Sequence[Tensor]) -> list[Tensor]:
+    whole: list[Tensor | None] = [None] * len(values)
+    for index, part in parts:  # an index may count from the end, and may come more than once
+        before = whole[index]
+        whole[index] = part if before is None else before + part
+    return [torch.zeros_like(value) if r is None else r for r, value in zip(whole, values, strict=True)]
 
 
 @primitive
@@ -93,7 +101,7 @@ def unstack(relevance: Tensor, dim: int) -> list[Tensor]:
 
 
 @primitive
-def rebind(parts: dict[int, Tensor], values: Sequence[Tensor], dim: int) -> Tensor:
+def rebind(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
     """The slices of ``unbind`` stacked again; a slice that nobody used has no relevance."""
     return torch.stack(_whole(parts, values), dim)
 

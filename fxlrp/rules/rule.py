@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -37,6 +38,10 @@ class Shares:
 
 class Rule:
     """Base of all rules: equal and printed by their parameters."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Shares:
+        """Share relevance out; each family of rules says over what."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

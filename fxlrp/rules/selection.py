@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import torch
 from fxlrp.rules.linear import LinearRule, ZPlus
 from fxlrp.rules.operations import AdaptiveAveragePool, AveragePool, LinearOperation, WindowSum
 from fxlrp.rules.primitives import primitive
@@ -16,8 +16,12 @@ from fxlrp.rules.rule import Rule, Shares
 
 aten = torch.ops.aten
 
-_MAX_POOL_INDICES = {1: F.max_pool1d_with_indices, 2: F.max_pool2d_with_indices, 3: F.max_pool3d_with_indices}
-_ADAPTIVE_INDICES = {
+_MAX_POOL_INDICES: dict[int, Any] = {
+    1: F.max_pool1d_with_indices,
+    2: F.max_pool2d_with_indices,
+    3: F.max_pool3d_with_indices,
+}
+_ADAPTIVE_INDICES: dict[int, Any] = {
     1: F.adaptive_max_pool1d_with_indices,
     2: F.adaptive_max_pool2d_with_indices,
     3: F.adaptive_max_pool3d_with_indices,
@@ -37,10 +41,10 @@ def to_winners(relevance: Tensor, x: Tensor, indices: Tensor) -> Tensor:
 class MaxPool:
     """Max pooling over ``len(kernel)`` axes."""
 
-    kernel: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
     ceil_mode: bool = False
 
     def indices(self, x: Tensor) -> Tensor:
@@ -59,7 +63,7 @@ class MaxPool:
 class AdaptiveMaxPool:
     """Adaptive max pooling to ``size`` (one entry an axis)."""
 
-    size: Sequence[int]
+    size: list[int]
 
     def indices(self, x: Tensor) -> Tensor:
         """The flat index of each window's winner."""
@@ -100,9 +104,9 @@ class WindowAverage(SelectionRule):
             Otsuki et al. takes 2 × 2 for any pool).
     """
 
-    def __init__(self, rule: LinearRule | None = None, kernel: Sequence[int] | None = None) -> None:
+    def __init__(self, rule: LinearRule | None = None, kernel: tuple[int, ...] | None = None) -> None:
         self.rule = ZPlus() if rule is None else rule
-        self.kernel = None if kernel is None else tuple(kernel)
+        self.kernel = kernel
 
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
@@ -111,5 +115,5 @@ class WindowAverage(SelectionRule):
         if self.kernel is None:
             windows = pool.windows()
         else:
-            windows = AveragePool(self.kernel, self.kernel, [0] * len(self.kernel))
+            windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
         return self.rule(windows, x, None, None, relevance, nonnegative=nonnegative, support=support)

@@ -79,5 +79,5 @@ class CustomStart(torch.nn.Module):
         relevance = self.function(output, target)
         if not isinstance(relevance, Tensor) or relevance.shape != output.shape:
             got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
-            raise StartError(f"start= must return relevance in the shape of the output {tuple(output.shape)}, not {got}")
+            raise StartError(f"start= must return relevance like the output, {tuple(output.shape)}, not {got}")
         return relevance

@@ -77,9 +77,8 @@ def transposed_convolution(dims: int) -> Operation:
         return target(input, weight, bias, *axes, groups, per_axis(dilation, dims))
 
     def bind(a: Arguments, operand: str) -> Bound:
-        operation = TransposedConvolution(
-            dims, *(per_axis(a[n], dims) for n in ("stride", "padding", "output_padding", "dilation")), a["groups"]
-        )
+        axes = {n: per_axis(a[n], dims) for n in ("stride", "padding", "output_padding", "dilation")}
+        operation = TransposedConvolution(dims, **axes, groups=a["groups"])
         return operation, a["weight"], a["bias"]
 
     return Operation(

@@ -108,7 +108,7 @@ class Operation:
             args = (kwargs.pop("input"), *args)
         strange = [name for name in kwargs if name not in names]
         if strange or len(args) > len(names):
-            raise Unsupported(f"an argument that {self.target} does not take: {', '.join(strange) or args[len(names):]}")
+            raise Unsupported(f"more than {self.target} takes: {', '.join(strange) or args[len(names):]}")
         return self.target(*args, **kwargs)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,10 +63,11 @@ def lower_pow(input: Any, exponent: Any) -> Any:
     return aten.pow.Tensor_Scalar(input, exponent)
 
 
-def lower_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+def lower_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None, *,
+                  target: Any = aten.softmax.int) -> Any:
     if dim is None:
         raise Unsupported("softmax without dim")
-    return aten.softmax.int(input, dim, dtype)
+    return target(input, dim, dtype)
 
 
 def lower_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -163,7 +165,7 @@ ACTIVATIONS = [
     ),
     Operation(
         aten.log_softmax.int, Kind.POINTWISE, functions=(torch.log_softmax, F.log_softmax),
-        methods=("log_softmax",), lower=lambda input, dim=None, _stacklevel=3, dtype=None: aten.log_softmax.int(input, dim, dtype),
+        methods=("log_softmax",), lower=partial(lower_softmax, target=aten.log_softmax.int),
     ),
 ]
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxlrp.rules import routing as back
+from fxlrp.rules.primitives import fit
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
@@ -131,10 +132,8 @@ def _index_axis(input: Any, axis: int, entry: Any, *, back: bool) -> tuple[Any, 
         return aten.unsqueeze.default(input, axis), axis - 1 if back else axis + 1
     if isinstance(entry, int):
         return aten.select.int(input, axis, entry), axis
-    if entry != slice(None):
-        step = 1 if entry.step is None else entry.step
-        end = entry.stop
-        input = aten.slice.Tensor(input, axis, entry.start, end, step)
+    if not (entry.start is None and entry.stop is None and entry.step is None):  # bounds may be proxies of sizes
+        input = aten.slice.Tensor(input, axis, entry.start, entry.stop, 1 if entry.step is None else entry.step)
     return input, axis - 1 if back else axis + 1
 
 
@@ -146,7 +145,7 @@ def move(target: Any, transpose: Callable[..., Any], **more: Any) -> Operation:
 
 
 def unreshape(r: Any, a: Arguments) -> Any:
-    return back.unreshape(r, a["self"])
+    return back.unreshape(r, a["self"].shape)
 
 
 def sign_of_padding(a: Arguments) -> Sign:
@@ -184,23 +183,23 @@ AXES = [
 
 PARTS = [
     move(aten.slice.Tensor,
-         lambda r, a: back.unslice(r, a["self"], a["dim"], a["start"], a["end"], a["step"])),
-    move(aten.select.int, lambda r, a: back.unselect(r, a["self"], a["dim"], a["index"]),
+         lambda r, a: back.unslice(r, a["self"].shape, a["dim"], a["start"], a["end"], a["step"])),
+    move(aten.select.int, lambda r, a: back.unselect(r, a["self"].shape, a["dim"], a["index"]),
          methods=("select",), functions=(torch.select,)),
     move(aten.narrow.default, unreshape, methods=("narrow",), functions=(torch.narrow,), lower=lower_narrow),
-    move(aten.chunk.default, lambda r, a: back.unsplit(r, a["self"], a["dim"]), methods=("chunk",),
+    move(aten.chunk.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]), methods=("chunk",),
          functions=(torch.chunk,), lower=lower_chunk, outputs_many=True),
-    move(aten.split.Tensor, lambda r, a: back.unsplit(r, a["self"], a["dim"]), methods=("split",),
+    move(aten.split.Tensor, lambda r, a: back.unsplit(r, a["output"], a["dim"]), methods=("split",),
          functions=(torch.split, torch.functional.split), lower=lower_split, outputs_many=True),
-    move(aten.split_with_sizes.default, lambda r, a: back.unsplit(r, a["self"], a["dim"]),
+    move(aten.split_with_sizes.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]),
          methods=("split_with_sizes",), functions=(torch.split_with_sizes,), outputs_many=True),
-    move(aten.unbind.int, lambda r, a: back.rebind(r, a["self"], a["dim"]), methods=("unbind",),
+    move(aten.unbind.int, lambda r, a: back.rebind(r, a["output"], a["dim"]), methods=("unbind",),
          functions=(torch.unbind,), lower=lower_unbind, outputs_many=True),
 ]
 
 COPIES = [
-    move(aten.expand.default, lambda r, a: back.unexpand(r, a["self"]), methods=("expand",), lower=lower_expand),
-    move(aten.repeat.default, lambda r, a: back.unrepeat(r, a["self"], a["repeats"]), methods=("repeat", "tile"),
+    move(aten.expand.default, lambda r, a: fit(r, a["self"].shape), methods=("expand",), lower=lower_expand),
+    move(aten.repeat.default, lambda r, a: back.unrepeat(r, a["self"].shape, a["repeats"]), methods=("repeat", "tile"),
          functions=(torch.tile,), lower=lower_repeat),
     move(aten.cat.default, lambda r, a: back.uncat(r, a["tensors"], a["dim"]),
          functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat),

@@ -1,0 +1,104 @@
+"""Properties of random residual graphs."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from checks import assert_close, assert_conserves, assert_items_independent, assert_unchanged, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import BlockPlan, NetPlan, RandomNet
+from strategies import net_plans
+
+import fxlrp
+from fxlrp.rules import Epsilon, SignedSplit, Winner
+
+
+def build(plan, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    return RandomNet(plan).to(dtype).eval(), torch.randn(2, 3, 12, 12, dtype=dtype)
+
+
+@given(net_plans(), st.sampled_from(["ratio", "symmetric"]), st.booleans())
+def test_every_node_conserves(plan, split, identity_skips):
+    model, x = build(plan)
+    explainer = fxlrp.compile(model, split=split, identity_skips=identity_skips)
+    # The symmetric split sends relevance into a padded skip, and the ledger says so.
+    assert_conserves(explainer, x, absorbs=("padding",) if split == "symmetric" else ())
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(net_plans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 5))
+def test_every_node_conserves_at_length(plan, dtype, seed):
+    model, x = build(plan, dtype, seed)
+    assert_conserves(fxlrp.compile(model), torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])]))
+
+
+@given(net_plans())
+def test_items_of_a_batch_do_not_meet(plan):
+    model, x = build(plan)
+    assert_items_independent(fxlrp.compile(model), x)
+
+
+@given(net_plans())
+def test_the_model_stays_as_it_is(plan):
+    model, x = build(plan)
+    before = snapshot(model, x)
+    explainer = fxlrp.compile(model)
+    explanation = explainer(x)
+    explainer.ledger(x)
+    assert_unchanged(before, snapshot(model, x))
+    assert torch.equal(explanation.output, before["output"])
+    assert torch.equal(explainer(x).relevance, explanation.relevance)
+
+
+@given(net_plans())
+def test_a_shared_module_is_handled_at_each_call(plan):
+    plan.blocks[0] = replace(plan.blocks[0], shared=True)
+    shared, x = build(plan)
+    twin = unshared(shared)
+    assert torch.equal(shared(x), twin(x))
+    assert_close(fxlrp.compile(shared)(x).relevance, fxlrp.compile(twin)(x).relevance, 1e-14)
+
+
+def unshared(model):
+    """The same network with a module of its own at each of two calls."""
+    twin = copy.deepcopy(model)
+    for block in [m for m in twin.modules() if type(m).__name__ == "Block" and m.plan.shared]:
+        block.conv2 = TwoModules(block.conv2, copy.deepcopy(block.conv2))
+        block.act1 = TwoModules(block.act1, copy.deepcopy(block.act1))
+    return twin.eval()
+
+
+class TwoModules(torch.nn.Module):
+    """Uses its modules in turn."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+        self.calls = 0
+
+    def forward(self, x):
+        part = self.parts[self.calls % len(self.parts)]
+        self.calls += 1
+        return part(x)
+
+
+@given(net_plans())
+def test_epsilon_on_a_bias_free_relu_network_is_gradient_times_input(plan):
+    blocks = [plain(block) for block in plan.blocks]
+    model, x = build(NetPlan(blocks, stem_bias=False, pool=plan.pool, head_bias=False))
+    preset = fxlrp.Preset("lrp-0", linear=Epsilon(1e-14), selection=Winner(), split=SignedSplit(1e-14))
+    relevance = fxlrp.compile(model, preset, start="logit")(x, target=1).relevance
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    assert_close(relevance, (gradient * x).detach(), 1e-8)
+
+
+def plain(block: BlockPlan) -> BlockPlan:
+    nested = plain(block.nested) if block.nested else None
+    return replace(
+        block, bias=False, norm=False, squeeze=False, activation="relu", inplace=False, nested=nested
+    )
