@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,7 +76,10 @@ def explain_images(options: ExplainOptions) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    with _progress(len(options.images)) as progress:
+    # On a screen one console must print both, for it moves the bar out of the way; where stdout
+    # goes into a file, the bar may still be watched on stderr.
+    watched = console if console.is_terminal else Console(stderr=True)
+    with _progress(len(options.images), watched) as progress:
         task = progress.add_task("Explaining", total=len(options.images))
         remaining = iter(places)
         for batch in _batches(explainer, loaded, options, target, device):
@@ -186,7 +188,7 @@ def summary(batch: Batch, index: int, path: Path, place: Path, classes: Sequence
     from rich.text import Text
 
     explanation = batch.explanation
-    probabilities = explanation.output[index].detach().double().softmax(0)
+    probabilities = explanation.output[index].detach().cpu().double().softmax(0)
     text = Text.assemble((str(path), "bold"), "\n")
     target = int(explanation.target[index])  # type: ignore[index]
     values, numbers = probabilities.topk(min(5, len(probabilities)))
@@ -242,15 +244,12 @@ def _write(batch: Batch, index: int, place: Path, options: ExplainOptions) -> No
     save_png(enlarge(overlay(batch.photos[index], shown, colors, smooth=smooth)), place)
 
 
-def _progress(images: int) -> Any:
-    from rich.console import Console
+def _progress(images: int, console: Any) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        # The bar is on stderr. It prints for stdout only where both are the same screen, else
-        # what is meant for a file would end up on the screen.
-        console=Console(stderr=True), transient=True, disable=images < 2, redirect_stdout=sys.stdout.isatty(),
+        console=console, transient=True, disable=images < 2, redirect_stdout=False,
     )  # fmt: skip
 
 

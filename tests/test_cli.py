@@ -1,0 +1,278 @@
+"""The command line: what it prints and writes, and that every mistake is one line and exit code 1."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fxlrp
+from fxlrp import cli
+from fxlrp.commands import class_number, picture_paths
+from fxlrp.errors import ImageError, TargetError
+
+TINY = """
+import torch
+from torch import nn
+from torchvision import transforms
+from fxlrp.models import LoadedModel
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3, bias=False),
+    )
+
+def load():
+    steps = [transforms.Resize((32, 32)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    return LoadedModel(net(), transforms.Compose(steps), ["cat", "dog", "Crane"])
+
+def any_size():
+    return LoadedModel(net(), transforms.ToTensor(), ["cat", "dog", "Crane"])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a small model and three photographs of different sizes."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny_cli_models.py").write_text(TINY)
+    generator = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 50)), ("b.jpg", (60, 48)), ("c.png", (40, 50))):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name)
+    yield tmp_path
+    sys.modules.pop("tiny_cli_models", None)
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the command line; gives exit code, stdout and stderr."""
+
+    def runner(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fxlrp", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return runner
+
+
+MODEL = ("--model", "python:tiny_cli_models:load")
+
+
+def test_explain_prints_what_the_explanation_adds_up_to_and_writes_the_picture(run):
+    code, out, err = run("explain", "a.png", *MODEL, "--out", "map.png")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "a.png"
+    shares = [float(line.split("%")[0]) for line in lines[1:4]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.02)
+    explained = re.search(r"explained +(\w+) \((\d)\), probability ([\d.]+)", out)
+    relevance = re.search(r"Σ relevance ([\d.]+), ([\d.]+) % of what entered", out)
+    assert f"{explained[1]} ({explained[2]})" in lines[1]
+    assert float(relevance[1]) == pytest.approx(float(explained[3]), abs=2e-6)
+    assert "absorbed    0.000000" in out
+    assert "picture     map.png" in out
+    assert Image.open("map.png").size == (448, 448)
+
+
+def test_the_numbers_are_those_of_the_explainer(run):
+    _, out, _ = run("explain", "a.png", *MODEL, "--target", "Crane")
+    loaded = fxlrp.models.load_model("python:tiny_cli_models:load")
+    image = loaded.preprocess(Image.open("a.png").convert("RGB")).unsqueeze(0)
+    explanation = fxlrp.compile(loaded.model)(image, target=2)
+    assert f"Crane (2), probability {float(explanation.start):.6f}" in out
+
+
+def test_absorbed_relevance_is_told_by_reason(run):
+    _, out, _ = run("explain", "a.png", *MODEL, "--preset", "otsuki2024")
+    assert re.search(r"absorbed    0\.\d{6} \(stabilizer 0\.\d{6}\)", out)
+    _, out, _ = run("explain", "a.png", *MODEL, "--preset", "otsuki2024", "--no-ledger")
+    assert "absorbed" not in out
+
+
+def test_several_images_each_have_their_picture(run, folder):
+    Path("d").mkdir()
+    Image.open("a.png").save("d/a.png")
+    code, out, _ = run("explain", "a.png", "b.jpg", "d/a.png", *MODEL, "--out", "maps", "--batch-size", 2)
+    assert code == 0
+    assert sorted(p.name for p in Path("maps").iterdir()) == ["a_relevance-2.png", "a_relevance.png", "b_relevance.png"]
+    assert [line for line in out.splitlines() if re.fullmatch(r"\S+", line)] == ["a.png", "b.jpg", "d/a.png"]
+
+
+def test_images_of_different_sizes_are_explained_one_by_one(run):
+    together = run("explain", "a.png", "b.jpg", "c.png", "--model", "python:tiny_cli_models:any_size", "--out", "maps")
+    alone = [run("explain", name, "--model", "python:tiny_cli_models:any_size", "--out", "maps")
+             for name in ("a.png", "b.jpg", "c.png")]  # fmt: skip
+    assert together[0] == 0
+    assert together[1] == "".join(out for _, out, _ in alone)
+
+
+def test_pictures_lie_in_the_current_folder_unless_told_otherwise(run):
+    assert run("explain", "a.png", *MODEL)[0] == 0
+    assert Path("a_relevance.png").exists()
+
+
+def test_colours_levels_and_smoothing_change_the_picture_alone(run):
+    plain = run("explain", "a.png", *MODEL, "--out", "plain.png")[1]
+    for number, options in enumerate((("--colors", "symmetric"), ("--quantize", 4), ("--smooth", 0))):
+        code, out, _ = run("explain", "a.png", *MODEL, *options, "--out", f"{number}.png")
+        assert code == 0
+        assert out.splitlines()[:-2] == plain.splitlines()[:-2]
+        assert not np.array_equal(np.asarray(Image.open(f"{number}.png")), np.asarray(Image.open("plain.png")))
+
+
+def test_random_weights_are_warned_of(run):
+    code, _, err = run("explain", "a.png", "--model", "torchvision:resnet18", "--no-ledger")
+    assert code == 0
+    assert err.startswith("warning: torchvision:resnet18 has random weights: what is explained is an untrained network")
+
+
+def test_weights_are_loaded(run):
+    loaded = fxlrp.models.load_model("python:tiny_cli_models:load")
+    state = {key: torch.zeros_like(value) for key, value in loaded.model.state_dict().items()}
+    torch.save({"state_dict": state}, "zeros.pt")
+    code, out, _ = run("explain", "a.png", *MODEL, "--weights", "zeros.pt")
+    assert code == 0
+    assert "probability 0.333333" in out
+    # No layer has weights to hand relevance on by, and none of it is lost.
+    assert "100.00 % of what entered" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone.png", *MODEL), "there is no file gone.png"),
+        (("a.png", "tiny_cli_models.py", *MODEL), "tiny_cli_models.py is not an image"),
+        ((".", *MODEL), ". is a folder"),
+        (("a.png", "--model", "resnet18"), "is none of torchvision:NAME"),
+        (("a.png", "--model", "torchvision:resnet19"), "did you mean resnet18"),
+        (("a.png", *MODEL, "--weights", "gone.pt"), "there is no weights file gone.pt"),
+        (("a.png", *MODEL, "--weights", "a.png"), "a.png"),
+        (("a.png", *MODEL, "--target", "3"), "--target 3 is no class: there are 3 classes, 0 to 2"),
+        (("a.png", *MODEL, "--target=-1"), "--target -1 is no class"),
+        (("a.png", *MODEL, "--target", "cran"), "did you mean Crane?"),
+        (("a.png", *MODEL, "--preset", "best"), "preset='best': choose one of 'conserving'"),
+        (("a.png", *MODEL, "--split", "fair"), "split='fair': choose one of 'ratio'"),
+        (("a.png", *MODEL, "--colors", "jet"), "--colors jet: choose symmetric or positive"),
+        (("a.png", *MODEL, "--device", "toaster"), "--device toaster cannot be used here"),
+        (("a.png", *MODEL, "--device", "meta"), "holds no numbers"),
+        (("a.png", *MODEL, "--out", "a.png"), "would overwrite the image itself"),
+        (("a.png", "b.jpg", *MODEL, "--out", "map.png"), "map.png is one file, and there are 2 images"),
+        (("a.png", *MODEL, "--out", "map.jpg"), "written as PNG"),
+        (("a.png", *MODEL, "--out", "b.jpg/maps"), "a file is in the place of the folder"),
+    ],
+)
+def test_every_mistake_is_one_line_in_stderr_and_leaves_nothing(run, folder, arguments, message):
+    before = sorted(p.name for p in folder.iterdir() if p.name != "__pycache__")
+    code, out, err = run("explain", *arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == before
+
+
+def test_debug_shows_the_traceback(run):
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        run("explain", "gone.png", *MODEL, "--debug")
+
+
+def test_images_are_checked_before_the_model_is_built(run):
+    _, _, err = run("explain", "a.png", "gone.png", "--model", "python:tiny_cli_models:no_such_function")
+    assert "gone.png" in err
+
+
+@pytest.mark.parametrize("command", ["explain", "graph"])
+def test_the_help_names_the_options(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "--model" in out
+    assert "--preset" in out
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version")[:2] == (0, f"fxlrp {fxlrp.__version__}\n")
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_extra_cli_one_line_says_what_to_install(run, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = run("--version")
+    assert (code, out) == (1, "")
+    assert err == f"fxlrp: this needs {package}, which is not installed: pip install 'fxlrp[cli]'\n"
+
+
+def test_without_the_extra_draw_explain_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run("explain", "a.png", *MODEL)
+    assert code == 1
+    assert err == "error: this needs matplotlib, which is not installed: pip install 'fxlrp[draw]'\n"
+
+
+def test_the_core_needs_no_extra():
+    script = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'matplotlib', 'graphviz', 'timm', 'safetensors', 'skimage'):\n"
+        "    sys.modules[name] = None\n"
+        "import fxlrp, fxlrp.cli, fxlrp.models, fxlrp.images, fxlrp.render, torch\n"
+        "model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()\n"
+        "print(fxlrp.heatmap(fxlrp.compile(model)(torch.rand(1, 3, 2, 2)).relevance).shape)\n"
+        "fxlrp.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "torch.Size([1, 2, 2])\n"
+    assert done.stderr.endswith("pip install 'fxlrp[cli]'\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_graph_draws_the_explainer(run):
+    drawn = run("graph", *MODEL, "--out", "graph.dot")
+    assert drawn == (0, "graph.dot\n", "")
+    assert Path("graph.dot").read_text().lstrip().startswith("digraph")
+
+
+def test_graph_into_a_folder_is_an_error(run):
+    code, _, err = run("graph", *MODEL, "--out", ".")
+    assert code == 1
+    assert "is a folder: name a file" in err
+
+
+def test_a_class_is_named_in_any_case_or_by_number():
+    names = ["tabby", "crane", "Persian cat", "crane"]
+    assert class_number(None, names) is None
+    assert class_number("TABBY", names) == 0
+    assert class_number("persian cat", names) == 2
+    assert class_number("3", names) == 3
+    assert class_number("3", None) == 3
+    with pytest.raises(TargetError, match="classes 1, 3 all have this name"):
+        class_number("crane", names)
+    with pytest.raises(TargetError, match="did you mean Persian cat"):
+        class_number("cat", names)
+    with pytest.raises(TargetError, match="have no names"):
+        class_number("cat", None)
+
+
+def test_no_two_pictures_share_a_place_and_none_is_an_image_given(tmp_path):
+    images = [tmp_path / name for name in ("a.png", "a.jpg", "A.bmp", "a_relevance.png", "x/a.png")]
+    places = picture_paths(images, tmp_path)
+    assert len({str(place).casefold() for place in [*places, *images]}) == 10
+    assert places[0].name == "a_relevance-2.png"
+
+
+def test_an_existing_folder_may_be_called_like_a_picture(tmp_path):
+    (tmp_path / "maps.png").mkdir()
+    assert picture_paths([tmp_path / "a.png"], tmp_path / "maps.png") == [tmp_path / "maps.png" / "a_relevance.png"]

@@ -1,0 +1,110 @@
+"""Image files become RGB pictures, or a clear error; preprocessing can be undone for showing."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from fxlrp.errors import ImageError, InputError
+from fxlrp.images import as_seen, imagenet_preprocess, read_image, to_input
+
+
+def photo(width=40, height=30):
+    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    return Image.fromarray(ramp)
+
+
+def test_a_picture_comes_back_as_it_was_written(tmp_path):
+    photo().save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.mode == "RGB"
+    assert np.array_equal(np.asarray(read), np.asarray(photo()))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    name = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
+    photo().convert(mode).save(name)
+    assert read_image(name).mode == "RGB"
+    assert read_image(name).size == (40, 30)
+
+
+def test_the_cameras_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was held turned by a quarter.
+    photo(40, 30).save(tmp_path / "a.png", exif=exif)
+    read = read_image(tmp_path / "a.png")
+    assert read.size == (30, 40)
+    assert np.array_equal(np.asarray(read), np.rot90(np.asarray(photo(40, 30)), k=-1))
+
+
+def test_transparency_lies_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.asarray(read_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 100], [200, 255]]
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ImageError, match=r"there is no file .*gone\.png"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_a_folder_is_an_error(tmp_path):
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+
+
+def test_a_file_that_is_no_image_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(ImageError, match="not an image"):
+        read_image(tmp_path / "a.png")
+
+
+def test_an_empty_file_is_an_error(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ImageError, match="not an image"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_truncated_image_is_an_error(tmp_path, ending):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a.{ending}")
+    whole = (tmp_path / f"a.{ending}").read_bytes()
+    (tmp_path / f"b.{ending}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        read_image(tmp_path / f"b.{ending}")
+
+
+def test_the_picture_as_the_model_sees_it_is_the_crop_without_the_normalisation():
+    picture = photo(300, 260)
+    geometry = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
+    assert torch.allclose(as_seen(picture, imagenet_preprocess()), geometry(picture), atol=1e-6)
+
+
+def test_a_border_that_preprocessing_adds_is_black():
+    seen = as_seen(photo(), transforms.Compose([transforms.ToTensor(), transforms.Pad(3, fill=0.5)]))
+    assert seen[:, :3].abs().max() == 0
+    assert torch.allclose(seen[:, 3:-3, 3:-3], transforms.ToTensor()(photo()), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda p: 1, lambda p: torch.zeros(3, 4), lambda p: torch.zeros(3, 4, 4).byte()])
+def test_preprocessing_that_returns_no_input_is_an_error(wrong):
+    with pytest.raises(InputError, match="preprocessing must return"):
+        to_input(photo(), wrong)
+
+
+def test_preprocessing_that_fails_is_an_error_that_says_why():
+    with pytest.raises(InputError, match=r"preprocessing failed on a picture of \(40, 30\)"):
+        to_input(photo(), lambda picture: 1 / 0)
+
+
+def test_a_model_input_that_is_not_in_colour_cannot_be_shown():
+    with pytest.raises(InputError, match="1 channels"):
+        as_seen(photo(), transforms.Compose([transforms.Grayscale(), transforms.ToTensor()]))

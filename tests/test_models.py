@@ -1,0 +1,283 @@
+"""Model specs and checkpoints: what fits is loaded, what does not is named. Nothing is downloaded."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import fxlrp
+from fxlrp.checkpoints import class_count, read_checkpoint
+from fxlrp.errors import MissingExtraError, WeightsError
+from fxlrp.extras import require
+from fxlrp.images import read_image, to_input
+from fxlrp.models import LoadedModel, ModelWarning, imagenet_classes, load_model
+
+TINY = """
+import torch
+from torch import nn
+from torchvision import transforms
+from fxlrp.models import LoadedModel
+
+def net():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    return nn.Sequential(*layers)
+
+def pair():
+    return net(), transforms.ToTensor()
+
+def named():
+    return LoadedModel(net(), transforms.ToTensor(), ["cat", "dog"])
+
+def nothing():
+    return "a model"
+
+def odd():
+    return net(), 3
+
+def fails():
+    raise ValueError("no luck")
+
+class Holder:
+    build = staticmethod(net)
+
+value = 3
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A module in the current folder, of a name that nothing else has."""
+    (tmp_path / "tiny_models.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    yield "python:tiny_models"
+    sys.modules.pop("tiny_models", None)
+
+
+def quiet(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        return load_model(*args, **kwargs)
+
+
+def test_an_untrained_torchvision_model_says_so_and_is_the_same_every_time():
+    before = torch.get_rng_state()
+    with pytest.warns(ModelWarning, match="untrained"):
+        one = load_model("torchvision:resnet18")
+    assert torch.equal(torch.get_rng_state(), before)
+    other = quiet("torchvision:resnet18")
+    assert not one.model.training
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_a_torchvision_model_brings_its_preprocessing_and_class_names():
+    loaded = quiet("torchvision:mobilenet_v3_small")
+    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, 224, 224)
+    assert loaded.classes == imagenet_classes()
+    assert loaded.classes[282] == "tiger cat"
+    assert len(loaded.classes) == 1000
+
+
+def test_googlenet_translates_the_normalisation_as_its_trained_weights_need():
+    assert quiet("torchvision:googlenet").model.transform_input
+
+
+def test_a_timm_model_brings_its_preprocessing_and_class_names():
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    with pytest.warns(ModelWarning, match="timm:resnet10t has random weights"):
+        loaded = load_model("timm:resnet10t")
+    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, 176, 176)
+    assert len(loaded.classes) == 1000
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet18", "is none of torchvision:NAME, timm:NAME, python:"),
+        ("keras:resnet18", "is none of"),
+        ("torchvision:", "is none of"),
+        ("torchvision:resnet19", "did you mean resnet18"),
+        ("torchvision:zzzzzzzzzz", "it has alexnet"),
+        ("torchvision:fcn_resnet50", "no classifier"),
+        ("timm:resnet19", "did you mean resnet18"),
+        ("timm:hf-hub:timm/resnet18", "has no model"),
+        ("python:json", "write python:package.module:callable"),
+        ("python:no_such_module:load", "cannot be imported from here: No module named 'no_such_module'"),
+        ("python:json:no_such_thing", "'json' has no 'no_such_thing'"),
+    ],
+)
+def test_an_unknown_spec_is_an_error_with_a_hint(spec, message):
+    if spec.startswith("timm"):
+        pytest.importorskip("timm", reason="the extra timm is not installed")
+    with pytest.raises(WeightsError, match=message):
+        load_model(spec)
+
+
+def test_a_missing_timm_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"needs timm.*pip install 'fxlrp\[timm\]'"):
+        load_model("timm:resnet18")
+
+
+def test_a_callable_may_return_a_module_a_pair_or_a_loaded_model(tiny):
+    with pytest.warns(ModelWarning, match="taken as ImageNet's"):
+        bare = load_model(f"{tiny}:net")
+    assert to_input(Image.new("RGB", (300, 280)), bare.preprocess).shape == (3, 224, 224)
+    assert bare.classes is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair, named = load_model(f"{tiny}:pair"), load_model(f"{tiny}:named")
+    assert to_input(Image.new("RGB", (30, 28)), pair.preprocess).shape == (3, 28, 30)
+    assert isinstance(named, LoadedModel)
+    assert list(named.classes) == ["cat", "dog"]
+    assert not any(loaded.model.training for loaded in (bare, pair, named))
+    assert isinstance(quiet(f"{tiny}:Holder.build").model, nn.Sequential)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "returned str; it must return a module"),
+        ("odd", "its preprocessing is int"),
+        ("fails", "failed: ValueError: no luck"),
+        ("value", "name a function"),
+    ],
+)
+def test_a_callable_that_makes_no_model_is_an_error(tiny, name, message):
+    with pytest.raises(WeightsError, match=message):
+        load_model(f"{tiny}:{name}")
+
+
+def test_the_import_path_is_as_before(tiny):
+    before = list(sys.path)
+    quiet(f"{tiny}:net")
+    with pytest.raises(WeightsError):
+        load_model(f"{tiny}:fails")
+    assert sys.path == before
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(7)
+    return torchvision.models.resnet18()
+
+
+def wrappers(state):
+    return {
+        "bare": state,
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state, "optimizer": {"lr": 0.1}},
+        "parallel": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        "compiled": {f"_orig_mod.{key}": value for key, value in state.items()},
+        "old": {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["bare", "state_dict", "model", "parallel", "compiled", "old"])
+def test_a_checkpoint_is_read_in_every_customary_wrapper(tmp_path, resnet, wrapper):
+    torch.save(wrappers(resnet.state_dict())[wrapper], tmp_path / "a.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        loaded = load_model("torchvision:resnet18", tmp_path / "a.pt")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), resnet.parameters(), strict=True))
+
+
+def test_a_safetensors_checkpoint_is_read(tmp_path, resnet):
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    safetensors.save_file(resnet.state_dict(), tmp_path / "a.safetensors")
+    loaded = load_model("torchvision:resnet18", tmp_path / "a.safetensors")
+    assert torch.equal(loaded.model.fc.weight, resnet.fc.weight)
+    (tmp_path / "b.safetensors").write_bytes(b"no")
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_model("torchvision:resnet18", tmp_path / "b.safetensors")
+
+
+def test_the_model_gets_as_many_classes_as_the_checkpoint_has(tmp_path):
+    torch.save(torchvision.models.mobilenet_v3_small(num_classes=7).state_dict(), tmp_path / "a.pt")
+    loaded = load_model("torchvision:mobilenet_v3_small", tmp_path / "a.pt")
+    assert class_count(loaded.model) == 7
+    assert loaded.classes is None
+
+
+def test_a_checkpoint_of_another_model_is_an_error_that_names_what_differs(tmp_path, resnet):
+    state = resnet.state_dict()
+    state["extra.weight"] = state.pop("conv1.weight")
+    state["bn1.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(WeightsError) as error:
+        load_model("torchvision:resnet18", tmp_path / "a.pt")
+    assert "missing: conv1.weight" in str(error.value)
+    assert "unexpected: extra.weight" in str(error.value)
+    assert "bn1.weight ((3,) in the file, (64,) in the model)" in str(error.value)
+
+
+def test_a_checkpoint_of_quite_another_model_names_a_few_and_counts_the_rest(tmp_path, resnet):
+    torch.save(resnet.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"missing: .* and \d+ more; unexpected: .* and \d+ more"):
+        load_model("torchvision:mobilenet_v3_small", tmp_path / "a.pt")
+
+
+def test_a_checkpoint_fits_a_model_of_ones_own(tiny, tmp_path):
+    state = quiet(f"{tiny}:net").model.state_dict()
+    state["0.bias"] = torch.full((4,), 5.0)
+    torch.save(state, tmp_path / "a.pt")
+    assert quiet(f"{tiny}:net", tmp_path / "a.pt").model[0].bias.tolist() == [5, 5, 5, 5]
+
+
+class Stranger:
+    """Something that reading a checkpoint must not build."""
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "there is no weights file"),
+        (lambda path: path.mkdir(), "are a folder"),
+        (lambda path: path.touch(), "cannot be read as a checkpoint"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 and then nothing"), "cannot be read as a checkpoint"),
+        (lambda path: path.write_text("text"), "nothing but tensors|cannot be read"),
+        (lambda path: torch.save({"state_dict": Stranger()}, path), "nothing but tensors"),
+        (lambda path: torch.save([torch.zeros(2)], path), "an object of type list, not a state dict"),
+        (lambda path: torch.save({}, path), "an empty dict"),
+        (lambda path: torch.save({"epoch": 3}, path), "epoch is no tensor"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path, write, message):
+    write(tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=message):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_old_densenet_names_are_read(tmp_path):
+    torch.save({f"features.denselayer1.norm.1.{name}": torch.ones(1) for name in ("weight", "bias")}, tmp_path / "a.pt")
+    read = read_checkpoint(tmp_path / "a.pt")
+    assert list(read) == ["features.denselayer1.norm1.weight", "features.denselayer1.norm1.bias"]
+
+
+def test_what_is_installed_is_imported_and_what_is_broken_says_so(tmp_path, monkeypatch):
+    assert require("os.path", "draw") is __import__("os").path
+    with pytest.raises(MissingExtraError, match=r"no_such_package.*pip install 'fxlrp\[draw\]'"):
+        require("no_such_package.part", "draw")
+    (tmp_path / "broken_package.py").write_text("import another_missing_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="another_missing_package") as error:
+        require("broken_package", "draw")
+    assert not isinstance(error.value, MissingExtraError)
+
+
+def test_efficientnet_lite0_recognises_photographs_and_its_explanation_conserves(shared):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra demo is not installed")
+    loaded = load_model("python:examples.efficientnet_lite0:load")
+    files = sorted((shared / "images" / "imagenet_1000").iterdir())
+    chosen = list(range(0, 1000, 25))
+    images = torch.stack([to_input(read_image(files[i]), loaded.preprocess) for i in chosen])
+    with torch.no_grad():
+        right = loaded.model(images).argmax(1) == torch.tensor(chosen)
+    # 87 % of all 1,000; the wrong normalisation gives 77 %.
+    assert right.double().mean() >= 0.8
+    explanation = fxlrp.compile(loaded.model)(images[:2])
+    assert torch.allclose(fxlrp.heatmap(explanation.relevance).sum((1, 2)), explanation.start, rtol=1e-4)

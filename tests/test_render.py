@@ -1,0 +1,205 @@
+"""Heatmaps become colours: zero in the middle, the photograph visible, files whole or not at all."""
+
+import os
+import stat
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fxlrp.errors import ImageError, InputError, MissingExtraError
+from fxlrp.render import colorize, enlarge, fitting_colors, overlay, save_png, scaled, to_photo
+
+NAN, INF = float("nan"), float("inf")
+
+
+def ramp(low=-1.0, high=1.0, size=21):
+    return torch.linspace(low, high, size).expand(size, size).contiguous()
+
+
+def test_zero_is_the_middle_of_the_symmetric_colours_whatever_the_range():
+    colours = colorize(torch.tensor([[-1.0, 0.0, 10.0]]), "symmetric", percentile=100)
+    assert colours[0, 1].tolist() == colorize(torch.zeros(1, 1), "symmetric")[0, 0].tolist()
+    assert colours[0, 1].min() > 230  # White.
+    assert colours[0, 0, 2] > colours[0, 0, 0]  # Negative is bluish,
+    assert colours[0, 2, 0] > colours[0, 2, 2]  # positive is red.
+
+
+def test_positive_colours_show_negative_relevance_as_none():
+    values = scaled(torch.tensor([[-5.0, 0.0, 1.0, 2.0]]), "positive", percentile=100)
+    assert values.tolist() == [[0, 0, 0.5, 1]]
+
+
+def test_positive_colours_grow_brighter():
+    brightness = colorize(ramp(0, 1), "positive")[0].double().mean(-1)
+    assert (brightness.diff() >= -1).all()
+    assert brightness[-1] > brightness[0] + 100
+
+
+def test_a_few_strong_pixels_do_not_darken_the_rest():
+    heatmap = torch.ones(20, 20)
+    heatmap[0, 0] = 1e6
+    assert scaled(heatmap, percentile=99.5).min() == 1
+    assert scaled(heatmap, percentile=100).min() < 1e-5
+
+
+def test_relevance_in_fewer_pixels_than_the_percentile_leaves_out_is_seen():
+    heatmap = torch.zeros(100, 100)
+    heatmap[50, 50] = 2
+    assert scaled(heatmap, percentile=99).max() == 1
+
+
+@pytest.mark.parametrize("colors", ["symmetric", "positive"])
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-300, 1e300])
+def test_constant_maps_have_a_colour(colors, value):
+    colours = colorize(torch.full((4, 5), value, dtype=torch.float64), colors)
+    assert colours.shape == (4, 5, 3)
+    assert (colours == colours[0, 0]).all()
+
+
+@pytest.mark.parametrize("colors", ["symmetric", "positive"])
+def test_what_is_not_finite_is_grey_and_leaves_the_others_alone(colors):
+    heatmap = ramp()
+    holed = heatmap.clone()
+    holed[3, 4], holed[5, 6], holed[7, 8] = NAN, INF, -INF
+    plain, colours = colorize(heatmap, colors, 100), colorize(holed, colors, 100)
+    bad = ~torch.isfinite(holed)
+    assert (colours[bad] == 128).all()
+    assert torch.equal(colours[~bad], plain[~bad])
+
+
+def test_a_map_of_nothing_but_nan_is_grey_all_over():
+    assert (colorize(torch.full((3, 3), NAN)) == 128).all()
+    assert fitting_colors(torch.full((3, 3), NAN)) == "positive"
+
+
+@pytest.mark.parametrize(("low", "colors"), [(0.0, "positive"), (-1e-6, "positive"), (-0.5, "symmetric")])
+def test_the_fitting_colours_follow_the_sign(low, colors):
+    assert fitting_colors(ramp(low, 1)) == colors
+
+
+def test_half_precision_maps_are_shown():
+    assert colorize(ramp().half()).shape == (21, 21, 3)
+    assert colorize(ramp().bfloat16()).shape == (21, 21, 3)
+
+
+def test_an_overlay_shows_the_photograph_where_there_is_no_relevance():
+    photo = torch.rand(3, 16, 16)
+    heatmap = torch.zeros(16, 16)
+    heatmap[:, 8:] = 1
+    picture = overlay(photo, heatmap, "positive", smooth=0).double()
+    grey = (photo * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    without, under = (
+        np.corrcoef(grey[:, part].flatten(), picture[:, part].mean(-1).flatten())[0, 1]
+        for part in (slice(0, 8), slice(8, 16))
+    )
+    assert without > 0.95
+    assert under > 0.9
+    # Under the strongest relevance a tenth of the photograph still shows.
+    contrast = picture[:, :8].std((0, 1)), picture[:, 8:].std((0, 1))
+    assert torch.allclose(contrast[1] / contrast[0], torch.tensor(0.1, dtype=torch.float64), atol=0.05)
+
+
+def test_the_overlays_opacity_is_its_strength():
+    photo, heatmap = torch.rand(3, 8, 8), torch.ones(8, 8)
+    assert torch.equal(overlay(photo, heatmap, strength=1), colorize(heatmap))
+    assert torch.equal(overlay(photo, heatmap, strength=0), overlay(photo, 0 * heatmap))
+
+
+def test_smoothing_takes_out_what_alternates_and_keeps_what_is_not_finite_apart():
+    rows = torch.arange(32).view(-1, 1)
+    checks = ((rows + rows.T) % 2).float()
+    photo = torch.zeros(3, 32, 32)
+    assert overlay(photo, checks, "positive", smooth=0).double().std() > 50
+    assert overlay(photo, checks, "positive", smooth=2).double()[..., 0].std() < 5
+    checks[10, 10] = NAN
+    blurred = overlay(photo, checks, "positive", smooth=2)
+    assert blurred[10, 10].tolist() == [115, 115, 115]  # Nine tenths of grey on black.
+    assert (blurred[20:, 20:].double()[..., 0].std()) < 5
+
+
+def test_a_pillow_photograph_does_as_well():
+    photo = torch.rand(3, 8, 9)
+    pillow = Image.fromarray((photo * 255).round().byte().permute(1, 2, 0).numpy())
+    heatmap = torch.rand(8, 9)
+    assert (overlay(photo, heatmap).int() - overlay(pillow, heatmap).int()).abs().max() <= 1
+    assert torch.equal(to_photo(pillow), torch.from_numpy(np.array(pillow)))
+
+
+def test_pictures_are_enlarged_by_whole_factors():
+    assert enlarge(torch.zeros(224, 300, 3, dtype=torch.uint8), 448).shape == (448, 600, 3)
+    assert enlarge(torch.zeros(500, 600, 3, dtype=torch.uint8), 448).shape == (500, 600, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: scaled(torch.zeros(1, 4, 4)), r"one floating point map .*\(1, 4, 4\)"),
+        (lambda: scaled(torch.zeros(4, 4, dtype=torch.long)), "floating point"),
+        (lambda: scaled(torch.zeros(0, 4)), "one floating point map"),
+        (lambda: scaled([[1.0]]), "not list"),
+        (lambda: scaled(torch.zeros(4, 4), "jet"), "'symmetric', 'positive'"),
+        (lambda: scaled(torch.zeros(4, 4), percentile=0), "percentile"),
+        (lambda: scaled(torch.zeros(4, 4), percentile=101), "percentile"),
+        (lambda: overlay(torch.zeros(3, 4, 5), torch.zeros(4, 4)), r"\(4, 5\) and the map \(4, 4\)"),
+        (lambda: overlay(torch.zeros(1, 4, 4), torch.zeros(4, 4)), r"\(3, height, width\)"),
+        (lambda: overlay("photo.png", torch.zeros(4, 4)), "not str"),
+        (lambda: overlay(torch.zeros(3, 4, 4), torch.zeros(4, 4), strength=2), "strength"),
+        (lambda: overlay(torch.zeros(3, 4, 4), torch.zeros(4, 4), smooth=-1), "smooth"),
+        (lambda: overlay(torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)), "one floating point map"),
+        (lambda: save_png(torch.zeros(4, 4, 3), "a.png"), "uint8"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_a_missing_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fxlrp\[draw\]'"):
+        colorize(torch.zeros(4, 4))
+
+
+def picture(value):
+    return torch.full((6, 8, 3), value, dtype=torch.uint8)
+
+
+def test_a_picture_is_written_as_it_is_into_a_new_folder(tmp_path):
+    place = save_png(picture(7), tmp_path / "new" / "er" / "a.png")
+    assert np.array_equal(np.asarray(Image.open(place)), picture(7).numpy())
+
+
+def test_a_picture_replaces_an_older_one_and_others_may_read_it(tmp_path):
+    save_png(picture(1), tmp_path / "a.png")
+    save_png(picture(2), tmp_path / "a.png")
+    assert np.asarray(Image.open(tmp_path / "a.png")).max() == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_failure_leaves_the_older_picture_and_nothing_half_written(tmp_path, monkeypatch):
+    save_png(picture(1), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+
+    def half(self, file, **_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(ImageError, match="cannot be written: No space left"):
+        save_png(picture(2), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_other_formats_and_impossible_folders_are_errors(tmp_path):
+    with pytest.raises(ImageError, match=r"end in \.png"):
+        save_png(picture(1), tmp_path / "a.jpg")
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="cannot be written"):
+        save_png(picture(1), tmp_path / "file" / "a.png")
