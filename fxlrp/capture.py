@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +53,28 @@ def tensor_proxy(tracer: Any, node: fx.Node, name: str, tensor: torch.Tensor) ->
     return fx.Proxy(node, tracer)
 
 
+class InPlaceProxy(fx.Proxy):
+    """A proxy that tells ``x += y`` from ``x = x + y``; to fx both are an add."""
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
+
+    def __ipow__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.ipow, other)
+
+
 class Tracer(fx.Tracer):
     """Symbolic tracing that opens torch's own modules too, down to functions.
 
@@ -68,6 +92,14 @@ class Tracer(fx.Tracer):
         # fx searches all parameters at each access; a table keeps that linear in depth.
         self.names = {id(t): n for n, t in [*root.named_buffers(), *root.named_parameters()]}
         return super().trace(root, concrete_args)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return InPlaceProxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        return super().create_args_for_root(with_required_inputs(root_fn), is_module, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return VOCABULARY.module(type(m)) is not None
@@ -114,6 +146,24 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         name = self.names.get(id(a)) if isinstance(a, torch.Tensor) else None
         return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
+
+
+def with_required_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` without its optional parameters, which keep their defaults.
+
+    fx would make inputs of them, and a default such as ``mask=None`` decides control flow.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())
+    kinds = {parameter.kind for parameter in parameters}
+    optional = [parameter for parameter in parameters[1:] if parameter.default is not parameter.empty]
+    if not optional or inspect.Parameter.VAR_POSITIONAL in kinds:
+        return forward
+    required = [p.name for p in parameters[1:] if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    names = ", ".join(["self", *(required or [optional[0].name])])
+    space: dict[str, Any] = {"forward": forward}
+    exec(f"def wrapped({names}): return forward({names})", space)  # fx reads the signature off the code
+    wrapped: Callable[..., Any] = space["wrapped"]
+    return wrapped
 
 
 def capture(model: nn.Module) -> Captured:

@@ -74,7 +74,8 @@ class _Canonicalizer:
                 + "\nName each with fxlrp.vocabulary.register(Operation(...)): its ATen operation, its kind and its "
                 "other spellings."
             )
-        tensors = {name: self.captured.tensor(name) for name in self.tensors}
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        tensors = {str(n.target): self.captured.tensor(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"}
         return fx.GraphModule(tensors, self.graph, class_name=type(self.captured.model).__name__)
 
     def _visit(self, node: fx.Node) -> None:
@@ -192,12 +193,10 @@ def _unknown(*args: Any) -> Any:
 
 
 def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """What the output depends on, and what overwrites something that it depends on."""
+    """What the output depends on, and all that overwrites memory (under whichever name)."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or node in needed or (_overwrites(node) and node.all_input_nodes[:1] and (
-            node.all_input_nodes[0] in needed
-        )):
+        if node.op == "output" or node in needed or _overwrites(node):
             needed.add(node)
             needed.update(node.all_input_nodes)
     return needed

@@ -1,0 +1,351 @@
+"""Reading models: every spelling of an operation becomes the same graph, and means what the model means."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import assert_close, assert_conserves
+from torch import nn
+
+import fxlrp
+from fxlrp.capture import capture
+from fxlrp.errors import CaptureError, TrainingModeError, UnknownOperationError
+from fxlrp.passes.canonicalize import canonicalize
+
+
+def graph_of(model):
+    return canonicalize(capture(model.eval()))
+
+
+def targets(model):
+    return [str(n.target) for n in graph_of(model).graph.nodes if n.op == "call_function"]
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout2d()
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+SPELLINGS = {
+    "relu": [
+        lambda m, x: F.relu(x),
+        lambda m, x: F.relu(x, inplace=True),
+        lambda m, x: F.relu(x, True),
+        lambda m, x: F.relu_(x),
+        lambda m, x: torch.relu(x),
+        lambda m, x: torch.relu_(x),
+        lambda m, x: x.relu(),
+        lambda m, x: x.relu_(),
+        lambda m, x: F.relu(input=x),
+        lambda m, x: torch.ops.aten.relu.default(x),
+    ],
+    "add": [
+        lambda m, x: x + m.conv(x),
+        lambda m, x: torch.add(x, m.conv(x)),
+        lambda m, x: x.add(m.conv(x)),
+        lambda m, x: x.clone().add_(m.conv(x)),
+        lambda m, x: add_to(x, m.conv(x)),
+    ],
+    "hardtanh": [
+        lambda m, x: F.hardtanh(x, 0.0, 6.0),
+        lambda m, x: F.hardtanh(x, min_val=0.0, max_val=6.0, inplace=True),
+        lambda m, x: F.hardtanh_(x, 0.0, 6.0),
+    ],
+    "flatten": [lambda m, x: torch.flatten(x, 1), lambda m, x: x.flatten(1), lambda m, x: x.flatten(start_dim=1)],
+    "mean": [lambda m, x: x.mean((2, 3)), lambda m, x: torch.mean(x, dim=[2, 3]), lambda m, x: x.mean(dim=(2, 3))],
+}
+
+
+def add_to(x, y):
+    x += y
+    return x
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_all_spellings_are_one(name):
+    x = torch.randn(2, 3, 4, 4)
+    graphs = []
+    for spelling in SPELLINGS[name]:
+        model = Function(spelling)
+        graphs.append(targets(model))
+        with torch.no_grad():
+            assert torch.equal(graph_of(model)(x.clone()), model(x.clone()))
+    assert all(graph == graphs[0] for graph in graphs)
+
+
+def test_the_canonical_graph_is_functional_aten():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(1))
+    assert targets(model) == ["aten.conv2d.default", "aten.batch_norm.default", "aten.relu.default", "aten.flatten.using_ints"]
+
+
+NO_OPERATIONS = {
+    "dropout": lambda m, x: F.dropout(x, training=m.training),
+    "dropout2d": lambda m, x: m.drop(x),
+    "clone": lambda m, x: x.clone(),
+    "contiguous": lambda m, x: x.contiguous(),
+    "assertion": lambda m, x: (torch._assert(x.shape[1] == 3, "three channels"), x)[1],
+    "dead code": lambda m, x: (m.conv(x), x)[1],
+}
+
+
+@pytest.mark.parametrize("name", NO_OPERATIONS)
+def test_what_does_nothing_is_gone(name):
+    assert targets(Function(lambda m, x: m.conv(NO_OPERATIONS[name](m, x)))) == ["aten.conv2d.default"]
+
+
+# In place --------------------------------------------------------------------------------------
+
+
+def overwritten_then_read(m, x):
+    h = m.bn(m.conv(x))
+    y = F.relu(h, inplace=True)
+    return y + h  # h holds relu(h) by now
+
+
+def overwritten_by_a_sum(m, x):
+    h = m.conv(x)
+    s = h
+    h += x
+    return torch.cat([h, s], 1)  # s is h
+
+
+def preactivation(m, x):
+    h = F.relu(x, inplace=True)
+    return m.conv(h) + x  # the skip starts behind the activation
+
+
+def through_a_no_op(m, x):
+    h = m.conv(x)
+    d = F.dropout(h, training=False)
+    d.relu_()
+    return h
+
+
+@pytest.mark.parametrize("function", [overwritten_then_read, overwritten_by_a_sum, preactivation, through_a_no_op])
+def test_later_readers_see_what_was_overwritten(function):
+    model, x = Function(function).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x.clone())
+    relevance = torch.rand_like(expected)
+    explainer = fxlrp.compile(model, start=lambda output, target: relevance)
+    before = x.clone()
+    assert torch.equal(explainer(x).output, expected)
+    assert torch.equal(x, before)
+    assert_conserves(explainer, x)
+
+
+def test_a_view_that_is_read_after_its_memory_was_overwritten_is_reported():
+    def function(m, x):
+        h = m.conv(x)
+        part = h[:, :1]
+        h.relu_()
+        return part
+
+    with pytest.raises(UnknownOperationError, match="in-place operation on memory of which a view is read"):
+        graph_of(Function(function))
+
+
+# Modules ---------------------------------------------------------------------------------------
+
+
+class PaddedConv(nn.Conv2d):
+    """A subclass that pads in forward, as ports of TensorFlow models do."""
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        return F.conv2d(F.pad(x, (0, width % 2, 1, height % 2)), self.weight, self.bias, self.stride, 0)
+
+
+class ScaledBatchNorm(nn.BatchNorm2d):
+    """A subclass with a forward of its own is not taken for its parent."""
+
+    def forward(self, x):
+        return F.relu(
+            F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        )
+
+
+class StandardizedConv(nn.Conv2d):
+    """A weight computed in the graph."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias, self.stride, self.padding)
+
+
+MODULES = {
+    "padding subclass": lambda: PaddedConv(3, 4, 2, stride=2),
+    "batch norm subclass": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), ScaledBatchNorm(4)),
+    "weight standardisation": lambda: StandardizedConv(3, 4, 3, padding=1),
+    "parametrization": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "batch norm without affine": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
+    "batch norm without momentum": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)),
+    "sync batch norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)),
+    "norms": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm([4, 6, 6])),
+    "activations": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1, inplace=True), nn.ELU(), nn.SELU(), nn.CELU(), nn.GELU("tanh"), nn.SiLU(),
+        nn.Mish(), nn.Hardswish(), nn.Softplus(), nn.PReLU(), nn.Tanh(), nn.Hardtanh(), nn.ReLU6(), nn.Hardsigmoid(),
+        nn.LogSigmoid(), nn.Softshrink(0.1), nn.Threshold(-1.0, 0.0), nn.Sigmoid(), nn.Softmax(dim=1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_of_all_sorts(name):
+    torch.manual_seed(0)
+    model = MODULES[name]().double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+    relevance = torch.rand_like(expected)
+    explainer = fxlrp.compile(model, start=lambda output, target: relevance)
+    assert torch.equal(explainer(x).output, expected)
+    assert_conserves(explainer, x)
+
+
+def test_optional_inputs_keep_their_defaults():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x, mask=None, *, scale: float = 2.0):
+            return self.fc(x if mask is None else x * mask) * scale
+
+    model, x = Optional().eval(), torch.randn(2, 3)
+    assert torch.equal(fxlrp.compile(model)(x).output, model(x))
+
+
+def test_batch_and_resolution_stay_free():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    explainer = fxlrp.compile(model.double().eval())
+    for shape in [(1, 3, 8, 8), (4, 3, 9, 13), (2, 3, 31, 7)]:
+        x = torch.randn(shape, dtype=torch.float64)
+        assert explainer(x).relevance.shape == shape
+        assert_conserves(explainer, x)
+
+
+def test_channels_last_is_the_same_explanation():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).double().eval()
+    explainer, x = fxlrp.compile(model), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert_close(explainer(x.contiguous(memory_format=torch.channels_last)).relevance, explainer(x).relevance)
+
+
+def test_stochastic_depth_is_nothing_in_eval_mode():
+    from torchvision.ops import StochasticDepth
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), StochasticDepth(0.5, "row"))
+    assert targets(model) == ["aten.conv2d.default"]
+
+
+# What cannot be read -----------------------------------------------------------------------------
+
+
+def test_every_unknown_operation_is_named_with_its_module_and_line():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return torch.lgamma(x)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.rnn = Inner(), nn.LSTM(3, 3)
+
+        def forward(self, x):
+            x = self.inner(x).erfinv()
+            return self.rnn(x)[0]
+
+    with pytest.raises(UnknownOperationError) as caught:
+        fxlrp.compile(Outer().eval())
+    message = str(caught.value)
+    for part in ("lgamma", "'inner'", "Tensor.erfinv", "module LSTM", "'rnn'", "test_capture.py:", "register"):
+        assert part in message
+
+
+def test_a_registered_operation_is_known():
+    from fxlrp.vocabulary import VOCABULARY, Kind, Operation, register
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.Flatten())
+    unknown = Function(lambda m, x: torch.lgamma(x))
+    with pytest.raises(UnknownOperationError):
+        graph_of(unknown)
+    entry = Operation(torch.ops.aten.lgamma.default, Kind.POINTWISE, functions=(torch.lgamma,), methods=("lgamma",))
+    register(entry)
+    try:
+        assert targets(unknown) == ["aten.lgamma.default"]
+    finally:
+        for table in (VOCABULARY._by_target, VOCABULARY._by_function, VOCABULARY._by_method):
+            for key in [key for key, value in table.items() if value is entry]:
+                del table[key]
+    assert targets(model)
+
+
+def test_control_flow_on_values_is_refused():
+    with pytest.raises(CaptureError, match=r"cannot be traced.*control flow"):
+        capture(Function(lambda m, x: x if x.sum() > 0 else -x).eval())
+
+
+@pytest.mark.parametrize("function", [lambda m, x: F.dropout(x, 0.5), lambda m, x: F.dropout(x, 0.5, True)])
+def test_dropout_that_stays_active_is_refused(function):
+    with pytest.raises(UnknownOperationError, match="stays active in eval mode"):
+        graph_of(Function(function))
+
+
+def test_batch_statistics_are_refused():
+    with pytest.raises(UnknownOperationError, match="batch statistics"):
+        graph_of(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
+
+
+@pytest.mark.parametrize("part", [lambda m: m, lambda m: m[1]])
+def test_training_mode_is_refused(part):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+    part(model).training = True
+    with pytest.raises(TrainingModeError, match=r"call model\.eval\(\)"):
+        fxlrp.compile(model)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(CaptureError, match=r"torch\.nn\.Module, not function"):
+        fxlrp.compile(lambda x: x)
+
+
+def test_a_weight_that_a_hook_computes_is_refused():
+    with pytest.warns(FutureWarning):
+        model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 3, 1)))
+    with pytest.raises(CaptureError, match=r"0 computes its weight in a hook.*parametrizations"):
+        fxlrp.compile(model.eval())
+
+
+def test_forward_hooks_are_left_alone_and_mentioned():
+    model = nn.Sequential(nn.Linear(3, 2)).eval()
+    calls = []
+    model[0].register_forward_hook(lambda *args: calls.append(1))
+    with pytest.warns(UserWarning, match="hooks of 0"):
+        explainer = fxlrp.compile(model)
+    explainer(torch.randn(2, 3))
+    assert calls == []
+    assert len(model[0]._forward_hooks) == 1
+
+
+def test_tracing_leaves_nothing_on_the_model():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.seen = nn.Linear(3, 3), None
+
+        def forward(self, x):
+            self.seen = x
+            return self.fc(x) * torch.arange(1.0, 4.0)
+
+    model = Keeps().eval()
+    before = dict(vars(model))
+    explainer = fxlrp.compile(model)
+    assert vars(model) == before
+    x = torch.randn(2, 3)
+    assert torch.equal(explainer(x).output, model(x))
