@@ -39,6 +39,8 @@ def main() -> None:
     began = time.perf_counter()
     explainer = fxlrp.compile(loaded.model)
     compiled = time.perf_counter()
+    explainer(images)  # A first call also loads what it runs on, and would be timed for it.
+    began_again = time.perf_counter()
     explanation = explainer(images)
     explained = time.perf_counter()
     ledger = explainer.ledger(images, target=explanation.target)
@@ -46,7 +48,7 @@ def main() -> None:
 
     console.print(
         f"[bold]EfficientNet-Lite0[/]: {len(explainer.joins)} joins, {len(explainer.graph.nodes)} nodes; "
-        f"compiled in {compiled - began:.1f} s, {len(paths)} photographs explained in {explained - compiled:.1f} s\n"
+        f"compiled in {compiled - began:.1f} s, {len(paths)} photographs explained in {explained - began_again:.1f} s\n"
     )
     probabilities = explanation.output.softmax(1)
     rows = []
