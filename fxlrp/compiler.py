@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -81,6 +82,10 @@ def compile(
         joins=[facts(node).join for node in forward.graph.nodes if facts(node).kind is Kind.JOIN],
         ledger_program=lambda: program(ledger=True),
         differentiable=differentiable,
+        recompile=partial(
+            compile, preset=preset, rules=rules, split=split, identity_skips=identity_skips, start=start,
+            output=output, checkpoints=checkpoints, differentiable=differentiable,
+        ),
     )  # fmt: skip
 
 

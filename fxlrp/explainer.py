@@ -58,6 +58,7 @@ class Explainer(nn.Module):
     def __init__(
         self, model: nn.Module, program: Program, forward_graph: fx.GraphModule, output: fx.Node, *,
         inputs: list[InputSpec], joins: list[Join], ledger_program: Callable[[], Program], differentiable: bool,
+        recompile: Callable[[nn.Module], Explainer],
     ) -> None:
         super().__init__()
         self.graph_module = program.module
@@ -70,6 +71,7 @@ class Explainer(nn.Module):
         self._ledger_program = ledger_program
         self._ledger: tuple[Program, ...] = ()
         self._classes: int | None = None
+        self._recompile = recompile
 
     def forward(self, *inputs: Tensor, target: Any = None) -> Explanation:
         """Explain ``inputs``; a target may also follow them as the last positional argument.
@@ -145,6 +147,10 @@ class Explainer(nn.Module):
 
         return draw(self, path, view, depth=depth)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, by copy.deepcopy or pickle, is compiled anew from the copied model.
+        return _rebuild, (self._recompile, self._weights.model, self._weights.dtype, self._weights.device)
+
     def _prepare(self, inputs: tuple[Any, ...], target: Any) -> tuple[list[Tensor], Tensor | None]:
         if target is None and len(inputs) == len(self._inputs) + 1:
             *inputs, target = inputs  # type: ignore[assignment]
@@ -178,3 +184,10 @@ class Explainer(nn.Module):
         self._weights.convert(fn)
         self._weights.refresh()
         return self
+
+
+def _rebuild(
+    recompile: Callable[[nn.Module], Explainer], model: nn.Module, dtype: torch.dtype | None, device: Any
+) -> Explainer:
+    explainer = recompile(model)
+    return explainer if dtype is None and device is None else explainer.to(device=device, dtype=dtype)

@@ -48,5 +48,7 @@ def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> 
     constant = width == 0
     index = ((heatmap - low) / torch.where(constant, 1, width)).floor()
     # The maximum itself lies on the upper edge of the last bin.
-    index = index.clamp(max=bins - 1 if method == "bins" else bins)
-    return torch.where(constant, heatmap, low + index * width)
+    floored = low + index.clamp(max=bins - 1) * width
+    if method == "linspace":
+        floored = torch.where(heatmap == high, high, floored)
+    return torch.where(constant, heatmap, floored)

@@ -18,20 +18,19 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module, module: fx.GraphModule) -> None:
-        self._model = (model,)
+        self.model = model
         self._slots: list[tuple[Any, str, nn.Module, str]] = []
-        self._dtype: torch.dtype | None = None
-        self._device: torch.device | None = None
+        self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
         self.add(module)
 
     def add(self, module: fx.GraphModule) -> None:
         """Tie the tensors of one more graph module."""
-        (model,) = self._model
         names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
         for name in sorted(names):
             *path, leaf = name.split(".")
             try:
-                source: Any = model
+                source: Any = self.model
                 for part in path:
                     source = getattr(source, part)
                 getattr(source, leaf)
@@ -57,23 +56,23 @@ class Weights:
         for source, leaf, _, _ in self._slots:
             tensor = getattr(source, leaf)
             if tensor.is_floating_point():
-                probe = function(tensor.detach().new_zeros(1, dtype=self._dtype, device=self._device))
+                probe = function(tensor.detach().new_zeros(1, dtype=self.dtype, device=self.device))
                 if (probe.dtype, probe.device) != (tensor.dtype, tensor.device):
-                    self._dtype, self._device = probe.dtype, probe.device
+                    self.dtype, self.device = probe.dtype, probe.device
                 else:
-                    self._dtype = self._device = None
+                    self.dtype = self.device = None
                 return
 
     def refresh(self) -> None:
         """Take over what changed in the model."""
         for source, leaf, holder, name in self._slots:
             ours, theirs = _get(holder, name), _get(source, leaf)
-            if self._dtype is None and self._device is None:
+            if self.dtype is None and self.device is None:
                 if ours is not theirs:
                     _put(holder, name, theirs)
             else:
-                dtype = self._dtype if theirs.is_floating_point() else None
-                _put(holder, name, theirs.to(device=self._device, dtype=dtype))
+                dtype = self.dtype if theirs.is_floating_point() else None
+                _put(holder, name, theirs.to(device=self.device, dtype=dtype))
 
 
 class _Constant:

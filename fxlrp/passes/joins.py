@@ -125,11 +125,12 @@ def between(fork: fx.Node | None, operand: fx.Node) -> set[fx.Node]:
 def is_identity(operand: fx.Node, other: fx.Node, way: set[fx.Node]) -> bool:
     """Whether ``operand``, data movement and constant scales stripped, is an ancestor of ``other``.
 
-    ``way`` holds the nodes between the fork and ``other``. An ancestor that reaches
-    ``other`` only through parts cut out of it is a different part, and no identity.
+    ``way`` holds the nodes between the fork and ``other``. Two parts cut out of one value
+    are no identity, and neither are a value and its own parts put together anew (rotary
+    embeddings).
     """
     node = operand
-    cut = False
+    cut = all(_moves(n) for n in way)
     while True:
         readers = [user for user in node.users if user in way or user is other]
         if cut:
@@ -137,11 +138,16 @@ def is_identity(operand: fx.Node, other: fx.Node, way: set[fx.Node]) -> bool:
         if readers or node is other:
             return True
         known = facts(node)
-        moves = known.kind is Kind.ROUTING or (known.kind is Kind.POINTWISE and _scales(node))
-        if not moves or len(known.operands) != 1:
+        if not _moves(node) or len(known.operands) != 1:
             return False
         cut = cut or _cuts(node)
         node = known.operands[0][1]
+
+
+def _moves(node: fx.Node) -> bool:
+    """Data movement, or a product with a constant."""
+    kind = facts(node).kind
+    return kind is Kind.ROUTING or (kind is Kind.POINTWISE and _scales(node))
 
 
 def _cuts(node: fx.Node) -> bool:

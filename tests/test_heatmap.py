@@ -1,0 +1,65 @@
+"""Heatmaps and heat quantization."""
+
+import numpy as np
+import pytest
+import torch
+
+import fxlrp
+from fxlrp.errors import InputError
+
+
+def test_a_heatmap_is_the_sum_over_channels():
+    relevance = torch.randn(2, 3, 4, 5)
+    assert torch.equal(fxlrp.heatmap(relevance), relevance.sum(1))
+    assert torch.equal(fxlrp.heatmap(relevance[0]), relevance[0].sum(0))
+    with pytest.raises(InputError, match=r"not \(2, 3\)"):
+        fxlrp.heatmap(torch.zeros(2, 3))
+    with pytest.raises(InputError, match="not tuple"):
+        fxlrp.heatmap((relevance, relevance))
+
+
+def test_bins_floor_to_the_lower_edge_of_q_bins():
+    heat = torch.linspace(0, 8, 17, dtype=torch.float64).reshape(1, 17)
+    expected = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 7]
+    assert fxlrp.quantize_heat(heat).tolist() == [expected]
+    assert len(fxlrp.quantize_heat(torch.randn(50, 50), levels=5).unique()) == 5
+
+
+def test_linspace_is_what_the_released_code_does():
+    heat = torch.randn(3, 20, 20, dtype=torch.float64)
+    got = fxlrp.quantize_heat(heat, method="linspace")
+    for ours, theirs in zip(got, heat.numpy(), strict=True):
+        levels = np.linspace(theirs.min(), theirs.max(), 8)
+        expected = levels[np.searchsorted(levels, theirs, side="right") - 1]
+        assert np.abs(ours.numpy() - expected).max() < 1e-12
+        assert ours.max() == theirs.max()
+
+
+@pytest.mark.parametrize("method", ["bins", "linspace"])
+def test_each_map_has_its_own_levels_and_a_constant_map_is_unchanged(method):
+    maps = torch.stack([torch.full((4, 4), 0.3), torch.randn(4, 4)])
+    got = fxlrp.quantize_heat(maps, method=method)
+    assert torch.equal(got[0], maps[0])
+    assert torch.equal(got[1], fxlrp.quantize_heat(maps[1], method=method))
+    zeros = torch.zeros(4, 4)
+    assert torch.equal(fxlrp.quantize_heat(zeros, method=method), zeros)
+
+
+@pytest.mark.parametrize("method", ["bins", "linspace"])
+def test_quantizing_twice_changes_nothing_and_keeps_order(method):
+    heat = torch.randn(30, 30, dtype=torch.float64)
+    once = fxlrp.quantize_heat(heat, method=method)
+    assert (once <= heat + 1e-12).all()
+    order = heat.flatten().argsort()
+    assert (once.flatten()[order].diff() >= -1e-12).all()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"levels": 0}, {"levels": 2.5}, {"levels": True}, {"method": "ceil"}, {"levels": 1, "method": "linspace"}],
+)
+def test_bad_arguments_are_refused(arguments):
+    with pytest.raises(InputError, match=r"levels|method"):
+        fxlrp.quantize_heat(torch.zeros(2, 2), **arguments)
+    with pytest.raises(InputError, match="floating point map"):
+        fxlrp.quantize_heat(torch.zeros(1, 3, 2, 2))
