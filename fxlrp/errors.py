@@ -42,7 +42,7 @@ class WeightsError(FxlrpError, ValueError):
 
 
 class DrawError(FxlrpError, ValueError):
-    """A picture of the graph cannot be drawn as asked."""
+    """A picture of the graph cannot be drawn as asked, or the program that renders it is missing."""
 
 
 class ImageError(FxlrpError, ValueError):

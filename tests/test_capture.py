@@ -81,7 +81,9 @@ def test_all_spellings_are_one(name):
 
 def test_the_canonical_graph_is_functional_aten():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(1))
-    assert targets(model) == ["aten.conv2d.default", "aten.batch_norm.default", "aten.relu.default", "aten.flatten.using_ints"]
+    assert targets(model) == [
+        "aten.conv2d.default", "aten.batch_norm.default", "aten.relu.default", "aten.flatten.using_ints",
+    ]  # fmt: skip
 
 
 NO_OPERATIONS = {
@@ -187,7 +189,9 @@ MODULES = {
     "batch norm without affine": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
     "batch norm without momentum": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)),
     "sync batch norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)),
-    "norms": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm([4, 6, 6])),
+    "norms": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm([4, 6, 6])
+    ),
     "activations": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1, inplace=True), nn.ELU(), nn.SELU(), nn.CELU(), nn.GELU("tanh"), nn.SiLU(),
         nn.Mish(), nn.Hardswish(), nn.Softplus(), nn.PReLU(), nn.Tanh(), nn.Hardtanh(), nn.ReLU6(), nn.Hardsigmoid(),
@@ -223,7 +227,9 @@ def test_optional_inputs_keep_their_defaults():
 
 
 def test_batch_and_resolution_stay_free():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
     explainer = fxlrp.compile(model.double().eval())
     for shape in [(1, 3, 8, 8), (4, 3, 9, 13), (2, 3, 31, 7)]:
         x = torch.randn(shape, dtype=torch.float64)

@@ -40,6 +40,7 @@ def test_a_wrong_weight_sign_goes_red(monkeypatch, model):
 
 def test_a_wrong_transpose_goes_red(monkeypatch):
     import test_linear_rules as oracle
+
     from fxlrp.rules.operations import Convolution
 
     right = Convolution.transpose
@@ -121,6 +122,6 @@ def test_a_doubled_share_goes_red(monkeypatch, model, x):
     from fxlrp.passes.emit import _Emitter
 
     right = _Emitter._hand
-    monkeypatch.setattr(_Emitter, "_hand", lambda self, operand, reader, share: right(self, operand, reader, share * 1.01))
+    monkeypatch.setattr(_Emitter, "_hand", lambda self, operand, reader, r: right(self, operand, reader, r * 1.01))
     with pytest.raises(AssertionError):
         assert_conserves(fxlrp.compile(model), x)

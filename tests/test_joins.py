@@ -67,7 +67,8 @@ class Function(nn.Module):
 
 
 def joins(function):
-    return [(join.kind, join.skip, join.residual) for join in fxlrp.compile(Function(function).eval(), start=ones).joins]
+    explainer = fxlrp.compile(Function(function).eval(), start=ones)
+    return [(join.kind, join.skip, join.residual) for join in explainer.joins]
 
 
 def ones(output, target):

@@ -174,8 +174,9 @@ def test_a_known_sign_changes_nothing(case):
 
 @settings(max_examples=40)
 @given(
-    st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2]),
-    st.booleans(), st.sampled_from(["z-plus", "epsilon with bias", "w-plus"]),
+    dims=st.integers(1, 3), kernel=st.integers(1, 3), stride=st.integers(1, 3), padding=st.integers(0, 2),
+    dilation=st.integers(1, 2), groups=st.sampled_from([1, 2]), transposed=st.booleans(),
+    rule=st.sampled_from(["z-plus", "epsilon with bias", "w-plus"]),
 )  # fmt: skip
 def test_a_rule_is_its_dense_formula_at_any_geometry(dims, kernel, stride, padding, dilation, groups, transposed, rule):
     if transposed:

@@ -77,7 +77,9 @@ class Add(nn.Module):
         return self.operation(self.conv(x), x.mean((2, 3), keepdim=True))
 
 
-@pytest.mark.parametrize("operation", [torch.add, torch.sub, lambda a, b: b + a, lambda a, b: torch.add(a, b, alpha=-2)])
+@pytest.mark.parametrize(
+    "operation", [torch.add, torch.sub, lambda a, b: b + a, lambda a, b: torch.add(a, b, alpha=-2)]
+)
 @pytest.mark.parametrize("split", ["ratio", "symmetric"])
 def test_a_join_that_broadcasts_conserves(operation, split):
     model = Add(operation).double().eval()
@@ -218,7 +220,8 @@ def test_the_released_code_averages_two_by_two_whatever_the_pool():
     x = torch.rand(1, 1, 4, 4, dtype=DOUBLE)
     relevance = torch.rand(1, 1, 2, 2, dtype=DOUBLE)
     rule = WindowAverage(Epsilon(0), kernel=(2, 2))
-    got = fxlrp.compile(pool.eval(), fxlrp.Preset("released", selection=rule), start=lambda o, t: relevance)(x).relevance
+    preset = fxlrp.Preset("released", selection=rule)
+    got = fxlrp.compile(pool.eval(), preset, start=lambda output, target: relevance)(x).relevance
     tiles = lambda v: F.interpolate(v, scale_factor=2, mode="nearest")  # noqa: E731
     assert_close(got, x * tiles(relevance / (4 * F.avg_pool2d(x, 2))))
 

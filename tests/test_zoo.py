@@ -198,8 +198,14 @@ ROWS = [("ratio", True), ("symmetric", True), ("ratio", False), ("symmetric", Fa
 @pytest.mark.parametrize(("split", "identity_skips"), ROWS)
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"))],
-)  # fmt: skip
+    [
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
+        ),
+    ],
+)
 def test_all_variants_on_all_resnets(name, split, identity_skips):
     model = torchvision.models.get_model(name, weights=None)
     model = calibrated(model, torch.randn(4, 3, 64, 64)).double()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fxlrp.draw.dot import dot_text
 from fxlrp.draw.picture import collapse
 from fxlrp.draw.reading import picture_of
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import DrawError
 from fxlrp.extras import require
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 VIEWS = ("both", "forward", "relevance")
 TEXT = ("dot", "gv")
 RENDERED = ("svg", "png", "pdf")
-
-
-class DrawError(FxlrpError):
-    """A picture cannot be drawn as asked, or the program that renders it is missing."""
 
 
 def dot_source(explainer: Explainer, view: str = "both", *, depth: int | None = None) -> str:

@@ -242,9 +242,8 @@ class _Flow:
         return any(set(self.came[source]) != {group} for source in sources)
 
     def _sum(self, node: fx.Node, sources: list[fx.Node]) -> str:
-        reader = node.meta[KEY].node
-        value = self._handed_to(sources[-1], reader)
-        label = value.name if value is not None else node.name
+        label = node.meta[KEY].value
+        value = self.forward.get(label)
         name = f"sum of {label}"  # three readers make two adds, and one sum
         if name not in self.picture.things:
             tooltip = f"the relevance of {label}: the sum of what its readers hand it"
@@ -258,19 +257,7 @@ class _Flow:
         join = facts(reader).join if reader is not None else None
         if join is None or join.skip == join.residual or emitted.rule == "start" or emitted.role != "relevance":
             return Way.RELEVANCE
-        operand = self._handed_to(node, join.name)
-        return Way.RELEVANCE_SKIP if operand is not None and operand.name == join.skip else Way.RELEVANCE
-
-    def _handed_to(self, node: fx.Node, reader: str) -> fx.Node | None:
-        """Which operand of ``reader`` the step ``node`` hands relevance to."""
-        operands = facts(self.forward[reader]).operands if reader in self.forward else ()
-        names = [operand.name for _, operand in operands]
-        if len(set(names)) > 1:
-            # Their steps are named after them; a longer name may begin like a shorter one.
-            longest = sorted(names, key=len, reverse=True)
-            exact = [name for name in longest if node.name.startswith(f"relevance_{name}_from_{reader}")]
-            names = exact or [name for name in longest if node.name.startswith(f"relevance_{name}")]
-        return self.forward.get(names[0]) if names else None
+        return Way.RELEVANCE_SKIP if emitted.value == join.skip else Way.RELEVANCE
 
     def _link(self, sources: Iterable[fx.Node], target: str) -> None:
         for source in sources:
