@@ -12,12 +12,13 @@ BIN     := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint pictures clean
 
 help:
 	@echo "make demo    explain photographs with EfficientNet-Lite0; pictures in demo/"
 	@echo "make test    lint, type check, tests"
 	@echo "make lint    ruff and mypy alone"
+	@echo "make pictures  the pictures of README.md, from a run of the demo"
 	@echo "make clean   remove .venv and everything that was made"
 
 demo: $(DEMO)
@@ -40,6 +41,10 @@ $(DEMO): pyproject.toml | $(BIN)/python
 $(TEST): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(DEMO)
+
+pictures: demo
+	$(BIN)/python -c "from PIL import Image; i = Image.open('demo/side_by_side.png').convert('RGB'); \
+	    i.thumbnail((1000, 1000)); i.save('docs/side_by_side.jpg', quality=82)"
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage

@@ -269,8 +269,9 @@ def test_what_is_installed_is_imported_and_what_is_broken_says_so(tmp_path, monk
     assert not isinstance(error.value, MissingExtraError)
 
 
-def test_efficientnet_lite0_recognises_photographs_and_its_explanation_conserves(shared):
+def test_efficientnet_lite0_recognises_photographs_and_its_explanation_conserves(shared, monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the extra demo is not installed")
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     loaded = load_model("python:examples.efficientnet_lite0:load")
     files = sorted((shared / "images" / "imagenet_1000").iterdir())
     chosen = list(range(0, 1000, 25))

@@ -161,5 +161,9 @@ class Epsilon(LinearRule):
     def __init__(self, epsilon: float = 1e-6, *, bias: str = "ignore") -> None:
         super().__init__(stabilizer=epsilon, bias=bias)
 
+    def __repr__(self) -> str:
+        bias = "" if self.bias == "ignore" else f", bias={self.bias!r}"
+        return f"Epsilon({self.stabilizer!r}{bias})"
+
     def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
         return [(x, weight)]

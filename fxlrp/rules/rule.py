@@ -37,21 +37,22 @@ class Shares:
 
 
 class Rule:
-    """Base of all rules: equal and printed by their parameters."""
+    """Base of all rules: equal and printed by their parameters, all of which have defaults."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Shares:
         """Share relevance out; each family of rules says over what."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        parameters = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({parameters})"
+        usual = vars(type(self)())  # what differs from the defaults is worth reading
+        changed = [f"{name}={value!r}" for name, value in vars(self).items() if value != usual[name]]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash((type(self), repr(self)))
 
 
 class Pass(Rule):
