@@ -67,6 +67,15 @@ def test_signed_relevance_conserves(model, x):
     assert_conserves(fxlrp.compile(model, start=lambda output, target: torch.randn_like(output)), x[:1])
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e10])
+def test_relevance_is_linear_in_its_start(scale):
+    model, x = RandomNet(PLAN).eval(), torch.randn(2, 3, 12, 12)
+    x[1] = 0
+    unit, scaled = (fxlrp.compile(model, start=lambda o, t, s=s: s * o.softmax(1)) for s in (1.0, scale))
+    assert_close(scaled(x).relevance / scale, unit(x).relevance)
+    assert_conserves(scaled, x)
+
+
 def test_dense_outputs_take_a_callable_start():
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1)).double().eval()
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)

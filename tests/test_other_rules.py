@@ -215,6 +215,18 @@ def test_pools_conserve_whatever_the_signs(name):
         assert_conserves(pooled(name, rule, x, relevance), x)
 
 
+@pytest.mark.parametrize("rule", [Winner(), WindowAverage()])
+def test_a_pool_behind_padding_of_minus_infinity_conserves(rule):
+    class SamePool(nn.Module):
+        def forward(self, x):
+            return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)
+
+    x = -torch.rand(2, 3, 4, 4, dtype=DOUBLE)
+    relevance = torch.rand_like(x)
+    preset = fxlrp.Preset("one rule", selection=rule)
+    assert_conserves(fxlrp.compile(SamePool().eval(), preset, start=lambda output, target: relevance), x)
+
+
 def test_the_released_code_averages_two_by_two_whatever_the_pool():
     pool = nn.MaxPool2d(3, stride=2, padding=1)
     x = torch.rand(1, 1, 4, 4, dtype=DOUBLE)

@@ -44,6 +44,12 @@ def test_torchvision_conserves(name):
         assert torch.equal(explainer(x).output, model(x))
 
 
+@pytest.mark.parametrize("name", [pytest.param("googlenet", marks=pytest.mark.slow), "inception_v3"])
+def test_an_input_that_the_model_rearranges_conserves(name):
+    model = torchvision.models.get_model(name, weights=None, transform_input=True, init_weights=False).eval()
+    assert_conserves(fxlrp.compile(model), torch.randn(1, 3, 128, 128))
+
+
 def photographs(folder, names):
     """Photographs at 224 × 224, normalised as ImageNet models take them."""
     from PIL import Image

@@ -123,8 +123,8 @@ class _Emitter:
         ((name, operand),) = known.operands
         operation, weight, bias = operation_of(known).bind(self.arguments(node), name)
         return rule_of(known)(
-            operation, self.signal(operand), weight, bias, relevance,
-            nonnegative=facts(operand).nonnegative, support=self.support(operand),
+            operation, self.value(operand), weight, bias, relevance,
+            nonnegative=facts(operand).nonnegative, support=self.support(operand), filled=facts(operand).filled,
         )
 
     def _selection(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
@@ -133,8 +133,8 @@ class _Emitter:
         if isinstance(relevance, list):  # adaptive max pooling returns its indices as well
             relevance = _added([part for _, part in relevance])
         return rule_of(known)(
-            pool, self.signal(operand), relevance,
-            nonnegative=facts(operand).nonnegative, support=self.support(operand),
+            pool, self.value(operand), relevance,
+            nonnegative=facts(operand).nonnegative, support=self.support(operand), filled=facts(operand).filled,
         )
 
     def _join(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
@@ -188,11 +188,6 @@ class _Emitter:
     def value(self, node: fx.Node) -> Any:
         """The forward value of a node."""
         return _Value(self.copies[node], self)
-
-    def signal(self, node: fx.Node) -> Any:
-        """The forward value of a node, padding set to zero: what is no signal takes no share."""
-        value = self.value(node)
-        return value * self.support(node) if facts(node).filled else value
 
     def shape(self, node: fx.Node) -> fx.Proxy:
         """The shape of a copied node, read where it is made: for its shape alone no value is kept."""

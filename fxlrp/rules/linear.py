@@ -17,7 +17,16 @@ from torch import Tensor
 
 from fxlrp.errors import RuleError
 from fxlrp.rules.operations import LinearOperation
-from fxlrp.rules.primitives import divide, item_sum, negative, positive, rescale, stabilize, where_vanished
+from fxlrp.rules.primitives import (
+    divide,
+    item_sum,
+    negative,
+    positive,
+    rescale,
+    stabilize,
+    where_vanished,
+    without_padding,
+)
 from fxlrp.rules.rule import BIAS, STABILIZER, Rule, Shares
 
 Terms = list[tuple[Tensor, Tensor | None]]
@@ -63,7 +72,7 @@ class LinearRule(Rule):
 
     def __call__(
         self, operation: LinearOperation, x: Tensor, weight: Tensor | None, bias: Tensor | None,
-        relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None,
+        relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
     ) -> Shares:
         """Share ``relevance`` of the output out over ``x``.
 
@@ -75,7 +84,11 @@ class LinearRule(Rule):
             relevance: like the output of the operation.
             nonnegative: whether ``x`` is known to have no negative element.
             support: like ``x``, ones where an element carries signal; ``None``: everywhere.
+            filled: whether ``x`` may hold other values than zero where it carries none; they
+                take no share.
         """
+        if filled and support is not None:
+            x = without_padding(x, support)
         terms = self.terms(x, weight, nonnegative=nonnegative, support=support)
         z = _sum([operation.apply(value, w) for value, w in terms])
         if bias is not None and self.bias == "absorb":

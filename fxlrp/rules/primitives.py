@@ -81,6 +81,12 @@ def where_vanished(relevance: Tensor, z: Tensor) -> Tensor:
 
 
 @primitive
+def without_padding(x: Tensor, support: Tensor) -> Tensor:
+    """``x`` with zeros where it carries no signal, whatever stands there (−∞ before a max pool)."""
+    return x.masked_fill(support == 0, 0)
+
+
+@primitive
 def item_sum(relevance: Tensor) -> Tensor:
     """Sum over everything but the batch, in float64: shape (batch,)."""
     dims = tuple(range(1, relevance.dim()))
@@ -101,9 +107,11 @@ def rescale(share: Tensor, relevance: Tensor, support: Tensor | None = None) -> 
     """
     magnitude = share.abs()
     dims = tuple(range(1, share.dim()))
-    lost = _sum(relevance, tuple(range(1, relevance.dim()))) - _sum(share, dims)
+    received = _sum(relevance, tuple(range(1, relevance.dim())))
+    lost = received - _sum(share, dims)
     total = _sum(magnitude, dims)
-    empty = total <= smallest_denominator(share.dtype)
+    # In proportion to what was received: relevance may start as small as a probability.
+    empty = total <= smallest_denominator(share.dtype) * received.abs()
     factor = lost / total.masked_fill(empty, float("inf"))
     if support is None:
         count = share[0].numel() if share.shape[0] else 1

@@ -79,7 +79,7 @@ class SelectionRule(Rule):
 
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
-        nonnegative: bool = False, support: Tensor | None = None,
+        nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
     ) -> Shares:
         """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
         raise NotImplementedError
@@ -90,7 +90,7 @@ class Winner(SelectionRule):
 
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
-        nonnegative: bool = False, support: Tensor | None = None,
+        nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
     ) -> Shares:
         return Shares([to_winners(relevance, x, pool.indices(x))])
 
@@ -110,10 +110,10 @@ class WindowAverage(SelectionRule):
 
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
-        nonnegative: bool = False, support: Tensor | None = None,
+        nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
     ) -> Shares:
         if self.kernel is None:
             windows = pool.windows()
         else:
             windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
-        return self.rule(windows, x, None, None, relevance, nonnegative=nonnegative, support=support)
+        return self.rule(windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled)
