@@ -8,13 +8,17 @@ computed from parameters) stays as the model wrote it and is executed as it is.
 from __future__ import annotations
 
 import operator
+import os
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+import fxlrp.capture
 from fxlrp.capture import Captured, attribute, tensor_proxy
 from fxlrp.errors import UnknownOperationError
 from fxlrp.passes.aliases import Aliases
@@ -33,6 +37,9 @@ SHAPE_FUNCTIONS = frozenset({
 })  # fmt: skip
 VALUE_ATTRIBUTES = frozenset({"T", "mT", "data"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
+
+_FRAME = re.compile(r'File "(.+)", line (\d+)')
+_NOT_THE_MODEL = tuple(str(Path(file).resolve().parent) + os.sep for file in (torch.__file__, fxlrp.capture.__file__))
 
 IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
 
@@ -239,12 +246,10 @@ def origin_of(node: fx.Node) -> Origin:
 
 
 def _source(stack_trace: str | None) -> str:
-    """The innermost line of a stack trace that is not torch's own: ``file:line``."""
-    frames = [line for line in (stack_trace or "").splitlines() if line.lstrip().startswith("File ")]
-    own = [line for line in frames if "/torch/" not in line and "/fxlrp/" not in line]
-    for line in reversed(own or frames):
-        parts = line.strip().split(", ")
-        return f"{parts[0][5:].strip(chr(34))}:{parts[1].removeprefix('line ')}"
-    return ""
+    """The innermost line of a stack trace that is neither torch's nor ours: ``file:line``."""
+    lines = (line.strip() for line in (stack_trace or "").splitlines())
+    found = [match.groups() for match in map(_FRAME.match, lines) if match]
+    theirs = [(file, line) for file, line in found if not file.startswith(_NOT_THE_MODEL)]
+    return ":".join((theirs or found)[-1]) if found else ""
 
 
