@@ -39,7 +39,7 @@ VALUE_ATTRIBUTES = frozenset({"T", "mT", "data"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_NOT_THE_MODEL = tuple(str(Path(file).resolve().parent) + os.sep for file in (torch.__file__, fxlrp.capture.__file__))
+_NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, fxlrp.capture.__file__))
 
 IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
 
