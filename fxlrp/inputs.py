@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
     """
     if target is None:
         return None
-    if isinstance(target, bool) or not isinstance(target, int | Tensor):
+    if isinstance(target, bool) or not isinstance(target, Integral | Tensor):
         raise TargetError(f"a target is None, an int or an integer tensor, not {type(target).__name__}")
     if isinstance(target, Tensor):
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
@@ -144,7 +145,7 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
             raise TargetError(f"a target tensor has one class an item, shape ({batch},), not {tuple(target.shape)}")
         wanted = target.to(device=device, dtype=torch.long)
     else:
-        wanted = torch.full((batch,), target, dtype=torch.long, device=device)
+        wanted = torch.full((batch,), int(target), dtype=torch.long, device=device)
     if classes is not None and not torch.compiler.is_compiling():
         low, high = int(wanted.min()), int(wanted.max())
         if low < 0 or high >= classes:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def test_targets_are_numbers_or_tensors(model, x):
     explainer = fxlrp.compile(model)
     by_int = explainer(x, 2)
     assert by_int.target.tolist() == [2, 2, 2]
-    for same in (explainer(x, target=2), explainer(x, torch.tensor([2, 2, 2])), explainer(x, torch.tensor(2))):
+    for same in (explainer(x, target=2), explainer(x, np.int64(2)), explainer(x, torch.tensor([2, 2, 2])), explainer(x, torch.tensor(2))):
         assert torch.equal(same.relevance, by_int.relevance)
     mixed = explainer(x, torch.tensor([4, 2, 0]))
     assert torch.equal(mixed.relevance[1], by_int.relevance[1])
@@ -130,6 +131,23 @@ def test_several_inputs():
     assert explainer.ledger(left, right).error.abs().max() < 1e-12
     with pytest.raises(InputError, match=r"takes 2 input\(s\) \(left, right\)"):
         explainer(left)
+
+
+def test_an_input_that_only_opens_a_gate_receives_nothing():
+    class GatedInput(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, gate):
+            return self.fc(x * gate.sigmoid())
+
+    explainer = fxlrp.compile(GatedInput().double().eval())
+    x, gate = torch.randn(2, 2, 4, dtype=torch.float64)
+    explanation = explainer(x, gate)
+    assert_close(explanation.relevance[0].sum(1), explanation.start)
+    assert torch.equal(explanation.relevance[1], torch.zeros_like(gate))
+    assert explainer.ledger(x, gate).error.abs().max() < 1e-12
 
 
 # Checkpoints ----------------------------------------------------------------------------------------

@@ -220,6 +220,13 @@ def test_all_variants_on_all_resnets(name, split, identity_skips):
     assert_close(fxlrp.heatmap(explainer(x).relevance), released_code(model, x, split, identity_skips), 1e-12)
 
 
+def test_the_released_pooling_says_which_sizes_it_takes():
+    explainer = fxlrp.compile(torchvision.models.resnet18().eval(), "otsuki2024")
+    with pytest.raises(fxlrp.errors.InputError, match=r"averages of 2 × 2 cannot stand.*\(17, 17\) of \(33, 33\)"):
+        explainer(torch.randn(1, 3, 65, 65))
+    assert_conserves(fxlrp.compile(torchvision.models.resnet18().eval()), torch.randn(1, 3, 65, 65))
+
+
 def test_the_mixture_takes_epsilon_after_the_eighth_join():
     explainer = fxlrp.compile(torchvision.models.resnet50().eval(), "otsuki2024_mixture")
     rules = {row.node: row.rule for row in explainer.ledger(torch.randn(1, 3, 64, 64))}

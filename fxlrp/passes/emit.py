@@ -93,7 +93,8 @@ class _Emitter:
                 self._propagate(node, facts(node))
         self._scope(output, "start", role="result")
         results: dict[str, Any] = {
-            "relevance": [self.received.get(node) for node in inputs],
+            # An input that only opens a gate, or is not used at all, receives nothing.
+            "relevance": [self.received.get(node, torch.zeros_like(self.value(node))) for node in inputs],
             "output": self.structure,
             "target": wanted,
             "start": total(beginning),

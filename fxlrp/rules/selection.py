@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxlrp.errors import InputError
 from fxlrp.rules.linear import LinearRule, ZPlus
 from fxlrp.rules.operations import AdaptiveAveragePool, AveragePool, LinearOperation, WindowSum
 from fxlrp.rules.primitives import primitive
@@ -35,6 +36,20 @@ def to_winners(relevance: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     flat = relevance.new_zeros(*x.shape[:2], x.shape[2:].numel())
     back = flat.scatter_add(2, indices.flatten(2), relevance.flatten(2))
     return back.reshape(x.shape) if dims else back
+
+
+@primitive
+def tiled(x: Tensor, relevance: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """``x``, after a check that tiles of size ``kernel`` meet the pool's output one to one."""
+    tiles = tuple(size // k for size, k in zip(x.shape[2:], kernel, strict=False))
+    if len(kernel) != x.dim() - 2 or tiles != tuple(relevance.shape[2:]):
+        size = " × ".join(map(str, kernel))
+        raise InputError(
+            f"averages of {size} cannot stand for this max pool: it makes {tuple(relevance.shape[2:])} of "
+            f"{tuple(x.shape[2:])}, they make {tiles}. The rules of the released code need a size that halves evenly "
+            "and a pool that halves; choose another input size, or override the rule of the pool with WindowAverage()"
+        )
+    return x
 
 
 @dataclass(frozen=True)
@@ -115,5 +130,6 @@ class WindowAverage(SelectionRule):
         if self.kernel is None:
             windows = pool.windows()
         else:
+            x = tiled(x, relevance, self.kernel)
             windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
         return self.rule(windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled)
