@@ -43,7 +43,8 @@ def test_targets_are_numbers_or_tensors(model, x):
     explainer = fxlrp.compile(model)
     by_int = explainer(x, 2)
     assert by_int.target.tolist() == [2, 2, 2]
-    for same in (explainer(x, target=2), explainer(x, np.int64(2)), explainer(x, torch.tensor([2, 2, 2])), explainer(x, torch.tensor(2))):
+    numbers = (explainer(x, target=2), explainer(x, np.int64(2)))
+    for same in (*numbers, explainer(x, torch.tensor([2, 2, 2])), explainer(x, torch.tensor(2))):
         assert torch.equal(same.relevance, by_int.relevance)
     mixed = explainer(x, torch.tensor([4, 2, 0]))
     assert torch.equal(mixed.relevance[1], by_int.relevance[1])

@@ -60,7 +60,7 @@ def test_a_dropped_operand_goes_red(monkeypatch, model, x):
 
 
 def test_a_lost_denominator_goes_red(monkeypatch, model, x):
-    monkeypatch.setattr(linear, "rescale", broken(lambda share, relevance, support=None: share * 1))
+    monkeypatch.setattr(linear, "rescale", broken(lambda share, *others: share * 1))
     with pytest.raises(AssertionError):
         assert_conserves(fxlrp.compile(model), torch.zeros_like(x))
 
@@ -109,7 +109,7 @@ def test_a_wrong_sign_fact_goes_red(monkeypatch):
 
 
 def test_items_that_meet_go_red(monkeypatch, model, x):
-    def over_the_batch(share, relevance, support=None):
+    def over_the_batch(share, relevance, *others):
         return share * (relevance.sum() / share.sum())
 
     monkeypatch.setattr(linear, "rescale", broken(over_the_batch))

@@ -37,6 +37,14 @@ def test_every_node_conserves_at_length(plan, dtype, seed):
 
 
 @given(net_plans())
+def test_a_known_sign_of_relevance_changes_nothing(plan):
+    model, x = build(plan)
+    known = fxlrp.compile(model, start="one")
+    unknown = fxlrp.compile(model, start=lambda output, target: torch.zeros_like(output).scatter(1, target[:, None], 1))
+    assert_close(known(x).relevance, unknown(x).relevance, 1e-12)
+
+
+@given(net_plans())
 def test_items_of_a_batch_do_not_meet(plan):
     model, x = build(plan)
     assert_items_independent(fxlrp.compile(model), x)

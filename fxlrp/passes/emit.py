@@ -22,7 +22,7 @@ from fxlrp.rules.join import SplitRule
 from fxlrp.rules.primitives import fit, item_sum
 from fxlrp.rules.routing import outside
 from fxlrp.rules.rule import CONSTANT, PADDING, Rule, Shares
-from fxlrp.rules.start import Start, resolve_target, total
+from fxlrp.rules.start import NONNEGATIVE, Start, resolve_target, total
 from fxlrp.vocabulary import Arguments, Kind
 
 Relevance = Any
@@ -68,6 +68,7 @@ class _Emitter:
         self.structure = self.graph.graph_copy(forward.graph, self.copies)
         self.builder = Builder(self.graph)
         self.received: dict[fx.Node, Relevance] = {}
+        self.signed: set[fx.Node] = set()  # values whose relevance may be negative
         self.flows: dict[tuple[fx.Node, fx.Node], fx.Proxy] = {}
         self.shapes: dict[fx.Node, fx.Proxy] = {}
         self.supports: dict[fx.Node, Any] = {}
@@ -88,6 +89,8 @@ class _Emitter:
         else:
             beginning = start(value, wanted)
         self._hand(output, None, beginning)
+        if start not in NONNEGATIVE:
+            self.signed.add(output)
         for node in reversed(self.forward.graph.nodes):
             if node in self.received and node.op == "call_function":
                 self._propagate(node, facts(node))
@@ -110,6 +113,8 @@ class _Emitter:
     def _propagate(self, node: fx.Node, known: Facts) -> None:
         relevance = self.received[node]
         self._scope(node, type(known.rule).__name__ if known.rule else str(known.kind))
+        if node in self.signed or not (known.rule is None or known.rule.keeps_sign):
+            self.signed.update(operand for _, operand in known.operands)
         if node.target is getitem:
             self._hand_item(node, relevance)
             return
@@ -126,6 +131,7 @@ class _Emitter:
         return rule_of(known)(
             operation, self.value(operand), weight, bias, relevance,
             nonnegative=facts(operand).nonnegative, support=self.support(operand), filled=facts(operand).filled,
+            signed=node in self.signed,
         )
 
     def _selection(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
@@ -136,6 +142,7 @@ class _Emitter:
         return rule_of(known)(
             pool, self.value(operand), relevance,
             nonnegative=facts(operand).nonnegative, support=self.support(operand), filled=facts(operand).filled,
+            signed=node in self.signed,
         )
 
     def _join(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:

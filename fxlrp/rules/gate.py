@@ -10,6 +10,8 @@ from fxlrp.rules.rule import Rule, Shares
 class GateRule(Rule):
     """Base of the rules for gates."""
 
+    keeps_sign = True
+
     def __call__(self, relevance: Tensor, *, gate: int | None) -> Shares:
         """Share ``relevance`` of the product out over its two operands.
 

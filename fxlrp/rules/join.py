@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import item_sum, primitive, stabilize
+from fxlrp.rules.primitives import item_sum, primitive, smallest_denominator, stabilize
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
 
 
@@ -37,12 +37,15 @@ def ratio(
     skip: Tensor, residual: Tensor, skip_support: Tensor | None = None, residual_support: Tensor | None = None
 ) -> Tensor:
     """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal."""
+    if skip_support is None and residual_support is None:
+        # What is added is nothing beside any value, and makes 0/0 a half.
+        nothing = smallest_denominator(skip.dtype)
+        numerator = skip.abs() + nothing
+        return numerator / (residual.abs() + nothing + numerator)
     numerator = skip.abs()
     total = numerator + residual.abs()
     undecided = total == 0
     share = numerator / total.masked_fill(undecided, 1)
-    if skip_support is None and residual_support is None:
-        return share.masked_fill(undecided, 0.5)
     ours = torch.ones_like(skip) if skip_support is None else skip_support
     theirs = torch.ones_like(residual) if residual_support is None else residual_support
     return torch.where(undecided, 0.5 * (1 + ours - theirs), share)
@@ -55,6 +58,7 @@ class RatioSplit(SplitRule):
     """
 
     needs_support = True
+    keeps_sign = True
 
     def __call__(
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
@@ -66,6 +70,8 @@ class RatioSplit(SplitRule):
 
 class SymmetricSplit(SplitRule):
     """Half of the relevance to each operand (Otsuki et al., ECCV 2024, Eq. 4)."""
+
+    keeps_sign = True
 
     def __call__(
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
@@ -95,6 +101,8 @@ class SignedSplit(SplitRule):
 
 class ResidualOnly(SplitRule):
     """All of the relevance to the residual branch, nothing to the skip."""
+
+    keeps_sign = True
 
     def __call__(
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,

@@ -73,6 +73,7 @@ class LinearRule(Rule):
     def __call__(
         self, operation: LinearOperation, x: Tensor, weight: Tensor | None, bias: Tensor | None,
         relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
+        signed: bool = True,
     ) -> Shares:
         """Share ``relevance`` of the output out over ``x``.
 
@@ -86,6 +87,7 @@ class LinearRule(Rule):
             support: like ``x``, ones where an element carries signal; ``None``: everywhere.
             filled: whether ``x`` may hold other values than zero where it carries none; they
                 take no share.
+            signed: whether ``relevance`` may be negative anywhere.
         """
         if filled and support is not None:
             x = without_padding(x, support)
@@ -94,7 +96,8 @@ class LinearRule(Rule):
         if bias is not None and self.bias == "absorb":
             z = z + operation.broadcast_bias(bias)
         denominator = stabilize(z, self.stabilizer) if self.stabilizer else z
-        s = divide(relevance, denominator)
+        s = divide(relevance, denominator, not self.keeps_sign)
+        signed = signed or not self.keeps_sign
         share = _sum([value * operation.transpose(s, w, x) for value, w in terms])
 
         shares = Shares([share])
@@ -109,9 +112,9 @@ class LinearRule(Rule):
             if self.vanishing == "spread":
                 share = share + _spread(operation, x, weight, vanished, support)
             if bias is None or self.bias != "absorb":
-                share = rescale(share, relevance, support)
+                share = rescale(share, relevance, support, signed)
             else:
-                share = rescale(share, relevance - s * operation.broadcast_bias(bias), support)
+                share = rescale(share, relevance - s * operation.broadcast_bias(bias), support, signed)
             shares.operands = [share]
             shares.rescaled = lambda: item_sum(vanished)
         return shares
@@ -144,6 +147,10 @@ class ZPlus(LinearRule):
 
     def __init__(self, *, stabilizer: float = 0.0, bias: str = "ignore", vanishing: str = "rescale") -> None:
         super().__init__(stabilizer=stabilizer, bias=bias, vanishing=vanishing)
+
+    @property
+    def keeps_sign(self) -> bool:  # type: ignore[override]
+        return self.bias == "ignore"  # a negative bias could turn a denominator
 
     def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
         if weight is None:  # fixed weights are never negative

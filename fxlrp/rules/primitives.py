@@ -61,11 +61,11 @@ def smallest_denominator(dtype: torch.dtype) -> float:
 
 
 @primitive
-def divide(relevance: Tensor, z: Tensor) -> Tensor:
-    """``relevance / z``, and exactly zero where ``z`` vanishes."""
+def divide(relevance: Tensor, z: Tensor, signed: bool = True) -> Tensor:
+    """``relevance / z``, and exactly zero where ``z`` vanishes; ``signed``: whether ``z`` may be negative."""
+    stands = (z.abs() if signed else z) > smallest_denominator(z.dtype)
     # R / inf is 0, and so is its derivative: no NaN on the way back either.
-    vanished = z.abs() <= smallest_denominator(z.dtype)
-    return relevance / z.masked_fill(vanished, float("inf"))
+    return relevance / torch.where(stands, z, float("inf"))
 
 
 @primitive
@@ -94,7 +94,7 @@ def item_sum(relevance: Tensor) -> Tensor:
 
 
 @primitive
-def rescale(share: Tensor, relevance: Tensor, support: Tensor | None = None) -> Tensor:
+def rescale(share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True) -> Tensor:
     """Hand what ``share`` lacks of ``relevance`` to its elements in proportion to their magnitude.
 
     One factor an item. An item whose share is all zero gets its relevance evenly over
@@ -104,24 +104,23 @@ def rescale(share: Tensor, relevance: Tensor, support: Tensor | None = None) -> 
         share: (batch, ...), the relevance that reached the operand.
         relevance: (batch, ...), the relevance that the node received.
         support: like ``share``, or ``None``.
+        signed: whether relevance may be negative.
     """
-    magnitude = share.abs()
     dims = tuple(range(1, share.dim()))
     received = _sum(relevance, tuple(range(1, relevance.dim())))
-    lost = received - _sum(share, dims)
-    total = _sum(magnitude, dims)
+    kept = _sum(share, dims)
+    magnitude = share.abs() if signed else share
+    total = _sum(magnitude, dims) if signed else kept
     # In proportion to what was received: relevance may start as small as a probability.
     empty = total <= smallest_denominator(share.dtype) * received.abs()
-    factor = lost / total.masked_fill(empty, float("inf"))
-    if support is None:
-        count = share[0].numel() if share.shape[0] else 1
-        even = (lost / count).masked_fill(~empty, 0)
-        spread = _like_item(even, share)
-    else:
-        carriers = _sum(support, dims)
-        even = (lost / carriers.clamp(min=1)).masked_fill(~empty, 0)
-        spread = _like_item(even, share) * support
-    return torch.addcmul(share, magnitude, _like_item(factor, share)) + spread
+    carriers = share[:1].numel() if support is None else _sum(support, dims).clamp(min=1)
+    even = _like_item((received / carriers).masked_fill(~empty, 0), share)
+    if support is not None:
+        even = even * support
+    divisor = total.masked_fill(empty, float("inf"))
+    if not signed:  # share + share · (received − total) / total, in one step
+        return torch.addcmul(even, share, _like_item(received / divisor, share))
+    return torch.addcmul(share + even, magnitude, _like_item((received - kept) / divisor, share))
 
 
 def _sum(value: Tensor, dims: tuple[int, ...]) -> Tensor:

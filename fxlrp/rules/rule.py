@@ -39,6 +39,9 @@ class Shares:
 class Rule:
     """Base of all rules: equal and printed by their parameters, all of which have defaults."""
 
+    keeps_sign: bool = False
+    """Whether relevance that is nowhere negative stays so."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Shares:
         """Share relevance out; each family of rules says over what."""
         raise NotImplementedError
@@ -57,6 +60,8 @@ class Rule:
 
 class Pass(Rule):
     """Relevance passes unchanged to the one operand: ``R_i = R_i``."""
+
+    keeps_sign = True
 
     def __call__(self, relevance: Tensor) -> Shares:
         return Shares([relevance])

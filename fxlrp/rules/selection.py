@@ -95,6 +95,7 @@ class SelectionRule(Rule):
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
+        signed: bool = True,
     ) -> Shares:
         """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
         raise NotImplementedError
@@ -103,9 +104,12 @@ class SelectionRule(Rule):
 class Winner(SelectionRule):
     """The winner of each window takes its relevance; of equal elements the first."""
 
+    keeps_sign = True
+
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
+        signed: bool = True,
     ) -> Shares:
         return Shares([to_winners(relevance, x, pool.indices(x))])
 
@@ -123,13 +127,21 @@ class WindowAverage(SelectionRule):
         self.rule = ZPlus() if rule is None else rule
         self.kernel = kernel
 
+    @property
+    def keeps_sign(self) -> bool:  # type: ignore[override]
+        return self.rule.keeps_sign
+
     def __call__(
         self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
+        signed: bool = True,
     ) -> Shares:
         if self.kernel is None:
             windows = pool.windows()
         else:
             x = tiled(x, relevance, self.kernel)
             windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
-        return self.rule(windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled)
+        return self.rule(
+            windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled,
+            signed=signed,
+        )

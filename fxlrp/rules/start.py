@@ -64,6 +64,9 @@ def _two_axes(output: Tensor) -> Tensor:
     return output
 
 
+NONNEGATIVE = frozenset({probability, one})
+"""The starts that are nowhere negative."""
+
 STARTS: dict[str, Start] = {"probability": probability, "logit": logit, "one": one}
 """The starts that ``compile(start=…)`` knows by name."""
 
