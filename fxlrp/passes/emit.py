@@ -201,7 +201,7 @@ class _Emitter:
         """The shape of a copied node, read where it is made: for its shape alone no value is kept."""
         if node not in self.shapes:
             with self.graph.inserting_after(node):
-                read = self.graph.call_function(getattr, (node, "shape"), name=f"{node.name}_shape")
+                read = self.graph.create_node("call_function", getattr, (node, "shape"), {}, f"{node.name}_shape")
             read.meta[KEY] = Facts(facts(node).origin)
             self.shapes[node] = self.builder.proxy_of(read)
         return self.shapes[node]
