@@ -70,10 +70,13 @@ def sample_photographs():
     return photographs(Path(data.__file__).parent, ["chelsea.png", "coffee.png"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("efficientnet_b0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "resnet18" else [pytest.mark.slow]) for n in FAMILIES]
+)
 def test_photographs_conserve(name, sample_photographs):
-    model, _ = zoo_model(name)
-    assert_conserves(fxlrp.compile(model), sample_photographs)
+    model, size = zoo_model(name)
+    photographs = torch.nn.functional.interpolate(sample_photographs, size=size, mode="bilinear")
+    assert_conserves(fxlrp.compile(model), photographs)
 
 
 @pytest.fixture
