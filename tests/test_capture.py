@@ -129,7 +129,16 @@ def through_a_no_op(m, x):
     return h
 
 
-@pytest.mark.parametrize("function", [overwritten_then_read, overwritten_by_a_sum, preactivation, through_a_no_op])
+def dropout_in_place_beside_a_view(m, x):
+    h = m.conv(x)
+    part = h[:, :1]
+    return F.dropout(h, training=False, inplace=True) + part  # nothing is overwritten
+
+
+IN_PLACE = [overwritten_then_read, overwritten_by_a_sum, preactivation, through_a_no_op, dropout_in_place_beside_a_view]
+
+
+@pytest.mark.parametrize("function", IN_PLACE)
 def test_later_readers_see_what_was_overwritten(function):
     model, x = Function(function).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     with torch.no_grad():

@@ -151,6 +151,18 @@ def test_an_activation_spelled_out_is_a_gate_of_its_own_input():
     assert torch.equal(explanation.relevance, relevance)
 
 
+def test_the_numerator_of_a_quotient_takes_all_however_bounded():
+    class Quotient(nn.Module):
+        def forward(self, x):
+            return x.sigmoid() / (1 + x.abs().sum(1, keepdim=True))
+
+    relevance = torch.rand(2, 3, dtype=DOUBLE)
+    explainer = fxlrp.compile(Quotient().eval(), start=lambda output, target: relevance)
+    x = torch.randn(2, 3, dtype=DOUBLE)
+    assert torch.equal(explainer(x).relevance, relevance)
+    assert [row.node for row in explainer.ledger(x)] == ["div", "sigmoid"]
+
+
 def test_gate_rules():
     r = torch.ones(1, 2)
     assert ToSignal()(r, gate=1).operands[1] is None

@@ -40,6 +40,8 @@ class Aliases:
         """``node`` is an in-place operation on its first argument: its result is what that holds from now on."""
         target = node.all_input_nodes[0]
         before, after = self._values[target], self._values[node]
+        if after is before:
+            return  # a no-op, such as dropout: nothing was overwritten
         now = self._position[node]
         sharing = self._names.pop(self._memory(before.node), [])
         for name in sharing:

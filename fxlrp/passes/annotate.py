@@ -101,7 +101,8 @@ def _nonnegative(operation: Operation, arguments: dict[str, Any]) -> bool:
 def _padded(node: fx.Node, known: Facts, sources: list[Facts]) -> bool:
     """Whether a part of the value carries no signal: what ``support`` has to know at run time."""
     if known.kind is Kind.ROUTING:
-        return _pads(node) or any(source.padded for source in sources)
+        assert known.operation is not None
+        return known.operation.pads or _joins_constants(node) or any(source.padded for source in sources)
     if known.kind is Kind.JOIN:
         return all(source.padded for source in sources)
     return known.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.GATE) and any(s.padded for s in sources)
@@ -121,13 +122,11 @@ def _filled(known: Facts, sources: list[Facts], arguments: dict[str, Any]) -> bo
     assert known.operation is not None
     if known.kind in (Kind.POINTWISE, Kind.NORMALISATION):
         return known.operation.name not in ZERO_AT_ZERO
-    return known.operation.name == "constant_pad_nd" and arguments["value"] != 0
+    return known.operation.pads and arguments["value"] != 0
 
 
-def _pads(node: fx.Node) -> bool:
-    """A constant pad, or a concatenation with constants."""
-    if "constant_pad" in str(node.target):
-        return True
+def _joins_constants(node: fx.Node) -> bool:
+    """Whether it concatenates or stacks signal with constants."""
     tensors = node.args[0] if node.args else None
     return isinstance(tensors, list | tuple) and not all(
         isinstance(tensor, fx.Node) and facts(tensor).signal for tensor in tensors
@@ -135,7 +134,10 @@ def _pads(node: fx.Node) -> bool:
 
 
 def _gate(known: Facts) -> int | None:
-    """Which of two factors is the gate: the better bounded one."""
+    """Which of two factors is the gate: a divisor, or the better bounded one."""
+    assert known.operation is not None
+    if known.operation.name == "div":
+        return 1
     left, right = (_bound(operand).value for _, operand in known.operands)
     if left == right:
         return None

@@ -180,7 +180,7 @@ class _Emitter:
         moved = operation.transpose(relevance, arguments)
         if operation.operand_names() != ("tensors",):
             shares = Shares([moved])
-            if "constant_pad" in str(node.target):
+            if operation.pads:
                 shares.absorbed[PADDING] = lambda: item_sum(outside(relevance, arguments["pad"]))
             return shares
         entries: Any = node.args[0]
@@ -241,7 +241,7 @@ class _Emitter:
             return torch.ones_like(self.value(n)) if support is None else support
 
         args: Any = fx.node.map_aggregate(node.args, lambda v: ones(v) if isinstance(v, fx.Node) else v)
-        if "constant_pad" in str(node.target):
+        if operation_of(known).pads:
             args = (*args[:2], 0.0)
         target: Any = node.target
         return target(*args)

@@ -23,10 +23,6 @@ IDENTITY = "identity"
 PROJECTION = "projection"
 MERGE = "merge"
 
-SELECTIONS = ("slice.", "select.", "narrow.")
-"""Moves that keep a part of a value: another part of it is not the same value."""
-
-
 @dataclass(frozen=True)
 class Join:
     """An add (or sub) of two signals.
@@ -152,8 +148,7 @@ def _moves(node: fx.Node) -> bool:
 
 def _cuts(node: fx.Node) -> bool:
     operation = facts(node).operation
-    many = operation is not None and operation.outputs_many
-    return node.target is getitem or many or any(part in str(node.target) for part in SELECTIONS)
+    return node.target is getitem or (operation is not None and operation.cuts)
 
 
 def _scales(node: fx.Node) -> bool:

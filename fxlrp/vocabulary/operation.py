@@ -71,6 +71,8 @@ class Operation:
             ``arguments["output"]`` is the moved value itself.
         outputs_many: the result is a list of tensors.
         sign, bound: facts about the result; a sign may depend on the arguments.
+        cuts: routing that keeps a part of a value: another part is not the same value.
+        pads: routing that puts constants around a value.
         parametric: it counts as a layer where branches are compared.
     """
 
@@ -87,6 +89,8 @@ class Operation:
     outputs_many: bool = False
     sign: Sign | Callable[[Arguments], Sign] = Sign.ANY
     bound: Bound = Bound.NONE
+    cuts: bool = False
+    pads: bool = False
     parametric: bool = False
 
     @property

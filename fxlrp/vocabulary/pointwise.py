@@ -84,12 +84,14 @@ def lower_identity(input: Any, *args: Any, **kwargs: Any) -> Any:
     return input
 
 
-def sign_of_minimum(name: str) -> Any:
-    """Non-negative where the lower bound, the argument ``name``, is."""
+def sign_of_clamp(low: str | None, high: str | None) -> Any:
+    """The sign of a value clamped between the arguments of these names; the upper bound has the last word."""
 
     def sign(a: Arguments) -> Sign:
-        minimum = a[name]
-        return Sign.NONNEGATIVE if isinstance(minimum, int | float) and minimum >= 0 else Sign.ANY
+        minimum, maximum = (None if name is None else a[name] for name in (low, high))
+        if maximum is not None and not (isinstance(maximum, int | float) and maximum >= 0):
+            return Sign.ANY
+        return Sign.NONNEGATIVE if isinstance(minimum, int | float) and minimum >= 0 else Sign.KEEPS
 
     return sign
 
@@ -138,10 +140,10 @@ ARITHMETIC = [
 ACTIVATIONS = [
     pointwise("relu", sign=Sign.NONNEGATIVE),
     pointwise("relu6", sign=Sign.NONNEGATIVE, bound=Bound.CLIPPED, methods=()),
-    pointwise("hardtanh", sign=sign_of_minimum("min_val"), bound=Bound.CLIPPED, methods=()),
-    pointwise("clamp", torch.clip, methods=("clamp", "clip"), sign=sign_of_minimum("min"), bound=Bound.CLIPPED),
-    pointwise("clamp_min", sign=sign_of_minimum("min")),
-    pointwise("clamp_max", sign=Sign.KEEPS),
+    pointwise("hardtanh", sign=sign_of_clamp("min_val", "max_val"), bound=Bound.CLIPPED, methods=()),
+    pointwise("clamp", torch.clip, methods=("clamp", "clip"), sign=sign_of_clamp("min", "max"), bound=Bound.CLIPPED),
+    pointwise("clamp_min", sign=sign_of_clamp("min", None)),
+    pointwise("clamp_max", sign=sign_of_clamp(None, "max")),
     pointwise("threshold", methods=()),
     pointwise("leaky_relu", methods=(), sign=Sign.KEEPS),
     pointwise("prelu"),

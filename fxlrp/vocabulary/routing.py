@@ -183,18 +183,18 @@ AXES = [
 
 PARTS = [
     move(aten.slice.Tensor,
-         lambda r, a: back.unslice(r, a["self"].shape, a["dim"], a["start"], a["end"], a["step"])),
+         lambda r, a: back.unslice(r, a["self"].shape, a["dim"], a["start"], a["end"], a["step"]), cuts=True),
     move(aten.select.int, lambda r, a: back.unselect(r, a["self"].shape, a["dim"], a["index"]),
-         methods=("select",), functions=(torch.select,)),
-    move(aten.narrow.default, unreshape, methods=("narrow",), functions=(torch.narrow,), lower=lower_narrow),
+         methods=("select",), functions=(torch.select,), cuts=True),
+    move(aten.narrow.default, unreshape, methods=("narrow",), functions=(torch.narrow,), lower=lower_narrow, cuts=True),
     move(aten.chunk.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]), methods=("chunk",),
-         functions=(torch.chunk,), lower=lower_chunk, outputs_many=True),
+         functions=(torch.chunk,), lower=lower_chunk, outputs_many=True, cuts=True),
     move(aten.split.Tensor, lambda r, a: back.unsplit(r, a["output"], a["dim"]), methods=("split",),
-         functions=(torch.split, torch.functional.split), lower=lower_split, outputs_many=True),
+         functions=(torch.split, torch.functional.split), lower=lower_split, outputs_many=True, cuts=True),
     move(aten.split_with_sizes.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]),
-         methods=("split_with_sizes",), functions=(torch.split_with_sizes,), outputs_many=True),
+         methods=("split_with_sizes",), functions=(torch.split_with_sizes,), outputs_many=True, cuts=True),
     move(aten.unbind.int, lambda r, a: back.rebind(r, a["output"], a["dim"]), methods=("unbind",),
-         functions=(torch.unbind,), lower=lower_unbind, outputs_many=True),
+         functions=(torch.unbind,), lower=lower_unbind, outputs_many=True, cuts=True),
 ]
 
 COPIES = [
@@ -208,7 +208,7 @@ COPIES = [
 
 PADDINGS = [
     move(aten.constant_pad_nd.default, lambda r, a: back.unpad(r, a["pad"]), functions=(F.pad,), lower=lower_pad,
-         sign=sign_of_padding),
+         sign=sign_of_padding, pads=True),
     *(
         move(getattr(aten, f"{mode}_pad{dims}d").default,
              lambda r, a, mode=mode: back.unpad_border(r, a["self"], a["padding"], mode))
