@@ -10,7 +10,19 @@ class CaptureError(FxlrpError):
 
 
 class UnknownOperationError(CaptureError):
-    """The graph holds operations that the vocabulary does not name; all of them are listed."""
+    """The graph holds operations that the vocabulary does not name; all of them are listed.
+
+    Attributes:
+        opaque: whether ``torch.export`` could open each of them.
+    """
+
+    def __init__(self, opaque: bool, message: str) -> None:
+        super().__init__(message)
+        self.opaque = opaque
+
+
+class NotCapturedError(CaptureError, AttributeError):
+    """The model will be captured at the first call, and was asked about its graph before."""
 
 
 class TrainingModeError(FxlrpError):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from fxlrp.inputs import InputSpec, check_inputs, check_target, output_shape
+from fxlrp.capture import Call, bind
+from fxlrp.errors import CaptureError, NotCapturedError
+from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
 from fxlrp.ledger import Ledger, build_ledger
-from fxlrp.passes.emit import Program
+from fxlrp.passes.facts import has_facts
 from fxlrp.passes.joins import Join
-from fxlrp.rules.primitives import item_sum
+from fxlrp.plan import Plan, Recipe, may_export
+from fxlrp.rules.items import item_sum
 from fxlrp.weights import Weights
 
 
@@ -24,13 +29,15 @@ class Explanation:
     """Relevance, and what it explains.
 
     Attributes:
-        relevance: like the input, (batch, ...); a tuple of them for several inputs.
+        relevance: like the input, (batch, ...); a tuple of them for several inputs. For an
+            input of tokens it is that of their embeddings, (batch, tokens, features).
         output: what the model returns.
         target: (batch,), the explained class of each item; ``None`` where a callable start
             was given no target.
         start: (batch,), the relevance that entered at the output.
         checkpoints: by module name, the relevance at the module's input; a tuple where
             the module takes several values.
+        inputs: the names of the inputs, in the order of ``relevance``.
     """
 
     relevance: Any
@@ -38,6 +45,13 @@ class Explanation:
     target: Tensor | None
     start: Tensor
     checkpoints: dict[str, Any]
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def by_input(self) -> dict[str, Tensor]:
+        """Relevance by the name of the input."""
+        several = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+        return dict(zip(self.inputs, several, strict=True))
 
 
 class Explainer(nn.Module):
@@ -49,68 +63,84 @@ class Explainer(nn.Module):
     Attributes:
         graph_module: the whole computation, a plain ``torch.fx.GraphModule`` that maps
             ``(*inputs, target)`` to a dict.
-        joins: the adds where a skip and a residual branch meet.
         differentiable: whether an explanation keeps its autograd graph.
     """
 
     graph_module: fx.GraphModule
 
     def __init__(
-        self, model: nn.Module, program: Program, forward_graph: fx.GraphModule, output: fx.Node, *,
-        inputs: list[InputSpec], joins: list[Join], ledger_program: Callable[[], Program], differentiable: bool,
-        recompile: Callable[[nn.Module], Explainer],
+        self, model: nn.Module, recipe: Recipe, *, differentiable: bool, recompile: Callable[[nn.Module], Explainer]
     ) -> None:
         super().__init__()
-        self.graph_module = program.module
-        self.joins = joins
         self.differentiable = differentiable
-        self._inputs = inputs
-        self._weights = Weights(model, program.module)
         # In a tuple, for nn.Module would register a module as a part of this one.
-        self._forward = (forward_graph, output)
-        self._ledger_program = ledger_program
-        self._ledger: tuple[Program, ...] = ()
-        self._classes: int | None = None
+        self._recipe = (recipe,)
+        self._weights = Weights(model)
+        self._plan: Plan | None = None
+        self._plans: list[Plan] = []
+        self._untraceable: CaptureError | None = None
         self._recompile = recompile
+        self._parameters_of_forward = signature(model.forward).parameters if isinstance(model, nn.Module) else {}
 
-    def forward(self, *inputs: Tensor, target: Any = None) -> Explanation:
+    def _capture(self, example_inputs: Any = None) -> None:
+        """Capture the model by symbolic tracing; where that cannot follow it, from examples, now or at the first call."""
+        model, (recipe,) = self._weights.model, self._recipe
+        try:
+            self._adopt(recipe.traced(model))
+        except CaptureError as reason:
+            if not may_export(reason):
+                raise
+            self._untraceable = reason
+        if example_inputs is not None:
+            args, kwargs = _arguments(example_inputs)
+            self._plan_for(*bind(model, args, kwargs))
+
+    def forward(self, *inputs: Any, target: Any = None, **named: Any) -> Explanation:
         """Explain ``inputs``; a target may also follow them as the last positional argument.
 
         Args:
-            inputs: what the model takes, (batch, ...).
+            inputs, named: what the model takes, tensors (batch, ...), as its ``forward`` takes it.
             target: the class to explain: ``None`` (the predicted one), an int, or an integer
                 tensor (batch,).
 
         Raises:
             InputError: an input does not fit the model.
             TargetError: the target is no class of the model.
+            CaptureError: this first call shows that the model cannot be captured.
         """
-        results = self._run(self.graph_module, *self._prepare(inputs, target))
+        plan, tensors, target = self._prepare(inputs, named, target)
+        results = self._run(plan, tensors, target)
         relevance = results["relevance"]
         return Explanation(
             relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
-            output=results["output"],
+            output=pytree.tree_unflatten(results["output"], plan.returns),
             target=results["target"],
             start=results["start"],
             checkpoints=results["checkpoints"],
+            inputs=tuple(spec.name for spec in plan.inputs),
         )
 
-    def ledger(self, *inputs: Tensor, target: Any = None) -> Ledger:
+    def ledger(self, *inputs: Any, target: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
 
         Raises:
-            InputError, TargetError: as for an explanation.
+            InputError, TargetError, CaptureError: as for an explanation.
         """
-        prepared = self._prepare(inputs, target)
-        if not self._ledger:
-            program = self._ledger_program()
-            self._weights.add(program.module)
-            self._weights.refresh()
-            self._ledger = (program,)
-        (program,) = self._ledger
-        results = self._run(program.module, *prepared)
+        plan, tensors, target = self._prepare(inputs, named, target)
+        results = self._run(plan, tensors, target, ledger=True)
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
-        return build_ledger(program.rows, results["ledger"], results["start"].double(), arrived)
+        rows = plan.program(ledger=True, half=self._is_half(tensors)).rows
+        return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
+
+    @property
+    def capture(self) -> str:
+        """How the model was captured: ``"symbolic"`` or ``"export"``."""
+        return self._captured_plan("capture").captured.way
+
+    @property
+    def joins(self) -> list[Join]:
+        """The adds where a skip and a residual branch meet."""
+        return self._captured_plan("joins").joins
 
     @property
     def graph(self) -> fx.Graph:
@@ -151,31 +181,91 @@ class Explainer(nn.Module):
         # A copy, by copy.deepcopy or pickle, is compiled anew from the copied model.
         return _rebuild, (self._recompile, self._weights.model, self._weights.dtype, self._weights.device)
 
-    def _prepare(self, inputs: tuple[Any, ...], target: Any) -> tuple[list[Tensor], Tensor | None]:
-        if target is None and len(inputs) == len(self._inputs) + 1:
+    def __getattr__(self, name: str) -> Any:
+        if name == "graph_module":
+            self._captured_plan(name)
+        return super().__getattr__(name)
+
+    def _captured_plan(self, asked: str) -> Plan:
+        if self._plan is None:
+            raise NotCapturedError(
+                f"{asked} is known once the model was captured, and {type(self._weights.model).__name__} is captured at "
+                "the first call: call the explainer, or give compile(example_inputs=…)\n"
+                f"({self._untraceable})"
+            )
+        return self._plan
+
+    def _adopt(self, plan: Plan) -> None:
+        program = plan.program()
+        self._weights.add(program.module)
+        self._plan = plan
+        self.graph_module = program.module
+        if plan not in self._plans:
+            self._plans.append(plan)
+
+    def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
+        """The plan for calls like this one; captured now where there is none."""
+        for plan in self._plans:
+            if plan.serves(call):
+                if plan is not self._plan:
+                    self._adopt(plan)
+                return plan
+        (recipe,) = self._recipe
+        check_examples(call, tensors)
+        try:
+            plan = recipe.exported(self._weights.model, call, tensors)
+            self._adopt(plan)
+        except CaptureError as error:
+            if self._untraceable is not None:
+                error.args = (f"{error}\n({self._untraceable})",)
+            raise
+        return plan
+
+    def _prepare(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+    ) -> tuple[Plan, list[Tensor], Tensor | None]:
+        if target is None and self._ends_with_target(inputs, named):
             *inputs, target = inputs  # type: ignore[assignment]
+        plan, tensors = self._plan, list(inputs)
+        if plan is None or not plan.fits(inputs, named):
+            call, tensors = bind(self._weights.model, inputs, named)
+            plan = self._plan_for(call, tensors)
         if not torch.compiler.is_compiling():
             self._weights.refresh()
-        check_inputs(self._inputs, inputs, self._weights.example())
-        first = inputs[0]
-        classes = self._class_count(inputs) if target is not None else None
-        return list(inputs), check_target(target, first.shape[0], classes, first.device)
+        check_inputs(plan.inputs, tensors, self._weights.example())
+        first = tensors[0]
+        classes = plan.class_count(tensors) if target is not None else None
+        return plan, tensors, check_target(target, first.shape[0], classes, first.device)
 
-    def _class_count(self, inputs: tuple[Any, ...]) -> int | None:
-        """How many classes the output has, ``None`` where it is not (batch, classes)."""
-        if self._classes is None:
-            shape = output_shape(*self._forward, inputs)
-            self._classes = shape[1] if len(shape) == 2 else -1
-        return self._classes if self._classes >= 0 else None
+    def _ends_with_target(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Whether the last positional argument is one more than the inputs, and so the target."""
+        if self._plan is not None and self._plan.call is None:
+            return not named and len(inputs) == len(self._plan.inputs) + 1
+        last = inputs[-1] if len(inputs) > 1 else None
+        is_class = isinstance(last, int) or (isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2)
+        required = [p for p in self._parameters_of_forward.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        return is_class and len(inputs) > len(required)
 
-    def _run(self, module: fx.GraphModule, inputs: list[Tensor], target: Tensor | None) -> dict[str, Any]:
+    def _is_half(self, tensors: list[Tensor]) -> bool:
+        """Whether values of half precision may come up."""
+        like = self._weights.example()
+        halves = (torch.float16, torch.bfloat16)
+        return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(tensors[0].device.type)
+
+    def _run(self, plan: Plan, inputs: list[Tensor], target: Tensor | None, *, ledger: bool = False) -> dict[str, Any]:
+        half = self._is_half(inputs)
+        program = plan.program(ledger=ledger, half=half)
+        if self._weights.add(program.module):
+            self._weights.refresh()
+        mixed = torch.is_autocast_enabled(inputs[0].device.type)
+        run = Mixed(program.module).run if mixed else program.module
         try:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                results: dict[str, Any] = module(*inputs, target)
+                results: dict[str, Any] = run(*inputs, target)
         except RuntimeError:
             # Shapes that the model cannot take: say which layer, instead of which kernel.
             if not torch.compiler.is_compiling():
-                output_shape(*self._forward, inputs)
+                output_shape(plan.forward, plan.explained, inputs)
             raise
         return results
 
@@ -184,6 +274,26 @@ class Explainer(nn.Module):
         self._weights.convert(fn)
         self._weights.refresh()
         return self
+
+
+class Mixed(fx.Interpreter):
+    """Runs a program under autocast: the model's own nodes as they are, relevance in full precision."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if has_facts(n):
+            return super().run_node(n)
+        with torch.autocast(self.device, enabled=False):
+            return super().run_node(n)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        return super().run(*args, **kwargs)
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,), {}
 
 
 def _rebuild(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxlrp.capture import Call
+from fxlrp.capture.captured import Shape
 from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.facts import facts
 from fxlrp.vocabulary import Kind
@@ -26,17 +28,55 @@ class InputSpec:
         name: its name in ``forward``.
         rank: how many axes it has, the batch included; ``None`` where the graph does not say.
         axis, size: an axis of fixed size, such as (1, 3) for RGB channels.
+        integer: whether it holds integers or truths: token numbers, a mask.
+        entries: how many rows the embedding has that it is looked up in.
+        shape: its shape where the capture fixed it: numbers, and names for free axes.
     """
 
     name: str
     rank: int | None = None
     axis: int | None = None
     size: int | None = None
+    integer: bool = False
+    entries: int | None = None
+    shape: Shape | None = None
+
+    def may_be(self, value: Any) -> bool:
+        """Whether the graph serves a value of this type here, or would say what is wrong with it."""
+        if not isinstance(value, Tensor):
+            return False
+        layered = self.axis is not None or self.shape is not None  # what it feeds is known
+        return layered or value.is_floating_point() != self.integer
 
 
-def input_specs(forward: fx.GraphModule) -> list[InputSpec]:
-    """What the first layers say of each input of an annotated forward graph."""
-    return [_spec(node, forward) for node in forward.graph.nodes if node.op == "placeholder"]
+def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[InputSpec]:
+    """What capture and the first layers say of each input of an annotated forward graph."""
+    specs = []
+    for node in forward.graph.nodes:
+        if node.op == "placeholder":
+            spec = _integers(node, forward) if facts(node).integer else _spec(node, forward)
+            specs.append(replace(spec, shape=shapes.get(str(node.target))))
+    return specs
+
+
+def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
+    entries = [
+        _tensor(forward, node.args[0]).shape[0]
+        for node in forward.graph.nodes
+        if node.op == "call_function" and facts(node).source is placeholder and _is_tensor(node.args[0])
+    ]
+    return InputSpec(placeholder.name, integer=True, entries=min(entries, default=None))
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def _tensor(forward: fx.GraphModule, node: Any) -> Any:
+    value: Any = forward
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
@@ -67,12 +107,7 @@ def _weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:
     if operation is None or not operation.parametric:
         return None
     weight = operation.arguments(node.args, node.kwargs).get("weight")
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return None
-    value: Any = forward
-    for part in str(weight.target).split("."):
-        value = getattr(value, part)
-    return value.shape
+    return _tensor(forward, weight).shape if _is_tensor(weight) else None
 
 
 def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:
@@ -87,27 +122,49 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor
         names = ", ".join(spec.name for spec in specs)
         raise InputError(f"the model takes {len(specs)} input(s) ({names}), not {len(inputs)}")
     batch = None
+    free: dict[str, tuple[str, int]] = {}
     for spec, value in zip(specs, inputs, strict=True):
         if not isinstance(value, Tensor):
             raise InputError(f"input {spec.name} must be a tensor, not {type(value).__name__}")
+        if like is not None and value.device != like.device:
+            raise InputError(f"input {spec.name} is on {value.device} and the model on {like.device}")
+        _check_dtype(spec, value, like)
         _check_shape(spec, value)
+        _check_captured_shape(spec, value, free)
         batch = value.shape[0] if batch is None else batch
         if value.shape[0] != batch:
             raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, another one of {batch}")
-        if not value.is_floating_point():
+        if not torch.compiler.is_compiling():
+            _check_values(spec, value)
+
+
+def _check_dtype(spec: InputSpec, value: Tensor, like: Tensor | None) -> None:
+    if spec.integer:
+        if value.is_floating_point():
+            raise InputError(f"input {spec.name} is {_name(value.dtype)}; the model takes integers there, such as tokens")
+        return
+    if not value.is_floating_point():
+        raise InputError(
+            f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: "
+            "scale and normalise it first"
+        )
+    if like is not None and value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
+        raise InputError(
+            f"input {spec.name} is {_name(value.dtype)} and the model is {_name(like.dtype)}: "
+            f"convert the input with .to(torch.{_name(like.dtype)}), or the explainer with .to(...)"
+        )
+
+
+def _check_values(spec: InputSpec, value: Tensor) -> None:
+    if not spec.integer and not bool(torch.isfinite(value).all()):
+        raise InputError(f"input {spec.name} holds NaN or infinity; an explanation of it would mean nothing")
+    if spec.entries is not None:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= spec.entries:
+            wrong = low if low < 0 else high
             raise InputError(
-                f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: "
-                "scale and normalise it first"
+                f"input {spec.name} holds {wrong}, and the embedding has {spec.entries} entries, 0 to {spec.entries - 1}"
             )
-        if like is not None and value.dtype != like.dtype:
-            raise InputError(
-                f"input {spec.name} is {_name(value.dtype)} and the model is {_name(like.dtype)}: "
-                f"convert the input with .to(torch.{_name(like.dtype)}), or the explainer with .to(...)"
-            )
-        if like is not None and value.device != like.device:
-            raise InputError(f"input {spec.name} is on {value.device} and the model on {like.device}")
-        if not torch.compiler.is_compiling() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"input {spec.name} holds NaN or infinity; an explanation of it would mean nothing")
 
 
 def _check_shape(spec: InputSpec, value: Tensor) -> None:
@@ -115,7 +172,7 @@ def _check_shape(spec: InputSpec, value: Tensor) -> None:
     if spec.rank is not None and len(shape) != spec.rank:
         hint = "; give a batch of one as x.unsqueeze(0)" if len(shape) == spec.rank - 1 else ""
         raise InputError(f"input {spec.name} has shape {shape}, and the model takes {spec.rank} axes{hint}")
-    if len(shape) < 2:
+    if len(shape) < (1 if spec.integer else 2):
         raise InputError(f"input {spec.name} has shape {shape}; the first axis must be the batch")
     if spec.axis is not None and shape[spec.axis] != spec.size:
         what = "channels" if spec.axis == 1 else "features"
@@ -124,6 +181,38 @@ def _check_shape(spec: InputSpec, value: Tensor) -> None:
         )
     if 0 in shape:
         raise InputError(f"input {spec.name} is empty: its shape is {shape}")
+
+
+def _check_captured_shape(spec: InputSpec, value: Tensor, free: dict[str, tuple[str, int]]) -> None:
+    """Hold a shape against what the capture fixed; ``free`` collects what its free axes are this time."""
+    if spec.shape is None:
+        return
+    shape = tuple(value.shape)
+    fixed = ", ".join(["batch", *(str(size) if isinstance(size, int) else "any" for size in spec.shape[1:])])
+    captured = f"the model was captured for ({fixed})"
+    again = "compile it again for another shape, with example_inputs= of that shape"
+    if len(shape) != len(spec.shape):
+        raise InputError(f"input {spec.name} has shape {shape}, and {captured}: {again}")
+    for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise InputError(f"input {spec.name} has shape {shape}, and {captured}; axis {axis} is fixed: {again}")
+        elif axis > 0 and free.setdefault(wanted, (spec.name, size))[1] != size:
+            other, length = free[wanted]
+            raise InputError(f"input {spec.name} is {size} long in axis {axis}, and input {other} is {length}")
+
+
+def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
+    """Raise where inputs cannot be examples to capture a model from."""
+    batch = tensors[0].shape[:1]
+    for name, tensor in zip(call.names, tensors, strict=True):
+        if tensor.dim() == 0 or tensor.shape[:1] != batch:
+            raise InputError(
+                f"input {name} has shape {tuple(tensor.shape)}: the first axis of every tensor must be the batch"
+                + (f", {batch[0]} here" if batch else "")
+            )
+        if 0 in tensor.shape:
+            raise InputError(f"input {name} is empty: its shape is {tuple(tensor.shape)}")
 
 
 def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
@@ -164,7 +253,10 @@ def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tens
     log = logging.getLogger("torch._subclasses.fake_tensor")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), _silenced(log):
         like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
-        fake = [mode.from_tensor(x if like is None else x.to(like)) for x in inputs]
+        fake = [
+            mode.from_tensor(x if like is None else x.to(like) if x.is_floating_point() else x.to(like.device))
+            for x in inputs
+        ]
         shaped = _ShapeInterpreter(forward, output)
         shaped.run(*fake)
     return shaped.shape

@@ -10,11 +10,13 @@ from typing import Any
 import torch.nn.functional as F
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.gate import GateRule, ToSignal
-from fxlrp.rules.join import RatioSplit, SplitRule
+from fxlrp.rules.gate import GateRule, Halves, ToSignal
+from fxlrp.rules.join import RatioSplit, SignedSplit, SplitRule
 from fxlrp.rules.linear import Epsilon, LinearRule, WPlus, ZPlus
-from fxlrp.rules.rule import Rule
-from fxlrp.rules.selection import SelectionRule, WindowAverage
+from fxlrp.rules.norm import NormEpsilon
+from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughValues
+from fxlrp.rules.rule import Pass, Rule
+from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Preset:
         late: ``(n, rule)``: the rule of linear operations after the n-th join; ``None``: as ``linear``.
         selection: the rule of max pooling.
         split: the rule of joins.
-        gate: the rule of products of two signals.
+        gate: the rule of elementwise products of two signals.
+        product: the rule of matrix products of two signals, and of attention.
+        norm: the rule of normalisations.
+        softmax: the rule of a softmax, where relevance passes one.
         rules: exceptions, by name pattern, module type or operation, as ``compile(rules=…)`` takes them.
     """
 
@@ -39,10 +44,14 @@ class Preset:
     selection: SelectionRule = field(default_factory=WindowAverage)
     split: SplitRule = field(default_factory=RatioSplit)
     gate: GateRule = field(default_factory=ToSignal)
+    product: ProductRule = field(default_factory=ThroughValues)
+    norm: Rule = field(default_factory=Pass)
+    softmax: Rule = field(default_factory=Pass)
     rules: Mapping[Any, Rule] = field(default_factory=lambda: MappingProxyType({}))
 
 
 _RELEASED = ZPlus(stabilizer=1e-5)
+_EPSILON = Epsilon(1e-6, bias="absorb")
 _RELEASED_AVERAGE = WindowAverage(_RELEASED, kernel=(2, 2))
 
 PRESETS: dict[str, Preset] = {
@@ -66,6 +75,26 @@ PRESETS: dict[str, Preset] = {
             first=WPlus(stabilizer=1e-5, bias="absorb"),
             late=(8, Epsilon(1e-6)),
             selection=_RELEASED_AVERAGE,
+        ),
+        # Achtibat et al. (ICML 2024): ε through every factor of an attention, its softmax included.
+        Preset(
+            "attnlrp",
+            linear=_EPSILON,
+            selection=Winner(),
+            split=SignedSplit(1e-6),
+            gate=Halves(),
+            product=Bilinear(Epsilon(1e-6)),
+            norm=NormEpsilon(1e-6),
+            softmax=SoftmaxTaylor(),
+        ),
+        # Ali et al. (ICML 2022): attention weights, deviations and gates held constant.
+        Preset(
+            "cp_lrp",
+            linear=_EPSILON,
+            selection=Winner(),
+            split=SignedSplit(1e-6),
+            product=ThroughValues(Epsilon(1e-6)),
+            norm=NormEpsilon(1e-6),
         ),
     )
 }

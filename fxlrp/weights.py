@@ -17,15 +17,18 @@ class Weights:
     next call. Once :meth:`convert` was used they are copies, made anew at each call.
     """
 
-    def __init__(self, model: nn.Module, module: fx.GraphModule) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._modules: set[int] = set()
         self._slots: list[tuple[Any, str, nn.Module, str]] = []
         self.dtype: torch.dtype | None = None
         self.device: torch.device | None = None
-        self.add(module)
 
-    def add(self, module: fx.GraphModule) -> None:
-        """Tie the tensors of one more graph module."""
+    def add(self, module: fx.GraphModule) -> bool:
+        """Tie the tensors of one more graph module; whether it was not tied before."""
+        if id(module) in self._modules:
+            return False
+        self._modules.add(id(module))
         names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
         for name in sorted(names):
             *path, leaf = name.split(".")
@@ -42,6 +45,7 @@ class Weights:
             if source is None:
                 source = _Constant({leaf: getattr(holder, leaf)})
             self._slots.append((source, leaf, holder, leaf))
+        return True
 
     def example(self) -> torch.Tensor | None:
         """A floating point tensor of the explainer, for dtype and device; ``None`` where there is none."""

@@ -7,13 +7,13 @@ from checks import assert_close, assert_conserves
 from torch import nn
 
 import fxlrp
-from fxlrp.capture import capture
-from fxlrp.errors import CaptureError, TrainingModeError, UnknownOperationError
+from fxlrp.capture import trace
+from fxlrp.errors import CaptureError, NotCapturedError, TrainingModeError, UnknownOperationError
 from fxlrp.passes.canonicalize import canonicalize
 
 
 def graph_of(model):
-    return canonicalize(capture(model.eval()))
+    return canonicalize(trace(model.eval()))
 
 
 def targets(model):
@@ -75,7 +75,7 @@ def test_all_spellings_are_one(name):
         model = Function(spelling)
         graphs.append(targets(model))
         with torch.no_grad():
-            assert torch.equal(graph_of(model)(x.clone()), model(x.clone()))
+            assert torch.equal(graph_of(model)(x.clone())[0], model(x.clone()))
     assert all(graph == graphs[0] for graph in graphs)
 
 
@@ -302,8 +302,14 @@ def test_a_registered_operation_is_known():
 
 
 def test_control_flow_on_values_is_refused():
-    with pytest.raises(CaptureError, match=r"cannot be traced.*control flow"):
-        capture(Function(lambda m, x: x if x.sum() > 0 else -x).eval())
+    model = Function(lambda m, x: x if x.sum() > 0 else -x).eval()
+    with pytest.raises(CaptureError, match=r"(?s)test_capture.py:\d+.*Control flow.*cannot be traced symbolically"):
+        fxlrp.compile(model, example_inputs=torch.randn(2, 3))
+    explainer = fxlrp.compile(model)
+    with pytest.raises(NotCapturedError, match="joins is known once the model was captured.*example_inputs"):
+        explainer.joins  # noqa: B018
+    with pytest.raises(CaptureError, match="control flow"):
+        explainer(torch.randn(2, 3))
 
 
 @pytest.mark.parametrize("function", [lambda m, x: F.dropout(x, 0.5), lambda m, x: F.dropout(x, 0.5, True)])

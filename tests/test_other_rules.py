@@ -55,7 +55,7 @@ def test_signed_split_is_the_epsilon_rule_of_an_addition():
     result = SignedSplit(0.1)(r, s, m)
     assert_close(result.operands[0], r * s / denominator)
     assert_close(result.operands[1], r * m / denominator)
-    assert_close(result.absorbed["stabilizer"](), (r * (1 - total / denominator)).sum(1))
+    assert_close(result.absorbed["stabilizer"]().sum(1), (r * (1 - total / denominator)).sum(1))
 
 
 def test_residual_only_leaves_the_skip_nothing():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxlrp.capture import capture
+from fxlrp.capture import trace
 from fxlrp.passes.annotate import Annotate
 from fxlrp.passes.assign import Assign
 from fxlrp.passes.base import Pass, PassError
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def canonical(model=None):
-    return canonicalize(capture((model or Net()).eval()))
+    return canonicalize(trace((model or Net()).eval()))
 
 
 def annotated(function, **modules):
@@ -58,7 +58,7 @@ def test_the_pipeline_is_run_in_order():
         Assign(PRESETS["conserving"])(module)
     FindJoins()(module)
     Assign(PRESETS["conserving"])(module)
-    output = next(node for node in module.graph.nodes if node.op == "output").args[0]
+    output = next(node for node in module.graph.nodes if node.op == "output").args[0][0]
     program = emit(module, output, STARTS["probability"])
     program.module.graph.lint()
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import fx
 
+from fxlrp.errors import CaptureError
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, has_facts
+from fxlrp.passes.signal import is_moved
 from fxlrp.vocabulary import VOCABULARY, Bound, Kind, Operation, Sign
 
 
@@ -32,14 +34,20 @@ class Annotate(Pass):
         for node in module.graph.nodes:
             known = facts(node)
             signal = known.signal and node.op == "call_function"
-            check(not signal or bool(known.operands), f"{node} carries signal but has no operand")
+            check(not signal or known.kind is Kind.INPUT or bool(known.operands), f"{node} carries signal but has no operand")
 
 
 def _annotate(node: fx.Node, known: Facts) -> None:
     if node.op == "placeholder":
-        known.signal, known.kind = True, Kind.INPUT
+        known.signal, known.kind = not known.integer, Kind.INPUT
         return
     known.operation = VOCABULARY.canonical(node.target) if node.op == "call_function" else None
+    if known.operation is not None and known.operation.kind is Kind.INPUT:
+        known.source = _looked_up(node, known.operation)
+        if known.source is not None:
+            # A lookup is a layer: what follows it is not the first, whose input does not matter.
+            known.signal, known.kind, known.layers = True, Kind.INPUT, True
+        return
     known.operands = _signal_operands(node, known.operation)
     known.signal = bool(known.operands)
     if not known.signal:
@@ -49,17 +57,25 @@ def _annotate(node: fx.Node, known: Facts) -> None:
         known.kind = Kind.ROUTING
         source = sources[0]
         known.nonnegative, known.padded, known.layers = source.nonnegative, source.padded, source.layers
-        known.filled = source.filled
+        known.filled, known.bound = source.filled, source.bound
         return
     operation = known.operation
     assert operation is not None  # the canonical form holds no other signal
     arguments = operation.arguments(node.args, node.kwargs)
+    if operation.values == "input" and "input" not in dict(known.operands):
+        raise CaptureError(
+            f"{known.origin.path or node.name}: the weight of {operation.name} depends on the model's input and what it "
+            f"is applied to does not ({known.origin.source}); items of a batch would depend on each other"
+        )
     known.kind = operation.several if operation.several and len(known.operands) > 1 else operation.kind
     known.nonnegative = _nonnegative(operation, arguments)
+    known.bound = _bound(known, arguments)
     known.padded = _padded(node, known, sources)
     known.filled = known.padded and _filled(known, sources, arguments)
     if known.kind is Kind.GATE:
         known.gate = _gate(known)
+    if known.kind is Kind.PRODUCT:
+        known.values = _values(known)
     below = any(source.layers for source in sources)
     known.first = operation.parametric and not below
     known.layers = operation.parametric or below
@@ -77,9 +93,9 @@ def _signal_operands(node: fx.Node, operation: Operation | None) -> tuple[tuple[
     found = []
     for name in operation.operand_names():
         value = arguments[name]
-        for entry in value if isinstance(value, list | tuple) else [value]:
+        for i, entry in enumerate(value if isinstance(value, list | tuple) else [value]):
             if isinstance(entry, fx.Node) and facts(entry).signal:
-                found.append((name, entry))
+                found.append((f"{name}[{i}]" if isinstance(value, list | tuple) else name, entry))
     return tuple(found)
 
 
@@ -138,22 +154,45 @@ def _gate(known: Facts) -> int | None:
     assert known.operation is not None
     if known.operation.name == "div":
         return 1
-    left, right = (_bound(operand).value for _, operand in known.operands)
+    left, right = (facts(operand).bound.value for _, operand in known.operands)
     if left == right:
         return None
     return 0 if left > right else 1
 
 
-def _bound(node: fx.Node) -> Bound:
-    """How a value is bounded, seen through what keeps bounds."""
-    while True:
-        known = facts(node)
-        if node.target is getitem and known.signal:
-            node = known.operands[0][1]
-            continue
-        if known.operation is None or known.operation.bound is not Bound.KEEPS or len(known.operands) != 1:
-            break
-        node = known.operands[0][1]
-    if known.operation is None or known.operation.bound is Bound.KEEPS:
-        return Bound.NONE
-    return known.operation.bound
+def _values(known: Facts) -> int | None:
+    """Which factor of a product holds the values: as the operation says, or the one that is no weight.
+
+    Weights are bounded (an attention), or else at least never negative (kernels of linear attention).
+    """
+    assert known.operation is not None
+    if known.operation.values is not None:
+        return next((i for i, (name, _) in enumerate(known.operands) if name == known.operation.values), None)
+    left, right = (facts(operand) for _, operand in known.operands)
+    ranks = [(side.bound is Bound.GATE, side.nonnegative) for side in (left, right)]
+    if ranks[0] == ranks[1]:
+        return None
+    return 1 if ranks[0] > ranks[1] else 0
+
+
+def _bound(known: Facts, arguments: dict[str, Any]) -> Bound:
+    """How a result is bounded, seen through what keeps bounds."""
+    assert known.operation is not None
+    bound = known.operation.bound
+    bound = bound(arguments) if callable(bound) else bound
+    least = min((facts(operand).bound for _, operand in known.operands), key=lambda b: b.value)
+    if bound is Bound.KEEPS:
+        return least
+    if bound is Bound.NONE and known.kind is Kind.POINTWISE and least is Bound.REDUCED:
+        return Bound.REDUCED  # its root, its inverse: a statistic still
+    return bound
+
+
+def _looked_up(node: fx.Node, operation: Operation) -> fx.Node | None:
+    """The integer input that a lookup's indices are, moved or cast at most."""
+    source: Any = operation.arguments(node.args, node.kwargs)[operation.operand_names()[0]]
+    while isinstance(source, fx.Node) and source.op != "placeholder":
+        if not is_moved(source):
+            return None
+        source = source.args[0]
+    return source if isinstance(source, fx.Node) and facts(source).integer else None

@@ -17,20 +17,34 @@ from fxlrp.presets import Preset
 from fxlrp.rules.gate import GateRule
 from fxlrp.rules.join import ResidualOnly, SplitRule
 from fxlrp.rules.linear import LinearRule
+from fxlrp.rules.norm import NormEpsilon
+from fxlrp.rules.product import ProductRule, SoftmaxTaylor
 from fxlrp.rules.rule import Pass as PassRule
 from fxlrp.rules.rule import Rule
 from fxlrp.rules.selection import SelectionRule
 from fxlrp.vocabulary import VOCABULARY, Kind
 
-ACCEPTED: dict[Kind, type[Rule]] = {
-    Kind.LINEAR: LinearRule,
-    Kind.SELECTION: SelectionRule,
-    Kind.JOIN: SplitRule,
-    Kind.GATE: GateRule,
-    Kind.POINTWISE: PassRule,
-    Kind.NORMALISATION: PassRule,
+ACCEPTED: dict[Kind, tuple[type[Rule], ...]] = {
+    Kind.LINEAR: (LinearRule,),
+    Kind.SELECTION: (SelectionRule,),
+    Kind.JOIN: (SplitRule,),
+    Kind.GATE: (GateRule,),
+    Kind.PRODUCT: (ProductRule,),
+    Kind.POINTWISE: (PassRule,),
+    Kind.NORMALISATION: (PassRule, NormEpsilon),
 }
-"""The family of rules that each kind of operation takes."""
+"""The families of rules that each kind of operation takes."""
+
+
+def accepted(known: Facts) -> tuple[type[Rule], ...]:
+    """The families of rules that a node takes."""
+    families = ACCEPTED[known.kind]
+    return (*families, SoftmaxTaylor) if is_softmax(known) else families
+
+
+def is_softmax(known: Facts) -> bool:
+    """Whether a node is a softmax: the one pointwise operation with a rule of its own."""
+    return known.operation is not None and known.operation.name == "softmax"
 
 
 @dataclass
@@ -73,10 +87,6 @@ class Assign(Pass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in ACCEPTED]
-        products = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind is Kind.PRODUCT]
-        if products:
-            names = ", ".join(f"{n.name} ({facts(n).operation.name})" for n in products)  # type: ignore[union-attr]
-            raise RuleError(f"there is no rule for the product of two signals yet: {names}")
         check_overrides(self.asked, nodes)
         for node in nodes:
             known = facts(node)
@@ -87,11 +97,11 @@ class Assign(Pass):
         for node in module.graph.nodes:
             known = facts(node)
             if node.op == "call_function" and known.kind in ACCEPTED:
-                check(isinstance(known.rule, ACCEPTED[known.kind]), f"{node} has no rule of its kind")
+                check(isinstance(known.rule, accepted(known)), f"{node} has no rule of its kind")
 
     def _choose(self, node: fx.Node, known: Facts) -> tuple[Rule, str]:
         for overrides, reason in ((self.asked, "rules"), (self.preset_rules, f"preset {self.preset.name}")):
-            fitting = [o for o in overrides if isinstance(o.rule, ACCEPTED[known.kind]) and o.matches(node)]
+            fitting = [o for o in overrides if isinstance(o.rule, accepted(known)) and o.matches(node)]
             if fitting:
                 best = max(fitting, key=lambda o: o.rank)
                 return best.rule, f"{reason}: {best.key!r}"
@@ -114,7 +124,11 @@ class Assign(Pass):
             return self.preset.selection, reason
         if known.kind is Kind.GATE:
             return self.preset.gate, reason
-        return PassRule(), reason
+        if known.kind is Kind.PRODUCT:
+            return self.preset.product, reason
+        if known.kind is Kind.NORMALISATION:
+            return self.preset.norm, reason
+        return (self.preset.softmax if is_softmax(known) else PassRule()), reason
 
 
 def override(key: Any, rule: Rule) -> Override:
@@ -150,11 +164,11 @@ def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:
         matched = [node for node in nodes if wanted.matches(node)]
         if not matched:
             raise PatternError(f"rules[{wanted.key!r}] matches nothing in the model; {_known_names(nodes)}")
-        if not any(isinstance(wanted.rule, ACCEPTED[facts(node).kind]) for node in matched):
+        if not any(isinstance(wanted.rule, accepted(facts(node))) for node in matched):
             kinds = ", ".join(sorted({str(facts(node).kind) for node in matched}))
             raise RuleError(
                 f"rules[{wanted.key!r}] = {wanted.rule!r} cannot be taken by what it matches ({kinds}): "
-                + "; ".join(f"{kind} takes a {rule.__name__}" for kind, rule in ACCEPTED.items())
+                + "; ".join(f"{kind} takes a {rules[0].__name__}" for kind, rules in ACCEPTED.items())
             )
 
 

@@ -18,28 +18,21 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-import fxlrp.capture
+import fxlrp.capture.symbolic
 from fxlrp.capture import Captured, attribute, tensor_proxy
 from fxlrp.errors import UnknownOperationError
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import Builder, identifier, target_name
-from fxlrp.passes.facts import KEY, Facts, Origin
+from fxlrp.passes.facts import KEY, Facts, Origin, facts
+from fxlrp.passes.signal import signal_nodes
 from fxlrp.vocabulary import VOCABULARY, Unsupported
 from fxlrp.vocabulary.routing import lower_getitem
 
-SHAPE_METHODS = frozenset({
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "is_contiguous", "is_floating_point",
-    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "type", "__len__",
-})  # fmt: skip
-SHAPE_FUNCTIONS = frozenset({
-    torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
-    torch.is_floating_point, torch.numel, len,
-})  # fmt: skip
-VALUE_ATTRIBUTES = frozenset({"T", "mT", "data"})
-"""Attributes of a tensor that are its values, moved; all others are facts about its shape."""
-
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, fxlrp.capture.__file__))
+_NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, fxlrp.capture.symbolic.__file__))
+
+SEVERAL = (nn.Sequential, nn.MultiheadAttention)
+"""Modules of torch that are more than one operation."""
 
 IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
 
@@ -62,10 +55,11 @@ class _Canonicalizer:
         self.builder = Builder(self.graph)
         self.builder.label = self._label
         self.builder.name = self._name
-        self.signal = signal_nodes(captured.graph)
+        self.signal, self.integers = signal_nodes(captured)
         self.aliases = Aliases(captured.graph)
         self.tensors: dict[str, fx.Proxy] = {}
         self.unknown: list[str] = []
+        self.final = False  # whether one of the unknown would be unknown to torch.export too
         self.current: fx.Node
 
     def run(self) -> fx.GraphModule:
@@ -76,6 +70,7 @@ class _Canonicalizer:
                 self._visit(node)
         if self.unknown:
             raise UnknownOperationError(
+                self.captured.way == "symbolic" and not self.final,
                 f"{type(self.captured.model).__name__} uses operations that the vocabulary does not know:\n"
                 + "\n".join(f"  {line}" for line in self.unknown)
                 + "\nName each with fxlrp.vocabulary.register(Operation(...)): its ATen operation, its kind and its "
@@ -87,11 +82,12 @@ class _Canonicalizer:
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
-            structure = fx.map_arg(node.args[0], lambda n: self.aliases.value(n).node)
-            self._label(self.graph.output(structure))
+            values = self._map(node.args[0])
+            self._label(self.graph.output([v.node if isinstance(v, fx.Proxy) else v for v in values]))
         elif node.op == "placeholder":
             new = self.graph.placeholder(str(node.target), node.type, *node.args[:1])
             self._label(new)
+            facts(new).integer = node in self.integers
             self.aliases.bind(node, self.builder.proxy_of(new))
         elif node.op == "get_attr":
             self.aliases.bind(node, self.tensor(str(node.target)))
@@ -111,6 +107,7 @@ class _Canonicalizer:
                 self.aliases.overwrite(node)
         except (Unsupported, TypeError) as reason:
             self.unknown.append(self._describe(node) + (f": {reason}" if str(reason) else ""))
+            self.final = self.final or getattr(reason, "final", False) or _is_atomic(node)
             # A stand-in, so that all that is unknown can be told at once.
             self.aliases.bind(node, self.builder.create_proxy("call_function", _unknown, args, {}))
 
@@ -130,9 +127,19 @@ class _Canonicalizer:
             return lambda value, name: call(value), False
         if target is operator.getitem:
             source = self.aliases.value(node.args[0])  # type: ignore[arg-type]
+            if not isinstance(source, fx.Proxy):
+                return operator.getitem, False
             known = VOCABULARY.canonical(source.node.target)
             many = known is not None and known.outputs_many
             return (operator.getitem if many else lower_getitem), False
+        if isinstance(target, torch._ops.OpOverload):
+            lowering = VOCABULARY.overload(target)
+            if lowering is None:
+                raise Unsupported
+            return lowering, False
+        several = VOCABULARY.lowered_method if node.op == "call_method" else VOCABULARY.lowered_function
+        if (lowering := several(target)) is not None:
+            return lowering, False
         name = target if node.op == "call_method" else getattr(target, "__name__", "")
         operation = VOCABULARY.method(target) if node.op == "call_method" else VOCABULARY.function(target)
         overwrites = target in IN_PLACE_OPERATORS
@@ -164,7 +171,7 @@ class _Canonicalizer:
         if not modules:
             return name
         path, kind = modules[-1]
-        leaf = kind.__module__.startswith("torch.nn.modules") and kind is not nn.Sequential
+        leaf = kind.__module__.startswith("torch.nn.modules") and kind not in SEVERAL
         return identifier(path) if leaf else f"{identifier(path)}_{name}"
 
     def _describe(self, node: fx.Node) -> str:
@@ -192,7 +199,31 @@ class _ModuleView:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
+        if isinstance(value, nn.Module):
+            return _ModuleView(self._canonicalizer, f"{self._path}.{name}")
         return self._canonicalizer.tensor(f"{self._path}.{name}") if isinstance(value, torch.Tensor) else value
+
+
+def _is_atomic(node: fx.Node) -> bool:
+    """Whether a call is one operation of torch that its export would not take apart either."""
+    if node.op == "call_module" or isinstance(node.target, torch._ops.OpOverload):
+        return node.op != "call_module"
+    if node.op == "call_function" and hasattr(node.target, "__code__"):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    packet = getattr(torch.ops.aten, name, None) if name else None
+    if packet is None:
+        return False
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    return not any(map(_opens, overloads)) and all(VOCABULARY.overload(overload) is None for overload in overloads)
+
+
+def _opens(overload: Any) -> bool:
+    """Whether torch makes this overload out of others."""
+    try:
+        return bool(overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+    except RuntimeError:  # an overload for numbers, which the dispatcher does not know
+        return False
 
 
 def _unknown(*args: Any) -> Any:
@@ -214,23 +245,6 @@ def _overwrites(node: fx.Node) -> bool:
         return True
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     return node.op in ("call_method", "call_function") and str(name).endswith("_") and not str(name).endswith("__")
-
-
-def signal_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values, not only their shapes, depend on an input."""
-    signal: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or (not _asks_shape(node) and any(n in signal for n in node.all_input_nodes)):
-            signal.add(node)
-    return signal
-
-
-def _asks_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in SHAPE_METHODS
-    if node.target is getattr:
-        return node.args[1] not in VALUE_ATTRIBUTES
-    return node.op == "call_function" and node.target in SHAPE_FUNCTIONS
 
 
 def origin_of(node: fx.Node) -> Origin:

@@ -6,7 +6,6 @@ called on proxies, which writes its steps into the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -18,15 +17,12 @@ from fxlrp.errors import PatternError
 from fxlrp.ledger import RowHead
 from fxlrp.passes.building import Builder, target_name
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts
-from fxlrp.rules.join import SplitRule
-from fxlrp.rules.primitives import fit, item_sum
-from fxlrp.rules.routing import outside
-from fxlrp.rules.rule import CONSTANT, PADDING, Rule, Shares
+from fxlrp.passes.propagate import Relevance, propagate
+from fxlrp.passes.values import Values
+from fxlrp.rules.items import item_sum
+from fxlrp.rules.rule import Shares
 from fxlrp.rules.start import NONNEGATIVE, Start, resolve_target, total
-from fxlrp.vocabulary import Arguments, Kind
-
-Relevance = Any
-"""A proxy; for a value that is a list, pairs of an index and a proxy."""
+from fxlrp.vocabulary import Kind
 
 
 @dataclass
@@ -43,7 +39,7 @@ class Program:
 
 def emit(
     forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...] = (), *,
-    ledger: bool = False,
+    ledger: bool = False, half: bool = False,
 ) -> Program:
     """Write the relevance of ``output`` back to the inputs.
 
@@ -53,25 +49,25 @@ def emit(
         start: ``(output, target) -> relevance``; a module is called as one.
         checkpoints: names of modules at whose input relevance is wanted.
         ledger: also compute what each node received, handed on and absorbed.
+        half: forward values may be of half precision; relevance is computed in float32.
 
     Raises:
         PatternError: a checkpoint is no module that the graph passes through.
     """
-    return _Emitter(forward, ledger=ledger).run(output, start, checkpoints)
+    return _Emitter(forward, ledger=ledger, half=half).run(output, start, checkpoints)
 
 
 class _Emitter:
-    def __init__(self, forward: fx.GraphModule, *, ledger: bool) -> None:
+    def __init__(self, forward: fx.GraphModule, *, ledger: bool, half: bool) -> None:
         self.forward = forward
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
-        self.structure = self.graph.graph_copy(forward.graph, self.copies)
+        self.outputs: Any = self.graph.graph_copy(forward.graph, self.copies)
         self.builder = Builder(self.graph)
         self.received: dict[fx.Node, Relevance] = {}
         self.signed: set[fx.Node] = set()  # values whose relevance may be negative
         self.flows: dict[tuple[fx.Node, fx.Node], fx.Proxy] = {}
-        self.shapes: dict[fx.Node, fx.Proxy] = {}
-        self.supports: dict[fx.Node, Any] = {}
+        self.values = Values(self.graph, self.copies, self.builder, half=half)
         self.keeps_ledger = ledger
         self.rows: list[RowHead] = []
         self.amounts: list[list[fx.Proxy]] = []
@@ -79,8 +75,9 @@ class _Emitter:
     def run(self, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...]) -> Program:
         inputs = [node for node in self.forward.graph.nodes if node.op == "placeholder"]
         target = self._target_placeholder(inputs)
+        self.values.positions.batch = self._batch(self.copies[inputs[0]])
         self._scope(output, "start", role="start")
-        value = self.value(output)
+        value = self.values.value(output)
         wanted = resolve_target(value, target)
         modules: dict[str, Any] = {}
         if isinstance(start, nn.Module):
@@ -92,21 +89,31 @@ class _Emitter:
         if start not in NONNEGATIVE:
             self.signed.add(output)
         for node in reversed(self.forward.graph.nodes):
-            if node in self.received and node.op == "call_function":
+            if node in self.received and facts(node).kind is not Kind.INPUT:
                 self._propagate(node, facts(node))
         self._scope(output, "start", role="result")
         results: dict[str, Any] = {
-            # An input that only opens a gate, or is not used at all, receives nothing.
-            "relevance": [self.received.get(node, torch.zeros_like(self.value(node))) for node in inputs],
-            "output": self.structure,
+            "relevance": [self._arrived(node) for node in inputs],
+            "output": list(self.outputs[1:]),
             "target": wanted,
-            "start": total(beginning),
+            "start": total(beginning, *self.values.where(output)),
             "checkpoints": {name: self._checkpoint(name) for name in checkpoints},
         }
         if self.keeps_ledger:
             results["ledger"] = self.amounts
         self.graph.output(fx.node.map_aggregate(results, lambda v: v.node if isinstance(v, fx.Proxy) else v))
         return Program(self._assemble(modules), self.rows)
+
+    def _arrived(self, node: fx.Node) -> Any:
+        """The relevance of an input; for integers that of their lookups, features side by side."""
+        if not facts(node).integer:
+            # An input that only opens a gate, or is not used at all, receives nothing.
+            return self.received.get(node, torch.zeros_like(self.values.value(node)))
+        lookups = [n for n in self.forward.graph.nodes if n.op != "output" and facts(n).source is node]
+        found = [self.received[lookup] for lookup in lookups if lookup in self.received]
+        if not found:
+            return torch.zeros_like(self.values.value(node), dtype=torch.float32)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
     # The rules, kind by kind ---------------------------------------------------------------
 
@@ -118,133 +125,12 @@ class _Emitter:
         if node.target is getitem:
             self._hand_item(node, relevance)
             return
-        shares: Shares = _PROPAGATE[known.kind](self, node, known, relevance)
+        shares = propagate(self.values, node, relevance, signed=node in self.signed)
         for (_, operand), share in zip(known.operands, shares.operands, strict=True):
             if share is not None:
                 self._hand(operand, node, share)
         if self.keeps_ledger:
             self._record(node, known, relevance, shares)
-
-    def _linear(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        ((name, operand),) = known.operands
-        operation, weight, bias = operation_of(known).bind(self.arguments(node), name)
-        return rule_of(known)(
-            operation, self.value(operand), weight, bias, relevance,
-            nonnegative=facts(operand).nonnegative, support=self.support(operand), filled=facts(operand).filled,
-            signed=node in self.signed,
-        )
-
-    def _selection(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        ((name, operand),) = known.operands
-        pool = operation_of(known).bind(self.arguments(node), name)
-        if isinstance(relevance, list):  # adaptive max pooling returns its indices as well
-            relevance = _added([part for _, part in relevance])
-        return rule_of(known)(
-            pool, self.value(operand), relevance,
-            nonnegative=facts(operand).nonnegative, support=self.support(operand), filled=facts(operand).filled,
-            signed=node in self.signed,
-        )
-
-    def _join(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        operands = [operand for _, operand in known.operands]
-        skip = next(i for i, operand in enumerate(operands) if operand.name == known.join.skip)
-        order = (operands[skip], operands[1 - skip])
-        rule, supports = rule_of(known), {}
-        if isinstance(rule, SplitRule) and rule.needs_support:
-            supports = dict(zip(("skip_support", "residual_support"), map(self.support, order), strict=True))
-        shares = rule(relevance, *map(self.value, order), **supports)
-        fitted = [s if s is None else fit(s, self.value(o).shape) for s, o in zip(shares.operands, order, strict=True)]
-        shares.operands = fitted if skip == 0 else fitted[::-1]
-        return shares
-
-    def _gate(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        shares = rule_of(known)(relevance, gate=known.gate)
-        shares.operands = [
-            share if share is None else fit(share, self.value(operand).shape)
-            for share, (_, operand) in zip(shares.operands, known.operands, strict=True)
-        ]
-        return shares
-
-    def _pass(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        shares = rule_of(known)(relevance)
-        ((_, operand),) = known.operands
-        if known.kind is Kind.POINTWISE and len(node.all_input_nodes) > 1:
-            # A constant may have broadcast the signal.
-            shares.operands = [s if s is None else fit(s, self.value(operand).shape) for s in shares.operands]
-        return shares
-
-    def _routing(self, node: fx.Node, known: Facts, relevance: Relevance) -> Shares:
-        operation = operation_of(known)
-        arguments = self.arguments(node)
-        arguments["output"] = self.value(node)
-        moved = operation.transpose(relevance, arguments)
-        if operation.operand_names() != ("tensors",):
-            shares = Shares([moved])
-            if operation.pads:
-                shares.absorbed[PADDING] = lambda: item_sum(outside(relevance, arguments["pad"]))
-            return shares
-        entries: Any = node.args[0]
-        pieces = [(facts(entry).signal, moved[i]) for i, entry in enumerate(entries)]
-        shares = Shares([piece for signal, piece in pieces if signal])
-        constants = [piece for signal, piece in pieces if not signal]
-        if constants:
-            shares.absorbed[CONSTANT] = lambda: _added([item_sum(piece) for piece in constants])
-        return shares
-
-    # What rules need to know ----------------------------------------------------------------
-
-    def value(self, node: fx.Node) -> Any:
-        """The forward value of a node."""
-        return _Value(self.copies[node], self)
-
-    def shape(self, node: fx.Node) -> fx.Proxy:
-        """The shape of a copied node, read where it is made: for its shape alone no value is kept."""
-        if node not in self.shapes:
-            with self.graph.inserting_after(node):
-                read = self.graph.create_node("call_function", getattr, (node, "shape"), {}, f"{node.name}_shape")
-            read.meta[KEY] = Facts(facts(node).origin)
-            self.shapes[node] = self.builder.proxy_of(read)
-        return self.shapes[node]
-
-    def arguments(self, node: fx.Node) -> Arguments:
-        """The arguments of a node's call, forward values as proxies."""
-        values = operation_of(facts(node)).arguments(node.args, node.kwargs)
-        return {name: self._mapped(value) for name, value in values.items()}
-
-    def _mapped(self, value: Any) -> Any:
-        return fx.node.map_aggregate(value, lambda v: self.value(v) if isinstance(v, fx.Node) else v)
-
-    def support(self, node: fx.Node) -> Any:
-        """Ones where a value carries signal and zeros in padding; ``None``: signal everywhere."""
-        if not facts(node).padded:
-            return None
-        if node not in self.supports:
-            known = facts(node)
-            parts: list[Any] = [self.support(operand) for _, operand in known.operands]
-            if known.kind is Kind.ROUTING:
-                self.supports[node] = self._moved_support(node, known)
-            elif known.kind is Kind.JOIN:
-                self.supports[node] = torch.maximum(*parts)
-            else:
-                there = [part for part in parts if part is not None]
-                self.supports[node] = there[0] if len(there) == 1 else there[0] * there[1]
-        return self.supports[node]
-
-    def _moved_support(self, node: fx.Node, known: Facts) -> fx.Proxy:
-        """A tensor of ones, moved as the values are: constants and padding come out as zeros."""
-
-        def ones(n: fx.Node) -> Any:
-            if facts(n).kind is Kind.CONSTANT:
-                value = self.value(n)
-                return torch.zeros_like(value) if _in_list(n, node) else value
-            support = self.support(n)
-            return torch.ones_like(self.value(n)) if support is None else support
-
-        args: Any = fx.node.map_aggregate(node.args, lambda v: ones(v) if isinstance(v, fx.Node) else v)
-        if operation_of(known).pads:
-            args = (*args[:2], 0.0)
-        target: Any = node.target
-        return target(*args)
 
     # Bookkeeping ----------------------------------------------------------------------------
 
@@ -273,10 +159,18 @@ class _Emitter:
 
     def _record(self, node: fx.Node, known: Facts, relevance: Relevance, shares: Shares) -> None:
         parts = [part for _, part in relevance] if isinstance(relevance, list) else [relevance]
-        received = _added([item_sum(part) for part in parts])
-        handed = _added([item_sum(share) for share in shares.operands if share is not None])
-        row = [received, handed, shares.rescaled() if shares.rescaled else torch.zeros_like(received)]
-        row.extend(amount() for amount in shares.absorbed.values())
+        here = self.values.where(node)
+        received = _added([item_sum(part, *here) for part in parts])
+        handed = [
+            item_sum(share, *self.values.where(operand))
+            for (_, operand), share in zip(known.operands, shares.operands, strict=True)
+            if share is not None
+        ]
+        rescaled = item_sum(shares.rescaled(), *here) if shares.rescaled else torch.zeros_like(received)
+        row = [received, _added(handed) if handed else torch.zeros_like(received), rescaled]
+        for amount in shares.absorbed.values():
+            kept: Any = amount()
+            row.append(_added([item_sum(part, *here) for part in (kept if isinstance(kept, list) else [kept])]))
         self.amounts.append(row)
         path = known.origin.path
         rule = repr(known.rule) if known.rule else ""
@@ -300,7 +194,18 @@ class _Emitter:
         with self.graph.inserting_after(self.copies[inputs[-1]]):
             node = self.graph.placeholder("target", default_value=None)
         node.meta[KEY] = Facts(facts(inputs[-1]).origin)
+        self._target_node = node
         return self.builder.proxy_of(node)
+
+    def _batch(self, first: fx.Node) -> fx.Proxy:
+        """How many items there are; emitted for good where it is asked for."""
+        with self.graph.inserting_after(self._target_node):
+            shape = self.graph.create_node("call_function", getattr, (first, "shape"), {}, "input_shape")
+        with self.graph.inserting_after(shape):
+            batch = self.graph.create_node("call_function", getitem, (shape, 0), {}, "batch")
+        for node in (shape, batch):
+            node.meta[KEY] = Facts(self._target_node.meta[KEY].origin)
+        return self.builder.proxy_of(batch)
 
     def _scope(self, node: fx.Node, rule: str, role: str = "step") -> None:
         """Let what is emitted next belong to ``node``."""
@@ -325,47 +230,8 @@ class _Emitter:
         return fx.GraphModule({**tensors, **modules}, self.graph, class_name="Relevance")
 
 
-class _Value(fx.Proxy):
-    """A forward value; its shape is known from the forward pass on."""
-
-    def __init__(self, node: fx.Node, emitter: _Emitter) -> None:
-        super().__init__(node, emitter.builder)
-        self._emitter = emitter
-
-    @property
-    def shape(self) -> fx.Proxy:
-        return self._emitter.shape(self.node)
-
-
-_PROPAGATE: dict[Kind, Callable[..., Shares]] = {
-    Kind.LINEAR: _Emitter._linear,
-    Kind.SELECTION: _Emitter._selection,
-    Kind.JOIN: _Emitter._join,
-    Kind.GATE: _Emitter._gate,
-    Kind.POINTWISE: _Emitter._pass,
-    Kind.NORMALISATION: _Emitter._pass,
-    Kind.ROUTING: _Emitter._routing,
-}
-
-
-def operation_of(known: Facts) -> Any:
-    """The vocabulary's entry; what carries signal has one."""
-    assert known.operation is not None
-    return known.operation
-
-
-def rule_of(known: Facts) -> Rule:
-    """The rule that was assigned."""
-    assert known.rule is not None
-    return known.rule
-
-
 def _within(modules: Any, name: str) -> bool:
     return any(path == name for path, _ in modules)
-
-
-def _in_list(node: fx.Node, reader: fx.Node) -> bool:
-    return bool(reader.args) and isinstance(reader.args[0], list | tuple) and node in reader.args[0]
 
 
 def _added(amounts: list[Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxlrp.rules.rule import Rule
-from fxlrp.vocabulary import Kind, Operation
+from fxlrp.vocabulary import Bound, Kind, Operation
 
 KEY = "fxlrp"
 
@@ -39,14 +39,18 @@ class Facts:
         operation: its entry in the vocabulary; ``None`` for inputs and constants.
         kind: what relevance does there.
         operands: the arguments that carry signal, as (schema name, node), in order.
-        signal: whether it depends on an input.
+        signal: whether it carries values of an input.
+        integer: whether it is an input of integers.
+        source: for an embedding lookup, the input that it looks up.
         nonnegative: whether it is known to have no negative element.
         padded: whether a part of it carries no signal: padding, or a concatenated constant.
         filled: whether padding in it may hold other values than zero.
         layers: whether a layer (a parametric operation) lies between it and an input,
             itself included.
         first: whether it is a layer with no other before it.
+        bound: how it is bounded.
         gate: for a gate, the position of the operand that is the gate.
+        values: for a product, the position of the operand that holds the values.
         join: for a join, its branches.
         after_joins: the most joins that lie on a way from an input to it.
         rule: its rule, and ``reason`` says who chose it.
@@ -57,12 +61,16 @@ class Facts:
     kind: Kind = Kind.CONSTANT
     operands: tuple[tuple[str, fx.Node], ...] = ()
     signal: bool = False
+    integer: bool = False
+    source: fx.Node | None = None
     nonnegative: bool = False
     padded: bool = False
     filled: bool = False
     layers: bool = False
     first: bool = False
+    bound: Bound = Bound.NONE
     gate: int | None = None
+    values: int | None = None
     join: Any = None
     after_joins: int = 0
     rule: Rule | None = None
@@ -96,3 +104,15 @@ def facts(node: fx.Node) -> Facts:
 def has_facts(node: fx.Node) -> bool:
     """Whether ``node`` is a forward node with facts."""
     return isinstance(node.meta.get(KEY), Facts)
+
+
+def operation_of(known: Facts) -> Operation:
+    """The vocabulary's entry; what carries signal has one."""
+    assert known.operation is not None
+    return known.operation
+
+
+def rule_of(known: Facts) -> Rule:
+    """The rule that was assigned."""
+    assert known.rule is not None
+    return known.rule

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import item_sum, primitive, smallest_denominator, stabilize
+from fxlrp.rules.primitives import primitive, smallest_denominator, stabilize
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
 
 
@@ -96,7 +96,7 @@ class SignedSplit(SplitRule):
         total = skip + residual
         denominator = stabilize(total, self.epsilon)
         s = relevance / denominator
-        return Shares([s * skip, s * residual], {STABILIZER: lambda: item_sum(s * (denominator - total))})
+        return Shares([s * skip, s * residual], {STABILIZER: lambda: s * (denominator - total)})
 
 
 class ResidualOnly(SplitRule):

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
+from fxlrp.rules.items import Items, rescale
 from fxlrp.rules.operations import LinearOperation
 from fxlrp.rules.primitives import (
     divide,
-    item_sum,
     negative,
     positive,
-    rescale,
     stabilize,
     where_vanished,
     without_padding,
@@ -66,14 +65,21 @@ class LinearRule(Rule):
         self.bias = bias
         self.vanishing = vanishing
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
+    def terms(
+        self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, weight_nonnegative: bool, support: Tensor | None
+    ) -> Terms:
         """The (input, weights) pairs that add up to the denominator."""
         raise NotImplementedError
+
+    def seen(self, operation: LinearOperation) -> LinearOperation:
+        """``operation`` as the rule sees it."""
+        return operation
 
     def __call__(
         self, operation: LinearOperation, x: Tensor, weight: Tensor | None, bias: Tensor | None,
         relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True,
+        signed: bool = True, weight_nonnegative: bool = False, items: Items | None = None,
+        received_items: Items | None = None,
     ) -> Shares:
         """Share ``relevance`` of the output out over ``x``.
 
@@ -88,10 +94,16 @@ class LinearRule(Rule):
             filled: whether ``x`` may hold other values than zero where it carries none; they
                 take no share.
             signed: whether ``relevance`` may be negative anywhere.
+            weight_nonnegative: whether ``weight`` is known to have no negative element.
+            items, received_items: where the batch is in ``x`` and in ``relevance``;
+                ``None``: in front.
         """
+        operation = self.seen(operation)
         if filled and support is not None:
             x = without_padding(x, support)
-        terms = self.terms(x, weight, nonnegative=nonnegative, support=support)
+        terms = self.terms(
+            x, weight, nonnegative=nonnegative, weight_nonnegative=weight is None or weight_nonnegative, support=support
+        )
         z = _sum([operation.apply(value, w) for value, w in terms])
         if bias is not None and self.bias == "absorb":
             z = z + operation.broadcast_bias(bias)
@@ -102,21 +114,23 @@ class LinearRule(Rule):
 
         shares = Shares([share])
         if bias is not None and self.bias == "absorb":
-            shares.absorbed[BIAS] = lambda: item_sum(s * operation.broadcast_bias(bias))
+            shares.absorbed[BIAS] = lambda: s * operation.broadcast_bias(bias)
         if self.stabilizer:
-            shares.absorbed[STABILIZER] = lambda: item_sum(s * (denominator - z))
+            shares.absorbed[STABILIZER] = lambda: s * (denominator - z)
         elif self.vanishing == "absorb":
-            shares.absorbed[STABILIZER] = lambda: item_sum(where_vanished(relevance, z))
+            shares.absorbed[STABILIZER] = lambda: where_vanished(relevance, z)
         else:
             vanished = where_vanished(relevance, z)
             if self.vanishing == "spread":
                 share = share + _spread(operation, x, weight, vanished, support)
-            if bias is None or self.bias != "absorb":
-                share = rescale(share, relevance, support, signed)
-            else:
-                share = rescale(share, relevance - s * operation.broadcast_bias(bias), support, signed)
-            shares.operands = [share]
-            shares.rescaled = lambda: item_sum(vanished)
+            received = relevance
+            if bias is not None and self.bias == "absorb":
+                received = relevance - s * operation.broadcast_bias(bias)
+            elsewhere = {} if items is None and received_items is None else {
+                "items": items, "received_items": received_items,
+            }  # fmt: skip
+            shares.operands = [rescale(share, received, support, signed, **elsewhere)]
+            shares.rescaled = lambda: vanished
         return shares
 
 
@@ -152,9 +166,14 @@ class ZPlus(LinearRule):
     def keeps_sign(self) -> bool:  # type: ignore[override]
         return self.bias == "ignore"  # a negative bias could turn a denominator
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
-        if weight is None:  # fixed weights are never negative
-            return [(x if nonnegative else positive(x), None)]
+    def seen(self, operation: LinearOperation) -> LinearOperation:
+        return operation.without_negative_weights()
+
+    def terms(
+        self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, weight_nonnegative: bool, support: Tensor | None
+    ) -> Terms:
+        if weight_nonnegative:
+            return [(x if nonnegative else positive(x), weight)]
         if nonnegative:
             return [(x, positive(weight))]
         return [(positive(x), positive(weight)), (negative(x), negative(weight))]
@@ -167,9 +186,11 @@ class WPlus(ZPlus):
     Otsuki et al., ECCV 2024). Padding stays zero. Arguments as in :class:`LinearRule`.
     """
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
+    def terms(
+        self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, weight_nonnegative: bool, support: Tensor | None
+    ) -> Terms:
         ones = torch.ones_like(x) if support is None else support
-        return [(ones, None if weight is None else positive(weight))]
+        return [(ones, weight if weight_nonnegative or weight is None else positive(weight))]
 
 
 class Epsilon(LinearRule):
@@ -185,5 +206,7 @@ class Epsilon(LinearRule):
         bias = "" if self.bias == "ignore" else f", bias={self.bias!r}"
         return f"Epsilon({self.stabilizer!r}{bias})"
 
-    def terms(self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, support: Tensor | None) -> Terms:
+    def terms(
+        self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, weight_nonnegative: bool, support: Tensor | None
+    ) -> Terms:
         return [(x, weight)]

@@ -10,7 +10,7 @@ their fixed weights are never negative.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class LinearOperation:
     def broadcast_bias(self, bias: Tensor) -> Tensor:
         """``bias`` in a shape that adds to the output."""
         return bias
+
+    def without_negative_weights(self) -> LinearOperation:
+        """For fixed weights that may be negative: what stands for their positive part."""
+        return self
 
 
 _CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -135,29 +139,6 @@ class Dense(LinearOperation):
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return torch.matmul(s, weight)
-
-
-@primitive
-def matmul_transpose(s: Tensor, weight: Tensor, x: Tensor, left: bool) -> Tensor:
-    """The transpose of a product with a constant matrix, in the shape of ``x``."""
-    if weight.dim() == 1:  # matrix times vector drops an axis
-        c = s.unsqueeze(-1) * weight
-        return c.sum_to_size(x.shape)
-    c = torch.matmul(weight.mT, s) if left else torch.matmul(s, weight.mT)
-    return c.sum_to_size(x.shape)
-
-
-@dataclass(frozen=True)
-class MatrixProduct(LinearOperation):
-    """``x @ weight``, or ``weight @ x`` where ``left``, by a constant matrix."""
-
-    left: bool = False
-
-    def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        return torch.matmul(weight, x) if self.left else torch.matmul(x, weight)
-
-    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return matmul_transpose(s, weight, x, self.left)
 
 
 @primitive
@@ -305,7 +286,7 @@ def upsample_transpose(
 
 @dataclass(frozen=True)
 class Upsample(LinearOperation):
-    """Nearest or linear interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
+    """Interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
 
     mode: str
     size: list[int] | None
@@ -318,3 +299,50 @@ class Upsample(LinearOperation):
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return upsample_transpose(s, x, self.mode, self.align_corners, self.scales)
+
+    def without_negative_weights(self) -> LinearOperation:
+        # The side lobes of a cubic kernel are negative; its main lobe is close to the linear one.
+        return replace(self, mode=self.mode.replace("bicubic", "bilinear"))
+
+
+@primitive
+def fold(x: Tensor, size: list[int], kernel: list[int], dilation: list[int], padding: list[int],
+         stride: list[int]) -> Tensor:
+    """Patches (batch, channels · kernel, windows) added up to an image."""
+    return F.fold(x, size, kernel, dilation, padding, stride)
+
+
+@primitive
+def unfold(x: Tensor, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]) -> Tensor:
+    """The patches of an image, (batch, channels · kernel, windows)."""
+    return F.unfold(x, kernel, dilation, padding, stride)
+
+
+@dataclass(frozen=True)
+class Fold(LinearOperation):
+    """Overlapping patches added up to an image."""
+
+    size: list[int]
+    kernel: list[int]
+    dilation: list[int]
+    padding: list[int]
+    stride: list[int]
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return fold(x, self.size, self.kernel, self.dilation, self.padding, self.stride)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return unfold(s, self.kernel, self.dilation, self.padding, self.stride)
+
+
+@dataclass(frozen=True)
+class CumulativeSum(LinearOperation):
+    """The running sum along an axis."""
+
+    dim: int
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return x.cumsum(self.dim)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return s.flip(self.dim).cumsum(self.dim).flip(self.dim)

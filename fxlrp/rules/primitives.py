@@ -87,51 +87,20 @@ def without_padding(x: Tensor, support: Tensor) -> Tensor:
 
 
 @primitive
-def item_sum(relevance: Tensor) -> Tensor:
-    """Sum over everything but the batch, in float64: shape (batch,)."""
-    dims = tuple(range(1, relevance.dim()))
-    return relevance.sum(dim=dims, dtype=torch.float64) if dims else relevance.double()
-
-
-@primitive
-def rescale(share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True) -> Tensor:
-    """Hand what ``share`` lacks of ``relevance`` to its elements in proportion to their magnitude.
-
-    One factor an item. An item whose share is all zero gets its relevance evenly over
-    ``support`` (ones where an element carries signal; ``None``: everywhere).
-
-    Args:
-        share: (batch, ...), the relevance that reached the operand.
-        relevance: (batch, ...), the relevance that the node received.
-        support: like ``share``, or ``None``.
-        signed: whether relevance may be negative.
-    """
-    dims = tuple(range(1, share.dim()))
-    received = _sum(relevance, tuple(range(1, relevance.dim())))
-    kept = _sum(share, dims)
-    magnitude = share.abs() if signed else share
-    total = _sum(magnitude, dims) if signed else kept
-    # In proportion to what was received: relevance may start as small as a probability.
-    empty = total <= smallest_denominator(share.dtype) * received.abs()
-    carriers = share[:1].numel() if support is None else _sum(support, dims).clamp(min=1)
-    even = _like_item((received / carriers).masked_fill(~empty, 0), share)
-    if support is not None:
-        even = even * support
-    divisor = total.masked_fill(empty, float("inf"))
-    if not signed:  # share + share · (received − total) / total, in one step
-        return torch.addcmul(even, share, _like_item(received / divisor, share))
-    return torch.addcmul(share + even, magnitude, _like_item((received - kept) / divisor, share))
-
-
-def _sum(value: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return value.sum(dim=dims) if dims else value
-
-
-def _like_item(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *[1] * (like.dim() - 1))
-
-
-@primitive
 def fit(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Undo broadcasting: sum ``relevance`` down to ``shape``, that of an operand."""
     return relevance.sum_to_size(shape)
+
+
+@primitive
+def like(relevance: Tensor, x: Tensor) -> Tensor:
+    """``relevance`` in the dtype of ``x``: what a cast in the model did, undone."""
+    return relevance.to(x.dtype)
+
+
+@primitive
+def full(value: object) -> object:
+    """A tensor of half precision in float32; all else as it is."""
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value

@@ -123,3 +123,82 @@ def unpad_border(relevance: Tensor, x: Tensor, pad: Sequence[int], mode: str) ->
 def unchannel_shuffle(relevance: Tensor, groups: int) -> Tensor:
     """The inverse of a channel shuffle: a shuffle with the other factor."""
     return torch.channel_shuffle(relevance, relevance.shape[1] // groups)
+
+
+@primitive
+def unrepeat_interleave(relevance: Tensor, shape: torch.Size, repeats: int, dim: int) -> Tensor:
+    """Sum over the neighbouring copies of each element."""
+    return relevance.unflatten(dim, (shape[dim], repeats)).sum(dim=dim + 1 if dim >= 0 else dim)
+
+
+@primitive
+def fold_axis(relevance: Tensor, shape: torch.Size, dim: int, size: int, step: int) -> Tensor:
+    """Add the windows that ``Tensor.unfold`` cut back up."""
+    return aten.unfold_backward(relevance, shape, dim, size, step)
+
+
+@primitive
+def fold_patches(
+    relevance: Tensor, shape: torch.Size, kernel: list[int], dilation: list[int], padding: list[int],
+    stride: list[int],
+) -> Tensor:
+    """Add patches back up to an image of ``shape``."""
+    return torch.nn.functional.fold(relevance, shape[-2:], kernel, dilation, padding, stride)
+
+
+@primitive
+def unindex(relevance: Tensor, shape: torch.Size, indices: Sequence[Tensor | None]) -> Tensor:
+    """Add every element back to where an index took it from."""
+    return relevance.new_zeros(shape).index_put(tuple(indices), relevance, accumulate=True)
+
+
+@primitive
+def unindex_select(relevance: Tensor, shape: torch.Size, dim: int, index: Tensor) -> Tensor:
+    """Add every slice back to where it was taken from."""
+    return relevance.new_zeros(shape).index_add(dim, index, relevance)
+
+
+@primitive
+def ungather(relevance: Tensor, shape: torch.Size, dim: int, index: Tensor) -> Tensor:
+    """Add every element back to where it was gathered from."""
+    return relevance.new_zeros(shape).scatter_add(dim, index, relevance)
+
+
+@primitive
+def keep(relevance: Tensor, mask: Tensor) -> Tensor:
+    """The relevance where ``mask`` is true."""
+    return relevance * mask
+
+
+@primitive
+def drop(relevance: Tensor, mask: Tensor) -> Tensor:
+    """The relevance where ``mask`` is false."""
+    return relevance.masked_fill(mask, 0)
+
+
+@primitive
+def fit_to(relevance: Tensor, x: Tensor | float) -> Tensor:
+    """Undo broadcasting, where ``x`` is a tensor."""
+    return relevance.sum_to_size(x.shape) if isinstance(x, Tensor) else relevance
+
+
+@primitive
+def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | None, step: int) -> list[Tensor]:
+    """The relevance of a value, and of the slice that was written into it."""
+    part = aten.slice(relevance, dim, start, end, step)
+    return [torch.slice_scatter(relevance, torch.zeros_like(part), dim, start, end, step), part]
+
+
+@primitive
+def unscatter_select(relevance: Tensor, dim: int, index: int) -> list[Tensor]:
+    """The relevance of a value, and of the entry that was written into it."""
+    part = relevance.select(dim, index)
+    return [torch.select_scatter(relevance, torch.zeros_like(part), dim, index), part]
+
+
+@primitive
+def unsort(parts: Parts, output: tuple[Tensor, Tensor], shape: torch.Size, dim: int) -> Tensor:
+    """The relevance of sorted or selected values, back where their indices say they come from."""
+    values, indices = output
+    relevance = _whole([part for part in parts if part[0] == 0], [values])[0]
+    return relevance.new_zeros(shape).scatter_add(dim, indices, relevance)

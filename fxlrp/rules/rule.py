@@ -21,7 +21,7 @@ REASONS = (STABILIZER, BIAS, CONSTANT, PADDING)
 """Why relevance may be absorbed; the ledger has one total for each."""
 
 Amount = Callable[[], Tensor]
-"""A (batch,) amount, computed only where a ledger is kept."""
+"""Relevance that was not simply handed on, like the node's own; computed only where a ledger is kept."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Rules for max pooling: who gets the relevance of a window."""
+"""Rules for max pooling and maxima: who gets the relevance of a window."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.errors import InputError
+from fxlrp.rules.items import Items
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.operations import AdaptiveAveragePool, AveragePool, LinearOperation, WindowSum
+from fxlrp.rules.operations import AdaptiveAveragePool, AveragePool, LinearOperation, Reduction, WindowSum
 from fxlrp.rules.primitives import primitive
 from fxlrp.rules.rule import Rule, Shares
 
@@ -67,6 +69,10 @@ class MaxPool:
         pool = _MAX_POOL_INDICES[len(self.kernel)]
         return pool(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)[1]
 
+    def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
+        """Each window's relevance to its winner."""
+        return to_winners(relevance, x, self.indices(x))
+
     def windows(self) -> LinearOperation:
         """A linear operation over the same windows."""
         if any(d != 1 for d in self.dilation):
@@ -84,18 +90,53 @@ class AdaptiveMaxPool:
         """The flat index of each window's winner."""
         return _ADAPTIVE_INDICES[len(self.size)](x, self.size)[1]
 
+    def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
+        """Each window's relevance to its winner."""
+        return to_winners(relevance, x, self.indices(x))
+
     def windows(self) -> LinearOperation:
         """A linear operation over the same windows."""
         return AdaptiveAveragePool(self.size)
+
+
+@primitive
+def to_largest(relevance: Tensor, x: Tensor, dim: Sequence[int], keepdim: bool, largest: bool) -> Tensor:
+    """Each maximum's (or minimum's) relevance to the element over ``dim`` that it is; equal ones share."""
+    axes = sorted(d % x.dim() for d in dim) or list(range(x.dim()))
+    if not keepdim:
+        for axis in axes:
+            relevance = relevance.unsqueeze(axis)
+    chosen = (x == (x.amax(axes, keepdim=True) if largest else x.amin(axes, keepdim=True))).to(relevance.dtype)
+    return relevance * chosen / chosen.sum(axes, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Extremum:
+    """The maximum, or the minimum, over the axes ``dim``."""
+
+    dim: list[int]
+    keepdim: bool = False
+    largest: bool = True
+
+    def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
+        """Each extremum's relevance to the element that it is."""
+        return to_largest(relevance, x, self.dim, self.keepdim, self.largest)
+
+    def windows(self) -> LinearOperation:
+        """The mean over the same axes."""
+        return Reduction(self.dim or None, self.keepdim, mean=True)
+
+
+Pool = MaxPool | AdaptiveMaxPool | Extremum
 
 
 class SelectionRule(Rule):
     """Base of the rules for max pooling."""
 
     def __call__(
-        self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
+        self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True,
+        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
     ) -> Shares:
         """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
         raise NotImplementedError
@@ -107,11 +148,11 @@ class Winner(SelectionRule):
     keeps_sign = True
 
     def __call__(
-        self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
+        self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True,
+        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
     ) -> Shares:
-        return Shares([to_winners(relevance, x, pool.indices(x))])
+        return Shares([pool.to_winners(relevance, x)])
 
 
 class WindowAverage(SelectionRule):
@@ -132,16 +173,16 @@ class WindowAverage(SelectionRule):
         return self.rule.keeps_sign
 
     def __call__(
-        self, pool: MaxPool | AdaptiveMaxPool, x: Tensor, relevance: Tensor, *,
+        self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True,
+        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
     ) -> Shares:
-        if self.kernel is None:
+        if self.kernel is None or isinstance(pool, Extremum):
             windows = pool.windows()
         else:
             x = tiled(x, relevance, self.kernel)
             windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
         return self.rule(
             windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled,
-            signed=signed,
+            signed=signed, items=items, received_items=received_items,
         )

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import StartError
-from fxlrp.rules.primitives import item_sum, primitive
+from fxlrp.rules.items import Items, item_sum
+from fxlrp.rules.primitives import primitive
 
 Start = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @primitive
-def total(relevance: Tensor) -> Tensor:
+def total(relevance: Tensor, items: Items | None = None) -> Tensor:
     """The sum over everything but the batch: (batch,)."""
-    return item_sum(relevance).to(relevance.dtype)
+    return item_sum(relevance, items).to(relevance.dtype)
 
 
 @primitive
@@ -55,11 +56,17 @@ def one(output: Tensor, target: Tensor | None) -> Tensor:
     return _at_target(_two_axes(output), target, torch.ones_like(output))
 
 
+@primitive
+def itself(output: Tensor, target: Tensor | None) -> Tensor:
+    """The output itself, whatever its shape: for a regression or a similarity. The target is not used."""
+    return output
+
+
 def _two_axes(output: Tensor) -> Tensor:
     if output.dim() != 2:
         raise StartError(
-            f"the output has shape {tuple(output.shape)}, and a named start needs (batch, classes): "
-            "give start= a callable (output, target) -> relevance of the output"
+            f"the output has shape {tuple(output.shape)}, and this start needs (batch, classes): "
+            "give start='output', or a callable (output, target) -> relevance of the output"
         )
     return output
 
@@ -67,7 +74,7 @@ def _two_axes(output: Tensor) -> Tensor:
 NONNEGATIVE = frozenset({probability, one})
 """The starts that are nowhere negative."""
 
-STARTS: dict[str, Start] = {"probability": probability, "logit": logit, "one": one}
+STARTS: dict[str, Start] = {"probability": probability, "logit": logit, "one": one, "output": itself}
 """The starts that ``compile(start=…)`` knows by name."""
 
 

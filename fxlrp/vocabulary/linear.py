@@ -1,35 +1,21 @@
-"""Linear operations: convolution, linear layers, average pooling, mean and sum."""
+"""Linear layers: convolutions, linear layers and matrix products."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules.operations import (
-    AdaptiveAveragePool,
-    AveragePool,
-    Convolution,
-    Dense,
-    LinearOperation,
-    MatrixProduct,
-    Reduction,
-    TransposedConvolution,
-    Upsample,
-)
-from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported
+from fxlrp.rules import items
+from fxlrp.rules.operations import Convolution, Dense, LinearOperation, TransposedConvolution
+from fxlrp.rules.primitives import primitive
+from fxlrp.rules.products import EinsteinSum, MatrixProduct
+from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
-Bound = tuple[LinearOperation, Any, Any]
-
-
-def per_axis(value: Any, dims: int) -> list[Any]:
-    """One entry an axis from an int, a sequence of one, or a sequence."""
-    values = list(value) if isinstance(value, Sequence) else [value]
-    return values * dims if len(values) == 1 else values
+Bindings = tuple[LinearOperation, Any, Any]
 
 
 def convolution(dims: int) -> Operation:
@@ -54,7 +40,7 @@ def convolution(dims: int) -> Operation:
                 padding = 0
         return target(input, weight, bias, stride, per_axis(padding, dims), dilation, groups)
 
-    def bind(a: Arguments, operand: str) -> Bound:
+    def bind(a: Arguments, operand: str) -> Bindings:
         operation = Convolution(
             dims, per_axis(a["stride"], dims), per_axis(a["padding"], dims), per_axis(a["dilation"], dims), a["groups"]
         )
@@ -62,8 +48,8 @@ def convolution(dims: int) -> Operation:
 
     return Operation(
         target, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
-        functions=(getattr(torch, f"conv{dims}d"),), aten=(getattr(aten, f"conv{dims}d").padding,),
-        lower=lower, bind=bind, parametric=True,
+        functions=(getattr(torch, f"conv{dims}d"),), aten={getattr(aten, f"conv{dims}d").padding: lower},
+        values="input", lower=lower, bind=bind, parametric=True,
     )
 
 
@@ -76,7 +62,7 @@ def transposed_convolution(dims: int) -> Operation:
         axes = [per_axis(v, dims) for v in (stride, padding, output_padding)]
         return target(input, weight, bias, *axes, groups, per_axis(dilation, dims))
 
-    def bind(a: Arguments, operand: str) -> Bound:
+    def bind(a: Arguments, operand: str) -> Bindings:
         axes = {n: per_axis(a[n], dims) for n in ("stride", "padding", "output_padding", "dilation")}
         operation = TransposedConvolution(dims, **axes, groups=a["groups"])
         return operation, a["weight"], a["bias"]
@@ -87,98 +73,61 @@ def transposed_convolution(dims: int) -> Operation:
     )
 
 
-def average_pool(dims: int) -> Operation:
-    target = getattr(aten, f"avg_pool{dims}d").default
-
-    def bind(a: Arguments, operand: str) -> Bound:
-        kernel = per_axis(a["kernel_size"], dims)
-        stride = per_axis(a["stride"], dims) if a["stride"] not in ([], (), None) else kernel
-        operation = AveragePool(
-            kernel, stride, per_axis(a["padding"], dims), a["ceil_mode"], a["count_include_pad"],
-            a.get("divisor_override"),
-        )
-        return operation, None, None
-
-    def lower(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-              count_include_pad: bool = True, divisor_override: int | None = None) -> Any:
-        kernel = per_axis(kernel_size, dims)
-        extra = [divisor_override] if dims > 1 else []
-        return target(
-            input, kernel, per_axis(stride, dims) if stride not in (None, []) else kernel,
-            per_axis(padding, dims), ceil_mode, count_include_pad, *extra,
-        )
-
-    return Operation(
-        target, Kind.LINEAR, functions=(getattr(F, f"avg_pool{dims}d"),), lower=lower, bind=bind, sign=Sign.KEEPS
-    )
-
-
-def adaptive_average_pool(dims: int) -> Operation:
-    target = getattr(aten, f"adaptive_avg_pool{dims}d").default
-
-    def lower(input: Any, output_size: Any) -> Any:
-        size = per_axis(output_size, dims)
-        return target(input, [input.shape[i - dims] if n is None else n for i, n in enumerate(size)])
-
-    def bind(a: Arguments, operand: str) -> Bound:
-        return AdaptiveAveragePool(a["output_size"]), None, None
-
-    function = getattr(F, f"adaptive_avg_pool{dims}d")
-    return Operation(target, Kind.LINEAR, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS)
-
-
-def axes(dim: Any) -> list[int] | None:
-    """``dim`` as ATen takes it: a list, or ``None`` for every axis."""
-    if dim is None or isinstance(dim, list):
-        return dim
-    return list(dim) if isinstance(dim, tuple) else [dim]
-
-
-def reduction(target: Any, name: str, **more: Any) -> Operation:
-    def lower(input: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
-        return target(input, axes(dim), keepdim, **({} if dtype is None else {"dtype": dtype}))
-
-    def bind(a: Arguments, operand: str) -> Bound:
-        return Reduction(a["dim"] or None, a["keepdim"], mean=name == "mean"), None, None
-
-    return Operation(
-        target, Kind.LINEAR, functions=(getattr(torch, name),), methods=(name,), lower=lower, bind=bind,
-        sign=Sign.KEEPS, **more,
-    )
-
-
-def bind_linear(a: Arguments, operand: str) -> Bound:
+def bind_linear(a: Arguments, operand: str) -> Bindings:
     return Dense(), a["weight"], a["bias"]
 
 
-def bind_matmul(a: Arguments, operand: str) -> Bound:
+def lower_matmul(input: Any, mat2: Any = None, *, other: Any = None, vec: Any = None) -> Any:
+    second = next(value for value in (mat2, other, vec) if value is not None)
+    return aten.matmul.default(input, second)
+
+
+def lower_addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    if (beta, alpha) != (1, 1):
+        raise Unsupported("addmm with factors")
+    return aten.linear.default(mat1, aten.t.default(mat2), input)
+
+
+def lower_baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    product = aten.matmul.default(batch1, batch2)
+    product = product if alpha == 1 else aten.mul.Tensor(product, alpha)
+    return aten.add.Tensor(product, input if beta == 1 else aten.mul.Tensor(input, beta))
+
+
+def bind_matmul(a: Arguments, operand: str) -> Bindings:
     left = operand == "other"
     return MatrixProduct(left), a["self" if left else "other"], None
 
 
-def interpolation(mode: str) -> Operation:
-    """Nearest or linear interpolation, ``mode`` as ATen names it."""
+def lower_einsum(equation: str, *operands: Any) -> Any:
+    tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
+    if not isinstance(equation, str) or len(tensors) > 2:
+        raise Unsupported("einsum of more than two tensors, or with a list of axes")
+    compact = equation.replace(" ", "")
+    if "->" not in compact:
+        letters = sorted(letter for letter in set(compact) - {","} if compact.count(letter) == 1)
+        compact = f"{compact}->{''.join(letters)}"
+    terms = compact.split("->")[0].split(",")
+    if "." in compact or any(len(set(term)) < len(term) for term in terms):
+        raise Unsupported("einsum with an ellipsis or a repeated axis")
+    return aten.einsum.default(compact, tensors)
 
-    def bind(a: Arguments, operand: str) -> Bound:
-        return Upsample(mode, a["output_size"], a.get("align_corners"), a["scale_factors"]), None, None
 
-    return Operation(getattr(aten, f"upsample_{mode}").vec, Kind.LINEAR, bind=bind, sign=Sign.KEEPS)
-
-
-_INTERPOLATIONS = {"linear": (1, "linear1d"), "bilinear": (2, "bilinear2d"), "trilinear": (3, "trilinear3d")}
+def bind_einsum(a: Arguments, operand: str) -> Bindings:
+    index = int(operand.removeprefix("tensors[").removesuffix("]"))
+    others = [tensor for i, tensor in enumerate(a["tensors"]) if i != index]
+    return EinsteinSum(a["equation"], index), others[0] if others else None, None
 
 
-def lower_interpolate(input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
-                      align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
-                      antialias: bool = False) -> Any:
-    if antialias or recompute_scale_factor or mode not in (*_INTERPOLATIONS, "nearest"):
-        raise Unsupported(f"interpolation in mode {mode!r}" + (" with antialias" if antialias else ""))
-    dims = _INTERPOLATIONS[mode][0] if mode in _INTERPOLATIONS else 2
-    name = _INTERPOLATIONS[mode][1] if mode in _INTERPOLATIONS else "nearest2d"
-    corners = [bool(align_corners)] if mode in _INTERPOLATIONS else []
-    sizes = None if size is None else per_axis(size, dims) if not hasattr(size, "node") else size
-    factors = None if scale_factor is None else [float(f) for f in per_axis(scale_factor, dims)]
-    return getattr(aten, f"upsample_{name}").vec(input, sizes, *corners, factors)
+def items_of_einsum(position: Any, a: Arguments) -> Any:
+    inputs, result = a["equation"].split("->")
+    return einsum_position(position, inputs.split(",")[0], result)
+
+
+@primitive
+def einsum_position(position: Any, term: str, result: str) -> Any:
+    """Where the batch is after an Einstein sum whose first operand, ``term``, has it at ``position``."""
+    return items.Position(result.index(term[position[0]]), position[1])
 
 
 OPERATIONS: list[Operation] = [
@@ -186,19 +135,23 @@ OPERATIONS: list[Operation] = [
     *(transposed_convolution(dims) for dims in (1, 2, 3)),
     Operation(
         aten.linear.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
-        functions=(F.linear,), bind=bind_linear, parametric=True,
+        functions=(F.linear,), bind=bind_linear, values="input", parametric=True, aten={aten.addmm.default: lower_addmm},
     ),
     Operation(
         aten.matmul.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("self", "other"),
-        functions=(torch.matmul, operator.matmul), methods=("matmul",), bind=bind_matmul, parametric=True,
+        functions=(torch.matmul, operator.matmul, torch.bmm, torch.mm), methods=("matmul", "bmm", "mm", "__matmul__"),
+        lower=lower_matmul, bind=bind_matmul, parametric=True,
+        aten={
+            aten.bmm.default: lower_matmul, aten.mm.default: lower_matmul, aten.mv.default: lower_matmul,
+            aten.baddbmm.default: lower_baddbmm,
+        },
     ),
-    *(average_pool(dims) for dims in (1, 2, 3)),
-    *(adaptive_average_pool(dims) for dims in (1, 2, 3)),
-    *(interpolation(mode) for mode in ("linear1d", "bilinear2d", "trilinear3d")),
     Operation(
-        aten.upsample_nearest2d.vec, Kind.LINEAR, functions=(F.interpolate, F.upsample), lower=lower_interpolate,
-        bind=interpolation("nearest2d").bind, sign=Sign.KEEPS,
+        aten.einsum.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("tensors",), functions=(torch.einsum,),
+        lower=lower_einsum, bind=bind_einsum, items=items_of_einsum, parametric=True,
+        aten={aten.einsum.default: lambda equation, tensors, path=None: lower_einsum(equation, tensors)},
     ),
-    reduction(aten.mean.dim, "mean"),
-    reduction(aten.sum.dim_IntList, "sum"),
 ]
+
+FUNCTIONS_OF_SEVERAL = {torch.baddbmm: lower_baddbmm, torch.addmm: lower_addmm}
+"""Functions that are lowered to other operations."""

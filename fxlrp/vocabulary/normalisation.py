@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fxlrp.rules.norm import group_norm_back, layer_norm_back, rms_norm_back
 from fxlrp.vocabulary.operation import Kind, Operation, Unsupported
 
 aten = torch.ops.aten
@@ -23,11 +24,17 @@ def cudnn() -> bool:
 def lower_batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
                      training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5) -> Any:
     if training or running_mean is None:
-        raise Unsupported("batch statistics in eval mode (track_running_stats=False): items would depend on each other")
+        raise Unsupported("batch statistics in eval mode (track_running_stats=False): items would depend on each other", final=True)
     # Without momentum, torch averages; in eval mode it is not used at all.
     return aten.batch_norm.default(
         input, weight, bias, running_mean, running_var, False, momentum or 0.0, eps, cudnn()
     )
+
+
+def lower_native_batch_norm(input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float,
+                            eps: float) -> tuple[Any, None, None]:
+    normed = aten.batch_norm.default(input, weight, bias, running_mean, running_var, False, momentum, eps, cudnn())
+    return normed, None, None
 
 
 def lower_batch_norm_module(module: Any, input: Any) -> Any:
@@ -68,18 +75,22 @@ def lower_rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: f
 OPERATIONS = [
     Operation(
         aten.batch_norm.default, Kind.NORMALISATION, functions=(F.batch_norm,), lower=lower_batch_norm,
+        aten={aten._native_batch_norm_legit_no_training.default: lower_native_batch_norm},
     ),
     Operation(
         aten.instance_norm.default, Kind.NORMALISATION, functions=(F.instance_norm,), lower=lower_instance_norm,
     ),
     Operation(
         aten.group_norm.default, Kind.NORMALISATION, functions=(F.group_norm,), lower=lower_group_norm,
+        bind=lambda a, x: lambda s: group_norm_back(s, x, a["num_groups"], a["weight"], a["eps"]),
     ),
     Operation(
         aten.layer_norm.default, Kind.NORMALISATION, functions=(F.layer_norm,), lower=lower_layer_norm,
+        bind=lambda a, x: lambda s: layer_norm_back(s, x, a["normalized_shape"], a["weight"], a["eps"]),
     ),
     Operation(
         aten.rms_norm.default, Kind.NORMALISATION, functions=(F.rms_norm,), lower=lower_rms_norm,
+        bind=lambda a, x: lambda s: rms_norm_back(s, x, a["normalized_shape"], a["weight"], a["eps"]),
     ),
 ]
 

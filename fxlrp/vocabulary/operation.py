@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -45,10 +45,18 @@ class Bound(Enum):
     NONE = 0
     CLIPPED = 1
     """An activation that clips, such as ReLU6: a gate where the other factor is no better one."""
-    GATE = 2
+    REDUCED = 2
+    """A statistic of the signal, broadcast over it again, as a norm computes it."""
+    GATE = 3
     """A squashing function that is nearly always a gate, such as the sigmoid."""
-    KEEPS = 3
-    """Bounded where the operand is."""
+    KEEPS = 4
+    """Bounded where every operand is."""
+
+
+def per_axis(value: Any, dims: int) -> list[Any]:
+    """One entry an axis from an int, a sequence of one, or a sequence."""
+    values = list(value) if isinstance(value, Sequence) else [value]
+    return values * dims if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -61,18 +69,24 @@ class Operation:
         several: its kind where two or more operands do; ``None``: the same.
         operands: the schema names of the arguments that can carry signal.
         functions, methods: other spellings; their in-place forms are understood.
-        aten: other ATen overloads that take the same arguments.
+        aten: other ATen overloads, and how each is lowered to the canonical call; ``None``:
+            it takes the same arguments.
         lower: from the Python signature of the spellings to the canonical call. ``None``:
             they take the same arguments as ``target``, and ``input`` for ``self``.
-        bind: for a linear operation ``(arguments, operand name) -> (LinearOperation,
-            weight, bias)``, for a selection ``arguments -> pool``.
+        bind: for a linear operation or a product ``(arguments, operand name) ->
+            (LinearOperation, weight, bias)``, for a selection ``arguments -> pool``.
+        values: for a product, the operand that holds the values, the others being weights;
+            ``None``: it is told by the facts about the operands.
         transpose: for routing: ``(relevance, arguments) ->`` relevance of the operand, or
             a list of one for each operand;
             ``arguments["output"]`` is the moved value itself.
         outputs_many: the result is a list of tensors.
-        sign, bound: facts about the result; a sign may depend on the arguments.
+        sign, bound: facts about the result; they may depend on the arguments.
+        items: ``(position, arguments) -> position`` of the batch in the result, as
+            :mod:`fxlrp.rules.items` has it; ``None``: where it was.
         cuts: routing that keeps a part of a value: another part is not the same value.
         pads: routing that puts constants around a value.
+        loses: routing that puts constants in the place of some elements.
         parametric: it counts as a layer where branches are compared.
     """
 
@@ -82,15 +96,18 @@ class Operation:
     operands: tuple[str, ...] = ()
     functions: tuple[Callable[..., Any], ...] = ()
     methods: tuple[str, ...] = ()
-    aten: tuple[Any, ...] = ()
+    aten: Mapping[Any, Callable[..., Any] | None] = field(default_factory=dict)
     lower: Callable[..., Any] | None = None
     bind: Callable[..., Any] | None = None
+    values: str | None = None
     transpose: Callable[..., Any] | None = None
     outputs_many: bool = False
     sign: Sign | Callable[[Arguments], Sign] = Sign.ANY
-    bound: Bound = Bound.NONE
+    bound: Bound | Callable[[Arguments], Bound] = Bound.NONE
+    items: Callable[[Any, Arguments], Any] | None = None
     cuts: bool = False
     pads: bool = False
+    loses: bool = False
     parametric: bool = False
 
     @property
@@ -134,24 +151,53 @@ class Vocabulary:
         self._by_function: dict[Any, Operation] = {}
         self._by_method: dict[str, Operation] = {}
         self._by_module: dict[type[nn.Module], Callable[..., Any]] = {}
+        self._by_overload: dict[Any, Callable[..., Any]] = {}
+        self._lowered_functions: dict[Any, Callable[..., Any]] = {}
+        self._lowered_methods: dict[str, Callable[..., Any]] = {}
 
     def register(self, operation: Operation) -> Operation:
         """Add ``operation``, or replace what had one of its spellings."""
-        for target in (operation.target, *operation.aten):
-            self._by_target[target] = operation
+        self._by_target[operation.target] = operation
+        self._by_overload[operation.target] = operation.target
+        for overload, lower in operation.aten.items():
+            self._by_overload[overload] = lower or operation.target
         for function in operation.functions:
             self._by_function[function] = operation
         for method in operation.methods:
             self._by_method[method] = operation
         return operation
 
+    def register_function(self, function: Any, lower: Callable[..., Any]) -> None:
+        """Say how a function that is no operation of its own is lowered."""
+        self._lowered_functions[function] = lower
+
+    def register_method(self, name: str, lower: Callable[..., Any]) -> None:
+        """Say how a tensor method that is no operation of its own is lowered."""
+        self._lowered_methods[name] = lower
+
+    def lowered_method(self, name: str) -> Callable[..., Any] | None:
+        """How a tensor method that is no operation of its own is lowered."""
+        return self._lowered_methods.get(name)
+
+    def lowered_function(self, function: Any) -> Callable[..., Any] | None:
+        """How a function that is no operation of its own is lowered."""
+        return self._lowered_functions.get(function)
+
     def register_module(self, module: type[nn.Module], lower: Callable[..., Any]) -> None:
         """Say how a module that tracing cannot open is lowered: ``lower(module, *inputs)``."""
         self._by_module[module] = lower
 
     def canonical(self, target: Any) -> Operation | None:
-        """The operation whose canonical target (or ATen alias) this is."""
+        """The operation whose canonical target this is."""
         return self._by_target.get(target)
+
+    def overload(self, overload: Any) -> Callable[..., Any] | None:
+        """How a call of this ATen overload is lowered, its arguments being those of its schema."""
+        return self._by_overload.get(overload)
+
+    def register_overload(self, overload: Any, lower: Callable[..., Any]) -> None:
+        """Say how an ATen overload that is no operation of its own is lowered."""
+        self._by_overload[overload] = lower
 
     def function(self, function: Any) -> Operation | None:
         """The operation that this function spells."""
@@ -179,4 +225,12 @@ class Vocabulary:
 
 
 class Unsupported(Exception):
-    """Raised by a lowering that knows the operation, but not in this form."""
+    """Raised by a lowering that knows the operation, but not in this form.
+
+    Attributes:
+        final: whether another way of capture would not help.
+    """
+
+    def __init__(self, reason: str = "", *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final

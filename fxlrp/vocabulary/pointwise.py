@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fxlrp.rules.primitives import fit, primitive
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
@@ -47,6 +48,82 @@ def lower_rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     return lower_sub(other, input, alpha=alpha)
 
 
+def lower_add_scalar(self: Any, other: Any, alpha: Any = 1) -> Any:
+    return aten.add.Tensor(self, other * alpha)
+
+
+def lower_sub_scalar(self: Any, other: Any, alpha: Any = 1) -> Any:
+    return aten.sub.Tensor(self, other * alpha)
+
+
+def lower_rsub_scalar(self: Any, other: Any, alpha: Any = 1) -> Any:
+    return lower_sub(other, self, alpha=alpha)
+
+
+def lower_addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
+    product = aten.mul.Tensor(tensor1, tensor2)
+    return aten.add.Tensor(input, product if value == 1 else aten.mul.Tensor(product, value))
+
+
+def lower_extremum(name: str, input: Any, other: Any) -> Any:
+    return getattr(aten, name).default(input, other)
+
+
+@primitive
+def winners(relevance: Any, x: Any, output: Any) -> Any:
+    """The part of ``relevance`` where ``x`` is what was chosen."""
+    return relevance * (x == output)
+
+
+def to_extremum(r: Any, a: Arguments) -> list[Any]:
+    first = winners(r, a["self"], a["output"])
+    return [fit(first, a["self"].shape), fit(r - first, a["other"].shape)]
+
+
+def lower_cast(input: Any, *args: Any, **kwargs: Any) -> Any:
+    """``x.to(…)``: another dtype is a cast; another device or layout is the explainer's own affair."""
+    wanted = [*args, kwargs.get("dtype"), kwargs.get("other")]
+    for value in wanted:
+        if isinstance(value, torch.dtype):
+            return aten.to.dtype(input, value)
+        if isinstance(value, torch.Tensor | fx.Proxy) and not _is_device(value):
+            node = getattr(value, "node", None)
+            is_dtype = node is not None and node.target is getattr and node.args[1] == "dtype"
+            return aten.to.dtype(input, value if is_dtype else value.dtype)
+    return input
+
+
+def _is_device(value: Any) -> bool:
+    node = getattr(value, "node", None)
+    return node is not None and node.target is getattr and node.args[1] == "device"
+
+
+def lower_to_copy(self: Any, *, dtype: Any = None, **layout: Any) -> Any:
+    return self if dtype is None else aten.to.dtype(self, dtype)
+
+
+def lower_to_dtype(self: Any, dtype: Any, *layout: Any, **more: Any) -> Any:
+    return aten.to.dtype(self, dtype)
+
+
+def cast_to(dtype: torch.dtype) -> Any:
+    return lambda input, *layout, **more: aten.to.dtype(input, dtype)
+
+
+def lower_glu(input: Any, dim: int = -1) -> Any:
+    halves = aten.chunk.default(input, 2, dim)
+    return aten.mul.Tensor(halves[0], aten.sigmoid.default(halves[1]))
+
+
+def lower_local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
+    """``x / (k + α mean(x²) over neighbouring channels)^β``; for images, (batch, channels, height, width)."""
+    squares = aten.unsqueeze.default(aten.mul.Tensor(input, input), 1)
+    padded = aten.constant_pad_nd.default(squares, [0, 0, 0, 0, size // 2, (size - 1) // 2], 0.0)
+    mean = aten.avg_pool3d.default(padded, [size, 1, 1], [1, 1, 1])
+    scale = aten.add.Tensor(aten.mul.Tensor(aten.squeeze.dims(mean, [1]), alpha), k)
+    return aten.div.Tensor(input, aten.pow.Tensor_Scalar(scale, beta))
+
+
 def lower_mul(input: Any, other: Any) -> Any:
     return aten.mul.Tensor(other, input) if is_scalar(input) else aten.mul.Tensor(input, other)
 
@@ -72,7 +149,7 @@ def lower_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any 
 
 def lower_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if training and p > 0:
-        raise Unsupported("dropout that stays active in eval mode (pass training=self.training)")
+        raise Unsupported("dropout that stays active in eval mode (pass training=self.training)", final=True)
     return input
 
 
@@ -111,29 +188,36 @@ ARITHMETIC = [
         aten.add.Tensor, Kind.POINTWISE, several=Kind.JOIN, operands=("self", "other"),
         functions=(torch.add, operator.add, operator.iadd), methods=("add",), lower=lower_add,
         sign=Sign.KEEPS, bound=Bound.KEEPS,
+        aten={aten.add.Scalar: lower_add_scalar, aten.addcmul.default: lower_addcmul},
     ),
     Operation(
         aten.sub.Tensor, Kind.POINTWISE, several=Kind.JOIN, operands=("self", "other"),
         functions=(torch.sub, torch.subtract, operator.sub, operator.isub), methods=("sub", "subtract"),
         lower=lower_sub, bound=Bound.KEEPS,
-    ),
-    Operation(
-        aten.rsub.Tensor, Kind.POINTWISE, several=Kind.JOIN, operands=("self", "other"), functions=(torch.rsub,),
-        lower=lower_rsub,
+        aten={aten.sub.Scalar: lower_sub_scalar, aten.rsub.Tensor: lower_rsub, aten.rsub.Scalar: lower_rsub_scalar},
     ),
     Operation(
         aten.mul.Tensor, Kind.POINTWISE, several=Kind.GATE, operands=("self", "other"),
         functions=(torch.mul, torch.multiply, operator.mul, operator.imul), methods=("mul", "multiply"),
-        lower=lower_mul, sign=Sign.KEEPS, bound=Bound.KEEPS,
+        lower=lower_mul, sign=Sign.KEEPS, bound=Bound.KEEPS, aten={aten.mul.Scalar: lower_mul},
     ),
     Operation(
         aten.div.Tensor, Kind.POINTWISE, several=Kind.GATE, operands=("self", "other"),
         functions=(torch.div, torch.divide, torch.true_divide, operator.truediv, operator.itruediv),
         methods=("div", "divide", "true_divide"), lower=lower_div, sign=Sign.KEEPS, bound=Bound.KEEPS,
+        aten={aten.div.Scalar: lower_div},
     ),
     Operation(
         aten.pow.Tensor_Scalar, Kind.POINTWISE, functions=(torch.pow, operator.pow, operator.ipow),
         methods=("pow",), lower=lower_pow, sign=sign_of_power,
+    ),
+    *(
+        Operation(
+            getattr(aten, name).default, Kind.POINTWISE, several=Kind.ROUTING, operands=("self", "other"),
+            functions=(getattr(torch, name),), methods=(name,), lower=partial(lower_extremum, name), transpose=to_extremum,
+            sign=Sign.KEEPS, aten={getattr(aten, old).other: partial(lower_extremum, name)},
+        )
+        for name, old in (("maximum", "max"), ("minimum", "min"))
     ),
 ]
 
@@ -164,10 +248,15 @@ ACTIVATIONS = [
     Operation(
         aten.softmax.int, Kind.POINTWISE, functions=(torch.softmax, F.softmax), methods=("softmax",),
         lower=lower_softmax, sign=Sign.NONNEGATIVE, bound=Bound.GATE,
+        aten={
+            aten._softmax.default: lambda self, dim, half: aten.softmax.int(self, dim),
+            aten._safe_softmax.default: lambda self, dim, dtype=None: aten.softmax.int(self, dim, dtype),
+        },
     ),
     Operation(
         aten.log_softmax.int, Kind.POINTWISE, functions=(torch.log_softmax, F.log_softmax),
         methods=("log_softmax",), lower=partial(lower_softmax, target=aten.log_softmax.int),
+        aten={aten._log_softmax.default: lambda self, dim, half: aten.log_softmax.int(self, dim)},
     ),
 ]
 
@@ -184,6 +273,17 @@ FUNCTIONS = [
     pointwise("sin"),
     pointwise("cos"),
     pointwise("erf", sign=Sign.KEEPS),
+    pointwise("expm1", sign=Sign.KEEPS),
+    pointwise("tan"),
+    pointwise("atan", sign=Sign.KEEPS, bound=Bound.CLIPPED),
+    pointwise("nan_to_num", sign=Sign.KEEPS),
+    Operation(
+        aten.to.dtype, Kind.POINTWISE, methods=("to", "type_as"), lower=lower_cast, sign=Sign.KEEPS, bound=Bound.KEEPS,
+        aten={
+            aten._to_copy.default: lower_to_copy, aten.type_as.default: lower_cast, aten.to.dtype: lower_to_dtype,
+            aten.to.dtype_layout: lower_to_copy, aten.to.device: lambda self, device, dtype, *more: lower_to_dtype(self, dtype),
+        },
+    ),
 ]
 
 NO_OPERATIONS = [
@@ -196,8 +296,25 @@ NO_OPERATIONS = [
     ),
     Operation(
         aten.alias.default, Kind.POINTWISE, lower=lower_identity, functions=(torch.clone, torch.detach),
-        methods=("contiguous", "clone", "detach", "requires_grad_", "data"),
+        methods=("contiguous", "clone", "detach", "requires_grad_", "data", "cpu", "cuda"),
+        aten=dict.fromkeys((aten.clone.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh_copy.default, aten.alias.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default), lower_identity),
     ),
 ]
+
+CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
+
+METHODS = {name: cast_to(dtype) for name, dtype in CASTS.items()}
+"""Tensor methods that are lowered to operations with other arguments."""
+
+FUNCTIONS_OF_SEVERAL = {
+    F.glu: lower_glu,
+    torch.addcmul: lower_addcmul,
+    F.local_response_norm: lower_local_response_norm,
+}
+"""Functions that are lowered to several operations."""
+
+OVERLOADS = {aten.glu.default: lower_glu}
+"""ATen overloads that are lowered to several operations."""
+
 
 OPERATIONS = [*ARITHMETIC, *ACTIVATIONS, *FUNCTIONS, *NO_OPERATIONS]

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fxlrp.rules import items
 from fxlrp.rules import routing as back
 from fxlrp.rules.primitives import fit
-from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
+from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, per_axis
 
 aten = torch.ops.aten
 
@@ -137,6 +138,44 @@ def _index_axis(input: Any, axis: int, entry: Any, *, back: bool) -> tuple[Any, 
     return input, axis - 1 if back else axis + 1
 
 
+def lower_repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Any:
+    if not isinstance(repeats, int) or dim is None:
+        raise Unsupported("repeat_interleave by a tensor, or without dim")
+    return aten.repeat_interleave.self_int(input, repeats, dim)
+
+
+def lower_unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
+    return aten.im2col.default(input, *(per_axis(v, 2) for v in (kernel_size, dilation, padding, stride)))
+
+
+def back_im2col(r: Any, a: Arguments) -> Any:
+    return back.fold_patches(r, a["self"].shape, a["kernel_size"], a["dilation"], a["padding"], a["stride"])
+
+
+def lower_index(input: Any, indices: Any) -> Any:
+    return aten.index.Tensor(input, list(indices))
+
+
+def lower_index_select(input: Any, dim: int, index: Any) -> Any:
+    return aten.index_select.default(input, dim, index)
+
+
+def lower_gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
+    return aten.gather.default(input, dim, index)
+
+
+def lower_where(condition: Any, input: Any, other: Any) -> Any:
+    return aten.where.self(condition, input, other)
+
+
+def lower_masked_fill(input: Any, mask: Any, value: Any) -> Any:
+    return aten.masked_fill.Scalar(input, mask, value)
+
+
+def back_where(r: Any, a: Arguments) -> list[Any]:
+    return [back.fit_to(back.keep(r, a["condition"]), a["self"]), back.fit_to(back.drop(r, a["condition"]), a["other"])]
+
+
 def move(target: Any, transpose: Callable[..., Any], **more: Any) -> Operation:
     """An operation that moves values of one operand."""
     more.setdefault("sign", Sign.KEEPS)
@@ -148,26 +187,71 @@ def unreshape(r: Any, a: Arguments) -> Any:
     return back.unreshape(r, a["self"].shape)
 
 
+def rank(a: Arguments, *dims: int) -> Any:
+    """The rank of the operand; any will do where no axis is counted from the end."""
+    return 64 if all(isinstance(d, int) and d >= 0 for d in dims) else a["self"].dim()
+
+
+def in_front(position: Any, *dims: int) -> bool:
+    """Whether the batch is the first axis and ``dims``, counted from the end, cannot mean it."""
+    return isinstance(position, items.Position) and position == items.Position(0) and all(d < 0 for d in dims)
+
+
+def items_permuted(position: Any, a: Arguments) -> Any:
+    return items.permuted(position, a["dims"], len(a["dims"]))
+
+
+def items_swapped(position: Any, a: Arguments) -> Any:
+    dims = a["dim0"], a["dim1"]
+    return position if in_front(position, *dims) else items.swapped(position, *dims, rank(a, *dims))
+
+
+def items_inserted(position: Any, a: Arguments) -> Any:
+    return position if in_front(position, a["dim"]) else items.inserted(position, a["dim"], rank(a, a["dim"]))
+
+
+def items_stacked(position: Any, a: Arguments) -> Any:
+    dim = a["dim"]
+    return position if in_front(position, dim) else items.inserted(position, dim, 64 if dim >= 0 else a["tensors"][0].dim())
+
+
+def items_removed(position: Any, a: Arguments) -> Any:
+    dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
+    return position if in_front(position, *dims) else items.removed(position, dims, rank(a, *dims))
+
+
+def items_reshaped(position: Any, a: Arguments) -> Any:
+    if in_front(position):
+        return position  # however the rest is cut, items stay one behind the other
+    return items.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
+
+
+def items_expanded(position: Any, a: Arguments) -> Any:
+    if in_front(position):
+        return position
+    return items.expanded(position, a["self"].dim(), a["output"].dim())
+
+
 def sign_of_padding(a: Arguments) -> Sign:
     return Sign.KEEPS if isinstance(a["value"], int | float) and a["value"] >= 0 else Sign.ANY
 
 
 SHAPES = [
-    move(aten.reshape.default, unreshape, methods=("view", "reshape"), functions=(torch.reshape,),
-         aten=(aten.view.default, aten._unsafe_view.default), lower=lower_reshape),
-    move(aten.reshape_as.default, unreshape, methods=("reshape_as", "view_as"), lower=lower_reshape_as),
-    move(aten.flatten.using_ints, unreshape, methods=("flatten",), functions=(torch.flatten,), lower=lower_flatten),
-    move(aten.unflatten.int, unreshape, methods=("unflatten",), functions=(torch.unflatten,), lower=lower_unflatten),
-    move(aten.squeeze.dims, unreshape, methods=("squeeze",), functions=(torch.squeeze,), lower=lower_squeeze),
-    move(aten.unsqueeze.default, unreshape, methods=("unsqueeze",), functions=(torch.unsqueeze,)),
+    move(aten.reshape.default, unreshape, items=items_reshaped, methods=("view", "reshape"), functions=(torch.reshape,),
+         aten={aten.view.default: None, aten._unsafe_view.default: None}, lower=lower_reshape),
+    move(aten.reshape_as.default, unreshape, items=items_reshaped, methods=("reshape_as", "view_as"), lower=lower_reshape_as),
+    move(aten.flatten.using_ints, unreshape, items=items_reshaped, methods=("flatten",), functions=(torch.flatten,), lower=lower_flatten),
+    move(aten.unflatten.int, unreshape, items=items_reshaped, methods=("unflatten",), functions=(torch.unflatten,), lower=lower_unflatten),
+    move(aten.squeeze.dims, unreshape, items=items_removed, aten={aten.squeeze.dim: lambda self, dim: lower_squeeze(self, dim)}, methods=("squeeze",), functions=(torch.squeeze,), lower=lower_squeeze),
+    move(aten.unsqueeze.default, unreshape, items=items_inserted, methods=("unsqueeze",), functions=(torch.unsqueeze,)),
 ]
 
 AXES = [
-    move(aten.permute.default, lambda r, a: back.unpermute(r, a["dims"]), methods=("permute",),
+    move(aten.permute.default, lambda r, a: back.unpermute(r, a["dims"]), items=items_permuted, methods=("permute",),
          functions=(torch.permute,), lower=lower_permute),
-    move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]),
+    move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]), items=items_swapped,
          methods=("transpose", "swapaxes", "swapdims"), functions=(torch.transpose, torch.swapaxes, torch.swapdims)),
-    move(aten.t.default, lambda r, a: r.t(), methods=("t", "T"), functions=(torch.t,)),
+    move(aten.t.default, lambda r, a: r.t(), items=lambda p, a: items.swapped(p, 0, 1, 2), methods=("t", "T"), functions=(torch.t,)),
     move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lambda input: aten.transpose.int(input, -2, -1)),
     move(aten.flip.default, lambda r, a: torch.flip(r, a["dims"]), methods=("flip",), functions=(torch.flip,),
          lower=lower_flip),
@@ -185,7 +269,7 @@ PARTS = [
     move(aten.slice.Tensor,
          lambda r, a: back.unslice(r, a["self"].shape, a["dim"], a["start"], a["end"], a["step"]), cuts=True),
     move(aten.select.int, lambda r, a: back.unselect(r, a["self"].shape, a["dim"], a["index"]),
-         methods=("select",), functions=(torch.select,), cuts=True),
+         items=items_removed, methods=("select",), functions=(torch.select,), cuts=True),
     move(aten.narrow.default, unreshape, methods=("narrow",), functions=(torch.narrow,), lower=lower_narrow, cuts=True),
     move(aten.chunk.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]), methods=("chunk",),
          functions=(torch.chunk,), lower=lower_chunk, outputs_many=True, cuts=True),
@@ -193,22 +277,29 @@ PARTS = [
          functions=(torch.split, torch.functional.split), lower=lower_split, outputs_many=True, cuts=True),
     move(aten.split_with_sizes.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]),
          methods=("split_with_sizes",), functions=(torch.split_with_sizes,), outputs_many=True, cuts=True),
-    move(aten.unbind.int, lambda r, a: back.rebind(r, a["output"], a["dim"]), methods=("unbind",),
+    move(aten.unbind.int, lambda r, a: back.rebind(r, a["output"], a["dim"]), items=items_removed, methods=("unbind",),
          functions=(torch.unbind,), lower=lower_unbind, outputs_many=True, cuts=True),
 ]
 
 COPIES = [
-    move(aten.expand.default, lambda r, a: fit(r, a["self"].shape), methods=("expand",), lower=lower_expand),
+    move(aten.expand.default, lambda r, a: fit(r, a["self"].shape), items=items_expanded, methods=("expand",),
+         lower=lower_expand),
+    move(aten.expand_as.default, lambda r, a: fit(r, a["self"].shape), items=items_expanded, methods=("expand_as",)),
+    move(aten.repeat_interleave.self_int, lambda r, a: back.unrepeat_interleave(r, a["self"].shape, a["repeats"], a["dim"]),
+         methods=("repeat_interleave",), functions=(torch.repeat_interleave,), lower=lower_repeat_interleave),
+    move(aten.unfold.default, lambda r, a: back.fold_axis(r, a["self"].shape, a["dimension"], a["size"], a["step"]),
+         methods=("unfold",)),
+    move(aten.im2col.default, back_im2col, functions=(F.unfold,), lower=lower_unfold),
     move(aten.repeat.default, lambda r, a: back.unrepeat(r, a["self"].shape, a["repeats"]), methods=("repeat", "tile"),
          functions=(torch.tile,), lower=lower_repeat),
     move(aten.cat.default, lambda r, a: back.uncat(r, a["tensors"], a["dim"]),
          functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat),
-    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), functions=(torch.stack,), lower=lower_stack),
+    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), items=items_stacked, functions=(torch.stack,), lower=lower_stack),
 ]
 
 PADDINGS = [
     move(aten.constant_pad_nd.default, lambda r, a: back.unpad(r, a["pad"]), functions=(F.pad,), lower=lower_pad,
-         sign=sign_of_padding, pads=True),
+         sign=sign_of_padding, pads=True, aten={aten.pad.default: lower_pad}),
     *(
         move(getattr(aten, f"{mode}_pad{dims}d").default,
              lambda r, a, mode=mode: back.unpad_border(r, a["self"], a["padding"], mode))
@@ -217,4 +308,29 @@ PADDINGS = [
     ),
 ]
 
-OPERATIONS = [*SHAPES, *AXES, *PARTS, *COPIES, *PADDINGS]
+CHOICES = [
+    move(aten.index.Tensor, lambda r, a: back.unindex(r, a["self"].shape, a["indices"]), lower=lower_index, cuts=True),
+    move(aten.index_select.default, lambda r, a: back.unindex_select(r, a["self"].shape, a["dim"], a["index"]),
+         methods=("index_select",), functions=(torch.index_select,), lower=lower_index_select, cuts=True),
+    move(aten.gather.default, lambda r, a: back.ungather(r, a["self"].shape, a["dim"], a["index"]),
+         methods=("gather",), functions=(torch.gather,), lower=lower_gather, cuts=True),
+    move(aten.where.self, back_where, operands=("self", "other"), functions=(torch.where,), lower=lower_where,
+         aten={
+             aten.where.ScalarSelf: lambda condition, self, other: aten.masked_fill.Scalar(other, condition, self),
+             aten.where.ScalarOther: lambda condition, self, other: aten.masked_fill.Scalar(self, ~condition, other),
+         }),
+    move(aten.masked_fill.Scalar, lambda r, a: back.drop(r, a["mask"]), methods=("masked_fill",),
+         functions=(torch.masked_fill,), lower=lower_masked_fill, sign=Sign.ANY, loses=True),
+    move(aten.slice_scatter.default, lambda r, a: back.unscatter_slice(r, a["dim"], a["start"], a["end"], a["step"]),
+         operands=("self", "src"), sign=Sign.KEEPS),
+    move(aten.select_scatter.default, lambda r, a: back.unscatter_select(r, a["dim"], a["index"]),
+         operands=("self", "src"), sign=Sign.KEEPS),
+]
+"""Parts that an index or a mask picks."""
+
+OVERLOADS = {
+    aten.copy.default: lambda self, src, non_blocking=False: aten.expand_as.default(src, self),
+    aten.masked_fill.Tensor: lambda self, mask, value: aten.where.self(mask, value, self),
+}
+
+OPERATIONS = [*SHAPES, *AXES, *PARTS, *COPIES, *PADDINGS, *CHOICES]

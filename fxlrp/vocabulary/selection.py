@@ -1,4 +1,4 @@
-"""Selections: max pooling."""
+"""Selections: max pooling, maxima and minima, the largest entries."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules.selection import AdaptiveMaxPool, MaxPool
-from fxlrp.vocabulary.linear import per_axis
-from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported
+from fxlrp.rules.routing import unsort
+from fxlrp.rules.selection import AdaptiveMaxPool, Extremum, MaxPool
+from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
+from fxlrp.vocabulary.reduction import axes, bound_of_reduction, removed_axes
 
 aten = torch.ops.aten
 
@@ -54,7 +55,72 @@ def adaptive_max_pool(dims: int) -> Operation:
     )
 
 
+def bind_extremum(*, largest: bool) -> Any:
+    def bind(a: Arguments, operand: str) -> Extremum:
+        dim = a.get("dim")
+        return Extremum([dim] if isinstance(dim, int) else list(dim or []), a.get("keepdim", False), largest)
+
+    return bind
+
+
+def reduced_extremum(name: str) -> Operation:
+    """``amax`` and ``amin``: values alone."""
+    target = getattr(aten, name).default
+
+    def lower(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
+        return target(input, axes(dim) or [], keepdim)
+
+    return Operation(
+        target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
+        bind=bind_extremum(largest=name == "amax"), sign=Sign.KEEPS, bound=bound_of_reduction, items=removed_axes,
+    )
+
+
+def extremum(name: str) -> Operation:
+    """``max`` and ``min``: over an axis they return indices as well; of two tensors, the larger elements."""
+    target = getattr(aten, name).dim
+    whole = getattr(aten, f"a{name}").default
+    pairwise = getattr(aten, f"{name}imum").default
+
+    def lower(input: Any, *args: Any, **kwargs: Any) -> Any:
+        other = args[0] if args else kwargs.get("other", kwargs.get("dim"))
+        if other is None:
+            return whole(input, [], False)
+        if not isinstance(other, int):
+            return pairwise(input, other)
+        keepdim = args[1] if len(args) > 1 else kwargs.get("keepdim", False)
+        return target(input, other, keepdim)
+
+    return Operation(
+        target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
+        bind=bind_extremum(largest=name == "max"), outputs_many=True, sign=Sign.KEEPS, items=removed_axes,
+        aten={getattr(aten, name).default: lambda self: whole(self, [], False)},
+    )
+
+
+def lower_topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    return aten.topk.default(input, k, dim, largest, sorted)
+
+
+def lower_sort(input: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    return aten.sort.default(input, dim, descending)
+
+
+def back_to_places(r: Any, a: Arguments) -> Any:
+    return unsort(r, a["output"], a["self"].shape, a["dim"])
+
+
 OPERATIONS = [
     *(max_pool(dims) for dims in (1, 2, 3)),
     *(adaptive_max_pool(dims) for dims in (1, 2, 3)),
+    *(reduced_extremum(name) for name in ("amax", "amin")),
+    *(extremum(name) for name in ("max", "min")),
+    Operation(
+        aten.topk.default, Kind.ROUTING, functions=(torch.topk,), methods=("topk",), lower=lower_topk,
+        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, cuts=True,
+    ),
+    Operation(
+        aten.sort.default, Kind.ROUTING, functions=(torch.sort,), methods=("sort",), lower=lower_sort,
+        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, cuts=True,
+    ),
 ]

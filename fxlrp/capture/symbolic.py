@@ -1,56 +1,23 @@
-"""Reading a model as a graph, without touching the model."""
+"""The first way to read a model: symbolic tracing, which leaves batch and resolution free."""
 
 from __future__ import annotations
 
 import inspect
 import operator
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
 
-from fxlrp.errors import CaptureError, TrainingModeError
+from fxlrp.capture.captured import Captured, Tensors, flat_outputs, tensor_proxy
+from fxlrp.errors import CaptureError
 from fxlrp.vocabulary import VOCABULARY
 
-Tensors = dict[str, torch.Tensor]
 
-
-class Captured:
-    """A graph as traced, and the tensors that it refers to.
-
-    Attributes:
-        graph: the graph, in the spellings that the model uses.
-        model: the model that it was read from.
-        constants: tensors that the model made while it was traced, by name.
-    """
-
-    def __init__(self, graph: fx.Graph, model: nn.Module, constants: Tensors) -> None:
-        self.graph = graph
-        self.model = model
-        self.constants = constants
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The parameter, buffer or constant of this name, as it is now."""
-        return self.constants[name] if name in self.constants else attribute(self.model, name)
-
-
-def attribute(model: nn.Module, name: str) -> Any:
-    """``model.a.b.c`` for ``"a.b.c"``."""
-    value: Any = model
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def tensor_proxy(tracer: Any, node: fx.Node, name: str, tensor: torch.Tensor) -> fx.Proxy:
-    """A proxy for a parameter or buffer; a parameter's shape is a constant, not a node."""
-    if isinstance(tensor, nn.Parameter):
-        return fx.proxy.ParameterProxy(tracer, node, name, tensor)
-    return fx.Proxy(node, tracer)
+class UntraceableError(CaptureError):
+    """Symbolic tracing cannot follow the model; another way of capture may."""
 
 
 class InPlaceProxy(fx.Proxy):
@@ -85,8 +52,11 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
     record_stack_traces = True
 
-    def __init__(self) -> None:
+    returns: pytree.TreeSpec
+
+    def __init__(self, output: Any = None) -> None:
         super().__init__(param_shapes_constant=True)
+        self.output = output
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # fx searches all parameters at each access; a table keeps that linear in depth.
@@ -99,7 +69,13 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        return super().create_args_for_root(with_required_inputs(root_fn), is_module, concrete_args)
+        fn, args = super().create_args_for_root(with_required_inputs(root_fn), is_module, concrete_args)
+
+        def flat(*a: Any) -> list[Any]:
+            outputs, self.returns = flat_outputs(fn(*a), self.output)
+            return outputs
+
+        return flat, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return VOCABULARY.module(type(m)) is not None
@@ -166,28 +142,28 @@ def with_required_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def capture(model: nn.Module) -> Captured:
+def trace(model: nn.Module, output: Any = None) -> Captured:
     """Trace ``model`` symbolically.
 
+    Args:
+        model: the model, checked.
+        output: which of its outputs to explain.
+
     Raises:
-        TrainingModeError: the model or a part of it is in training mode.
-        CaptureError: symbolic tracing cannot follow the model.
+        CaptureError: symbolic tracing cannot follow the model, or ``output`` names nothing.
     """
-    check_model(model)
     before = {module: dict(vars(module)) for module in model.modules()}
     try:
-        tracer = Tracer()
+        tracer = Tracer(output)
         try:
             graph = tracer.trace(model)
         finally:
             constants = _take_back(model, before)
+    except CaptureError:
+        raise
     except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} cannot be traced symbolically: {error}\n"
-            "Control flow on tensor values or shapes in forward() is the usual reason; "
-            "move it out of forward(), or mark the function that holds it with torch.fx.wrap and register it."
-        ) from error
-    return Captured(graph, model, constants)
+        raise UntraceableError(f"{type(model).__name__} cannot be traced symbolically: {error}") from error
+    return Captured(graph, model, tracer.returns, constants)
 
 
 def _take_back(model: nn.Module, before: dict[nn.Module, dict[str, Any]]) -> Tensors:
@@ -200,28 +176,3 @@ def _take_back(model: nn.Module, before: dict[nn.Module, dict[str, Any]]) -> Ten
         vars(module).clear()
         vars(module).update(attributes)
     return constants
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise where a model cannot be explained as it is: not a module, in training mode, hooked weights."""
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}")
-    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
-    if training:
-        more = f" and {len(training) - 3} more" if len(training) > 3 else ""
-        raise TrainingModeError(
-            f"{', '.join(training[:3])}{more} in training mode; call model.eval() before fxlrp.compile(model)"
-        )
-    hooked = []
-    for name, module in model.named_modules():
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        for hook in hooks:
-            if isinstance(hook, WeightNorm | SpectralNorm):
-                raise CaptureError(
-                    f"{name} computes its weight in a hook ({type(hook).__name__}); use "
-                    "torch.nn.utils.parametrizations instead, or remove the hook"
-                )
-        if hooks:
-            hooked.append(name or type(module).__name__)
-    if hooked:
-        warnings.warn(f"the forward hooks of {', '.join(hooked[:3])} are not part of the explanation", stacklevel=3)

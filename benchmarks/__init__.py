@@ -1,0 +1,1 @@
+"""Benchmarks: how many models compile and conserve, beside other implementations."""

@@ -1,0 +1,125 @@
+"""The arguments of one call of a model: its tensors by name, all else held fixed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxlrp.errors import InputError
+
+
+class _Tensor:
+    """Stands where a tensor stood."""
+
+    def __repr__(self) -> str:
+        return "tensor"
+
+
+TENSOR = _Tensor()
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a model is called: which of its arguments are tensors, and what the others are.
+
+    Two calls are alike if a graph that was captured for one serves the other.
+
+    Attributes:
+        names: the names of the tensors, in order; ``past.0`` for one inside a list.
+        floating: for each, whether it holds floating point numbers.
+        leaves: all that was given, flattened, ``TENSOR`` in place of each tensor.
+        structure: how the leaves make up the arguments.
+    """
+
+    names: tuple[str, ...]
+    floating: tuple[bool, ...]
+    leaves: tuple[Any, ...]
+    structure: pytree.TreeSpec
+
+    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` with ``tensors`` in their places."""
+        waiting = iter(tensors)
+        leaves = [next(waiting) if leaf is TENSOR else leaf for leaf in self.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.structure)
+        return tuple(args), dict(kwargs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every argument is a tensor."""
+        return all(leaf is TENSOR for leaf in self.leaves)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that are alike."""
+        return self.names, self.floating, tuple(map(repr, self.leaves)), str(self.structure)
+
+
+def bind(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call, list[Tensor]]:
+    """Understand the arguments of a call as the model's ``forward`` would.
+
+    Raises:
+        InputError: ``forward`` does not take these arguments, or there is no tensor among them.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        bound = _without_defaults(signature, signature.bind(*args, **kwargs))
+    except TypeError as error:
+        raise InputError(f"{_taken(signature)}, not {len(args) + len(kwargs)}: {error}") from error
+    positional = [p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY][: len(bound.args)]
+    starred = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), "input")
+    heads = [*positional[: len(bound.args)], *[starred] * (len(bound.args) - len(positional))]
+    pairs, structure = pytree.tree_flatten_with_path((list(bound.args), dict(bound.kwargs)))
+    names, floating, leaves, tensors = [], [], [], []
+    for path, leaf in pairs:
+        if not isinstance(leaf, Tensor):
+            leaves.append(leaf)
+            continue
+        _, first, *rest = path
+        head = heads[first.idx] if isinstance(first, pytree.SequenceKey) else str(first.key)
+        names.append(_unused(".".join([head, *(_text(key) for key in rest)]), names))
+        floating.append(leaf.is_floating_point())
+        leaves.append(TENSOR)
+        tensors.append(leaf)
+    if not tensors:
+        given = next(iter([*bound.args, *bound.kwargs.values()]), None)
+        raise InputError(f"an input must be a tensor, not {type(given).__name__}")
+    return Call(tuple(names), tuple(floating), tuple(leaves), structure), tensors
+
+
+def _taken(signature: inspect.Signature) -> str:
+    """``"the model takes 2 input(s) (x, mask=None)"``."""
+    parameters = signature.parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    named = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    return f"the model takes {len(required)} input(s) ({named})"
+
+
+def _without_defaults(signature: inspect.Signature, bound: inspect.BoundArguments) -> inspect.BoundArguments:
+    """Without the arguments that only repeat a default, so that saying it or not is the same call."""
+    starred = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    kept, by_name = [], {}
+    for name, value in bound.arguments.items():
+        parameter = signature.parameters[name]
+        if starred or parameter.kind is parameter.VAR_KEYWORD:
+            return bound
+        if parameter.default is not parameter.empty and value is parameter.default:
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            kept.append(value)
+        else:
+            by_name[name] = value
+    return signature.bind(*kept, **by_name)
+
+
+def _unused(name: str, names: list[str]) -> str:
+    """A starred parameter may take several tensors."""
+    return name if name not in names else f"{name}.{sum(n.split('.')[0] == name for n in names)}"
+
+
+def _text(key: Any) -> str:
+    return str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key))))

@@ -1,0 +1,152 @@
+"""What capture hands to the compiler, and what a model must be to be captured."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+
+from fxlrp.errors import CaptureError, TrainingModeError
+
+Tensors = dict[str, torch.Tensor]
+
+Shape = tuple[int | str, ...]
+"""An axis is a number where it is fixed; axes that must agree bear the same name."""
+
+USUAL_OUTPUTS = ("logits", "out")
+"""Under which key Hugging Face and torchvision return what a prediction is read from."""
+
+
+@dataclass
+class Captured:
+    """A graph as traced, and the tensors that it refers to.
+
+    The graph returns a list: the value to be explained, then all that the model returns,
+    flattened as ``returns`` says.
+
+    Attributes:
+        graph: the graph, in the spellings of the model or of ATen.
+        model: the model that it was read from.
+        returns: the structure of what the model returns.
+        constants: tensors that the model made while it was traced, by name.
+        way: ``"symbolic"`` or ``"export"``.
+        integers: the inputs that hold integers or booleans, where that is known.
+        shapes: by input, the shape that it must have, where that is known.
+    """
+
+    graph: fx.Graph
+    model: nn.Module
+    returns: pytree.TreeSpec
+    constants: Tensors = field(default_factory=dict)
+    way: str = "symbolic"
+    integers: frozenset[str] = frozenset()
+    shapes: dict[str, Shape] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter, buffer or constant of this name, as it is now."""
+        return self.constants[name] if name in self.constants else attribute(self.model, name)
+
+
+def attribute(model: nn.Module, name: str) -> Any:
+    """``model.a.b.c`` for ``"a.b.c"``."""
+    value: Any = model
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def tensor_proxy(tracer: Any, node: fx.Node, name: str, tensor: torch.Tensor) -> fx.Proxy:
+    """A proxy for a parameter or buffer; a parameter's shape is a constant, not a node."""
+    if isinstance(tensor, nn.Parameter):
+        return fx.proxy.ParameterProxy(tracer, node, name, tensor)
+    return fx.Proxy(node, tracer)
+
+
+def flat_outputs(returned: Any, output: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """The value to be explained, then all that was returned, and how that is put together.
+
+    Args:
+        returned: what the model returned, of tensors or of proxies.
+        output: which of it to explain, as ``compile(output=…)`` takes it.
+
+    Raises:
+        CaptureError: it does not say which one.
+    """
+    explained = chosen_output(returned, output)
+    leaves, structure = pytree.tree_flatten(returned)
+    # What is no tensor (a cache, a configuration) cannot be part of a graph.
+    return [explained, *(leaf if _is_value(leaf) else None for leaf in leaves)], structure
+
+
+def chosen_output(returned: Any, output: Any) -> Any:
+    """The one value of ``returned`` that ``output`` (key, index, callable or ``None``) means."""
+    chosen = returned
+    if callable(output):
+        chosen = output(returned)
+    elif output is not None:
+        try:
+            chosen = returned[output]
+        except (KeyError, IndexError, TypeError) as error:
+            raise CaptureError(f"output={output!r} is not in what the model returns: {described(returned)}") from error
+    elif isinstance(returned, Mapping):
+        values = list(returned.values())
+        usual = [returned[key] for key in USUAL_OUTPUTS if key in returned]
+        chosen = values[0] if len(values) == 1 else usual[0] if len(usual) == 1 else returned
+    elif isinstance(returned, Sequence) and len(returned) == 1:
+        chosen = returned[0]
+    if not _is_tensor(chosen):
+        raise CaptureError(f"the model returns {described(chosen)}: say with output= which one to explain")
+    return chosen
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | fx.Proxy)
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | fx.Proxy | int | float | str | bool | None)
+
+
+def described(structure: Any) -> str:
+    """What a model returns, in words."""
+    if isinstance(structure, Mapping):
+        return f"a dict with the keys {', '.join(map(repr, structure))}"
+    if isinstance(structure, list | tuple):
+        return f"a {type(structure).__name__} of {len(structure)}"
+    return "one tensor" if _is_tensor(structure) else f"a {type(structure).__name__}"
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise where a model cannot be explained as it is: not a module, in training mode, hooked weights."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}")
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training:
+        more = f" and {len(training) - 3} more" if len(training) > 3 else ""
+        raise TrainingModeError(
+            f"{', '.join(training[:3])}{more} in training mode; call model.eval() before fxlrp.compile(model)"
+        )
+    hooked = []
+    for name, module in model.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        _check_hooks(name, hooks)
+        if hooks:
+            hooked.append(name or type(module).__name__)
+    if hooked:
+        warnings.warn(f"the forward hooks of {', '.join(hooked[:3])} are not part of the explanation", stacklevel=3)
+
+
+def _check_hooks(name: str, hooks: Iterable[Any]) -> None:
+    for hook in hooks:
+        if isinstance(hook, WeightNorm | SpectralNorm):
+            raise CaptureError(
+                f"{name} computes its weight in a hook ({type(hook).__name__}); use "
+                "torch.nn.utils.parametrizations instead, or remove the hook"
+            )

@@ -1,0 +1,102 @@
+"""Where the batch is in each value of the graph that is being emitted.
+
+Nearly always in front, and then nothing is emitted about it. Where values are moved so that
+it is not (or may not be), positions follow the moves: at once where the graph says enough,
+else in steps that read shapes when the graph runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.passes.facts import facts
+from fxlrp.rules.items import Items, Position
+from fxlrp.vocabulary import Arguments, Kind
+from fxlrp.vocabulary.routing import in_front, items_reshaped
+
+FRONT = Position(0)
+
+
+class Positions:
+    """Follows the batch through the forward graph.
+
+    Args:
+        value: the emitted value of a forward node.
+        arguments: its arguments, as emitted values.
+    """
+
+    def __init__(self, value: Callable[[fx.Node], Any], arguments: Callable[[fx.Node], Arguments]) -> None:
+        self.value = value
+        self.arguments = arguments
+        self.batch: Any = None
+        self._known: dict[fx.Node, Any] = {}
+
+    def items(self, node: fx.Node) -> Items | None:
+        """What sums over the items of ``node`` need; ``None`` where its first axis is the batch."""
+        position = self.of(node)
+        return None if position is None else Items(position[0], position[1], self.batch)
+
+    def of(self, node: fx.Node) -> Any:
+        """The position of the batch in ``node``; ``None``: the first axis is the batch, no more and no less."""
+        waiting = [node]  # no recursion: models may be a thousand layers deep
+        while waiting[-1] not in self._known and facts(waiting[-1]).operands:
+            waiting.append(facts(waiting[-1]).operands[0][1])
+        for value in reversed(waiting):
+            if value not in self._known:
+                self._known[value] = self._moved(value)
+        return self._known[node]
+
+    def _moved(self, node: fx.Node) -> Any:
+        known = facts(node)
+        if known.kind is Kind.INPUT or not known.operands:
+            return None
+        before = self.of(known.operands[0][1])
+        if node.target is getitem or known.operation is None or known.operation.items is None:
+            return before
+        move = known.operation.items
+        if move is items_reshaped and (before is None or in_front(before)) and self._keeps_batch(node):
+            return None
+        arguments = self.arguments(node)
+        arguments["output"] = self.value(node)
+        arguments["batch"] = self.batch
+        after = move(FRONT if before is None else before, arguments)
+        merges = move is items_reshaped
+        return None if before is None and in_front(after) and not merges else after
+
+    def _keeps_batch(self, node: fx.Node) -> bool:
+        """Whether a reshape of a value with the batch in front is known to leave it there."""
+        name = facts(node).operation.name  # type: ignore[union-attr]
+        arguments = facts(node).operation.arguments(node.args, node.kwargs)  # type: ignore[union-attr]
+        if name == "flatten":
+            whole = self.of(facts(node).operands[0][1]) is None
+            return whole and arguments["start_dim"] > 0
+        if name == "unflatten":
+            return self.of(facts(node).operands[0][1]) is None and arguments["dim"] != 0
+        shape = arguments.get("shape", arguments.get("size"))
+        if not isinstance(shape, list | tuple) or not shape:
+            return False
+        return self._is_batch(shape[0])
+
+    def _is_batch(self, size: Any) -> bool:
+        """Whether a number in the graph is the length of an axis that is the batch."""
+        if not isinstance(size, fx.Node):
+            return False
+        source: Any = None
+        if (size.target == "size" and size.args[1:] == (0,)) or (size.target is torch.ops.aten.sym_size.int and size.args[1] == 0):
+            source = size.args[0]
+        elif size.target is getitem and size.args[1] == 0:
+            shape: Any = size.args[0]
+            asks = isinstance(shape, fx.Node) and (
+                (shape.target is getattr and shape.args[1] == "shape")
+                or (shape.target == "size" and len(shape.args) == 1)
+            )
+            source = shape.args[0] if asks else None
+        if not isinstance(source, fx.Node):
+            return False
+        known = facts(source)
+        return source.op == "placeholder" or (known.signal and self.of(source) is None)

@@ -1,0 +1,175 @@
+"""From a node's relevance to its operands': the assigned rule, called as the node's kind calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.passes.facts import Facts, facts, operation_of, rule_of
+from fxlrp.passes.values import Values
+from fxlrp.rules.join import SplitRule
+from fxlrp.rules.linear import LinearRule
+from fxlrp.rules.norm import NormEpsilon
+from fxlrp.rules.primitives import fit, like
+from fxlrp.rules.product import Bilinear, SoftmaxTaylor, ThroughValues
+from fxlrp.rules.routing import outside
+from fxlrp.rules.rule import CONSTANT, PADDING, Shares
+from fxlrp.rules.rule import Pass as PassRule
+from fxlrp.vocabulary import Kind
+from fxlrp.vocabulary.attention import attention_of
+
+Relevance = Any
+"""A proxy; for a value that is a list, pairs of an index and a proxy."""
+
+
+def propagate(values: Values, node: fx.Node, relevance: Relevance, *, signed: bool) -> Shares:
+    """Share ``relevance`` of ``node`` out over its operands, by its rule.
+
+    Args:
+        values: the forward values.
+        node: a forward node that carries signal.
+        relevance: what it received.
+        signed: whether that may be negative.
+    """
+    known = facts(node)
+    return _BY_KIND[known.kind](values, node, known, relevance, signed=signed)
+
+
+def _linear(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    ((name, operand),) = known.operands
+    operation, weight, bias = operation_of(known).bind(values.arguments(node), name)
+    return rule_of(known)(
+        operation, values.value(operand), weight, bias, relevance,
+        nonnegative=facts(operand).nonnegative, support=values.support(operand), filled=facts(operand).filled,
+        signed=signed, **values.items(operand, node),
+    )
+
+
+def _product(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    rule: Any = rule_of(known)
+    factors = [partial(_factor, values, signed, node, i) for i in range(len(known.operands))]
+    if operation_of(known).values == "input":  # a weight that the model computes for its input is held constant
+        return ThroughValues(rule.rule)(relevance, factors, known.values)
+    if operation_of(known).name == "scaled_dot_product_attention" and isinstance(rule, Bilinear):
+        attention = rule.attention(relevance, attention_of(values.arguments(node)))
+        named = dict(zip(operation_of(known).operand_names(), attention.operands, strict=True))
+        attention.operands = [named[name] for name, _ in known.operands]
+        return attention
+    return rule(relevance, factors, known.values)
+
+
+def _factor(
+    values: Values, signed: bool, node: fx.Node, index: int, rule: LinearRule, relevance: Any
+) -> Shares:
+    """Share relevance out over one factor of a product by a linear rule, the others held constant."""
+    known = facts(node)
+    name, operand = known.operands[index]
+    operation, weight, bias = operation_of(known).bind(values.arguments(node), name)
+    others = [facts(o) for i, (_, o) in enumerate(known.operands) if i != index]
+    weights = name == "value" or (len(others) == 1 and others[0].nonnegative)
+    return rule(
+        operation, values.value(operand), weight, bias, relevance,
+        nonnegative=facts(operand).nonnegative, weight_nonnegative=weights, signed=signed,
+        **values.items(operand, node),
+    )
+
+
+def _selection(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    ((name, operand),) = known.operands
+    pool = operation_of(known).bind(values.arguments(node), name)
+    if isinstance(relevance, list):  # it returns its indices as well
+        relevance = _added([part for index, part in relevance if index == 0])
+    return rule_of(known)(
+        pool, values.value(operand), relevance,
+        nonnegative=facts(operand).nonnegative, support=values.support(operand), filled=facts(operand).filled,
+        signed=signed, **values.items(operand, node),
+    )
+
+
+def _join(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    operands = [operand for _, operand in known.operands]
+    skip = next(i for i, operand in enumerate(operands) if operand.name == known.join.skip)
+    order = (operands[skip], operands[1 - skip])
+    rule, supports = rule_of(known), {}
+    if isinstance(rule, SplitRule) and rule.needs_support:
+        supports = dict(zip(("skip_support", "residual_support"), map(values.support, order), strict=True))
+    shares = rule(relevance, *map(values.value, order), **supports)
+    fitted = [s if s is None else fit(s, values.value(o).shape) for s, o in zip(shares.operands, order, strict=True)]
+    shares.operands = fitted if skip == 0 else fitted[::-1]
+    return shares
+
+
+def _gate(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    shares = rule_of(known)(relevance, gate=known.gate)
+    shares.operands = [
+        share if share is None else fit(share, values.value(operand).shape)
+        for share, (_, operand) in zip(shares.operands, known.operands, strict=True)
+    ]
+    return shares
+
+
+def _pass(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    rule = rule_of(known)
+    ((_, operand),) = known.operands
+    if isinstance(rule, SoftmaxTaylor):
+        return rule(relevance, values.value(operand), values.value(node), dim=values.arguments(node)["dim"])
+    if isinstance(rule, NormEpsilon):
+        bind = operation_of(known).bind
+        if bind is not None:
+            x = values.value(operand)
+            return rule(relevance, x, values.value(node), bind(values.arguments(node), x))
+        rule = PassRule()
+    shares = rule(relevance)
+    if operation_of(known).target is torch.ops.aten.to.dtype:
+        shares.operands = [like(share, values.value(operand)) for share in shares.operands]
+    if known.kind is Kind.POINTWISE and len(node.all_input_nodes) > 1:
+        # A constant may have broadcast the signal.
+        shares.operands = [s if s is None else fit(s, values.value(operand).shape) for s in shares.operands]
+    return shares
+
+
+def _routing(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    operation = operation_of(known)
+    arguments = values.arguments(node)
+    arguments["output"] = values.value(node)
+    moved = operation.transpose(relevance, arguments)
+    if not isinstance(moved, list) and operation.operand_names() != ("tensors",):
+        shares = Shares([moved])
+        if operation.pads:
+            shares.absorbed[PADDING] = lambda: outside(relevance, arguments["pad"])
+        if operation.loses:
+            shares.absorbed[CONSTANT] = lambda: relevance - moved
+        return shares
+    if operation.operand_names() == ("tensors",):
+        carries = [isinstance(entry, fx.Node) and facts(entry).signal for entry in node.args[0]]  # type: ignore[union-attr]
+    else:
+        carries = [name in dict(known.operands) for name in operation.operand_names()]
+    pieces = [(signal, moved[i]) for i, signal in enumerate(carries)]
+    shares = Shares([piece for signal, piece in pieces if signal])
+    constants = [piece for signal, piece in pieces if not signal]
+    if constants:
+        shares.absorbed[CONSTANT] = lambda: constants
+    return shares
+
+
+_BY_KIND: dict[Kind, Callable[..., Shares]] = {
+    Kind.LINEAR: _linear,
+    Kind.PRODUCT: _product,
+    Kind.SELECTION: _selection,
+    Kind.JOIN: _join,
+    Kind.GATE: _gate,
+    Kind.POINTWISE: _pass,
+    Kind.NORMALISATION: _pass,
+    Kind.ROUTING: _routing,
+}
+
+
+def _added(amounts: list[Any]) -> Any:
+    total = amounts[0]
+    for amount in amounts[1:]:
+        total = total + amount
+    return total

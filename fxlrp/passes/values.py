@@ -1,0 +1,126 @@
+"""The forward values as the rules see them: themselves, their shapes, where they carry signal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.passes.building import Builder
+from fxlrp.passes.facts import KEY, Facts, facts, operation_of
+from fxlrp.passes.positions import Positions
+from fxlrp.rules.items import Items
+from fxlrp.rules.primitives import full
+from fxlrp.vocabulary import Arguments, Kind
+
+
+class Values:
+    """What rules need to know of forward values, emitted where it is asked for.
+
+    Args:
+        graph: the graph that is being emitted, a copy of the forward graph in it.
+        copies: from forward nodes to their copies.
+        builder: records what is emitted.
+        half: whether values of half precision are to be read in float32.
+    """
+
+    def __init__(self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], builder: Builder, *, half: bool) -> None:
+        self.graph = graph
+        self.copies = copies
+        self.builder = builder
+        self.half = half
+        self.positions = Positions(self.value, self.arguments)
+        self._promoted_nodes: dict[fx.Node, fx.Node] = {}
+        self._shapes: dict[fx.Node, fx.Proxy] = {}
+        self._supports: dict[fx.Node, Any] = {}
+
+
+    def value(self, node: fx.Node) -> Any:
+        """The forward value of a node, in the precision that relevance has."""
+        return _Value(self._promoted(node) if self.half else self.copies[node], self)
+
+    def _promoted(self, node: fx.Node) -> fx.Node:
+        """A node of half precision in float32; made where it is first asked for."""
+        if node not in self._promoted_nodes:
+            copy = self.copies[node]
+            self._promoted_nodes[node] = full(self.builder.proxy_of(copy)).node  # type: ignore[attr-defined]
+        return self._promoted_nodes[node]
+
+    def shape(self, node: fx.Node) -> fx.Proxy:
+        """The shape of a copied node, read where it is made: for its shape alone no value is kept."""
+        if node not in self._shapes:
+            with self.graph.inserting_after(node):
+                read = self.graph.create_node("call_function", getattr, (node, "shape"), {}, f"{node.name}_shape")
+            read.meta[KEY] = Facts(facts(node).origin)
+            self._shapes[node] = self.builder.proxy_of(read)
+        return self._shapes[node]
+
+    def arguments(self, node: fx.Node) -> Arguments:
+        """The arguments of a node's call, forward values as proxies."""
+        values = operation_of(facts(node)).arguments(node.args, node.kwargs)
+        return {name: self._mapped(value) for name, value in values.items()}
+
+    def _mapped(self, value: Any) -> Any:
+        return fx.node.map_aggregate(value, lambda v: self.value(v) if isinstance(v, fx.Node) else v)
+
+    def support(self, node: fx.Node) -> Any:
+        """Ones where a value carries signal and zeros in padding; ``None``: signal everywhere."""
+        if not facts(node).padded:
+            return None
+        if node not in self._supports:
+            known = facts(node)
+            parts: list[Any] = [self.support(operand) for _, operand in known.operands]
+            if known.kind is Kind.ROUTING:
+                self._supports[node] = self._moved_support(node, known)
+            elif known.kind is Kind.JOIN:
+                self._supports[node] = torch.maximum(*parts)
+            else:
+                there = [part for part in parts if part is not None]
+                self._supports[node] = there[0] if len(there) == 1 else there[0] * there[1]
+        return self._supports[node]
+
+    def _moved_support(self, node: fx.Node, known: Facts) -> fx.Proxy:
+        """A tensor of ones, moved as the values are: constants and padding come out as zeros."""
+        names = operation_of(known).operand_names()
+        arguments = operation_of(known).arguments(node.args, node.kwargs)
+        written = [arguments[name] for name in names if isinstance(arguments[name], fx.Node)]
+
+        def ones(n: fx.Node) -> Any:
+            if facts(n).kind is Kind.CONSTANT:
+                value = self.value(n)
+                return torch.zeros_like(value) if _in_list(n, node) or n in written else value
+            support = self.support(n)
+            return torch.ones_like(self.value(n)) if support is None else support
+
+        args: Any = fx.node.map_aggregate(node.args, lambda v: ones(v) if isinstance(v, fx.Node) else v)
+        if operation_of(known).pads:
+            args = (*args[:2], 0.0)
+        target: Any = node.target
+        return target(*args)
+
+    def items(self, operand: fx.Node, node: fx.Node) -> dict[str, Items]:
+        """Where the batch is in an operand and in a node, for rules; nothing where it is in front in both."""
+        found = {"items": self.positions.items(operand), "received_items": self.positions.items(node)}
+        return {name: items for name, items in found.items() if items is not None}
+
+    def where(self, node: fx.Node) -> tuple[Items, ...]:
+        """Where the batch is in a node, as an optional last argument of a sum."""
+        items = self.positions.items(node)
+        return () if items is None else (items,)
+
+
+class _Value(fx.Proxy):
+    """A forward value; its shape is known from the forward pass on."""
+
+    def __init__(self, node: fx.Node, values: Values) -> None:
+        super().__init__(node, values.builder)
+        self._values = values
+
+    @property
+    def shape(self) -> fx.Proxy:
+        return self._values.shape(self.node)
+
+
+def _in_list(node: fx.Node, reader: fx.Node) -> bool:
+    return bool(reader.args) and isinstance(reader.args[0], list | tuple) and node in reader.args[0]

@@ -1,0 +1,144 @@
+"""From a captured model to its programs: the passes, one after the other, and what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture import Call, Captured, check_model, export, trace
+from fxlrp.capture.symbolic import UntraceableError
+from fxlrp.errors import CaptureError, UnknownOperationError
+from fxlrp.inputs import InputSpec, input_specs, output_shape
+from fxlrp.passes.annotate import Annotate
+from fxlrp.passes.assign import Assign
+from fxlrp.passes.canonicalize import canonicalize
+from fxlrp.passes.emit import Program, emit
+from fxlrp.passes.facts import facts
+from fxlrp.passes.joins import FindJoins, Join
+from fxlrp.presets import Preset
+from fxlrp.rules.join import SplitRule
+from fxlrp.rules.rule import Rule
+from fxlrp.rules.start import Start
+from fxlrp.vocabulary import Kind
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the caller of ``compile`` asked for; its attributes are that function's parameters."""
+
+    preset: Preset
+    rules: Mapping[Any, Rule] | None = None
+    split: SplitRule | None = None
+    identity_skips: bool = True
+    start: Start | nn.Module | None = None
+    output: Any = None
+    checkpoints: tuple[str, ...] = ()
+
+    def traced(self, model: nn.Module) -> Plan:
+        """The plan of a model that symbolic tracing can follow.
+
+        Raises:
+            UntraceableError: it cannot.
+            UnknownOperationError: it can, but what it finds is not in the vocabulary.
+        """
+        check_model(model)
+        return Plan(trace(model, self.output), self)
+
+    def exported(self, model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Plan:
+        """The plan of a model as ``torch.export`` reads it from example inputs."""
+        check_model(model)
+        return Plan(export(model, call, tensors, self.output), self, call)
+
+
+def may_export(reason: CaptureError) -> bool:
+    """Whether a model that was not captured symbolically may yet be captured by export."""
+    return isinstance(reason, UntraceableError) or (isinstance(reason, UnknownOperationError) and reason.opaque)
+
+
+@dataclass(eq=False)
+class Plan:
+    """A captured model with its rules assigned, and the programs that are emitted from it on demand.
+
+    Attributes:
+        captured: the graph as read.
+        recipe: what was asked for.
+        call: the call that it was captured for; ``None`` where it was traced symbolically.
+    """
+
+    captured: Captured
+    recipe: Recipe
+    call: Call | None = None
+    _programs: dict[tuple[bool, bool], Program] = field(default_factory=dict)
+    _classes: int | None = None
+
+    @cached_property
+    def forward(self) -> fx.GraphModule:
+        """The forward graph, canonical, annotated, with joins and rules."""
+        recipe = self.recipe
+        forward = canonicalize(self.captured)
+        for step in (
+            Annotate(),
+            FindJoins(),
+            Assign(recipe.preset, recipe.rules, split=recipe.split, identity_skips=recipe.identity_skips),
+        ):
+            forward = step(forward)
+        return forward
+
+    @cached_property
+    def explained(self) -> fx.Node:
+        """The node where relevance starts."""
+        outputs: Any = next(node for node in self.forward.graph.nodes if node.op == "output").args[0]
+        if not isinstance(outputs[0], fx.Node) or not facts(outputs[0]).signal:
+            raise CaptureError("the output does not depend on the input")
+        return outputs[0]
+
+    @cached_property
+    def inputs(self) -> list[InputSpec]:
+        """What the graph says of each input."""
+        return input_specs(self.forward, self.captured.shapes)
+
+    @property
+    def joins(self) -> list[Join]:
+        """The adds where two branches meet."""
+        return [facts(node).join for node in self.forward.graph.nodes if facts(node).kind is Kind.JOIN]
+
+    @property
+    def returns(self) -> pytree.TreeSpec:
+        """The structure of what the model returns."""
+        return self.captured.returns
+
+    def program(self, *, ledger: bool = False, half: bool = False) -> Program:
+        """The relevance graph, with a ledger or without, for values of half precision or not."""
+        if (ledger, half) not in self._programs:
+            recipe = self.recipe
+            assert recipe.start is not None
+            self._programs[ledger, half] = emit(
+                self.forward, self.explained, recipe.start, recipe.checkpoints, ledger=ledger, half=half
+            )
+        return self._programs[ledger, half]
+
+    def serves(self, call: Call) -> bool:
+        """Whether this graph was captured for calls like ``call``."""
+        if self.call is not None:
+            return self.call.key == call.key
+        names = tuple(spec.name for spec in self.inputs)
+        floating = tuple(not spec.integer for spec in self.inputs)
+        return call.plain and (call.names, call.floating) == (names, floating)
+
+    def fits(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> bool:
+        """Whether a call is plainly one that this graph serves: one tensor for each input, in order."""
+        if named or (self.call is not None and not self.call.plain) or len(inputs) != len(self.inputs):
+            return False
+        return all(spec.may_be(value) for spec, value in zip(self.inputs, inputs, strict=True))
+
+    def class_count(self, inputs: Sequence[Tensor]) -> int | None:
+        """How many classes the output has, ``None`` where it is not (batch, classes)."""
+        if self._classes is None:
+            shape = output_shape(self.forward, self.explained, inputs)
+            self._classes = shape[1] if len(shape) == 2 else -1
+        return self._classes if self._classes >= 0 else None

@@ -1,0 +1,144 @@
+"""Which part of a tensor belongs to which item of the batch.
+
+Nearly always the first axis is the batch. Sequence-first layouts, windows folded into the
+batch and stacked projections put it elsewhere: there axis ``axis`` is ``outer × batch ×
+inner`` long. A :class:`Position` says so and follows the moves of a value, an
+:class:`Items` is what sums over items need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.primitives import primitive, smallest_denominator
+
+
+class Position(NamedTuple):
+    """Where the batch is: in axis ``axis``, after a factor of ``outer``."""
+
+    axis: int
+    outer: int = 1
+
+
+class Items(NamedTuple):
+    """A position, and how many items there are."""
+
+    axis: int
+    outer: int
+    batch: int
+
+
+@primitive
+def permuted(position: Position, dims: Sequence[int], rank: int) -> Position:
+    """After ``permute(dims)``."""
+    return Position([d % rank for d in dims].index(position[0]), position[1])
+
+
+@primitive
+def swapped(position: Position, first: int, second: int, rank: int) -> Position:
+    """After ``transpose(first, second)``."""
+    first, second = first % rank, second % rank
+    axis = {first: second, second: first}.get(position[0], position[0])
+    return Position(axis, position[1])
+
+
+@primitive
+def inserted(position: Position, dim: int, rank: int) -> Position:
+    """After ``unsqueeze(dim)`` or ``stack`` of values of rank ``rank``."""
+    return Position(position[0] + (dim % (rank + 1) <= position[0]), position[1])
+
+
+@primitive
+def removed(position: Position, dims: int | Sequence[int] | None, rank: int) -> Position:
+    """After the axes ``dims`` were reduced, selected or squeezed away."""
+    gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
+    return Position(position[0] - sum(d < position[0] for d in gone), position[1])
+
+
+@primitive
+def expanded(position: Position, rank: int, new_rank: int) -> Position:
+    """After axes were put in front."""
+    return Position(position[0] + new_rank - rank, position[1])
+
+
+@primitive
+def reshaped(position: Position, before: Sequence[int], after: Sequence[int], batch: int) -> Position:
+    """After a reshape from the shape ``before`` to ``after``."""
+    outer = position[1]  # how many elements of the leading axes lie before an item's index
+    for size in before[: position[0]]:
+        outer *= size
+    leading = 1
+    for axis, size in enumerate(after):
+        if leading * size > outer and outer % leading == 0 and (leading * size) % (outer * batch) == 0:
+            return Position(axis, outer // leading)
+        leading *= size
+    raise ValueError(f"the batch of {batch} is torn apart by a reshape from {tuple(before)} to {tuple(after)}")
+
+
+@primitive
+def item_sum(relevance: Tensor, items: Items | None = None) -> Tensor:
+    """Sum over everything but the batch, in float64: shape (batch,)."""
+    return sum_items(relevance, items, torch.float64)
+
+
+def sum_items(value: Tensor, items: Items | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Sum over everything but the batch; ``items`` ``None``: the first axis is the batch."""
+    axis = 0 if items is None else items[0] % value.dim()
+    dims = [d for d in range(value.dim()) if d != axis]
+    rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype)
+    if items is None:
+        return rows
+    _, outer, batch = items
+    return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
+
+
+def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
+    """``value``, (batch,), in a shape that broadcasts to ``like``."""
+    if items is None:
+        return value.reshape(-1, *[1] * (like.dim() - 1))
+    axis, outer, batch = items
+    size = like.shape[axis]
+    if size != batch:
+        value = value.reshape(1, batch, 1).expand(outer, batch, size // (outer * batch)).reshape(size)
+    shape = [1] * like.dim()
+    shape[axis] = size
+    return value.reshape(shape)
+
+
+@primitive
+def rescale(
+    share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
+    items: Items | None = None, received_items: Items | None = None,
+) -> Tensor:
+    """Hand what ``share`` lacks of ``relevance`` to its elements in proportion to their magnitude.
+
+    One factor an item. An item whose share is all zero gets its relevance evenly over
+    ``support`` (ones where an element carries signal; ``None``: everywhere).
+
+    Args:
+        share: (batch, ...), the relevance that reached the operand.
+        relevance: (batch, ...), the relevance that the node received.
+        support: like ``share``, or ``None``.
+        signed: whether relevance may be negative.
+        items, received_items: where the batch is in ``share`` and in ``relevance``;
+            ``None``: in front, as above.
+    """
+    received = sum_items(relevance, received_items)
+    kept = sum_items(share, items)
+    magnitude = share.abs() if signed else share
+    total = sum_items(magnitude, items) if signed else kept
+    # In proportion to what was received: relevance may start as small as a probability.
+    empty = total <= smallest_denominator(share.dtype) * received.abs()
+    alone = share.numel() // received.shape[0]
+    carriers = alone if support is None else sum_items(support, items).clamp(min=1)
+    even = spread_items((received / carriers).masked_fill(~empty, 0), share, items)
+    if support is not None:
+        even = even * support
+    divisor = total.masked_fill(empty, float("inf"))
+    if not signed:  # share + share · (received − total) / total, in one step
+        return torch.addcmul(even, share, spread_items(received / divisor, share, items))
+    return torch.addcmul(share + even, magnitude, spread_items((received - kept) / divisor, share, items))

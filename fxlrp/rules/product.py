@@ -1,0 +1,174 @@
+"""Rules for products of two signals: matrix products and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
+from fxlrp.rules.primitives import primitive
+from fxlrp.rules.products import MatrixProduct, attention_scores, masked, per_group, per_head, softmax_rows
+from fxlrp.rules.rule import BIAS, STABILIZER, Rule, Shares
+
+Factor = Callable[[LinearRule, Tensor], Shares]
+"""One factor of a product: shares relevance out over it by a linear rule, the others held constant."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The operands of a scaled dot-product attention.
+
+    Attributes:
+        query: (batch, heads, queries, features).
+        key, value: (batch, heads, keys, features); a group of query heads may share one.
+        mask: boolean (true: may look) or additive, broadcast to the scores; or ``None``.
+        causal: whether a query looks at no later key.
+        scale: ``None``: features^(−1/2).
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
+
+
+class ProductRule(Rule):
+    """Base of the rules for products of two signals."""
+
+    through_weights = False
+    """Whether the query and the key of an attention receive relevance as well."""
+
+    def __call__(self, relevance: Tensor, factors: list[Factor], values: int | None) -> Shares:
+        """Share ``relevance`` of the product out over its factors.
+
+        ``values`` is the position of the factor that holds the values, the others being
+        weights (an attention); ``None`` where that cannot be told.
+        """
+        raise NotImplementedError
+
+    def attention(self, relevance: Tensor, attention: Attention) -> Shares:
+        """Share ``relevance`` of an attention out over query, key and value."""
+        raise NotImplementedError
+
+
+def _halves(rule: LinearRule, relevance: Tensor, factors: list[Factor]) -> Shares:
+    """Half of the relevance through each factor."""
+    parts = [factor(rule, 0.5 * relevance) for factor in factors]
+    shares = Shares([part.operands[0] for part in parts])
+    for reason in parts[0].absorbed:
+        amounts = [part.absorbed[reason] for part in parts]
+        shares.absorbed[reason] = lambda amounts=amounts: amounts[0]() + amounts[1]()
+    rescaled = [part.rescaled for part in parts if part.rescaled is not None]
+    if rescaled:
+        shares.rescaled = lambda: sum((amount() for amount in rescaled[1:]), rescaled[0]())
+    return shares
+
+
+class ThroughValues(ProductRule):
+    """Through the values, the weights held constant: ``rule`` with the attention as weights.
+
+    CP-LRP (Ali et al., ICML 2022) holds attention constant too, with the ε rule. Where no
+    factor can be told to be weights, half of the relevance goes through each.
+
+    Args:
+        rule: the linear rule for the values.
+    """
+
+    def __init__(self, rule: LinearRule | None = None) -> None:
+        self.rule = ZPlus() if rule is None else rule
+
+    @property
+    def keeps_sign(self) -> bool:  # type: ignore[override]
+        return self.rule.keeps_sign
+
+    def __call__(self, relevance: Tensor, factors: list[Factor], values: int | None) -> Shares:
+        if values is None:
+            return _halves(self.rule, relevance, factors)
+        shares = factors[values](self.rule, relevance)
+        shares.operands = [shares.operands[0] if i == values else None for i in range(len(factors))]
+        return shares
+
+
+class Bilinear(ProductRule):
+    """Half of the relevance through each factor, by ``rule`` (Achtibat et al., AttnLRP, ICML 2024, Eq. 15).
+
+    An attention passes relevance on to query and key as well, through its softmax by
+    :class:`SoftmaxTaylor`.
+
+    Args:
+        rule: the linear rule; the paper's is ε.
+    """
+
+    through_weights = True
+
+    def __init__(self, rule: LinearRule | None = None) -> None:
+        self.rule = Epsilon() if rule is None else rule
+
+    def __call__(self, relevance: Tensor, factors: list[Factor], values: int | None) -> Shares:
+        return _halves(self.rule, relevance, factors)
+
+    def attention(self, relevance: Tensor, attention: Attention) -> Shares:
+        a = attention
+        scores = attention_scores(a.query, a.key, a.scale)
+        allowed = masked(scores, a.mask, a.causal)
+        weights = softmax_rows(allowed)
+        value, key = expanded(a.value, weights), expanded(a.key, a.query)
+
+        half = 0.5 * relevance
+        to_value = self.rule(MatrixProduct(left=True), value, weights, None, half)
+        to_weights = self.rule(MatrixProduct(), weights, value, None, half)
+        through = SoftmaxTaylor()(to_weights.operands[0], allowed, weights, dim=-1)
+        (to_scores,) = through.operands
+        half = 0.5 * to_scores
+        to_query = self.rule(MatrixProduct(), a.query, key.mT, None, half)
+        to_key = self.rule(MatrixProduct(left=True), key.mT, a.query, None, half)
+        query, keys, values = (part.operands[0] for part in (to_query, to_key, to_value))
+        return Shares(
+            [query, per_group(keys.mT, a.key.shape), per_group(values, a.value.shape)],
+            {
+                STABILIZER: lambda: left_over(
+                    [relevance, to_scores], [values, to_weights.operands[0], query, keys]
+                ),
+                BIAS: lambda: left_over([to_weights.operands[0]], [to_scores]),
+            },
+        )
+
+
+@primitive
+def expanded(shared: Tensor, like: Tensor) -> Tensor:
+    """Keys or values, one for each head."""
+    return per_head(shared, like)
+
+
+@primitive
+def left_over(received: list[Tensor], handed_on: list[Tensor]) -> Tensor:
+    """What came and did not go on, summed to one number a row of the first axis."""
+    return sum_rows(received) - sum_rows(handed_on)
+
+
+def sum_rows(tensors: list[Tensor]) -> Tensor:
+    """The sum over all tensors and all axes but the first."""
+    return torch.stack([tensor.flatten(1).sum(dim=1) for tensor in tensors]).sum(dim=0)
+
+
+@primitive
+def finite(scores: Tensor) -> Tensor:
+    """Zeros in place of −∞: what is masked has no share."""
+    return scores.masked_fill(scores == float("-inf"), 0)
+
+
+class SoftmaxTaylor(Rule):
+    """``R_i = x_i (R_i − s_i Σ_j R_j)``: Taylor's expansion of the softmax ``s`` (AttnLRP, Prop. 3.1).
+
+    What the expansion's constant term takes is absorbed as bias.
+    """
+
+    def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, *, dim: int) -> Shares:
+        """Share ``relevance`` of the softmax ``output`` over the axis ``dim`` out over ``x``."""
+        share = finite(x) * (relevance - output * relevance.sum(dim=dim, keepdim=True))
+        return Shares([share], {BIAS: lambda: relevance - share})

@@ -1,0 +1,134 @@
+"""Reductions: mean, sum, and the statistics that norms are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fxlrp.rules import items
+from fxlrp.rules.operations import CumulativeSum, LinearOperation, Reduction
+from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
+from fxlrp.vocabulary.routing import in_front
+
+aten = torch.ops.aten
+Bindings = tuple[LinearOperation, Any, Any]
+
+
+def axes(dim: Any) -> list[int] | None:
+    """``dim`` as ATen takes it: a list, or ``None`` for every axis."""
+    if dim is None or isinstance(dim, list):
+        return dim
+    return list(dim) if isinstance(dim, tuple) else [dim]
+
+
+def removed_axes(position: Any, a: Arguments) -> Any:
+    """Where the batch is once the axes ``dim`` are gone."""
+    dims = axes(a["dim"]) or []
+    if a.get("keepdim") or (dims and in_front(position, *dims)):
+        return position
+    known = dims and all(d >= 0 for d in dims)
+    return items.removed(position, dims or None, 64 if known else a["self"].dim())
+
+
+def bound_of_reduction(a: Arguments) -> Bound:
+    """A statistic that keeps its axes is there to be broadcast."""
+    return Bound.REDUCED if a.get("keepdim") else Bound.NONE
+
+
+def bind_reduction(*, mean: bool) -> Any:
+    def bind(a: Arguments, operand: str) -> Bindings:
+        return Reduction(axes(a["dim"]) or None, a.get("keepdim", False), mean=mean), None, None
+
+    return bind
+
+
+def reduction(target: Any, name: str, **more: Any) -> Operation:
+    def lower(input: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+        return target(input, axes(dim), keepdim, **({} if dtype is None else {"dtype": dtype}))
+
+    return Operation(
+        target, Kind.LINEAR, functions=(getattr(torch, name),), methods=(name,), lower=lower,
+        bind=bind_reduction(mean=name == "mean"), sign=Sign.KEEPS, bound=bound_of_reduction, items=removed_axes,
+        aten={getattr(aten, name).default: lambda self, dtype=None: lower(self, dtype=dtype)}, **more,
+    )
+
+
+def statistic(target: Any, lower: Any, *spellings: Any, methods: tuple[str, ...] = (), aten: Any = None,
+              sign: Sign = Sign.NONNEGATIVE) -> Operation:
+    """A reduction that is not linear: relevance goes back as through the sum of what it is taken of."""
+    return Operation(
+        target, Kind.LINEAR, functions=spellings, methods=methods, lower=lower, bind=bind_reduction(mean=False),
+        sign=sign, bound=bound_of_reduction, items=removed_axes, aten=aten or {},
+    )
+
+
+def lower_norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    order = {"fro": 2, None: 2}.get(p, p)
+    return aten.linalg_vector_norm.default(input, order, axes(dim), keepdim)
+
+
+def lower_linalg_norm(input: Any, ord: Any = None, dim: Any = None, keepdim: bool = False) -> Any:
+    if ord not in (None, 2) or not isinstance(dim, int):
+        raise Unsupported("a matrix norm")
+    return lower_norm(input, 2, dim, keepdim)
+
+
+def lower_normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    norm = aten.linalg_vector_norm.default(input, p, [dim], True)
+    return aten.div.Tensor(input, aten.expand_as.default(aten.clamp_min.default(norm, eps), input))
+
+
+def deviation(target: Any) -> Any:
+    def lower(input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None) -> Any:
+        if isinstance(dim, bool):
+            dim, unbiased = None, dim
+        if correction is None:
+            correction = 1 if unbiased is None else int(unbiased)
+        return target(input, axes(dim), correction=correction, keepdim=keepdim)
+
+    return lower
+
+
+def lower_logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
+    return aten.logsumexp.default(input, axes(dim), keepdim)
+
+
+def lower_cumsum(input: Any, dim: int, dtype: Any = None) -> Any:
+    return aten.cumsum.default(input, dim, **({} if dtype is None else {"dtype": dtype}))
+
+
+def bind_cumsum(a: Arguments, operand: str) -> Bindings:
+    return CumulativeSum(a["dim"]), None, None
+
+
+def lower_vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    return lower_norm(x, ord, dim, keepdim)
+
+
+OPERATIONS: list[Operation] = [
+    reduction(aten.mean.dim, "mean"),
+    reduction(aten.sum.dim_IntList, "sum"),
+    Operation(
+        aten.cumsum.default, Kind.LINEAR, functions=(torch.cumsum,), methods=("cumsum",), lower=lower_cumsum,
+        bind=bind_cumsum, sign=Sign.KEEPS,
+    ),
+    statistic(
+        aten.linalg_vector_norm.default, lower_norm, torch.norm, methods=("norm",),
+        aten={aten.norm.ScalarOpt_dim: lower_norm},
+    ),
+    statistic(aten.var.correction, deviation(aten.var.correction), torch.var, methods=("var",)),
+    statistic(aten.std.correction, deviation(aten.std.correction), torch.std, methods=("std",)),
+    statistic(
+        aten.logsumexp.default, lower_logsumexp, torch.logsumexp, methods=("logsumexp",), sign=Sign.ANY,
+    ),
+]
+
+
+FUNCTIONS_OF_SEVERAL = {
+    F.normalize: lower_normalize,
+    torch.linalg.norm: lower_linalg_norm,
+    torch.linalg.vector_norm: lower_vector_norm,
+}
+"""Functions that are lowered to several operations."""
