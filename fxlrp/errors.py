@@ -21,7 +21,7 @@ class UnknownOperationError(CaptureError):
         self.opaque = opaque
 
 
-class NotCapturedError(CaptureError, AttributeError):
+class NotCapturedError(CaptureError):
     """The model will be captured at the first call, and was asked about its graph before."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture import Call, bind
+from fxlrp.capture import Call, bind, required_inputs
 from fxlrp.errors import CaptureError, NotCapturedError
 from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
 from fxlrp.ledger import Ledger, build_ledger
@@ -80,10 +79,10 @@ class Explainer(nn.Module):
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
         self._recompile = recompile
-        self._parameters_of_forward = signature(model.forward).parameters if isinstance(model, nn.Module) else {}
+        self._required = required_inputs(model) if isinstance(model, nn.Module) else 0
 
     def _capture(self, example_inputs: Any = None) -> None:
-        """Capture the model by symbolic tracing; where that cannot follow it, from examples, now or at the first call."""
+        """Capture the model symbolically; where that cannot be, from examples, now or at the first call."""
         model, (recipe,) = self._weights.model, self._recipe
         try:
             self._adopt(recipe.traced(model))
@@ -99,7 +98,8 @@ class Explainer(nn.Module):
         """Explain ``inputs``; a target may also follow them as the last positional argument.
 
         Args:
-            inputs, named: what the model takes, tensors (batch, ...), as its ``forward`` takes it.
+            *inputs: what the model takes, tensors (batch, ...), as its ``forward`` takes it.
+            **named: the same, by name.
             target: the class to explain: ``None`` (the predicted one), an int, or an integer
                 tensor (batch,).
 
@@ -189,7 +189,7 @@ class Explainer(nn.Module):
     def _captured_plan(self, asked: str) -> Plan:
         if self._plan is None:
             raise NotCapturedError(
-                f"{asked} is known once the model was captured, and {type(self._weights.model).__name__} is captured at "
+                f"{asked} is known once the model was captured; {type(self._weights.model).__name__} is captured at "
                 "the first call: call the explainer, or give compile(example_inputs=…)\n"
                 f"({self._untraceable})"
             )
@@ -242,9 +242,8 @@ class Explainer(nn.Module):
         if self._plan is not None and self._plan.call is None:
             return not named and len(inputs) == len(self._plan.inputs) + 1
         last = inputs[-1] if len(inputs) > 1 else None
-        is_class = isinstance(last, int) or (isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2)
-        required = [p for p in self._parameters_of_forward.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-        return is_class and len(inputs) > len(required)
+        classes = isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2
+        return (classes or isinstance(last, int)) and len(inputs) > self._required
 
     def _is_half(self, tensors: list[Tensor]) -> bool:
         """Whether values of half precision may come up."""

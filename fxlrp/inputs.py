@@ -141,7 +141,7 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor
 def _check_dtype(spec: InputSpec, value: Tensor, like: Tensor | None) -> None:
     if spec.integer:
         if value.is_floating_point():
-            raise InputError(f"input {spec.name} is {_name(value.dtype)}; the model takes integers there, such as tokens")
+            raise InputError(f"input {spec.name} is {_name(value.dtype)}; the model takes integers, such as tokens")
         return
     if not value.is_floating_point():
         raise InputError(
@@ -161,10 +161,8 @@ def _check_values(spec: InputSpec, value: Tensor) -> None:
     if spec.entries is not None:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= spec.entries:
-            wrong = low if low < 0 else high
-            raise InputError(
-                f"input {spec.name} holds {wrong}, and the embedding has {spec.entries} entries, 0 to {spec.entries - 1}"
-            )
+            wrong, last = (low if low < 0 else high), spec.entries - 1
+            raise InputError(f"input {spec.name} holds {wrong}, and its embedding has entries 0 to {last}")
 
 
 def _check_shape(spec: InputSpec, value: Tensor) -> None:

@@ -306,7 +306,7 @@ def test_control_flow_on_values_is_refused():
     with pytest.raises(CaptureError, match=r"(?s)test_capture.py:\d+.*Control flow.*cannot be traced symbolically"):
         fxlrp.compile(model, example_inputs=torch.randn(2, 3))
     explainer = fxlrp.compile(model)
-    with pytest.raises(NotCapturedError, match="joins is known once the model was captured.*example_inputs"):
+    with pytest.raises(NotCapturedError, match=r"joins is known once the model was captured.*example_inputs"):
         explainer.joins  # noqa: B018
     with pytest.raises(CaptureError, match="control flow"):
         explainer(torch.randn(2, 3))

@@ -74,13 +74,16 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple
     starred = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), "input")
     heads = [*positional[: len(bound.args)], *[starred] * (len(bound.args) - len(positional))]
     pairs, structure = pytree.tree_flatten_with_path((list(bound.args), dict(bound.kwargs)))
-    names, floating, leaves, tensors = [], [], [], []
+    names: list[str] = []
+    floating: list[bool] = []
+    leaves: list[Any] = []
+    tensors: list[Tensor] = []
     for path, leaf in pairs:
         if not isinstance(leaf, Tensor):
             leaves.append(leaf)
             continue
         _, first, *rest = path
-        head = heads[first.idx] if isinstance(first, pytree.SequenceKey) else str(first.key)
+        head = heads[first.idx] if isinstance(first, pytree.SequenceKey) else _text(first)
         names.append(_unused(".".join([head, *(_text(key) for key in rest)]), names))
         floating.append(leaf.is_floating_point())
         leaves.append(TENSOR)
@@ -91,12 +94,21 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple
     return Call(tuple(names), tuple(floating), tuple(leaves), structure), tensors
 
 
+def required_inputs(model: nn.Module) -> int:
+    """How many inputs the model's ``forward`` cannot do without."""
+    return _required(inspect.signature(model.forward))
+
+
+def _required(signature: inspect.Signature) -> int:
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return sum(p.default is p.empty and p.kind not in starred for p in signature.parameters.values())
+
+
 def _taken(signature: inspect.Signature) -> str:
     """``"the model takes 2 input(s) (x, mask=None)"``."""
     parameters = signature.parameters.values()
-    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     named = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
-    return f"the model takes {len(required)} input(s) ({named})"
+    return f"the model takes {_required(signature)} input(s) ({named})"
 
 
 def _without_defaults(signature: inspect.Signature, bound: inspect.BoundArguments) -> inspect.BoundArguments:

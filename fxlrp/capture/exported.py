@@ -155,15 +155,17 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
     graph = fx.Graph()
     constants: Tensors = {}
     nodes: dict[fx.Node, fx.Node] = {}
-    tensors = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = {name for name, _ in named}
     types = {path: type(part) for path, part in model.named_modules()}
     inputs = iter(call.names)
     shapes: dict[str, Shape] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
             name = next(inputs)
-            new = graph.placeholder(name.replace(".", "_"))
-            shapes[new.target] = tuple(s if isinstance(s, int) else str(s) for s in node.meta["val"].shape)
+            name = name.replace(".", "_")
+            new = graph.placeholder(name)
+            shapes[name] = tuple(s if isinstance(s, int) else str(s) for s in node.meta["val"].shape)
         elif node.op == "get_attr":
             name = str(node.target)
             name = name.removeprefix(_PREFIX + ".")

@@ -15,7 +15,7 @@ from fxlrp.vocabulary import VOCABULARY, Bound, Kind, Operation, Sign
 
 
 class Annotate(Pass):
-    """Finds signal, kind, operands, sign, padding, gates and first layers.
+    """Finds signal, kind, operands, sign, padding, bounds, gates, values and first layers.
 
     Requires a canonical graph; ensures that every node that carries signal has a kind
     and operands.
@@ -33,8 +33,8 @@ class Annotate(Pass):
     def ensures(self, module: fx.GraphModule) -> None:
         for node in module.graph.nodes:
             known = facts(node)
-            signal = known.signal and node.op == "call_function"
-            check(not signal or known.kind is Kind.INPUT or bool(known.operands), f"{node} carries signal but has no operand")
+            begins = known.kind is Kind.INPUT or node.op != "call_function"
+            check(not known.signal or begins or bool(known.operands), f"{node} carries signal but has no operand")
 
 
 def _annotate(node: fx.Node, known: Facts) -> None:
@@ -64,8 +64,8 @@ def _annotate(node: fx.Node, known: Facts) -> None:
     arguments = operation.arguments(node.args, node.kwargs)
     if operation.values == "input" and "input" not in dict(known.operands):
         raise CaptureError(
-            f"{known.origin.path or node.name}: the weight of {operation.name} depends on the model's input and what it "
-            f"is applied to does not ({known.origin.source}); items of a batch would depend on each other"
+            f"{known.origin.path or node.name}: the weight of {operation.name} depends on the model's input and what "
+            f"it is applied to does not ({known.origin.source}); items of a batch would depend on each other"
         )
     known.kind = operation.several if operation.several and len(known.operands) > 1 else operation.kind
     known.nonnegative = _nonnegative(operation, arguments)

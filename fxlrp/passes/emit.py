@@ -166,11 +166,12 @@ class _Emitter:
             for (_, operand), share in zip(known.operands, shares.operands, strict=True)
             if share is not None
         ]
-        rescaled = item_sum(shares.rescaled(), *here) if shares.rescaled else torch.zeros_like(received)
-        row = [received, _added(handed) if handed else torch.zeros_like(received), rescaled]
-        for amount in shares.absorbed.values():
-            kept: Any = amount()
-            row.append(_added([item_sum(part, *here) for part in (kept if isinstance(kept, list) else [kept])]))
+        nothing = torch.zeros_like(received)
+        row = [received, _added(handed) if handed else nothing]
+        for amount in (shares.rescaled, *shares.absorbed.values()):
+            kept: Any = nothing if amount is None else amount()
+            parts = kept if isinstance(kept, list) else [kept]
+            row.append(nothing if amount is None else _added([item_sum(part, *here) for part in parts]))
         self.amounts.append(row)
         path = known.origin.path
         rule = repr(known.rule) if known.rule else ""

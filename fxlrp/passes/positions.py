@@ -17,7 +17,7 @@ from torch import fx
 from fxlrp.passes.facts import facts
 from fxlrp.rules.items import Items, Position
 from fxlrp.vocabulary import Arguments, Kind
-from fxlrp.vocabulary.routing import in_front, items_reshaped
+from fxlrp.vocabulary.batch import in_front, items_reshaped
 
 FRONT = Position(0)
 
@@ -87,7 +87,8 @@ class Positions:
         if not isinstance(size, fx.Node):
             return False
         source: Any = None
-        if (size.target == "size" and size.args[1:] == (0,)) or (size.target is torch.ops.aten.sym_size.int and size.args[1] == 0):
+        asks_size = size.target in ("size", torch.ops.aten.sym_size.int)
+        if asks_size and size.args[1:] == (0,):
             source = size.args[0]
         elif size.target is getitem and size.args[1] == 0:
             shape: Any = size.args[0]

@@ -15,7 +15,7 @@ from fxlrp.rules.join import SplitRule
 from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.norm import NormEpsilon
 from fxlrp.rules.primitives import fit, like
-from fxlrp.rules.product import Bilinear, SoftmaxTaylor, ThroughValues
+from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
 from fxlrp.rules.routing import outside
 from fxlrp.rules.rule import CONSTANT, PADDING, Shares
 from fxlrp.rules.rule import Pass as PassRule
@@ -39,55 +39,71 @@ def propagate(values: Values, node: fx.Node, relevance: Relevance, *, signed: bo
     return _BY_KIND[known.kind](values, node, known, relevance, signed=signed)
 
 
+def _bound(values: Values, node: fx.Node, operand: str) -> tuple[Any, Any, Any]:
+    """The linear operation that a node is in one operand, with its weights and bias."""
+    bind = operation_of(facts(node)).bind
+    assert bind is not None
+    bound: tuple[Any, Any, Any] = bind(values.arguments(node), operand)
+    return bound
+
+
+def _about(values: Values, operand: fx.Node, node: fx.Node) -> dict[str, Any]:
+    """What rules want to know of an operand beside its value."""
+    known = facts(operand)
+    about = {"nonnegative": known.nonnegative, "support": values.support(operand), "filled": known.filled}
+    return {**about, **values.items(operand, node)}
+
+
 def _linear(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
     ((name, operand),) = known.operands
-    operation, weight, bias = operation_of(known).bind(values.arguments(node), name)
-    return rule_of(known)(
-        operation, values.value(operand), weight, bias, relevance,
-        nonnegative=facts(operand).nonnegative, support=values.support(operand), filled=facts(operand).filled,
-        signed=signed, **values.items(operand, node),
-    )
+    operation, weight, bias = _bound(values, node, name)
+    about = _about(values, operand, node)
+    return rule_of(known)(operation, values.value(operand), weight, bias, relevance, signed=signed, **about)
 
 
 def _product(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
     rule: Any = rule_of(known)
-    factors = [partial(_factor, values, signed, node, i) for i in range(len(known.operands))]
-    if operation_of(known).values == "input":  # a weight that the model computes for its input is held constant
+    factors: list[Any] = [partial(_factor, values, signed, node, i) for i in range(len(known.operands))]
+    operation = operation_of(known)
+    if operation.values == "input":  # a weight that the model computes for its input is held constant
         return ThroughValues(rule.rule)(relevance, factors, known.values)
-    if operation_of(known).name == "scaled_dot_product_attention" and isinstance(rule, Bilinear):
-        attention = rule.attention(relevance, attention_of(values.arguments(node)))
-        named = dict(zip(operation_of(known).operand_names(), attention.operands, strict=True))
-        attention.operands = [named[name] for name, _ in known.operands]
-        return attention
+    if operation.values != "value":
+        return rule(relevance, factors, known.values)
+    if rule.through_weights:
+        return _among_signals(rule.attention(relevance, attention_of(values.arguments(node))), known)
+    if known.values is None:  # the values are constants, whatever picks among them
+        return Shares([None] * len(factors), {CONSTANT: lambda: relevance})
     return rule(relevance, factors, known.values)
 
 
-def _factor(
-    values: Values, signed: bool, node: fx.Node, index: int, rule: LinearRule, relevance: Any
-) -> Shares:
+def _among_signals(shares: Shares, known: Facts) -> Shares:
+    """Shares for all operands of an operation as shares for those that carry signal."""
+    carries = dict(known.operands)
+    named = list(zip(operation_of(known).operand_names(), shares.operands, strict=True))
+    constants = [share for name, share in named if name not in carries and share is not None]
+    shares.operands = [share for name, share in named if name in carries]
+    if constants:
+        shares.absorbed[CONSTANT] = lambda: constants
+    return shares
+
+
+def _factor(values: Values, signed: bool, node: fx.Node, index: int, rule: LinearRule, relevance: Any) -> Shares:
     """Share relevance out over one factor of a product by a linear rule, the others held constant."""
     known = facts(node)
     name, operand = known.operands[index]
-    operation, weight, bias = operation_of(known).bind(values.arguments(node), name)
+    operation, weight, bias = _bound(values, node, name)
     others = [facts(o) for i, (_, o) in enumerate(known.operands) if i != index]
     weights = name == "value" or (len(others) == 1 and others[0].nonnegative)
-    return rule(
-        operation, values.value(operand), weight, bias, relevance,
-        nonnegative=facts(operand).nonnegative, weight_nonnegative=weights, signed=signed,
-        **values.items(operand, node),
-    )
+    about = {**_about(values, operand, node), "weight_nonnegative": weights}
+    return rule(operation, values.value(operand), weight, bias, relevance, signed=signed, **about)
 
 
 def _selection(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
     ((name, operand),) = known.operands
-    pool = operation_of(known).bind(values.arguments(node), name)
+    pool: Any = _bound(values, node, name)
     if isinstance(relevance, list):  # it returns its indices as well
         relevance = _added([part for index, part in relevance if index == 0])
-    return rule_of(known)(
-        pool, values.value(operand), relevance,
-        nonnegative=facts(operand).nonnegative, support=values.support(operand), filled=facts(operand).filled,
-        signed=signed, **values.items(operand, node),
-    )
+    return rule_of(known)(pool, values.value(operand), relevance, signed=signed, **_about(values, operand, node))
 
 
 def _join(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
@@ -125,7 +141,7 @@ def _pass(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, 
         rule = PassRule()
     shares = rule(relevance)
     if operation_of(known).target is torch.ops.aten.to.dtype:
-        shares.operands = [like(share, values.value(operand)) for share in shares.operands]
+        shares.operands = [like(shares.only, values.value(operand))]
     if known.kind is Kind.POINTWISE and len(node.all_input_nodes) > 1:
         # A constant may have broadcast the signal.
         shares.operands = [s if s is None else fit(s, values.value(operand).shape) for s in shares.operands]
@@ -136,18 +152,21 @@ def _routing(values: Values, node: fx.Node, known: Facts, relevance: Relevance, 
     operation = operation_of(known)
     arguments = values.arguments(node)
     arguments["output"] = values.value(node)
+    assert operation.transpose is not None
     moved = operation.transpose(relevance, arguments)
-    if not isinstance(moved, list) and operation.operand_names() != ("tensors",):
+    names = operation.operand_names()
+    if names == ("tensors",):
+        entries: Any = node.args[0]
+        carries = [isinstance(entry, fx.Node) and facts(entry).signal for entry in entries]
+    elif len(names) > 1:
+        carries = [name in dict(known.operands) for name in names]
+    else:
         shares = Shares([moved])
         if operation.pads:
             shares.absorbed[PADDING] = lambda: outside(relevance, arguments["pad"])
         if operation.loses:
             shares.absorbed[CONSTANT] = lambda: relevance - moved
         return shares
-    if operation.operand_names() == ("tensors",):
-        carries = [isinstance(entry, fx.Node) and facts(entry).signal for entry in node.args[0]]  # type: ignore[union-attr]
-    else:
-        carries = [name in dict(known.operands) for name in operation.operand_names()]
     pieces = [(signal, moved[i]) for i, signal in enumerate(carries)]
     shares = Shares([piece for signal, piece in pieces if signal])
     constants = [piece for signal, piece in pieces if not signal]

@@ -124,8 +124,8 @@ def rescale(
         relevance: (batch, ...), the relevance that the node received.
         support: like ``share``, or ``None``.
         signed: whether relevance may be negative.
-        items, received_items: where the batch is in ``share`` and in ``relevance``;
-            ``None``: in front, as above.
+        items: where the batch is in ``share``; ``None``: in front, as above.
+        received_items: where it is in ``relevance``.
     """
     received = sum_items(relevance, received_items)
     kept = sum_items(share, items)

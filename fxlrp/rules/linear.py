@@ -95,14 +95,14 @@ class LinearRule(Rule):
                 take no share.
             signed: whether ``relevance`` may be negative anywhere.
             weight_nonnegative: whether ``weight`` is known to have no negative element.
-            items, received_items: where the batch is in ``x`` and in ``relevance``;
-                ``None``: in front.
+            items: where the batch is in ``x``; ``None``: in front.
+            received_items: where it is in ``relevance``.
         """
         operation = self.seen(operation)
         if filled and support is not None:
             x = without_padding(x, support)
         terms = self.terms(
-            x, weight, nonnegative=nonnegative, weight_nonnegative=weight is None or weight_nonnegative, support=support
+            x, weight, nonnegative=nonnegative, weight_nonnegative=weight_nonnegative, support=support
         )
         z = _sum([operation.apply(value, w) for value, w in terms])
         if bias is not None and self.bias == "absorb":
@@ -172,7 +172,7 @@ class ZPlus(LinearRule):
     def terms(
         self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, weight_nonnegative: bool, support: Tensor | None
     ) -> Terms:
-        if weight_nonnegative:
+        if weight is None or weight_nonnegative:
             return [(x if nonnegative else positive(x), weight)]
         if nonnegative:
             return [(x, positive(weight))]
@@ -190,7 +190,7 @@ class WPlus(ZPlus):
         self, x: Tensor, weight: Tensor | None, *, nonnegative: bool, weight_nonnegative: bool, support: Tensor | None
     ) -> Terms:
         ones = torch.ones_like(x) if support is None else support
-        return [(ones, weight if weight_nonnegative or weight is None else positive(weight))]
+        return [(ones, weight if weight is None or weight_nonnegative else positive(weight))]
 
 
 class Epsilon(LinearRule):

@@ -55,7 +55,7 @@ def rms_norm_back(s: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | N
 def group_norm_back(s: Tensor, x: Tensor, groups: int, weight: Tensor | None, eps: float) -> Tensor:
     """The transpose of a group norm whose deviation is held constant."""
     c = s if weight is None else s * weight.reshape(-1, *[1] * (x.dim() - 2))
-    parts = x.unflatten(1, (groups, -1)).flatten(2)
+    parts = x.reshape(x.shape[0], groups, -1)
     deviation = (parts.var(dim=2, keepdim=True, unbiased=False) + eps).sqrt()
-    c = c.unflatten(1, (groups, -1)).flatten(2) / deviation
+    c = c.reshape(x.shape[0], groups, -1) / deviation
     return (c - c.mean(dim=2, keepdim=True)).reshape(x.shape)

@@ -309,13 +309,13 @@ class Upsample(LinearOperation):
 def fold(x: Tensor, size: list[int], kernel: list[int], dilation: list[int], padding: list[int],
          stride: list[int]) -> Tensor:
     """Patches (batch, channels · kernel, windows) added up to an image."""
-    return F.fold(x, size, kernel, dilation, padding, stride)
+    return aten.col2im(x, size, kernel, dilation, padding, stride)
 
 
 @primitive
 def unfold(x: Tensor, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]) -> Tensor:
     """The patches of an image, (batch, channels · kernel, windows)."""
-    return F.unfold(x, kernel, dilation, padding, stride)
+    return aten.im2col(x, kernel, dilation, padding, stride)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
 from fxlrp.rules.primitives import primitive
 from fxlrp.rules.products import MatrixProduct, attention_scores, masked, per_group, per_head, softmax_rows
-from fxlrp.rules.rule import BIAS, STABILIZER, Rule, Shares
+from fxlrp.rules.rule import BIAS, STABILIZER, Amount, Rule, Shares
 
 Factor = Callable[[LinearRule, Tensor], Shares]
 """One factor of a product: shares relevance out over it by a linear rule, the others held constant."""
@@ -43,7 +44,7 @@ class ProductRule(Rule):
     through_weights = False
     """Whether the query and the key of an attention receive relevance as well."""
 
-    def __call__(self, relevance: Tensor, factors: list[Factor], values: int | None) -> Shares:
+    def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
         """Share ``relevance`` of the product out over its factors.
 
         ``values`` is the position of the factor that holds the values, the others being
@@ -56,17 +57,24 @@ class ProductRule(Rule):
         raise NotImplementedError
 
 
-def _halves(rule: LinearRule, relevance: Tensor, factors: list[Factor]) -> Shares:
+def _halves(rule: LinearRule, relevance: Tensor, factors: Sequence[Factor]) -> Shares:
     """Half of the relevance through each factor."""
     parts = [factor(rule, 0.5 * relevance) for factor in factors]
-    shares = Shares([part.operands[0] for part in parts])
+    shares = Shares([part.only for part in parts])
     for reason in parts[0].absorbed:
-        amounts = [part.absorbed[reason] for part in parts]
-        shares.absorbed[reason] = lambda amounts=amounts: amounts[0]() + amounts[1]()
+        shares.absorbed[reason] = partial(_all, [part.absorbed[reason] for part in parts])
     rescaled = [part.rescaled for part in parts if part.rescaled is not None]
     if rescaled:
-        shares.rescaled = lambda: sum((amount() for amount in rescaled[1:]), rescaled[0]())
+        shares.rescaled = partial(_all, rescaled)
     return shares
+
+
+def _all(amounts: list[Amount]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for amount in amounts:
+        kept = amount()
+        found.extend(kept if isinstance(kept, list) else [kept])
+    return found
 
 
 class ThroughValues(ProductRule):
@@ -86,11 +94,11 @@ class ThroughValues(ProductRule):
     def keeps_sign(self) -> bool:  # type: ignore[override]
         return self.rule.keeps_sign
 
-    def __call__(self, relevance: Tensor, factors: list[Factor], values: int | None) -> Shares:
+    def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
         if values is None:
             return _halves(self.rule, relevance, factors)
         shares = factors[values](self.rule, relevance)
-        shares.operands = [shares.operands[0] if i == values else None for i in range(len(factors))]
+        shares.operands = [shares.only if i == values else None for i in range(len(factors))]
         return shares
 
 
@@ -109,7 +117,7 @@ class Bilinear(ProductRule):
     def __init__(self, rule: LinearRule | None = None) -> None:
         self.rule = Epsilon() if rule is None else rule
 
-    def __call__(self, relevance: Tensor, factors: list[Factor], values: int | None) -> Shares:
+    def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
         return _halves(self.rule, relevance, factors)
 
     def attention(self, relevance: Tensor, attention: Attention) -> Shares:
@@ -122,19 +130,16 @@ class Bilinear(ProductRule):
         half = 0.5 * relevance
         to_value = self.rule(MatrixProduct(left=True), value, weights, None, half)
         to_weights = self.rule(MatrixProduct(), weights, value, None, half)
-        through = SoftmaxTaylor()(to_weights.operands[0], allowed, weights, dim=-1)
-        (to_scores,) = through.operands
+        to_scores = SoftmaxTaylor()(to_weights.only, allowed, weights, dim=-1).only
         half = 0.5 * to_scores
         to_query = self.rule(MatrixProduct(), a.query, key.mT, None, half)
         to_key = self.rule(MatrixProduct(left=True), key.mT, a.query, None, half)
-        query, keys, values = (part.operands[0] for part in (to_query, to_key, to_value))
+        query, keys, values = to_query.only, to_key.only, to_value.only
         return Shares(
             [query, per_group(keys.mT, a.key.shape), per_group(values, a.value.shape)],
             {
-                STABILIZER: lambda: left_over(
-                    [relevance, to_scores], [values, to_weights.operands[0], query, keys]
-                ),
-                BIAS: lambda: left_over([to_weights.operands[0]], [to_scores]),
+                STABILIZER: lambda: left_over([relevance, to_scores], [values, to_weights.only, query, keys]),
+                BIAS: lambda: left_over([to_weights.only], [to_scores]),
             },
         )
 

@@ -80,7 +80,8 @@ def per_head(shared: Tensor, like: Tensor) -> Tensor:
 def per_group(relevance: Tensor, shape: torch.Size) -> Tensor:
     """The transpose of :func:`per_head`: the sum over the heads that share one of ``shape``."""
     if len(shape) >= 3 and shape[-3] not in (1, relevance.shape[-3]):
-        relevance = relevance.unflatten(-3, (shape[-3], -1)).sum(dim=-3)
+        heads, groups = relevance.shape[-3], shape[-3]
+        relevance = relevance.reshape(*relevance.shape[:-3], groups, heads // groups, *relevance.shape[-2:]).sum(dim=-3)
     return relevance.sum_to_size(shape)
 
 

@@ -128,7 +128,8 @@ def unchannel_shuffle(relevance: Tensor, groups: int) -> Tensor:
 @primitive
 def unrepeat_interleave(relevance: Tensor, shape: torch.Size, repeats: int, dim: int) -> Tensor:
     """Sum over the neighbouring copies of each element."""
-    return relevance.unflatten(dim, (shape[dim], repeats)).sum(dim=dim + 1 if dim >= 0 else dim)
+    axis = dim % len(shape)
+    return relevance.reshape(*shape[: axis + 1], repeats, *shape[axis + 1 :]).sum(dim=axis + 1)
 
 
 @primitive
@@ -143,7 +144,7 @@ def fold_patches(
     stride: list[int],
 ) -> Tensor:
     """Add patches back up to an image of ``shape``."""
-    return torch.nn.functional.fold(relevance, shape[-2:], kernel, dilation, padding, stride)
+    return aten.col2im(relevance, shape[-2:], kernel, dilation, padding, stride)
 
 
 @primitive

@@ -20,8 +20,9 @@ PADDING = "padding"
 REASONS = (STABILIZER, BIAS, CONSTANT, PADDING)
 """Why relevance may be absorbed; the ledger has one total for each."""
 
-Amount = Callable[[], Tensor]
-"""Relevance that was not simply handed on, like the node's own; computed only where a ledger is kept."""
+Amount = Callable[[], Tensor | list[Tensor]]
+"""Relevance that was not simply handed on, in one tensor or several, the batch being where the
+node's own relevance has it; computed only where a ledger is kept."""
 
 
 @dataclass
@@ -34,6 +35,13 @@ class Shares:
     operands: list[Tensor | None]
     absorbed: dict[str, Amount] = field(default_factory=dict)
     rescaled: Amount | None = None
+
+    @property
+    def only(self) -> Tensor:
+        """The share of the one operand."""
+        (share,) = self.operands
+        assert share is not None
+        return share
 
 
 class Rule:

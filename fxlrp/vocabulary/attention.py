@@ -62,8 +62,8 @@ def _projected(module: Any, query: Any, key: Any, value: Any, *, itself: bool) -
     size = module.embed_dim
     bias = module.in_proj_bias
     if module.in_proj_weight is not None and itself:
-        return list(aten.chunk.default(aten.linear.default(query, module.in_proj_weight, bias), 3, -1)[i]
-                    for i in range(3))
+        thirds = aten.chunk.default(aten.linear.default(query, module.in_proj_weight, bias), 3, -1)
+        return [thirds[i] for i in range(3)]
     parts = [slice(i * size, (i + 1) * size) for i in range(3)]
     if module.in_proj_weight is not None:
         weights = [module.in_proj_weight[part] for part in parts]

@@ -135,7 +135,8 @@ OPERATIONS: list[Operation] = [
     *(transposed_convolution(dims) for dims in (1, 2, 3)),
     Operation(
         aten.linear.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
-        functions=(F.linear,), bind=bind_linear, values="input", parametric=True, aten={aten.addmm.default: lower_addmm},
+        functions=(F.linear,), bind=bind_linear, values="input", parametric=True,
+        aten={aten.addmm.default: lower_addmm},
     ),
     Operation(
         aten.matmul.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("self", "other"),

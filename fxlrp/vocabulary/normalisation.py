@@ -24,7 +24,8 @@ def cudnn() -> bool:
 def lower_batch_norm(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
                      training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5) -> Any:
     if training or running_mean is None:
-        raise Unsupported("batch statistics in eval mode (track_running_stats=False): items would depend on each other", final=True)
+        reason = "batch statistics in eval mode (track_running_stats=False): items would depend on each other"
+        raise Unsupported(reason, final=True)
     # Without momentum, torch averages; in eval mode it is not used at all.
     return aten.batch_norm.default(
         input, weight, bias, running_mean, running_var, False, momentum or 0.0, eps, cudnn()

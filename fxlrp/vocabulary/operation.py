@@ -59,7 +59,7 @@ def per_axis(value: Any, dims: int) -> list[Any]:
     return values * dims if len(values) == 1 else values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operation:
     """One operation: its canonical spelling, its other spellings, and what relevance does there.
 

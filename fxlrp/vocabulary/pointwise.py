@@ -214,8 +214,8 @@ ARITHMETIC = [
     *(
         Operation(
             getattr(aten, name).default, Kind.POINTWISE, several=Kind.ROUTING, operands=("self", "other"),
-            functions=(getattr(torch, name),), methods=(name,), lower=partial(lower_extremum, name), transpose=to_extremum,
-            sign=Sign.KEEPS, aten={getattr(aten, old).other: partial(lower_extremum, name)},
+            functions=(getattr(torch, name),), methods=(name,), lower=partial(lower_extremum, name),
+            transpose=to_extremum, sign=Sign.KEEPS, aten={getattr(aten, old).other: partial(lower_extremum, name)},
         )
         for name, old in (("maximum", "max"), ("minimum", "min"))
     ),
@@ -280,8 +280,9 @@ FUNCTIONS = [
     Operation(
         aten.to.dtype, Kind.POINTWISE, methods=("to", "type_as"), lower=lower_cast, sign=Sign.KEEPS, bound=Bound.KEEPS,
         aten={
-            aten._to_copy.default: lower_to_copy, aten.type_as.default: lower_cast, aten.to.dtype: lower_to_dtype,
-            aten.to.dtype_layout: lower_to_copy, aten.to.device: lambda self, device, dtype, *more: lower_to_dtype(self, dtype),
+            aten._to_copy.default: lower_to_copy, aten.to.dtype_layout: lower_to_copy,
+            aten.type_as.default: lower_cast, aten.to.dtype: lower_to_dtype,
+            aten.to.device: lambda self, device, dtype, *more: lower_to_dtype(self, dtype),
         },
     ),
 ]
@@ -297,7 +298,10 @@ NO_OPERATIONS = [
     Operation(
         aten.alias.default, Kind.POINTWISE, lower=lower_identity, functions=(torch.clone, torch.detach),
         methods=("contiguous", "clone", "detach", "requires_grad_", "data", "cpu", "cuda"),
-        aten=dict.fromkeys((aten.clone.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh_copy.default, aten.alias.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default), lower_identity),
+        aten=dict.fromkeys((
+            aten.clone.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh_copy.default,
+            aten.alias.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
+        ), lower_identity),
     ),
 ]
 
@@ -308,6 +312,7 @@ METHODS = {name: cast_to(dtype) for name, dtype in CASTS.items()}
 
 FUNCTIONS_OF_SEVERAL = {
     F.glu: lower_glu,
+    torch.rsub: lower_rsub,
     torch.addcmul: lower_addcmul,
     F.local_response_norm: lower_local_response_norm,
 }

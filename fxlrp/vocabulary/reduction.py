@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from fxlrp.rules import items
 from fxlrp.rules.operations import CumulativeSum, LinearOperation, Reduction
+from fxlrp.vocabulary.batch import in_front
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
-from fxlrp.vocabulary.routing import in_front
 
 aten = torch.ops.aten
 Bindings = tuple[LinearOperation, Any, Any]
@@ -81,7 +81,8 @@ def lower_normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12
 
 
 def deviation(target: Any) -> Any:
-    def lower(input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None) -> Any:
+    def lower(input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *,
+              correction: Any = None) -> Any:
         if isinstance(dim, bool):
             dim, unbiased = None, dim
         if correction is None:

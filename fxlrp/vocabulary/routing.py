@@ -12,6 +12,15 @@ from torch import fx
 from fxlrp.rules import items
 from fxlrp.rules import routing as back
 from fxlrp.rules.primitives import fit
+from fxlrp.vocabulary.batch import (
+    items_expanded,
+    items_inserted,
+    items_permuted,
+    items_removed,
+    items_reshaped,
+    items_stacked,
+    items_swapped,
+)
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -173,7 +182,8 @@ def lower_masked_fill(input: Any, mask: Any, value: Any) -> Any:
 
 
 def back_where(r: Any, a: Arguments) -> list[Any]:
-    return [back.fit_to(back.keep(r, a["condition"]), a["self"]), back.fit_to(back.drop(r, a["condition"]), a["other"])]
+    kept, dropped = back.keep(r, a["condition"]), back.drop(r, a["condition"])
+    return [back.fit_to(kept, a["self"]), back.fit_to(dropped, a["other"])]
 
 
 def move(target: Any, transpose: Callable[..., Any], **more: Any) -> Operation:
@@ -187,51 +197,6 @@ def unreshape(r: Any, a: Arguments) -> Any:
     return back.unreshape(r, a["self"].shape)
 
 
-def rank(a: Arguments, *dims: int) -> Any:
-    """The rank of the operand; any will do where no axis is counted from the end."""
-    return 64 if all(isinstance(d, int) and d >= 0 for d in dims) else a["self"].dim()
-
-
-def in_front(position: Any, *dims: int) -> bool:
-    """Whether the batch is the first axis and ``dims``, counted from the end, cannot mean it."""
-    return isinstance(position, items.Position) and position == items.Position(0) and all(d < 0 for d in dims)
-
-
-def items_permuted(position: Any, a: Arguments) -> Any:
-    return items.permuted(position, a["dims"], len(a["dims"]))
-
-
-def items_swapped(position: Any, a: Arguments) -> Any:
-    dims = a["dim0"], a["dim1"]
-    return position if in_front(position, *dims) else items.swapped(position, *dims, rank(a, *dims))
-
-
-def items_inserted(position: Any, a: Arguments) -> Any:
-    return position if in_front(position, a["dim"]) else items.inserted(position, a["dim"], rank(a, a["dim"]))
-
-
-def items_stacked(position: Any, a: Arguments) -> Any:
-    dim = a["dim"]
-    return position if in_front(position, dim) else items.inserted(position, dim, 64 if dim >= 0 else a["tensors"][0].dim())
-
-
-def items_removed(position: Any, a: Arguments) -> Any:
-    dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
-    return position if in_front(position, *dims) else items.removed(position, dims, rank(a, *dims))
-
-
-def items_reshaped(position: Any, a: Arguments) -> Any:
-    if in_front(position):
-        return position  # however the rest is cut, items stay one behind the other
-    return items.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
-
-
-def items_expanded(position: Any, a: Arguments) -> Any:
-    if in_front(position):
-        return position
-    return items.expanded(position, a["self"].dim(), a["output"].dim())
-
-
 def sign_of_padding(a: Arguments) -> Sign:
     return Sign.KEEPS if isinstance(a["value"], int | float) and a["value"] >= 0 else Sign.ANY
 
@@ -239,10 +204,14 @@ def sign_of_padding(a: Arguments) -> Sign:
 SHAPES = [
     move(aten.reshape.default, unreshape, items=items_reshaped, methods=("view", "reshape"), functions=(torch.reshape,),
          aten={aten.view.default: None, aten._unsafe_view.default: None}, lower=lower_reshape),
-    move(aten.reshape_as.default, unreshape, items=items_reshaped, methods=("reshape_as", "view_as"), lower=lower_reshape_as),
-    move(aten.flatten.using_ints, unreshape, items=items_reshaped, methods=("flatten",), functions=(torch.flatten,), lower=lower_flatten),
-    move(aten.unflatten.int, unreshape, items=items_reshaped, methods=("unflatten",), functions=(torch.unflatten,), lower=lower_unflatten),
-    move(aten.squeeze.dims, unreshape, items=items_removed, aten={aten.squeeze.dim: lambda self, dim: lower_squeeze(self, dim)}, methods=("squeeze",), functions=(torch.squeeze,), lower=lower_squeeze),
+    move(aten.reshape_as.default, unreshape, items=items_reshaped, methods=("reshape_as", "view_as"),
+         lower=lower_reshape_as),
+    move(aten.flatten.using_ints, unreshape, items=items_reshaped, methods=("flatten",), functions=(torch.flatten,),
+         lower=lower_flatten),
+    move(aten.unflatten.int, unreshape, items=items_reshaped, methods=("unflatten",), functions=(torch.unflatten,),
+         lower=lower_unflatten),
+    move(aten.squeeze.dims, unreshape, items=items_removed, methods=("squeeze",), functions=(torch.squeeze,),
+         lower=lower_squeeze, aten={aten.squeeze.dim: lower_squeeze}),
     move(aten.unsqueeze.default, unreshape, items=items_inserted, methods=("unsqueeze",), functions=(torch.unsqueeze,)),
 ]
 
@@ -251,7 +220,8 @@ AXES = [
          functions=(torch.permute,), lower=lower_permute),
     move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]), items=items_swapped,
          methods=("transpose", "swapaxes", "swapdims"), functions=(torch.transpose, torch.swapaxes, torch.swapdims)),
-    move(aten.t.default, lambda r, a: r.t(), items=lambda p, a: items.swapped(p, 0, 1, 2), methods=("t", "T"), functions=(torch.t,)),
+    move(aten.t.default, lambda r, a: r.t(), items=lambda p, a: items.swapped(p, 0, 1, 2), methods=("t", "T"),
+         functions=(torch.t,)),
     move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lambda input: aten.transpose.int(input, -2, -1)),
     move(aten.flip.default, lambda r, a: torch.flip(r, a["dims"]), methods=("flip",), functions=(torch.flip,),
          lower=lower_flip),
@@ -285,7 +255,8 @@ COPIES = [
     move(aten.expand.default, lambda r, a: fit(r, a["self"].shape), items=items_expanded, methods=("expand",),
          lower=lower_expand),
     move(aten.expand_as.default, lambda r, a: fit(r, a["self"].shape), items=items_expanded, methods=("expand_as",)),
-    move(aten.repeat_interleave.self_int, lambda r, a: back.unrepeat_interleave(r, a["self"].shape, a["repeats"], a["dim"]),
+    move(aten.repeat_interleave.self_int,
+         lambda r, a: back.unrepeat_interleave(r, a["self"].shape, a["repeats"], a["dim"]),
          methods=("repeat_interleave",), functions=(torch.repeat_interleave,), lower=lower_repeat_interleave),
     move(aten.unfold.default, lambda r, a: back.fold_axis(r, a["self"].shape, a["dimension"], a["size"], a["step"]),
          methods=("unfold",)),
@@ -294,7 +265,8 @@ COPIES = [
          functions=(torch.tile,), lower=lower_repeat),
     move(aten.cat.default, lambda r, a: back.uncat(r, a["tensors"], a["dim"]),
          functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat),
-    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), items=items_stacked, functions=(torch.stack,), lower=lower_stack),
+    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), items=items_stacked, functions=(torch.stack,),
+         lower=lower_stack),
 ]
 
 PADDINGS = [
@@ -328,9 +300,16 @@ CHOICES = [
 ]
 """Parts that an index or a mask picks."""
 
-OVERLOADS = {
-    aten.copy.default: lambda self, src, non_blocking=False: aten.expand_as.default(src, self),
-    aten.masked_fill.Tensor: lambda self, mask, value: aten.where.self(mask, value, self),
-}
+
+def lower_copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
+    return aten.expand_as.default(src, self)
+
+
+def lower_masked_fill_tensor(self: Any, mask: Any, value: Any) -> Any:
+    return aten.where.self(mask, value, self)
+
+
+OVERLOADS = {aten.copy.default: lower_copy, aten.masked_fill.Tensor: lower_masked_fill_tensor}
+"""ATen overloads that are lowered to other operations."""
 
 OPERATIONS = [*SHAPES, *AXES, *PARTS, *COPIES, *PADDINGS, *CHOICES]

@@ -1,0 +1,54 @@
+"""Where the batch goes when an operation moves its operand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxlrp.rules import items
+from fxlrp.vocabulary.operation import Arguments
+
+
+def rank(a: Arguments, *dims: int) -> Any:
+    """The rank of the operand; any will do where no axis is counted from the end."""
+    return 64 if all(isinstance(d, int) and d >= 0 for d in dims) else a["self"].dim()
+
+
+def in_front(position: Any, *dims: int) -> bool:
+    """Whether the batch is the first axis and ``dims``, counted from the end, cannot mean it."""
+    return isinstance(position, items.Position) and position == items.Position(0) and all(d < 0 for d in dims)
+
+
+def items_permuted(position: Any, a: Arguments) -> Any:
+    return items.permuted(position, a["dims"], len(a["dims"]))
+
+
+def items_swapped(position: Any, a: Arguments) -> Any:
+    dims = a["dim0"], a["dim1"]
+    return position if in_front(position, *dims) else items.swapped(position, *dims, rank(a, *dims))
+
+
+def items_inserted(position: Any, a: Arguments) -> Any:
+    return position if in_front(position, a["dim"]) else items.inserted(position, a["dim"], rank(a, a["dim"]))
+
+
+def items_stacked(position: Any, a: Arguments) -> Any:
+    dim = a["dim"]
+    rank = 64 if dim >= 0 else a["tensors"][0].dim()
+    return position if in_front(position, dim) else items.inserted(position, dim, rank)
+
+
+def items_removed(position: Any, a: Arguments) -> Any:
+    dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
+    return position if in_front(position, *dims) else items.removed(position, dims, rank(a, *dims))
+
+
+def items_reshaped(position: Any, a: Arguments) -> Any:
+    if in_front(position):
+        return position  # however the rest is cut, items stay one behind the other
+    return items.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
+
+
+def items_expanded(position: Any, a: Arguments) -> Any:
+    if in_front(position):
+        return position
+    return items.expanded(position, a["self"].dim(), a["output"].dim())
