@@ -177,6 +177,8 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
             new = graph.output([nodes[v] if isinstance(v, fx.Node) else v for v in outputs])
         else:
             new = graph.node_copy(node, lambda n: nodes[n])
+            if node.target is torch.ops.aten.cat.default:
+                new.args = ([nodes[part] for part in _not_empty(node)], *new.args[1:])
         nodes[node] = new
         new.meta = {
             "val": node.meta.get("val"),
@@ -187,6 +189,12 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
         name.replace(".", "_") for name, floating in zip(call.names, call.floating, strict=True) if not floating
     )
     return Captured(graph, model, flat.returns, constants, "export", integers, shapes)
+
+
+def _not_empty(cat: fx.Node) -> list[fx.Node]:
+    """What is concatenated, without the empty vectors that torch lets stand for any empty tensor (a new cache)."""
+    parts: Any = cat.args[0]
+    return [part for part in parts if tuple(part.meta["val"].shape) != (0,)]
 
 
 def _module_stack(node: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:

@@ -15,8 +15,8 @@ SHAPE_METHODS = frozenset({
     "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "type", "__len__",
 })  # fmt: skip
 SHAPE_FUNCTIONS = frozenset({
-    torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
-    torch.is_floating_point, torch.numel, len,
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "is_floating_point", "numel", "len",
+    "sym_size", "sym_numel", "sym_stride", "zero", "fill",
 })  # fmt: skip
 VALUE_ATTRIBUTES = frozenset({"T", "mT", "data"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
@@ -97,4 +97,7 @@ def _asks(node: fx.Node) -> bool:
         return node.args[1] not in VALUE_ATTRIBUTES
     if node.op != "call_function":
         return False
-    return node.target in SHAPE_FUNCTIONS or getattr(node.target, "__name__", "") in QUESTIONS
+    target: Any = node.target
+    overload = isinstance(target, torch._ops.OpOverload)
+    name = target.overloadpacket.__name__ if overload else getattr(target, "__name__", "")
+    return name in SHAPE_FUNCTIONS or name in QUESTIONS or (overload and name in SHAPE_METHODS)

@@ -150,7 +150,7 @@ def fold_patches(
 @primitive
 def unindex(relevance: Tensor, shape: torch.Size, indices: Sequence[Tensor | None]) -> Tensor:
     """Add every element back to where an index took it from."""
-    return relevance.new_zeros(shape).index_put(tuple(indices), relevance, accumulate=True)
+    return aten.index_put(relevance.new_zeros(shape), indices, relevance, True)
 
 
 @primitive

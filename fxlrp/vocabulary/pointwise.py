@@ -226,6 +226,7 @@ ACTIVATIONS = [
     pointwise("relu6", sign=Sign.NONNEGATIVE, bound=Bound.CLIPPED, methods=()),
     pointwise("hardtanh", sign=sign_of_clamp("min_val", "max_val"), bound=Bound.CLIPPED, methods=()),
     pointwise("clamp", torch.clip, methods=("clamp", "clip"), sign=sign_of_clamp("min", "max"), bound=Bound.CLIPPED),
+    Operation(aten.clamp.Tensor, Kind.POINTWISE, bound=Bound.CLIPPED),
     pointwise("clamp_min", sign=sign_of_clamp("min", None)),
     pointwise("clamp_max", sign=sign_of_clamp(None, "max")),
     pointwise("threshold", methods=()),
