@@ -141,12 +141,39 @@ class Dense(LinearOperation):
         return torch.matmul(s, weight)
 
 
+def too_small(x: Tensor, kernel: list[int], padding: list[int]) -> bool:
+    """Whether torch's average pooling over volumes would refuse ``x``, unlike its max pooling."""
+    return len(kernel) == 3 and any(padding) and any(n < k for n, k in zip(x.shape[2:], kernel, strict=True))
+
+
+def padded_by(x: Tensor, padding: list[int]) -> Tensor:
+    """``x`` with its padding written out."""
+    return aten.constant_pad_nd(x, [p for p in reversed(padding) for _ in range(2)])
+
+
+@primitive
+def average_pool(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """Average pooling over ``len(kernel)`` axes."""
+    pool = _AVERAGE_POOL[len(kernel)]
+    if too_small(x, kernel, padding):
+        x, padding = padded_by(x, padding), [0] * len(kernel)
+    return pool(x, kernel, stride, padding, ceil_mode, count_include_pad, *([] if len(kernel) == 1 else [divisor]))
+
+
 @primitive
 def average_pool_transpose(
     s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     ceil_mode: bool, count_include_pad: bool, divisor: int | None,
 ) -> Tensor:
     """The transpose of average pooling, in the shape of ``x``."""
+    if too_small(x, kernel, padding):
+        inside = average_pool_transpose(
+            s, padded_by(x, padding), kernel, stride, [0] * len(kernel), ceil_mode, count_include_pad, divisor
+        )
+        return aten.constant_pad_nd(inside, [-p for p in reversed(padding) for _ in range(2)])
     if len(kernel) == 3:
         return aten.avg_pool3d_backward(s, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
     if len(kernel) == 1:
@@ -169,9 +196,9 @@ class AveragePool(LinearOperation):
     divisor: int | None = None
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        pool = _AVERAGE_POOL[len(self.kernel)]
-        extra = [] if len(self.kernel) == 1 else [self.divisor]
-        return pool(x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, *extra)
+        return average_pool(
+            x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+        )
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return average_pool_transpose(
