@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
@@ -86,7 +85,8 @@ def sentences(tokenizer: Any, ids: Tensor, mask: Tensor, relevance: Tensor) -> l
 
     Args:
         tokenizer: the tokenizer.
-        ids, mask: (batch, tokens).
+        ids: token numbers, (batch, tokens).
+        mask: ones where there is a token, (batch, tokens).
         relevance: (batch, tokens, features), of the embedding.
     """
     found = []
@@ -109,15 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     special, parts = tokenizer.all_special_tokens, []
     for i, pair in enumerate(zip(first, second, strict=True)):
-        both = torch.cat([sentence.relevance for sentence in pair])
-        limit = float(both.abs().max()) or None  # One range of colours for both sentences.
-        absorbed = ", ".join(f"{why} {float(amount[i]):+.6f}" for why, amount in ledger.absorbed.items() if amount[i])
+        absorbed = {reason: float(amount[i]) for reason, amount in ledger.absorbed.items()}
+        kept = ", ".join(f"{reason} {amount:.6f}" for reason, amount in absorbed.items() if amount)
         console.print(f"similarity  {float(explanation.output[i]):.6f}", style="bold")
-        console.print(f"Σ relevance {float(ledger.relevance[i]):.6f}, absorbed {absorbed or 'nothing'}")
-        console.print(f"error       {float(ledger.error[i]):.1e}")
-        console.print(f"strongest   {strongest(pair, special)}")
+        console.print(f"Σ relevance {float(ledger.relevance[i]):.6f}")
+        console.print(f"absorbed    {sum(absorbed.values()):.6f}{f' ({kept})' if kept else ''}")
+        console.print(f"error       {float(ledger.error[i]):.0e}")
+        # One range of colours for both; a pair without any relevance has none.
+        limit = max(float(sentence.relevance.abs().max()) for sentence in pair) or None
         for sentence in pair:
             console.print(" ", to_rich(sentence.words, sentence.relevance, limit=limit, faint=special))
+            console.print(f"    {strongest(sentence, special)}")
         console.print()
         lines = [to_html(s.words, s.relevance, limit=limit, faint=special) for s in pair]
         parts.append((f"Similarity {float(explanation.output[i]):.3f}", lines))
@@ -142,16 +144,11 @@ def read(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def strongest(pair: Sequence[Sentence], special: Sequence[str], count: int = 5) -> str:
-    """The words of both sentences that received most, in numbers."""
-    words = [
-        (word, value)
-        for sentence in pair
-        for word, value in zip(sentence.words, sentence.relevance.tolist(), strict=True)
-        if word not in special
-    ]
-    words.sort(key=lambda entry: -abs(entry[1]))
-    return ", ".join(f"{word} {value:+.3f}" for word, value in words[:count])
+def strongest(sentence: Sentence, special: Sequence[str], count: int = 3) -> str:
+    """The words that received most, in numbers."""
+    words = zip(sentence.words, sentence.relevance.tolist(), strict=True)
+    ordered = sorted((entry for entry in words if entry[0] not in special), key=lambda entry: -abs(entry[1]))
+    return ", ".join(f"{word} {value:+.3f}" for word, value in ordered[:count])
 
 
 def page(preset: str, parts: Sequence[tuple[str, Sequence[str]]]) -> str:

@@ -103,10 +103,18 @@ def draw_graph(model: str, weights: Path | None, preset: str, split: str | None,
         # The drawing is the same with random weights, and no picture goes in.
         warnings.simplefilter("ignore", ModelWarning)
         loaded = load_model(model, weights)
-    explainer = compile(loaded.model, preset, split=split)
+    explainer = compile(loaded.model, preset, split=split, example_inputs=_example(loaded))
     out.parent.mkdir(parents=True, exist_ok=True)
     explainer.draw(str(out))
     print(out)
+
+
+def _example(loaded: LoadedModel) -> Tensor:
+    """An input of the model's size, for models that are captured from one."""
+    from PIL import Image
+
+    assert loaded.preprocess is not None
+    return loaded.preprocess(Image.new("RGB", (256, 256))).unsqueeze(0)
 
 
 def picture_paths(images: Sequence[Path], out: Path | None) -> list[Path]:

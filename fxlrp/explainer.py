@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture import Call, bind, required_inputs
+from fxlrp.capture import Call, bind, input_counts
 from fxlrp.errors import CaptureError, NotCapturedError
 from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
 from fxlrp.ledger import Ledger, build_ledger
@@ -79,7 +79,7 @@ class Explainer(nn.Module):
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
         self._recompile = recompile
-        self._required = required_inputs(model) if isinstance(model, nn.Module) else 0
+        self._counts = input_counts(model) if isinstance(model, nn.Module) else (0, 0)
 
     def _capture(self, example_inputs: Any = None) -> None:
         """Capture the model symbolically; where that cannot be, from examples, now or at the first call."""
@@ -206,14 +206,14 @@ class Explainer(nn.Module):
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""
         for plan in self._plans:
-            if plan.serves(call):
+            if plan.serves(call, self._weights.dtype_now()):
                 if plan is not self._plan:
                     self._adopt(plan)
                 return plan
         (recipe,) = self._recipe
         check_examples(call, tensors)
         try:
-            plan = recipe.exported(self._weights.model, call, tensors)
+            plan = recipe.exported(self._weights.model, call, tensors, self._weights.dtype)
             self._adopt(plan)
         except CaptureError as error:
             if self._untraceable is not None:
@@ -227,7 +227,7 @@ class Explainer(nn.Module):
         if target is None and self._ends_with_target(inputs, named):
             *inputs, target = inputs  # type: ignore[assignment]
         plan, tensors = self._plan, list(inputs)
-        if plan is None or not plan.fits(inputs, named):
+        if plan is None or not plan.fits(inputs, named, self._weights.dtype_now()):
             call, tensors = bind(self._weights.model, inputs, named)
             plan = self._plan_for(call, tensors)
         if not torch.compiler.is_compiling():
@@ -239,11 +239,13 @@ class Explainer(nn.Module):
 
     def _ends_with_target(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether the last positional argument is one more than the inputs, and so the target."""
-        if self._plan is not None and self._plan.call is None:
-            return not named and len(inputs) == len(self._plan.inputs) + 1
-        last = inputs[-1] if len(inputs) > 1 else None
+        required, most = self._counts
+        given = len(inputs) + len(named)
+        if given <= required or len(inputs) < 2:
+            return False
+        last = inputs[-1]
         classes = isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2
-        return (classes or isinstance(last, int)) and len(inputs) > self._required
+        return len(inputs) > most or classes or (isinstance(last, int) and not isinstance(last, bool))
 
     def _is_half(self, tensors: list[Tensor]) -> bool:
         """Whether values of half precision may come up."""
@@ -286,6 +288,7 @@ class Mixed(fx.Interpreter):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        self.extra_traceback = False  # an error of a rule or a start is raised as it is
         return super().run(*args, **kwargs)
 
 

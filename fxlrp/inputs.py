@@ -45,7 +45,8 @@ class InputSpec:
         """Whether the graph serves a value of this type here, or would say what is wrong with it."""
         if not isinstance(value, Tensor):
             return False
-        layered = self.axis is not None or self.shape is not None  # what it feeds is known
+        # What it feeds is known: a layer, a fixed shape, an embedding.
+        layered = self.axis is not None or self.shape is not None or self.entries is not None
         return layered or value.is_floating_point() != self.integer
 
 
@@ -65,7 +66,7 @@ def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
         for node in forward.graph.nodes
         if node.op == "call_function" and facts(node).source is placeholder and _is_tensor(node.args[0])
     ]
-    return InputSpec(placeholder.name, integer=True, entries=min(entries, default=None))
+    return InputSpec(str(placeholder.target), integer=True, entries=min(entries, default=None))
 
 
 def _is_tensor(node: Any) -> bool:
@@ -93,13 +94,13 @@ def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
             if shape is not None and name.startswith("conv"):
                 groups = known.operation.arguments(user.args, user.kwargs)["groups"]  # type: ignore[union-attr]
                 channels = shape[0] if "transpose" in name else shape[1] * groups
-                return InputSpec(placeholder.name, len(shape), 1, channels)
+                return InputSpec(str(placeholder.target), len(shape), 1, channels)
             if shape is not None and name == "linear":
-                return InputSpec(placeholder.name, None, -1, shape[1])
+                return InputSpec(str(placeholder.target), None, -1, shape[1])
             scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
             if (known.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
                 waiting.append(user)
-    return InputSpec(placeholder.name)
+    return InputSpec(str(placeholder.target))
 
 
 def _weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:

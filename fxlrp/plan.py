@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -25,6 +27,7 @@ from fxlrp.rules.join import SplitRule
 from fxlrp.rules.rule import Rule
 from fxlrp.rules.start import Start
 from fxlrp.vocabulary import Kind
+from fxlrp.weights import dtype_of
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,22 @@ class Recipe:
         check_model(model)
         return Plan(trace(model, self.output), self)
 
-    def exported(self, model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Plan:
-        """The plan of a model as ``torch.export`` reads it from example inputs."""
+    def exported(
+        self, model: nn.Module, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+    ) -> Plan:
+        """The plan of a model as ``torch.export`` reads it from example inputs.
+
+        Args:
+            model: the model.
+            call: how it is called.
+            tensors: the example inputs.
+            dtype: the floating point type to read it in, where that is not the model's own.
+        """
         check_model(model)
-        return Plan(export(model, call, tensors, self.output), self, call)
+        read = model if dtype is None else copy.deepcopy(model).to(dtype)
+        captured = export(read, call, tensors, self.output)
+        captured.model = model
+        return Plan(captured, self, call, dtype or dtype_of(model))
 
 
 def may_export(reason: CaptureError) -> bool:
@@ -68,11 +83,13 @@ class Plan:
         captured: the graph as read.
         recipe: what was asked for.
         call: the call that it was captured for; ``None`` where it was traced symbolically.
+        dtype: the floating point type that it was captured in, for export writes casts down.
     """
 
     captured: Captured
     recipe: Recipe
     call: Call | None = None
+    dtype: torch.dtype | None = None
     _programs: dict[tuple[bool, bool], Program] = field(default_factory=dict)
     _classes: int | None = None
 
@@ -122,17 +139,19 @@ class Plan:
             )
         return self._programs[ledger, half]
 
-    def serves(self, call: Call) -> bool:
-        """Whether this graph was captured for calls like ``call``."""
+    def serves(self, call: Call, dtype: torch.dtype | None) -> bool:
+        """Whether this graph was captured for calls like ``call`` of a model in ``dtype``."""
         if self.call is not None:
-            return self.call.key == call.key
+            return self.call.key == call.key and self.dtype == dtype
         names = tuple(spec.name for spec in self.inputs)
         floating = tuple(not spec.integer for spec in self.inputs)
         return call.plain and (call.names, call.floating) == (names, floating)
 
-    def fits(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    def fits(self, inputs: Sequence[Any], named: Mapping[str, Any], dtype: torch.dtype | None) -> bool:
         """Whether a call is plainly one that this graph serves: one tensor for each input, in order."""
-        if named or (self.call is not None and not self.call.plain) or len(inputs) != len(self.inputs):
+        if named or len(inputs) != len(self.inputs):
+            return False
+        if self.call is not None and (not self.call.plain or self.dtype != dtype):
             return False
         return all(spec.may_be(value) for spec, value in zip(self.inputs, inputs, strict=True))
 

@@ -100,7 +100,9 @@ def to_rich(
     """The text in the same colours for a terminal: a ``rich.text.Text``, for rich to print.
 
     Args:
-        tokens, relevance, limit: as for :func:`to_html`.
+        tokens: the tokens, or words, of one text.
+        relevance: (tokens,).
+        limit: the relevance of the strongest colours; ``None``: the largest here.
         faint: tokens to show dim.
 
     Raises:

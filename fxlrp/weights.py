@@ -9,6 +9,15 @@ import torch
 from torch import fx, nn
 
 
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The floating point type of the model's first such tensor; ``None`` where it has none."""
+    for tensors in (model.parameters(), model.buffers()):
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                return tensor.dtype
+    return None
+
+
 class Weights:
     """Ties the tensors of graph modules to those of the model that they came from.
 
@@ -45,6 +54,8 @@ class Weights:
             if source is None:
                 source = _Constant({leaf: getattr(holder, leaf)})
             self._slots.append((source, leaf, holder, leaf))
+        # The dtype of a model is that of its own tensors, whatever a constant is made in.
+        self._slots.sort(key=lambda slot: isinstance(slot[0], _Constant))
         return True
 
     def example(self) -> torch.Tensor | None:
@@ -54,6 +65,10 @@ class Weights:
             if tensor.is_floating_point():
                 return tensor
         return None
+
+    def dtype_now(self) -> torch.dtype | None:
+        """The floating point type that the explainer computes in; ``None`` where no tensor says so."""
+        return self.dtype or dtype_of(self.model)
 
     def convert(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Note the dtype and device that ``function`` (as ``nn.Module._apply`` gets it) leads to."""

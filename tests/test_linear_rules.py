@@ -51,6 +51,19 @@ CASES = {
     "sum": (lambda x: torch.sum(x, dim=1), (2, 3, 4)),
     "matmul": (lambda x: x @ CONSTANT, (2, 3, 5)),
     "matmul from the left": (lambda x: CONSTANT.T @ x, (2, 5, 3)),
+    "matmul, a matrix a head": (lambda x: x @ CONSTANT.reshape(2, 5, 2), (2, 2, 3, 5)),
+    "matmul, one row for many matrices": (lambda x: x @ CONSTANT.reshape(2, 5, 2), (2, 1, 3, 5)),
+    "matmul from the left, one row for many": (lambda x: CONSTANT.reshape(2, 2, 5) @ x, (2, 1, 5, 3)),
+    "matmul by a vector": (lambda x: torch.matmul(x, CONSTANT[:, 0]), (2, 3, 5)),
+    "einsum": (lambda x: torch.einsum("btc,cd->bdt", x, CONSTANT), (2, 3, 5)),
+    "einsum, the constant first": (lambda x: torch.einsum("cd, b t c -> btd", CONSTANT, x), (2, 3, 5)),
+    "einsum, a letter summed out": (lambda x: torch.einsum("btc,cd->bd", x, CONSTANT), (2, 3, 5)),
+    "einsum of one": (lambda x: torch.einsum("btc->bc", x), (2, 3, 5)),
+    "cumulative sum": (lambda x: x.cumsum(1), (2, 4, 3)),
+    "cumulative sum from the end": (lambda x: torch.cumsum(x, dim=-1), (2, 4, 3)),
+    "fold": (lambda x: F.fold(x, (4, 5), (2, 3), padding=(0, 1), stride=(2, 1)), (2, 12, 10)),
+    "fold module": (nn.Fold((5, 5), 2, dilation=2), (2, 8, 9)),
+    "unfold and back": (lambda x: F.fold(F.unfold(x, 3, padding=1), (4, 4), 3, padding=1), (2, 2, 4, 4)),
 }
 CONSTANT = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 

@@ -58,6 +58,38 @@ def test_signed_split_is_the_epsilon_rule_of_an_addition():
     assert_close(result.absorbed["stabilizer"]().sum(1), (r * (1 - total / denominator)).sum(1))
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_signed_split_of_a_difference_negates_what_is_subtracted(swapped):
+    class Difference(nn.Module):
+        def forward(self, x, y):
+            return y - x if swapped else x - y
+
+    x, y = torch.tensor([[5.0, 1.0]], dtype=DOUBLE), torch.tensor([[3.0, 2.0]], dtype=DOUBLE)
+    explainer = fxlrp.compile(Difference().eval(), split=SignedSplit(1e-12), start="output")
+    to_x, to_y = explainer(x, y).relevance
+    sign = -1 if swapped else 1
+    assert_close(to_x, sign * x)
+    assert_close(to_y, -sign * y)
+
+
+def test_a_statistic_shares_by_each_elements_part_in_it():
+    x = torch.tensor([[3.0, -2.0, -0.999]], dtype=DOUBLE)
+
+    def relevance(function, preset):
+        class Net(nn.Module):
+            def forward(self, x):
+                return function(x)
+
+        return fxlrp.compile(Net().eval(), preset, start="output")(x).relevance
+
+    for preset in ("conserving", "cp_lrp", "attnlrp"):
+        norm = relevance(lambda x: x.norm(dim=1, keepdim=True), preset)
+        assert_close(norm, x**2 / x.norm(), limit=1e-5)
+        # In a norm that is spelled out the statistic is held constant, and relevance goes to what is divided.
+        for unit in (lambda x: F.normalize(x, dim=1), lambda x: x * torch.rsqrt(x.square().sum(1, keepdim=True))):
+            assert_close(relevance(unit, preset), x / x.norm(), limit=1e-5)
+
+
 def test_residual_only_leaves_the_skip_nothing():
     r = torch.ones(1, 2)
     to_skip, to_residual = shares(ResidualOnly(), r, r, r)

@@ -426,10 +426,9 @@ def held(norm, x):
         parts = parts - parts.mean(axes, keepdim=True)
         deviation = (parts.square().mean(axes, keepdim=True) + norm.eps).sqrt()
     y = (parts / deviation.detach()).reshape(x.shape)
-    shape = (-1, *[1] * (x.dim() - 2)) if isinstance(norm, nn.GroupNorm) else x.shape[x.dim() - 1 :]
     for name, parameter in norm.named_parameters():
-        if not isinstance(norm, nn.LayerNorm):
-            parameter = parameter.reshape(shape)
+        if isinstance(norm, nn.GroupNorm):
+            parameter = parameter.reshape(-1, *[1] * (x.dim() - 2))
         y = y * parameter if name == "weight" else y + parameter
     return y
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import assert_conserves
+from checks import assert_close, assert_conserves
 from torch import nn
 
 import fxlrp
+from fxlrp.rules import Winner
 
 MOVES = {
     "view": (lambda x: x.view(x.size(0), -1), (2, 3, 4)),
@@ -52,8 +53,38 @@ MOVES = {
     "pixel shuffle": (lambda x: F.pixel_shuffle(x, 2), (2, 8, 2, 3)),
     "pixel unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (2, 2, 4, 6)),
     "channel shuffle": (lambda x: F.channel_shuffle(x, 3), (2, 6, 2, 2)),
+    "index": (lambda x: x[:, INDEX], (2, 3, 4)),
+    "index of two axes": (lambda x: x[:, INDEX, INDEX.flip(0)], (2, 3, 4)),
+    "index of axes apart": (lambda x: x[:, INDEX, :, INDEX.flip(0)], (2, 3, 4, 5)),
+    "index with truths": (lambda x: x[:, MASK], (2, 3, 4)),
+    "index by a list": (lambda x: x[:, [2, 0]], (2, 3, 4)),
+    "index select": (lambda x: torch.index_select(x, 1, INDEX), (2, 3, 4)),
+    "index select method": (lambda x: x.index_select(-1, INDEX), (2, 3, 4)),
+    "gather": (lambda x: x.gather(1, PLACES), (2, 3, 4)),
+    "gather function": (lambda x: torch.gather(x, -1, PLACES), (2, 5, 4)),
+    "repeat, element by element": (lambda x: x.repeat_interleave(3, dim=1), (2, 3, 4)),
+    "repeat, from the end": (lambda x: torch.repeat_interleave(x, 2, dim=-1), (2, 3, 4)),
+    "windows of an axis": (lambda x: x.unfold(2, 3, 2), (2, 3, 8)),
+    "windows of an axis that leave a rest": (lambda x: x.unfold(-1, 2, 3), (2, 3, 7)),
+    "patches": (lambda x: F.unfold(x, (2, 3), padding=(0, 1), stride=(2, 1)), (2, 3, 4, 5)),
+    "patches, dilated": (lambda x: F.unfold(x, 2, dilation=2), (2, 3, 4, 5)),
+    "a slice written over": (lambda x: written(x, (slice(None), slice(1, 3)), x[:, :2]), (2, 5)),
+    "every other written over": (lambda x: written(x, (slice(None), slice(0, None, 2)), x[:, 1::2]), (2, 6, 3)),
+    "an entry written over": (lambda x: written(x, (slice(None), -1), x[:, 0]), (2, 4, 3)),
+    "slice scatter": (lambda x: torch.slice_scatter(x, x[:, :1], 1, 2, 3), (2, 4)),
+    "choice by a constant": (lambda x: torch.where(MASK[:, None], x, x.flip(1)), (2, 3, 4)),
+    "choice by a constant, broadcasting": (lambda x: torch.where(MASK, x, x[:, :1]), (2, 3)),
     "contiguous, clone, detach": (lambda x: x.transpose(1, 2).contiguous().clone().detach(), (2, 3, 4)),
 }
+INDEX = torch.tensor([2, 0, 2])
+MASK = torch.tensor([True, False, True])
+PLACES = torch.tensor([[[2, 0, 1, 1], [0, 0, 2, 1]], [[1, 1, 1, 1], [2, 0, 0, 2]]])
+
+
+def written(x, where, value):
+    y = x.clone()
+    y[where] = value
+    return y
 
 
 class Move(nn.Module):
@@ -71,15 +102,92 @@ def test_relevance_moves_back_by_the_transpose(name):
     x = torch.randn(shape, dtype=torch.float64)
     y = function(x)
     relevance = torch.randn_like(y)
-    explanation = fxlrp.compile(Move(function).eval(), start=lambda output, target: relevance)(x)
-    assert torch.equal(explanation.output, y)
+    assert_adjoint(function, fxlrp.compile(Move(function).eval(), start=lambda output, target: relevance), x, relevance)
+
+
+def assert_adjoint(function, explainer, x, relevance):
+    explanation = explainer(x)
+    assert torch.equal(explanation.output, function(x))
     assert explanation.relevance.shape == x.shape
     # <T r, v> = <r, f(v)> for any v: the definition of the transpose.
     v = torch.randn_like(x)
     assert torch.allclose((explanation.relevance * v).sum(), (relevance * function(v)).sum(), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n in MOVES if n not in ("constant pad", "negative pad")])
+class Exported(Move):
+    """The same where symbolic tracing cannot follow."""
+
+    def forward(self, x):
+        assert isinstance(x, torch.Tensor)
+        return super().forward(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in MOVES if n != "reshape"])  # that one fixes the batch
+def test_relevance_moves_back_alike_by_export(name):
+    function, shape = MOVES[name]
+    x = torch.randn(shape, dtype=torch.float64)
+    relevance = torch.randn_like(function(x))
+    explainer = fxlrp.compile(Exported(function).eval(), start=lambda output, target: relevance, example_inputs=x)
+    assert explainer.capture == "export"
+    assert_adjoint(function, explainer, x, relevance)
+
+
+CHOICES = {
+    "topk": (lambda x: x.topk(2, dim=1)[0], (2, 5, 3)),
+    "topk, the smallest": (lambda x: torch.topk(x, 2, -1, largest=False)[0], (2, 5)),
+    "topk by name": (lambda x: x.topk(2).values, (2, 5)),
+    "sort": (lambda x: torch.sort(x, dim=1)[0], (2, 5, 3)),
+    "sort, descending": (lambda x: x.sort(1, True)[0][:, :2], (2, 5, 3)),
+    "larger of two": (lambda x: torch.maximum(x, x.flip(1)), (2, 4, 3)),
+    "larger of two, broadcasting": (lambda x: torch.max(x, x[:, :1]), (2, 4, 3)),
+    "smaller of two": (lambda x: torch.minimum(x, x.roll(1, 1)), (2, 5)),
+    "largest": (lambda x: x.max(1)[0], (2, 5, 3)),
+    "largest by name": (lambda x: x.max(dim=1, keepdim=True).values, (2, 5, 3)),
+    "smallest": (lambda x: torch.min(x, -1)[0], (2, 5, 3)),
+    "largest over axes": (lambda x: x.amax((1, 2)), (2, 5, 3)),
+    "largest, keeping axes": (lambda x: torch.amax(x, -1, True), (2, 5, 3)),
+    "smallest over axes": (lambda x: x.amin(dim=(-1, -2)), (2, 5, 3)),
+    "choice by a comparison": (lambda x: torch.where(x > 0.1, x, x.flip(1)), (2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_was_chosen_receives_as_its_gradient_does(name):
+    function, shape = CHOICES[name]
+    x = torch.randn(shape, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    y = function(leaf)
+    relevance = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad(y, leaf, relevance)
+    preset = fxlrp.Preset("winners", selection=Winner())
+    explainer = fxlrp.compile(Move(function).eval(), preset, start=lambda output, target: relevance)
+    explanation = explainer(x)
+    assert torch.equal(explanation.output, y.detach())
+    assert_close(explanation.relevance, gradient)
+    assert_conserves(explainer, x)
+
+
+HIDDEN = {
+    "masked fill": lambda x: x.masked_fill(MASK, 3.0),
+    "masked fill with minus infinity": lambda x: x.masked_fill(MASK, float("-inf")).exp(),
+    "choice of a number": lambda x: torch.where(MASK, 3.0, x),
+    "choice of a constant": lambda x: torch.where(MASK, torch.ones(3, dtype=torch.float64), x),
+    "a number written over": lambda x: written(x, (slice(None), slice(0, None, 2)), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_falls_to_numbers_in_the_place_of_values_is_told(name):
+    relevance = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64)
+    explainer = fxlrp.compile(Move(HIDDEN[name]).eval(), start=lambda output, target: relevance)
+    x = torch.ones(1, 3, dtype=torch.float64)
+    ledger = assert_conserves(explainer, x, absorbs=("constant",))
+    assert explainer(x).relevance.tolist() == [[0.0, 2.0, 0.0]]
+    assert ledger.absorbed["constant"].tolist() == [5.0]
+
+
+@pytest.mark.parametrize("name", [n for n in MOVES if n not in ("constant pad", "negative pad", "patches")])
 def test_moving_keeps_all_relevance(name):
     function, shape = MOVES[name]
     x = torch.randn(shape, dtype=torch.float64)
@@ -110,3 +218,61 @@ def test_what_falls_to_a_constant_is_told():
     x = torch.ones(1, 1, 2)
     assert explainer(x).relevance.tolist() == [[[4.0, 8.0]]]
     assert explainer.ledger(x).absorbed["constant"].tolist() == [3.0]
+
+
+def test_the_padding_of_patches_carries_no_signal():
+    class Patches(nn.Module):
+        """A convolution as a product with patches."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 18))
+
+        def forward(self, x):
+            return (self.weight @ F.unfold(x, 3, padding=1)).mean(-1)
+
+    x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    x[1] = 0
+    assert_conserves(fxlrp.compile(Patches().double().eval()), x)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_what_falls_to_a_stacked_constant_is_told_wherever_the_batch_is(dim):
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, x):
+            return torch.stack([self.token.expand(x.shape[0], -1), x], dim).movedim(dim, 1)
+
+    relevance = torch.rand(3, 2, 4, dtype=torch.float64)
+    explainer = fxlrp.compile(Stacked().double().eval(), start=lambda output, target: relevance)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    ledger = assert_conserves(explainer, x, absorbs=("constant",))
+    assert_close(ledger.absorbed["constant"], relevance[:, 0].sum(1))
+
+
+def test_tokens_that_a_score_picks_receive_what_is_made_of_them():
+    class Picking(nn.Module):
+        """Token pruning: the indices of the largest, then what stands there."""
+
+        def __init__(self, *, by_name):
+            super().__init__()
+            self.score, self.head, self.by_name = nn.Linear(4, 1), nn.Linear(4, 3), by_name
+
+        def forward(self, x):
+            picked = self.score(x).squeeze(-1).topk(2, dim=1)
+            index = picked.indices if self.by_name else picked[1]
+            return self.head(x.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)).mean(1))
+
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    for by_name in (False, True):
+        model = Picking(by_name=by_name).double().eval()
+        explainer = fxlrp.compile(model)
+        assert_conserves(explainer, x)
+        index = model.score(x).squeeze(-1).topk(2, dim=1).indices
+        touched = explainer(x).relevance.abs().sum(-1) > 0
+        picked = torch.zeros(3, 5).scatter(1, index, 1) > 0
+        assert touched.any(1).all()
+        assert not (touched & ~picked).any()

@@ -4,9 +4,9 @@ Symbolic tracing comes first: it takes milliseconds and leaves batch and resolut
 Where it cannot follow, ``torch.export`` reads the model from example inputs.
 """
 
-from fxlrp.capture.call import Call, bind, required_inputs
+from fxlrp.capture.call import Call, bind, input_counts
 from fxlrp.capture.captured import Captured, attribute, check_model, tensor_proxy
 from fxlrp.capture.exported import export
 from fxlrp.capture.symbolic import trace
 
-__all__ = ["Call", "Captured", "attribute", "bind", "check_model", "export", "required_inputs", "tensor_proxy", "trace"]
+__all__ = ["Call", "Captured", "attribute", "bind", "check_model", "export", "input_counts", "tensor_proxy", "trace"]

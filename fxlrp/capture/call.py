@@ -94,9 +94,14 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple
     return Call(tuple(names), tuple(floating), tuple(leaves), structure), tensors
 
 
-def required_inputs(model: nn.Module) -> int:
-    """How many inputs the model's ``forward`` cannot do without."""
-    return _required(inspect.signature(model.forward))
+def input_counts(model: nn.Module) -> tuple[int, float]:
+    """How many inputs the model's ``forward`` cannot do without, and how many it takes by position."""
+    signature = inspect.signature(model.forward)
+    kinds = [p.kind for p in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return _required(signature), float("inf")
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return _required(signature), sum(kind in by_position for kind in kinds)
 
 
 def _required(signature: inspect.Signature) -> int:

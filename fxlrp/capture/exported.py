@@ -126,8 +126,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _refused(model: nn.Module, error: Exception) -> CaptureError:
-    reason = str(error).strip().split("\n\n")[0]
-    where = _blamed(error)
+    reason = str(error).strip().split("\n\n")[0].split("\n  - ")[0]
+    where = _blamed(model, error)
+    if "batch" in str(error) and "pecializ" in str(error):
+        return CaptureError(
+            f"{type(model).__name__} cannot be captured by torch.export{where}: its forward() is written for one batch "
+            "size only, or the first axis of its input is not the batch; take the size from the input's shape"
+        )
     return CaptureError(
         f"{type(model).__name__} cannot be captured by torch.export{where}: {reason}\n"
         "Control flow on tensor values in forward() is the usual reason; move it out of forward(), write it with "
@@ -135,16 +140,17 @@ def _refused(model: nn.Module, error: Exception) -> CaptureError:
     )
 
 
-def _blamed(error: Exception) -> str:
-    """The innermost line outside torch in the traceback, where there is one: ``" at file:line"``."""
+def _blamed(model: nn.Module, error: Exception) -> str:
+    """The innermost line outside torch in the traceback, and its module: ``" at file:line, in 'layer.0'"``."""
+    paths = {id(module): path for path, module in model.named_modules()}
     found, trace = "", error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if not any(part in file for part in ("/torch/", "/fxlrp/capture/", "<")):
             found = f" at {file}:{trace.tb_lineno}"
             owner = trace.tb_frame.f_locals.get("self")
-            if isinstance(owner, nn.Module):
-                found += f", in {type(owner).__name__}.{trace.tb_frame.f_code.co_name}"
+            if paths.get(id(owner)):
+                found += f", in {paths[id(owner)]!r} ({type(owner).__name__})"
         trace = trace.tb_next
     return found
 
@@ -165,7 +171,8 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
             name = next(inputs)
             name = name.replace(".", "_")
             new = graph.placeholder(name)
-            shapes[name] = tuple(s if isinstance(s, int) else str(s) for s in node.meta["val"].shape)
+            sizes = map(str, node.meta["val"].shape)  # an axis that was left free may have turned out to be fixed
+            shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
         elif node.op == "get_attr":
             name = str(node.target)
             name = name.removeprefix(_PREFIX + ".")

@@ -183,8 +183,8 @@ def _bound(known: Facts, arguments: dict[str, Any]) -> Bound:
     least = min((facts(operand).bound for _, operand in known.operands), key=lambda b: b.value)
     if bound is Bound.KEEPS:
         return least
-    if bound is Bound.NONE and known.kind is Kind.POINTWISE and least is Bound.REDUCED:
-        return Bound.REDUCED  # its root, its inverse: a statistic still
+    if known.kind is Kind.POINTWISE and least is Bound.REDUCED:
+        return max(bound, least, key=lambda b: b.value)  # its root, its inverse: a statistic still
     return bound
 
 

@@ -34,6 +34,9 @@ _NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file
 SEVERAL = (nn.Sequential, nn.MultiheadAttention)
 """Modules of torch that are more than one operation."""
 
+SELECTED = {"values": 0, "indices": 1}
+"""What a maximum, a sort or a selection returns, by its names."""
+
 IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
 
 
@@ -58,7 +61,7 @@ class _Canonicalizer:
         self.signal, self.integers = signal_nodes(captured)
         self.aliases = Aliases(captured.graph)
         self.tensors: dict[str, fx.Proxy] = {}
-        self.unknown: list[str] = []
+        self.unknown: list[tuple[str, str]] = []
         self.final = False  # whether one of the unknown would be unknown to torch.export too
         self.current: fx.Node
 
@@ -72,7 +75,7 @@ class _Canonicalizer:
             raise UnknownOperationError(
                 self.captured.way == "symbolic" and not self.final,
                 f"{type(self.captured.model).__name__} uses operations that the vocabulary does not know:\n"
-                + "\n".join(f"  {line}" for line in self.unknown)
+                + "\n".join(f"  {line}" for line in _grouped(self.unknown))
                 + "\nName each with fxlrp.vocabulary.register(Operation(...)): its ATen operation, its kind and its "
                 "other spellings."
             )
@@ -106,7 +109,8 @@ class _Canonicalizer:
             if overwrites or kwargs.get("inplace", False):
                 self.aliases.overwrite(node)
         except (Unsupported, TypeError) as reason:
-            self.unknown.append(self._describe(node) + (f": {reason}" if str(reason) else ""))
+            what, where = self._describe(node)
+            self.unknown.append((what, where + (f": {reason}" if str(reason) else "")))
             self.final = self.final or getattr(reason, "final", False) or _is_atomic(node)
             # A stand-in, so that all that is unknown can be told at once.
             self.aliases.bind(node, self.builder.create_proxy("call_function", _unknown, args, {}))
@@ -120,6 +124,8 @@ class _Canonicalizer:
                 raise Unsupported
             return partial(lower, _ModuleView(self, target)), False
         if target is getattr:
+            if node.args[1] in SELECTED:
+                return (lambda value, name: operator.getitem(value, SELECTED[name])), False
             operation = VOCABULARY.method(str(node.args[1]))
             if operation is None:
                 raise Unsupported
@@ -174,7 +180,8 @@ class _Canonicalizer:
         leaf = kind.__module__.startswith("torch.nn.modules") and kind not in SEVERAL
         return identifier(path) if leaf else f"{identifier(path)}_{name}"
 
-    def _describe(self, node: fx.Node) -> str:
+    def _describe(self, node: fx.Node) -> tuple[str, str]:
+        """What a node calls, and where in the model."""
         target: Any = node.target
         if node.op == "call_module":
             what = f"module {type(attribute(self.captured.model, target)).__name__}"
@@ -182,11 +189,13 @@ class _Canonicalizer:
             what = f"method Tensor.{target}"
         elif target is getattr:
             what = f"attribute Tensor.{node.args[1]}"
+        elif isinstance(target, torch._ops.OpOverload):
+            what = str(target)
         else:
             what = f"{getattr(target, '__module__', None) or 'torch'}.{getattr(target, '__name__', target)}"
         origin = origin_of(node)
         where = f" in {origin.path!r}" if origin.path else ""
-        return what + where + (f" ({origin.source})" if origin.source else "")
+        return what, where + (f" ({origin.source})" if origin.source else "")
 
 
 class _ModuleView:
@@ -202,6 +211,14 @@ class _ModuleView:
         if isinstance(value, nn.Module):
             return _ModuleView(self._canonicalizer, f"{self._path}.{name}")
         return self._canonicalizer.tensor(f"{self._path}.{name}") if isinstance(value, torch.Tensor) else value
+
+
+def _grouped(unknown: list[tuple[str, str]]) -> list[str]:
+    """One line for each operation: where it is first, and how often it is used."""
+    places: dict[str, list[str]] = {}
+    for what, where in unknown:
+        places.setdefault(what, []).append(where)
+    return [what + at[0] + (f", and {len(at) - 1} more" if len(at) > 1 else "") for what, at in places.items()]
 
 
 def _is_atomic(node: fx.Node) -> bool:
@@ -264,6 +281,6 @@ def _source(stack_trace: str | None) -> str:
     lines = (line.strip() for line in (stack_trace or "").splitlines())
     found = [match.groups() for match in map(_FRAME.match, lines) if match]
     theirs = [(file, line) for file, line in found if not file.startswith(_NOT_THE_MODEL)]
-    return ":".join((theirs or found)[-1]) if found else ""
+    return ":".join(theirs[-1]) if theirs else ""
 
 

@@ -19,7 +19,7 @@ from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
 from fxlrp.rules.routing import outside
 from fxlrp.rules.rule import CONSTANT, PADDING, Shares
 from fxlrp.rules.rule import Pass as PassRule
-from fxlrp.vocabulary import Kind
+from fxlrp.vocabulary import Bound, Kind
 from fxlrp.vocabulary.attention import attention_of
 
 Relevance = Any
@@ -110,17 +110,23 @@ def _join(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, 
     operands = [operand for _, operand in known.operands]
     skip = next(i for i, operand in enumerate(operands) if operand.name == known.join.skip)
     order = (operands[skip], operands[1 - skip])
-    rule, supports = rule_of(known), {}
-    if isinstance(rule, SplitRule) and rule.needs_support:
+    rule, supports, terms = rule_of(known), {}, [values.value(operand) for operand in order]
+    assert isinstance(rule, SplitRule)
+    if rule.needs_support:
         supports = dict(zip(("skip_support", "residual_support"), map(values.support, order), strict=True))
-    shares = rule(relevance, *map(values.value, order), **supports)
+    if rule.needs_sign and operation_of(known).name == "sub":
+        subtracted = 1 - skip
+        terms[subtracted] = -terms[subtracted]
+    shares = rule(relevance, *terms, **supports)
     fitted = [s if s is None else fit(s, values.value(o).shape) for s, o in zip(shares.operands, order, strict=True)]
     shares.operands = fitted if skip == 0 else fitted[::-1]
     return shares
 
 
 def _gate(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
-    shares = rule_of(known)(relevance, gate=known.gate)
+    gate = None if known.gate is None else facts(known.operands[known.gate][1])
+    statistic = gate is not None and gate.bound is Bound.REDUCED
+    shares = rule_of(known)(relevance, gate=known.gate, statistic=statistic)
     shares.operands = [
         share if share is None else fit(share, values.value(operand).shape)
         for share, (_, operand) in zip(shares.operands, known.operands, strict=True)
@@ -170,6 +176,14 @@ def _routing(values: Values, node: fx.Node, known: Facts, relevance: Relevance, 
     pieces = [(signal, moved[i]) for i, signal in enumerate(carries)]
     shares = Shares([piece for signal, piece in pieces if signal])
     constants = [piece for signal, piece in pieces if not signal]
+    if names == ("tensors",):
+        if operation.name == "stack":  # the batch of what is absorbed is where the node has it
+            constants = [piece.unsqueeze(arguments["dim"]) for piece in constants]
+    else:  # an operand may have been broadcast
+        shares.operands = [
+            share if share is None else fit(share, values.value(operand).shape)
+            for share, (_, operand) in zip(shares.operands, known.operands, strict=True)
+        ]
     if constants:
         shares.absorbed[CONSTANT] = lambda: constants
     return shares

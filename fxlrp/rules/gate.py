@@ -12,11 +12,12 @@ class GateRule(Rule):
 
     keeps_sign = True
 
-    def __call__(self, relevance: Tensor, *, gate: int | None) -> Shares:
+    def __call__(self, relevance: Tensor, *, gate: int | None, statistic: bool = False) -> Shares:
         """Share ``relevance`` of the product out over its two operands.
 
         ``gate`` is the position of the operand that is the gate (a bounded factor), or
-        ``None`` where neither can be told to be one.
+        ``None`` where neither can be told to be one; ``statistic`` says that it is a
+        statistic of the signal, as in a norm that is spelled out.
         """
         raise NotImplementedError
 
@@ -27,7 +28,7 @@ class ToSignal(GateRule):
     "Signal takes all" of Arras et al. (WASSA 2017). Where neither operand is bounded, half each.
     """
 
-    def __call__(self, relevance: Tensor, *, gate: int | None) -> Shares:
+    def __call__(self, relevance: Tensor, *, gate: int | None, statistic: bool = False) -> Shares:
         if gate is None:
             half = 0.5 * relevance
             return Shares([half, half])
@@ -35,8 +36,13 @@ class ToSignal(GateRule):
 
 
 class Halves(GateRule):
-    """Half to each operand, whatever they are (Achtibat et al., AttnLRP, ICML 2024, Eq. 15)."""
+    """Half to each operand (Achtibat et al., AttnLRP, ICML 2024, Eq. 15).
 
-    def __call__(self, relevance: Tensor, *, gate: int | None) -> Shares:
+    But a norm's statistic is held constant, as in their Prop. 3.4.
+    """
+
+    def __call__(self, relevance: Tensor, *, gate: int | None, statistic: bool = False) -> Shares:
+        if statistic:
+            return ToSignal()(relevance, gate=gate)
         half = 0.5 * relevance
         return Shares([half, half])

@@ -60,6 +60,19 @@ def removed(position: Position, dims: int | Sequence[int] | None, rank: int) -> 
 
 
 @primitive
+def indexed(position: Position, indices: Sequence[Tensor | None]) -> Position:
+    """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
+    truths = (torch.bool, torch.uint8)
+    kept: list[bool] = []
+    for index in indices:
+        kept += [True] if index is None else [False] * (index.dim() if index.dtype in truths else 1)
+    picked = [axis for axis, stays in enumerate(kept) if not stays]
+    rank = max(1 if index.dtype in truths else index.dim() for index in indices if index is not None)
+    behind = picked[0] < position[0] or picked[-1] - picked[0] >= len(picked)
+    return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), position[1])
+
+
+@primitive
 def expanded(position: Position, rank: int, new_rank: int) -> Position:
     """After axes were put in front."""
     return Position(position[0] + new_rank - rank, position[1])

@@ -20,6 +20,9 @@ class SplitRule(Rule):
     needs_support = False
     """Whether the split asks where its operands carry signal."""
 
+    needs_sign = False
+    """Whether the split asks for terms of a sum: of a difference, the second one negated."""
+
     def __call__(
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
         skip_support: Tensor | None = None, residual_support: Tensor | None = None,
@@ -83,6 +86,8 @@ class SymmetricSplit(SplitRule):
 
 class SignedSplit(SplitRule):
     """``R_s = R h_s / (h_s + h_m + ε sign)``: the ε rule for an addition (Bach et al., 2015, Eq. 58)."""
+
+    needs_sign = True
 
     def __init__(self, epsilon: float = 1e-6) -> None:
         if not epsilon > 0:

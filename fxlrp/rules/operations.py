@@ -300,6 +300,38 @@ class Reduction(LinearOperation):
         return reduce_transpose(s, x, self.dim, self.keepdim, self.mean)
 
 
+@dataclass(frozen=True)
+class WeightedReduction(LinearOperation):
+    """The sum over ``dim`` of ``x`` times weights of its own shape: a statistic, each element's part in it held."""
+
+    dim: list[int] | None
+    keepdim: bool = False
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return torch.sum(x * weight, dim=self.dim, keepdim=self.keepdim)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return weight * reduce_transpose(s, x, self.dim, self.keepdim, False)
+
+
+@primitive
+def norm_weights(x: Tensor, order: float) -> Tensor:
+    """``w`` with ``Σ x_i w_i = Σ |x_i|^p``."""
+    return x if order == 2 else x.sign() * x.abs() ** (order - 1)
+
+
+@primitive
+def deviation_weights(x: Tensor, dim: list[int] | None) -> Tensor:
+    """``w`` with ``Σ x_i w_i = Σ (x_i − mean)²``."""
+    return x - x.mean(dim=dim, keepdim=True)
+
+
+@primitive
+def soft_weights(x: Tensor, dim: list[int]) -> Tensor:
+    """The softmax over the axes ``dim``: each element's part in their ``logsumexp``."""
+    return (x - x.logsumexp(dim=dim, keepdim=True)).exp()
+
+
 @primitive
 def upsample_transpose(
     s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None

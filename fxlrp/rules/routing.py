@@ -178,12 +178,6 @@ def drop(relevance: Tensor, mask: Tensor) -> Tensor:
 
 
 @primitive
-def fit_to(relevance: Tensor, x: Tensor | float) -> Tensor:
-    """Undo broadcasting, where ``x`` is a tensor."""
-    return relevance.sum_to_size(x.shape) if isinstance(x, Tensor) else relevance
-
-
-@primitive
 def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | None, step: int) -> list[Tensor]:
     """The relevance of a value, and of the slice that was written into it."""
     part = aten.slice(relevance, dim, start, end, step)

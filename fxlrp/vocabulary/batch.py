@@ -42,6 +42,14 @@ def items_removed(position: Any, a: Arguments) -> Any:
     return position if in_front(position, *dims) else items.removed(position, dims, rank(a, *dims))
 
 
+def items_indexed(position: Any, a: Arguments) -> Any:
+    indices = a["indices"]
+    together = "".join("k" if index is None else "i" for index in indices).strip("k").count("k") == 0
+    if in_front(position) and indices[0] is None and together:
+        return position
+    return items.indexed(position, indices)
+
+
 def items_reshaped(position: Any, a: Arguments) -> Any:
     if in_front(position):
         return position  # however the rest is cut, items stay one behind the other

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxlrp.rules.primitives import fit, primitive
+from fxlrp.rules.primitives import primitive
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
@@ -77,7 +77,7 @@ def winners(relevance: Any, x: Any, output: Any) -> Any:
 
 def to_extremum(r: Any, a: Arguments) -> list[Any]:
     first = winners(r, a["self"], a["output"])
-    return [fit(first, a["self"].shape), fit(r - first, a["other"].shape)]
+    return [first, r - first]
 
 
 def lower_cast(input: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.rules import items
-from fxlrp.rules.operations import CumulativeSum, LinearOperation, Reduction
+from fxlrp.rules.operations import (
+    CumulativeSum,
+    LinearOperation,
+    Reduction,
+    WeightedReduction,
+    deviation_weights,
+    norm_weights,
+    soft_weights,
+)
 from fxlrp.vocabulary.batch import in_front
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
 
@@ -55,12 +63,16 @@ def reduction(target: Any, name: str, **more: Any) -> Operation:
     )
 
 
-def statistic(target: Any, lower: Any, *spellings: Any, methods: tuple[str, ...] = (), aten: Any = None,
+def statistic(target: Any, weights: Any, lower: Any, *spellings: Any, methods: tuple[str, ...] = (), aten: Any = None,
               sign: Sign = Sign.NONNEGATIVE) -> Operation:
-    """A reduction that is not linear: relevance goes back as through the sum of what it is taken of."""
+    """A reduction that is not linear: to each element its own part in it, ``x_i w_i``, the weights held constant."""
+
+    def bind(a: Arguments, operand: str) -> Bindings:
+        return WeightedReduction(axes(a["dim"]) or None, a["keepdim"]), weights(a), None
+
     return Operation(
-        target, Kind.LINEAR, functions=spellings, methods=methods, lower=lower, bind=bind_reduction(mean=False),
-        sign=sign, bound=bound_of_reduction, items=removed_axes, aten=aten or {},
+        target, Kind.LINEAR, functions=spellings, methods=methods, lower=lower, bind=bind, sign=sign,
+        bound=bound_of_reduction, items=removed_axes, aten=aten or {},
     )
 
 
@@ -116,13 +128,19 @@ OPERATIONS: list[Operation] = [
         bind=bind_cumsum, sign=Sign.KEEPS,
     ),
     statistic(
-        aten.linalg_vector_norm.default, lower_norm, torch.norm, methods=("norm",),
-        aten={aten.norm.ScalarOpt_dim: lower_norm},
+        aten.linalg_vector_norm.default, lambda a: norm_weights(a["self"], a["ord"]), lower_norm, torch.norm,
+        methods=("norm",), aten={aten.norm.ScalarOpt_dim: lower_norm},
     ),
-    statistic(aten.var.correction, deviation(aten.var.correction), torch.var, methods=("var",)),
-    statistic(aten.std.correction, deviation(aten.std.correction), torch.std, methods=("std",)),
+    *(
+        statistic(
+            target, lambda a: deviation_weights(a["self"], axes(a["dim"])), deviation(target), getattr(torch, name),
+            methods=(name,),
+        )
+        for name, target in (("var", aten.var.correction), ("std", aten.std.correction))
+    ),
     statistic(
-        aten.logsumexp.default, lower_logsumexp, torch.logsumexp, methods=("logsumexp",), sign=Sign.ANY,
+        aten.logsumexp.default, lambda a: soft_weights(a["self"], axes(a["dim"]) or []), lower_logsumexp,
+        torch.logsumexp, methods=("logsumexp",), sign=Sign.ANY,
     ),
 ]
 

@@ -14,6 +14,7 @@ from fxlrp.rules import routing as back
 from fxlrp.rules.primitives import fit
 from fxlrp.vocabulary.batch import (
     items_expanded,
+    items_indexed,
     items_inserted,
     items_permuted,
     items_removed,
@@ -154,7 +155,10 @@ def lower_repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *,
 
 
 def lower_unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
-    return aten.im2col.default(input, *(per_axis(v, 2) for v in (kernel_size, dilation, padding, stride)))
+    rows, columns = per_axis(padding, 2)
+    if rows or columns:  # a step of its own, which knows that padding carries no signal
+        input = aten.constant_pad_nd.default(input, [columns, columns, rows, rows], 0.0)
+    return aten.im2col.default(input, *(per_axis(v, 2) for v in (kernel_size, dilation, 0, stride)))
 
 
 def back_im2col(r: Any, a: Arguments) -> Any:
@@ -174,6 +178,10 @@ def lower_gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False)
 
 
 def lower_where(condition: Any, input: Any, other: Any) -> Any:
+    if isinstance(input, int | float):
+        return aten.masked_fill.Scalar(other, condition, input)
+    if isinstance(other, int | float):
+        return aten.masked_fill.Scalar(input, ~condition, other)
     return aten.where.self(condition, input, other)
 
 
@@ -182,8 +190,7 @@ def lower_masked_fill(input: Any, mask: Any, value: Any) -> Any:
 
 
 def back_where(r: Any, a: Arguments) -> list[Any]:
-    kept, dropped = back.keep(r, a["condition"]), back.drop(r, a["condition"])
-    return [back.fit_to(kept, a["self"]), back.fit_to(dropped, a["other"])]
+    return [back.keep(r, a["condition"]), back.drop(r, a["condition"])]
 
 
 def move(target: Any, transpose: Callable[..., Any], **more: Any) -> Operation:
@@ -260,11 +267,13 @@ COPIES = [
          methods=("repeat_interleave",), functions=(torch.repeat_interleave,), lower=lower_repeat_interleave),
     move(aten.unfold.default, lambda r, a: back.fold_axis(r, a["self"].shape, a["dimension"], a["size"], a["step"]),
          methods=("unfold",)),
-    move(aten.im2col.default, back_im2col, functions=(F.unfold,), lower=lower_unfold),
+    move(aten.im2col.default, back_im2col, functions=(F.unfold,), lower=lower_unfold,
+         aten={aten.im2col.default: lower_unfold}),
     move(aten.repeat.default, lambda r, a: back.unrepeat(r, a["self"].shape, a["repeats"]), methods=("repeat", "tile"),
          functions=(torch.tile,), lower=lower_repeat),
     move(aten.cat.default, lambda r, a: back.uncat(r, a["tensors"], a["dim"]),
-         functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat),
+         functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat,
+         aten={aten.concat.default: None, aten.concatenate.default: None}),
     move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), items=items_stacked, functions=(torch.stack,),
          lower=lower_stack),
 ]
@@ -281,16 +290,14 @@ PADDINGS = [
 ]
 
 CHOICES = [
-    move(aten.index.Tensor, lambda r, a: back.unindex(r, a["self"].shape, a["indices"]), lower=lower_index, cuts=True),
+    move(aten.index.Tensor, lambda r, a: back.unindex(r, a["self"].shape, a["indices"]), items=items_indexed,
+         lower=lower_index, cuts=True),
     move(aten.index_select.default, lambda r, a: back.unindex_select(r, a["self"].shape, a["dim"], a["index"]),
          methods=("index_select",), functions=(torch.index_select,), lower=lower_index_select, cuts=True),
     move(aten.gather.default, lambda r, a: back.ungather(r, a["self"].shape, a["dim"], a["index"]),
          methods=("gather",), functions=(torch.gather,), lower=lower_gather, cuts=True),
     move(aten.where.self, back_where, operands=("self", "other"), functions=(torch.where,), lower=lower_where,
-         aten={
-             aten.where.ScalarSelf: lambda condition, self, other: aten.masked_fill.Scalar(other, condition, self),
-             aten.where.ScalarOther: lambda condition, self, other: aten.masked_fill.Scalar(self, ~condition, other),
-         }),
+         aten=dict.fromkeys((aten.where.ScalarSelf, aten.where.ScalarOther), lower_where)),
     move(aten.masked_fill.Scalar, lambda r, a: back.drop(r, a["mask"]), methods=("masked_fill",),
          functions=(torch.masked_fill,), lower=lower_masked_fill, sign=Sign.ANY, loses=True),
     move(aten.slice_scatter.default, lambda r, a: back.unscatter_slice(r, a["dim"], a["start"], a["end"], a["step"]),

@@ -1,0 +1,181 @@
+"""Where the batch is: positions and sums over items against tensors of labels."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxlrp.rules.items import (
+    Items,
+    Position,
+    expanded,
+    indexed,
+    inserted,
+    item_sum,
+    permuted,
+    removed,
+    rescale,
+    reshaped,
+    spread_items,
+    swapped,
+)
+
+BATCH = 3
+
+
+def labels(sizes, axis):
+    """Each element labelled with the item that it belongs to."""
+    shape = [*sizes[:axis], BATCH, *sizes[axis:]]
+    index = [1] * len(shape)
+    index[axis] = BATCH
+    return torch.arange(BATCH).reshape(index).expand(shape).clone()
+
+
+def found(value, position):
+    """The labels that a position says."""
+    items = Items(position.axis, position.outer, BATCH)
+    return spread_items(torch.arange(BATCH), value, items).expand(value.shape)
+
+
+def assert_tracks(value, position):
+    assert torch.equal(found(value, position), value)
+
+
+@st.composite
+def starts(draw):
+    """A tensor of labels and where its batch is; no other axis is as long as the batch."""
+    sizes = draw(st.lists(st.sampled_from([1, 2, 4, 5]), min_size=1, max_size=3))
+    axis = draw(st.integers(0, len(sizes)))
+    return labels(sizes, axis), Position(axis)
+
+
+def cut(draw, value):
+    """A reshape that merges neighbouring axes and splits them elsewhere, and keeps items whole."""
+    runs, merged = list(value.shape), []
+    while runs:
+        count = draw(st.integers(1, min(3, len(runs))))
+        merged.append(math.prod(runs[:count]))
+        runs = runs[count:]
+    shape = []
+    for size in merged:
+        divisors = [d for d in range(1, size + 1) if size % d == 0]
+        first = draw(st.sampled_from(divisors))
+        shape += [first, size // first]
+    return value.reshape(shape)
+
+
+def whole(value):
+    """Whether an axis of ``value`` runs over the items as blocks: where a position can say where they are."""
+    for axis, size in enumerate(value.shape):
+        row = value.movedim(axis, 0).reshape(size, -1)
+        if not (row == row[:, :1]).all():
+            continue
+        column = row[:, 0]
+        for outer in [d for d in range(1, size + 1) if size % (d * BATCH) == 0]:
+            inner = size // (outer * BATCH)
+            block = torch.arange(BATCH)[None, :, None].expand(outer, BATCH, inner)
+            if torch.equal(column.reshape(outer, BATCH, inner), block):
+                return True
+    return False
+
+
+MOVES = ["permute", "transpose", "reshape", "reshape", "unsqueeze", "select", "expand", "index"]
+
+
+def moved(draw, value, position):
+    """One random move of a tensor, and of the position of its batch."""
+    rank = value.dim()
+    move = draw(st.sampled_from(MOVES))
+    if move == "permute":
+        dims = draw(st.permutations(range(rank)))
+        dims = [d - rank if draw(st.booleans()) else d for d in dims]
+        return value.permute(dims), permuted(position, dims, rank)
+    if move == "transpose":
+        first, second = (draw(st.integers(-rank, rank - 1)) for _ in range(2))
+        return value.transpose(first, second), swapped(position, first, second, rank)
+    if move == "unsqueeze":
+        dim = draw(st.integers(-rank - 1, rank))
+        return value.unsqueeze(dim), inserted(position, dim, rank)
+    if move == "expand":
+        return value.expand(2, *value.shape), expanded(position, rank, rank + 1)
+    others = [d for d in range(rank) if d != position.axis]
+    if move == "select" and others:
+        dim = draw(st.sampled_from(others))
+        return value.select(dim, 0), removed(position, dim - rank if draw(st.booleans()) else dim, rank)
+    if move == "index" and others:
+        picks = draw(st.lists(st.sampled_from(others), min_size=1, max_size=2, unique=True))
+        length = draw(st.sampled_from([(2,), (2, 2)]))
+        indices = [torch.zeros(length, dtype=torch.long) if d in picks else None for d in range(max(picks) + 1)]
+        return torch.ops.aten.index(value, indices), indexed(position, indices)
+    after = cut(draw, value)
+    if not whole(after):
+        return value, position
+    return after, reshaped(position, value.shape, after.shape, BATCH)
+
+
+@given(st.data())
+def test_a_position_follows_its_batch_through_any_moves(data):
+    value, position = data.draw(starts())
+    assert_tracks(value, position)
+    for _ in range(data.draw(st.integers(1, 5))):
+        value, position = moved(data.draw, value, position)
+        assert_tracks(value, position)
+
+
+def test_windows_folded_into_the_batch_are_found_and_undone():
+    value, position = labels([4, 4], 0), Position(0)  # (batch, 4, 4)
+    split = value.reshape(BATCH, 2, 2, 2, 2)
+    assert_tracks(split, position := reshaped(position, value.shape, split.shape, BATCH))
+    turned = split.permute(1, 3, 0, 2, 4)
+    assert_tracks(turned, position := permuted(position, [1, 3, 0, 2, 4], 5))
+    folded = turned.reshape(-1, 4)
+    assert_tracks(folded, position := reshaped(position, turned.shape, folded.shape, BATCH))
+    assert position == Position(0, 4)
+    assert_tracks(folded.reshape(2, 2, BATCH, 4), reshaped(position, folded.shape, (2, 2, BATCH, 4), BATCH))
+
+
+def test_a_reshape_that_tears_items_apart_is_refused():
+    with pytest.raises(ValueError, match="torn apart"):
+        reshaped(Position(1), (2, BATCH, 5), (2 * 5, BATCH), BATCH)
+
+
+def test_an_index_with_truths_takes_as_many_axes_as_it_has():
+    value = labels([2, 4, 5], 2)  # (2, 4, batch, 5)
+    index = [torch.ones(2, 4, dtype=torch.bool)]
+    assert_tracks(torch.ops.aten.index(value, index), indexed(Position(2), index))
+
+
+@given(starts(), st.integers(0, 10))
+def test_sums_over_items_are_the_sums_of_their_elements(start, seed):
+    value, position = start
+    amounts = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    expected = torch.stack([amounts[value == item].sum() for item in range(BATCH)])
+    assert torch.allclose(item_sum(amounts, Items(*position, BATCH)), expected)
+    items = Items(0, math.prod(value.shape[: position.axis]), BATCH)
+    assert torch.allclose(item_sum(amounts.flatten(0, position.axis), items), expected)
+
+
+def test_without_items_the_first_axis_is_the_batch():
+    value = torch.randn(BATCH, 2, 4, dtype=torch.float64)
+    assert torch.equal(item_sum(value), item_sum(value, Items(0, 1, BATCH)))
+    assert torch.equal(item_sum(value[:, 0, 0]), value[:, 0, 0])
+
+
+@given(st.data(), st.booleans())
+def test_rescaling_is_the_same_wherever_the_batch_is(data, signed):
+    sizes = data.draw(st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=2))
+    axis = data.draw(st.integers(0, len(sizes)))
+    share = torch.randn(BATCH, *sizes, dtype=torch.float64)
+    share[1] = 0
+    relevance = torch.randn(BATCH, 5, dtype=torch.float64)
+    if not signed:
+        share, relevance = share.abs(), relevance.abs() + share.abs().flatten(1).sum(1, keepdim=True)
+    expected = rescale(share, relevance, None, signed)
+    assert torch.allclose(expected.flatten(1).sum(1), relevance.sum(1))
+    elsewhere = rescale(
+        share.movedim(0, axis), relevance.T, None, signed,
+        items=Items(axis, 1, BATCH), received_items=Items(1, 1, BATCH),
+    )  # fmt: skip
+    assert torch.allclose(elsewhere.movedim(axis, 0), expected)
