@@ -129,7 +129,7 @@ class Explainer(nn.Module):
         plan, tensors, target = self._prepare(inputs, named, target)
         results = self._run(plan, tensors, target, ledger=True)
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
-        rows = plan.program(ledger=True, half=self._is_half(tensors)).rows
+        rows = plan.program(ledger=True, mixed=self._is_half(tensors)).rows
         return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
 
     @property
@@ -254,8 +254,7 @@ class Explainer(nn.Module):
         return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(tensors[0].device.type)
 
     def _run(self, plan: Plan, inputs: list[Tensor], target: Tensor | None, *, ledger: bool = False) -> dict[str, Any]:
-        half = self._is_half(inputs)
-        program = plan.program(ledger=ledger, half=half)
+        program = plan.program(ledger=ledger, mixed=self._is_half(inputs))
         if self._weights.add(program.module):
             self._weights.refresh()
         mixed = torch.is_autocast_enabled(inputs[0].device.type)

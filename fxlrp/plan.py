@@ -115,6 +115,12 @@ class Plan:
         return outputs[0]
 
     @cached_property
+    def _casts(self) -> bool:
+        """Whether the model itself casts values that carry signal."""
+        cast = torch.ops.aten.to.dtype
+        return any(node.target is cast and facts(node).signal for node in self.forward.graph.nodes)
+
+    @cached_property
     def inputs(self) -> list[InputSpec]:
         """What the graph says of each input."""
         return input_specs(self.forward, self.captured.shapes)
@@ -129,15 +135,16 @@ class Plan:
         """The structure of what the model returns."""
         return self.captured.returns
 
-    def program(self, *, ledger: bool = False, half: bool = False) -> Program:
-        """The relevance graph, with a ledger or without, for values of half precision or not."""
-        if (ledger, half) not in self._programs:
+    def program(self, *, ledger: bool = False, mixed: bool = False) -> Program:
+        """The relevance graph, with a ledger or without, for values of half or several precisions or not."""
+        mixed = mixed or self._casts
+        if (ledger, mixed) not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
-            self._programs[ledger, half] = emit(
-                self.forward, self.explained, recipe.start, recipe.checkpoints, ledger=ledger, half=half
+            self._programs[ledger, mixed] = emit(
+                self.forward, self.explained, recipe.start, recipe.checkpoints, ledger=ledger, mixed=mixed
             )
-        return self._programs[ledger, half]
+        return self._programs[ledger, mixed]
 
     def serves(self, call: Call, dtype: torch.dtype | None) -> bool:
         """Whether this graph was captured for calls like ``call`` of a model in ``dtype``."""

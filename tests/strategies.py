@@ -1,7 +1,8 @@
-"""Hypothesis strategies for random residual networks."""
+"""Hypothesis strategies for random residual networks and random networks of tokens."""
 
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan
+from token_nets import FEEDS, MIXERS, NORMS, TokenBlockPlan, TokenNetPlan
 
 
 @st.composite
@@ -32,4 +33,30 @@ def net_plans(draw):
         stem_bias=draw(st.booleans()),
         pool=draw(st.sampled_from(["max", "average", "none"])),
         head_bias=draw(st.booleans()),
+    )
+
+
+@st.composite
+def token_block_plans(draw):
+    windows = draw(st.sampled_from([1, 2, 4]))
+    return TokenBlockPlan(
+        mixer=draw(st.sampled_from(sorted(MIXERS))),
+        feed=draw(st.sampled_from(sorted(FEEDS))),
+        norm=draw(st.sampled_from(sorted(NORMS))),
+        skips=draw(st.booleans()),
+        post_norm=draw(st.booleans()),
+        scaled=draw(st.booleans()),
+        flipped=draw(st.booleans()),
+        windows=windows,
+        shift=draw(st.sampled_from([0, 1, 3])),
+    )
+
+
+@st.composite
+def token_net_plans(draw):
+    return TokenNetPlan(
+        blocks=draw(st.lists(token_block_plans(), min_size=1, max_size=2)),
+        tokens=draw(st.sampled_from([0, 1, 2])),
+        sequence_first=draw(st.booleans()),
+        pool=draw(st.sampled_from(["mean", "first", "flat", "largest"])),
     )

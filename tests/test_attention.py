@@ -94,18 +94,21 @@ NORMS = {
 
 @pytest.mark.parametrize("name", FEEDS)
 def test_a_gated_feed_is_explained(name):
-    assert_explains(double(Tokens(Block(Fused(), feed=FEEDS[name]()))), randn(3, 6, WIDTH))
+    explainer, _ = assert_explains(double(Tokens(Block(Fused(), feed=FEEDS[name]()))), randn(3, 6, WIDTH))
+    assert explainer.capture == "symbolic"
 
 
 @pytest.mark.parametrize("name", NORMS)
 def test_a_norm_is_explained(name):
-    assert_explains(double(Tokens(Block(Fused(), norm=NORMS[name]))), randn(3, 6, WIDTH))
+    explainer, _ = assert_explains(double(Tokens(Block(Fused(), norm=NORMS[name]))), randn(3, 6, WIDTH))
+    assert explainer.capture == "symbolic"
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_windows_are_explained(shift):
     model = double(Tokens(Block(Windows(shift=0)), Block(Windows(shift=shift))))
-    assert_explains(model, randn(3, 16, WIDTH))
+    explainer, _ = assert_explains(model, randn(3, 16, WIDTH))
+    assert explainer.capture == "symbolic"
 
 
 def test_of_a_batch_in_windows_each_item_keeps_its_own():

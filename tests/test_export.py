@@ -236,7 +236,7 @@ def test_wrong_arguments_are_refused():
         explainer(torch.randn(2, 4), masc=None)
     with pytest.raises(InputError, match="must be a tensor, not str"):
         explainer("x")
-    with pytest.raises(InputError, match=r"other has shape \(3, 5\): the first axis of every tensor must be the batch, 2"):
+    with pytest.raises(InputError, match=r"other has shape \(3, 5\): the first axis of every tensor must be the batch"):
         explainer(torch.randn(2, 4), other=torch.randn(3, 5))
 
 

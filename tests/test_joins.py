@@ -19,6 +19,7 @@ TORCHVISION = {
     "convnext_tiny": (18, 0, 0),
     "densenet121": (0, 0, 0),
     "inception_v3": (0, 0, 0),
+    "vit_b_16": (24, 0, 0),
 }
 TIMM = {"resnetv2_50": (12, 4, 0), "hrnet_w18_small": (18, 5, 23), "dla34": (8, 4, 0)}
 
@@ -33,6 +34,13 @@ def test_joins_of_torchvision_models(name):
     options = {"init_weights": False} if name == "inception_v3" else {}
     model = torchvision.models.get_model(name, weights=None, **options)
     assert kinds(model) == TORCHVISION[name]
+
+
+@pytest.mark.slow
+def test_joins_of_a_windowed_transformer_that_is_captured_by_export():
+    model = torchvision.models.swin_t(weights=None).eval()
+    explainer = fxlrp.compile(model, example_inputs=torch.randn(1, 3, 224, 224))
+    assert Counter(join.kind for join in explainer.joins) == {"identity": 24}
 
 
 @pytest.mark.parametrize("name", TIMM)

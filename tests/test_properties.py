@@ -1,15 +1,23 @@
-"""Properties of random residual graphs."""
+"""Properties of random residual graphs and random networks of tokens."""
 
 import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from checks import assert_close, assert_conserves, assert_items_independent, assert_unchanged, snapshot
+from checks import (
+    assert_close,
+    assert_conserves,
+    assert_explains,
+    assert_items_independent,
+    assert_unchanged,
+    snapshot,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
-from strategies import net_plans
+from strategies import net_plans, token_net_plans
+from token_nets import WIDTH, RandomTokens
 
 import fxlrp
 from fxlrp.rules import Epsilon, SignedSplit, Winner
@@ -110,3 +118,55 @@ def plain(block: BlockPlan) -> BlockPlan:
     return replace(
         block, bias=False, norm=False, squeeze=False, activation="relu", inplace=False, nested=nested
     )
+
+
+# Networks of tokens --------------------------------------------------------------------------
+
+
+def build_tokens(plan, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    return RandomTokens(plan).to(dtype).eval(), torch.randn(3, RandomTokens.LENGTH, WIDTH, dtype=dtype)
+
+
+def absorbing(plan):
+    return ("constant",) if plan.tokens else ()
+
+
+@settings(max_examples=10)
+@given(token_net_plans(), st.sampled_from(["probability", "logit"]))
+def test_every_node_of_tokens_conserves(plan, start):
+    model, x = build_tokens(plan)
+    x[1] = 0  # an item of its own kind, whose relevance must not meet that of others
+    assert_conserves(fxlrp.compile(model, start=start), x, absorbs=absorbing(plan))
+
+
+@settings(max_examples=10)
+@given(token_net_plans())
+def test_all_else_holds_of_networks_of_tokens(plan):
+    model, x = build_tokens(plan)
+    explainer, _ = assert_explains(model, x, absorbs=absorbing(plan))
+    assert explainer.capture == "symbolic"
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(token_net_plans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 5))
+def test_every_node_of_tokens_conserves_at_length(plan, dtype, seed):
+    model, x = build_tokens(plan, dtype, seed)
+    x = torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
+    explainer = fxlrp.compile(model)
+    assert_conserves(explainer, x, absorbs=absorbing(plan))
+    assert_items_independent(explainer, x)
+
+
+@settings(max_examples=10)
+@given(token_net_plans(), st.sampled_from(["attnlrp", "cp_lrp"]))
+def test_presets_for_attention_account_for_all_relevance(plan, preset):
+    model, x = build_tokens(plan)
+    explainer = fxlrp.compile(model, preset)
+    ledger = explainer.ledger(x)
+    assert torch.isfinite(explainer(x).relevance).all()
+    largest = torch.stack([row.received.abs() for row in ledger]).amax(0)
+    for row in ledger:
+        kept = sum(amount.abs() for amount in row.by_reason.values())
+        assert (row.error.abs() <= 1e-9 * (largest + kept)).all(), row.node

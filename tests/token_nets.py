@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -287,3 +289,108 @@ class Crossed(nn.Module):
             x, memory = x.transpose(0, 1), memory.transpose(0, 1)
         mixed, weights = self.attention(x, memory, memory)
         return self.head(mixed.mean(1 if self.attention.batch_first else 0)), weights
+
+
+# Random networks of tokens ------------------------------------------------------------------
+
+MIXERS = {
+    "softmax": Attention, "fused": Fused, "causal": lambda: Fused(is_causal=True), "einsum": Einstein,
+    "linear": Linear, "by weights": LinearByWeights, "unit": Normalised, "channels": AcrossChannels,
+    "grouped": lambda: Grouped(repeat=False), "module": lambda: Multihead(batch_first=True), "sequence": Multihead,
+}  # fmt: skip
+FEEDS = {
+    "perceptron": Perceptron, "swiglu": lambda: Gated(swiglu), "glu": lambda: Gated(F.glu), "squeeze": Squeeze,
+    "response": lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), ResponseNorm()),
+}  # fmt: skip
+NORMS = {
+    "layer": nn.LayerNorm, "rms": nn.RMSNorm, "spelled rms": SpelledRMSNorm, "spelled layer": SpelledLayerNorm,
+    "none": lambda width: nn.Identity(),
+}  # fmt: skip
+
+
+@dataclass
+class TokenBlockPlan:
+    """How a random block of tokens is built."""
+
+    mixer: str = "fused"
+    feed: str = "perceptron"
+    norm: str = "layer"
+    skips: bool = True
+    post_norm: bool = False
+    scaled: bool = False
+    flipped: bool = False
+    windows: int = 1
+    shift: int = 0
+
+
+@dataclass
+class TokenNetPlan:
+    """How a random network of tokens is built."""
+
+    blocks: list[TokenBlockPlan] = field(default_factory=list)
+    tokens: int = 0
+    sequence_first: bool = False
+    pool: str = "mean"  # mean, first, flat, largest
+
+
+class PlannedBlock(nn.Module):
+    """A block after a :class:`TokenBlockPlan`, perhaps in windows of the sequence, perhaps shifted."""
+
+    def __init__(self, plan):
+        super().__init__()
+        self.plan = plan
+        self.norm1, self.norm2 = (NORMS[plan.norm](WIDTH) for _ in range(2))
+        self.mixer, self.feed = MIXERS[plan.mixer](), FEEDS[plan.feed]()
+        self.scale = nn.Parameter(torch.randn(WIDTH)) if plan.scaled else None
+
+    def forward(self, x):
+        x = self.branch(x, self.norm1, self.windowed)
+        return self.branch(x, self.norm2, self.feed)
+
+    def branch(self, x, norm, mix):
+        y = mix(x if self.plan.post_norm else norm(x))
+        if self.scale is not None:
+            y = y * self.scale
+        if self.plan.skips:
+            y = y + x if self.plan.flipped else x + y
+        return norm(y) if self.plan.post_norm else y
+
+    def windowed(self, x):
+        plan = self.plan
+        if plan.windows == 1:
+            return self.mixer(x)
+        b, n, c = x.shape
+        if plan.shift:
+            x = torch.roll(x, -plan.shift, 1)
+        # Every window takes each n-th token: items are interleaved before they are folded into the batch.
+        x = x.view(b, n // plan.windows, plan.windows, c).transpose(1, 2).reshape(-1, n // plan.windows, c)
+        x = self.mixer(x)
+        x = x.view(b, plan.windows, n // plan.windows, c).transpose(1, 2).reshape(b, n, c)
+        return torch.roll(x, plan.shift, 1) if plan.shift else x
+
+
+class RandomTokens(nn.Module):
+    """Embedded features, learned tokens, random blocks and a head: (batch, tokens, features) to classes."""
+
+    LENGTH = 8
+
+    def __init__(self, plan):
+        super().__init__()
+        self.plan = plan
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.tokens = nn.Parameter(torch.randn(1, plan.tokens, WIDTH)) if plan.tokens else None
+        self.blocks = nn.Sequential(*map(PlannedBlock, plan.blocks))
+        self.head = nn.Linear(WIDTH * (self.LENGTH if plan.pool == "flat" else 1), CLASSES)
+
+    def forward(self, x):
+        x = self.embed(x)
+        if self.tokens is not None:
+            x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x[:, self.plan.tokens :]], dim=1)
+        if self.plan.sequence_first:
+            x = x.transpose(0, 1)
+            x = (x + x.mean(0, keepdim=True)).permute(1, 0, 2)
+        x = self.blocks(x)
+        if self.plan.pool == "flat":
+            return self.head(x.flatten(1))
+        pools = {"mean": lambda: x.mean(1), "first": lambda: x[:, 0], "largest": lambda: x.amax(1)}
+        return self.head(pools[self.plan.pool]())

@@ -39,7 +39,7 @@ class Program:
 
 def emit(
     forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...] = (), *,
-    ledger: bool = False, half: bool = False,
+    ledger: bool = False, mixed: bool = False,
 ) -> Program:
     """Write the relevance of ``output`` back to the inputs.
 
@@ -49,17 +49,19 @@ def emit(
         start: ``(output, target) -> relevance``; a module is called as one.
         checkpoints: names of modules at whose input relevance is wanted.
         ledger: also compute what each node received, handed on and absorbed.
-        half: forward values may be of half precision; relevance is computed in float32.
+        mixed: forward values may be of several precisions or of half; relevance is computed in that
+            of the output, but at least in float32.
 
     Raises:
         PatternError: a checkpoint is no module that the graph passes through.
     """
-    return _Emitter(forward, ledger=ledger, half=half).run(output, start, checkpoints)
+    return _Emitter(forward, output, ledger=ledger, mixed=mixed).run(start, checkpoints)
 
 
 class _Emitter:
-    def __init__(self, forward: fx.GraphModule, *, ledger: bool, half: bool) -> None:
+    def __init__(self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, mixed: bool) -> None:
         self.forward = forward
+        self.output = output
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
         self.outputs: Any = self.graph.graph_copy(forward.graph, self.copies)
@@ -67,12 +69,13 @@ class _Emitter:
         self.received: dict[fx.Node, Relevance] = {}
         self.signed: set[fx.Node] = set()  # values whose relevance may be negative
         self.flows: dict[tuple[fx.Node, fx.Node], fx.Proxy] = {}
-        self.values = Values(self.graph, self.copies, self.builder, half=half)
+        self.values = Values(self.graph, self.copies, self.builder, output, mixed=mixed)
         self.keeps_ledger = ledger
         self.rows: list[RowHead] = []
         self.amounts: list[list[fx.Proxy]] = []
 
-    def run(self, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...]) -> Program:
+    def run(self, start: Start | nn.Module, checkpoints: tuple[str, ...]) -> Program:
+        output = self.output
         inputs = [node for node in self.forward.graph.nodes if node.op == "placeholder"]
         target = self._target_placeholder(inputs)
         self.values.positions.batch = self._batch(self.copies[inputs[0]])

@@ -63,7 +63,7 @@ class Positions:
             return None
         arguments = self.arguments(node)
         arguments["output"] = self.value(node)
-        arguments["batch"] = self.batch
+        arguments["batch"], arguments["operand"] = self.batch, known.operands[0][0]
         after = move(FRONT if before is None else before, arguments)
         merges = move is items_reshaped
         return None if before is None and in_front(after) and not merges else after

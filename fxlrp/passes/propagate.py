@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxlrp.passes.facts import Facts, facts, operation_of, rule_of
@@ -14,7 +13,7 @@ from fxlrp.passes.values import Values
 from fxlrp.rules.join import SplitRule
 from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.norm import NormEpsilon
-from fxlrp.rules.primitives import fit, like
+from fxlrp.rules.primitives import fit
 from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
 from fxlrp.rules.routing import outside
 from fxlrp.rules.rule import CONSTANT, PADDING, Shares
@@ -146,8 +145,6 @@ def _pass(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, 
             return rule(relevance, x, values.value(node), bind(values.arguments(node), x))
         rule = PassRule()
     shares = rule(relevance)
-    if operation_of(known).target is torch.ops.aten.to.dtype:
-        shares.operands = [like(shares.only, values.value(operand))]
     if known.kind is Kind.POINTWISE and len(node.all_input_nodes) > 1:
         # A constant may have broadcast the signal.
         shares.operands = [s if s is None else fit(s, values.value(operand).shape) for s in shares.operands]

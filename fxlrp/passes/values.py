@@ -22,14 +22,19 @@ class Values:
         graph: the graph that is being emitted, a copy of the forward graph in it.
         copies: from forward nodes to their copies.
         builder: records what is emitted.
-        half: whether values of half precision are to be read in float32.
+        output: the forward node that is explained.
+        mixed: whether values may be of several precisions: all are then read in the output's, at
+            least float32.
     """
 
-    def __init__(self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], builder: Builder, *, half: bool) -> None:
+    def __init__(
+        self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], builder: Builder, output: fx.Node, *, mixed: bool
+    ) -> None:
         self.graph = graph
         self.copies = copies
         self.builder = builder
-        self.half = half
+        self.output = output
+        self.mixed = mixed
         self.positions = Positions(self.value, self.arguments)
         self._promoted_nodes: dict[fx.Node, fx.Node] = {}
         self._shapes: dict[fx.Node, fx.Proxy] = {}
@@ -38,13 +43,14 @@ class Values:
 
     def value(self, node: fx.Node) -> Any:
         """The forward value of a node, in the precision that relevance has."""
-        return _Value(self._promoted(node) if self.half else self.copies[node], self)
+        return _Value(self._promoted(node) if self.mixed else self.copies[node], self)
 
     def _promoted(self, node: fx.Node) -> fx.Node:
-        """A node of half precision in float32; made where it is first asked for."""
+        """A node in the precision of relevance; made where it is first asked for."""
         if node not in self._promoted_nodes:
             copy = self.copies[node]
-            self._promoted_nodes[node] = full(self.builder.proxy_of(copy)).node  # type: ignore[attr-defined]
+            output = self.builder.proxy_of(self.copies[self.output])
+            self._promoted_nodes[node] = full(self.builder.proxy_of(copy), output).node  # type: ignore[arg-type,attr-defined]
         return self._promoted_nodes[node]
 
     def shape(self, node: fx.Node) -> fx.Proxy:

@@ -93,14 +93,8 @@ def fit(relevance: Tensor, shape: torch.Size) -> Tensor:
 
 
 @primitive
-def like(relevance: Tensor, x: Tensor) -> Tensor:
-    """``relevance`` in the dtype of ``x``: what a cast in the model did, undone."""
-    return relevance.to(x.dtype)
-
-
-@primitive
-def full(value: object) -> object:
-    """A tensor of half precision in float32; all else as it is."""
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
+def full(value: object, output: Tensor) -> object:
+    """A tensor in the precision of relevance, that of ``output`` but at least float32; all else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.promote_types(output.dtype, torch.float32))
     return value

@@ -113,20 +113,24 @@ def lower_einsum(equation: str, *operands: Any) -> Any:
     return aten.einsum.default(compact, tensors)
 
 
+def einsum_index(operand: str) -> int:
+    return int(operand.removeprefix("tensors[").removesuffix("]"))
+
+
 def bind_einsum(a: Arguments, operand: str) -> Bindings:
-    index = int(operand.removeprefix("tensors[").removesuffix("]"))
+    index = einsum_index(operand)
     others = [tensor for i, tensor in enumerate(a["tensors"]) if i != index]
     return EinsteinSum(a["equation"], index), others[0] if others else None, None
 
 
 def items_of_einsum(position: Any, a: Arguments) -> Any:
     inputs, result = a["equation"].split("->")
-    return einsum_position(position, inputs.split(",")[0], result)
+    return einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
 
 
 @primitive
 def einsum_position(position: Any, term: str, result: str) -> Any:
-    """Where the batch is after an Einstein sum whose first operand, ``term``, has it at ``position``."""
+    """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
     return items.Position(result.index(term[position[0]]), position[1])
 
 

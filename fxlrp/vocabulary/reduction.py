@@ -76,7 +76,8 @@ def statistic(target: Any, weights: Any, lower: Any, *spellings: Any, methods: t
     )
 
 
-def lower_norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+def lower_norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out: Any = None,
+               dtype: Any = None) -> Any:
     order = {"fro": 2, None: 2}.get(p, p)
     return aten.linalg_vector_norm.default(input, order, axes(dim), keepdim)
 
