@@ -179,3 +179,12 @@ def test_rescaling_is_the_same_wherever_the_batch_is(data, signed):
         items=Items(axis, 1, BATCH), received_items=Items(1, 1, BATCH),
     )  # fmt: skip
     assert torch.allclose(elsewhere.movedim(axis, 0), expected)
+
+
+@given(starts(), st.integers(0, 3), st.integers(1, 5))
+def test_a_batch_of_one_is_all_there_is_wherever_it_is_said_to_be(start, axis, outer):
+    value, _ = start
+    value, items = value.double(), Items(axis, outer, 1)
+    assert torch.equal(item_sum(value, items), value.sum().reshape(1))
+    assert torch.equal(spread_items(torch.ones(1), value, items).expand(value.shape), torch.ones(value.shape))
+    assert reshaped(Position(axis, outer), [1] * 4, value.shape, 1) == Position(0)

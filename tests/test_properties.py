@@ -13,11 +13,11 @@ from checks import (
     assert_unchanged,
     snapshot,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
 from strategies import net_plans, token_net_plans
-from token_nets import WIDTH, RandomTokens
+from token_nets import WIDTH, RandomTokens, TokenBlockPlan, TokenNetPlan
 
 import fxlrp
 from fxlrp.rules import Epsilon, SignedSplit, Winner
@@ -140,6 +140,7 @@ def test_every_node_of_tokens_conserves(plan, start):
     assert_conserves(fxlrp.compile(model, start=start), x, absorbs=absorbing(plan))
 
 
+@example(TokenNetPlan([TokenBlockPlan("by weights", "response"), TokenBlockPlan("module", "glu", windows=2)]))
 @settings(max_examples=10)
 @given(token_net_plans())
 def test_all_else_holds_of_networks_of_tokens(plan):
@@ -153,7 +154,7 @@ def test_all_else_holds_of_networks_of_tokens(plan):
 @given(token_net_plans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 5))
 def test_every_node_of_tokens_conserves_at_length(plan, dtype, seed):
     model, x = build_tokens(plan, dtype, seed)
-    x = torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
+    x = torch.cat([x[:1], torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
     explainer = fxlrp.compile(model)
     assert_conserves(explainer, x, absorbs=absorbing(plan))
     assert_items_independent(explainer, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import getitem
 from typing import Any
 
 import torch
@@ -88,12 +89,14 @@ class Values:
 
     def _moved_support(self, node: fx.Node, known: Facts) -> fx.Proxy:
         """A tensor of ones, moved as the values are: constants and padding come out as zeros."""
+        if node.target is getitem:
+            return self.support(known.operands[0][1])[node.args[1]]
         names = operation_of(known).operand_names()
         arguments = operation_of(known).arguments(node.args, node.kwargs)
         written = [arguments[name] for name in names if isinstance(arguments[name], fx.Node)]
 
         def ones(n: fx.Node) -> Any:
-            if facts(n).kind is Kind.CONSTANT:
+            if not facts(n).signal:
                 value = self.value(n)
                 return torch.zeros_like(value) if _in_list(n, node) or n in written else value
             support = self.support(n)

@@ -81,6 +81,8 @@ def expanded(position: Position, rank: int, new_rank: int) -> Position:
 @primitive
 def reshaped(position: Position, before: Sequence[int], after: Sequence[int], batch: int) -> Position:
     """After a reshape from the shape ``before`` to ``after``."""
+    if batch == 1:  # a shape does not tell where a single item is, and sums need not know
+        return Position(0)
     outer = position[1]  # how many elements of the leading axes lie before an item's index
     for size in before[: position[0]]:
         outer *= size
@@ -100,6 +102,8 @@ def item_sum(relevance: Tensor, items: Items | None = None) -> Tensor:
 
 def sum_items(value: Tensor, items: Items | None, dtype: torch.dtype | None = None) -> Tensor:
     """Sum over everything but the batch; ``items`` ``None``: the first axis is the batch."""
+    if items is not None and items[2] == 1:
+        return value.sum(dtype=dtype).reshape(1)
     axis = 0 if items is None else items[0] % value.dim()
     dims = [d for d in range(value.dim()) if d != axis]
     rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype)
@@ -114,6 +118,8 @@ def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
     if items is None:
         return value.reshape(-1, *[1] * (like.dim() - 1))
     axis, outer, batch = items
+    if batch == 1:
+        return value.reshape([1] * like.dim())
     size = like.shape[axis]
     if size != batch:
         value = value.reshape(1, batch, 1).expand(outer, batch, size // (outer * batch)).reshape(size)
