@@ -41,13 +41,14 @@ class InputSpec:
     entries: int | None = None
     shape: Shape | None = None
 
-    def may_be(self, value: Any) -> bool:
-        """Whether the graph serves a value of this type here, or would say what is wrong with it."""
-        if not isinstance(value, Tensor):
-            return False
-        # What it feeds is known: a layer, a fixed shape, an embedding.
-        layered = self.axis is not None or self.shape is not None or self.entries is not None
-        return layered or value.is_floating_point() != self.integer
+    def takes(self, floating: bool) -> bool:
+        """Whether the graph serves such a tensor here, or would say what is wrong with it.
+
+        Where it is not known what the input feeds, integers in place of floating point numbers (a
+        mask) call for a graph of their own.
+        """
+        layered = self.axis is not None or self.entries is not None or self.shape is not None
+        return layered or floating != self.integer
 
 
 def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[InputSpec]:

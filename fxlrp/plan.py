@@ -151,8 +151,7 @@ class Plan:
         if self.call is not None:
             return self.call.key == call.key and self.dtype == dtype
         names = tuple(spec.name for spec in self.inputs)
-        floating = tuple(not spec.integer for spec in self.inputs)
-        return call.plain and (call.names, call.floating) == (names, floating)
+        return call.plain and call.names == names and all(map(InputSpec.takes, self.inputs, call.floating))
 
     def fits(self, inputs: Sequence[Any], named: Mapping[str, Any], dtype: torch.dtype | None) -> bool:
         """Whether a call is plainly one that this graph serves: one tensor for each input, in order."""
@@ -160,7 +159,10 @@ class Plan:
             return False
         if self.call is not None and (not self.call.plain or self.dtype != dtype):
             return False
-        return all(spec.may_be(value) for spec, value in zip(self.inputs, inputs, strict=True))
+        return all(
+            isinstance(value, Tensor) and spec.takes(value.is_floating_point())
+            for spec, value in zip(self.inputs, inputs, strict=True)
+        )
 
     def class_count(self, inputs: Sequence[Tensor]) -> int | None:
         """How many classes the output has, ``None`` where it is not (batch, classes)."""

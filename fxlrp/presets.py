@@ -15,6 +15,7 @@ from fxlrp.rules.join import RatioSplit, SignedSplit, SplitRule
 from fxlrp.rules.linear import Epsilon, LinearRule, WPlus, ZPlus
 from fxlrp.rules.norm import NormEpsilon
 from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughValues
+from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule
 from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
 
@@ -32,6 +33,7 @@ class Preset:
         split: the rule of joins.
         gate: the rule of elementwise products of two signals.
         product: the rule of matrix products of two signals, and of attention.
+        recurrent: the rule of recurrent layers.
         norm: the rule of normalisations.
         softmax: the rule of a softmax, where relevance passes one.
         rules: exceptions, by name pattern, module type or operation, as ``compile(rules=…)`` takes them.
@@ -45,6 +47,7 @@ class Preset:
     split: SplitRule = field(default_factory=RatioSplit)
     gate: GateRule = field(default_factory=ToSignal)
     product: ProductRule = field(default_factory=ThroughValues)
+    recurrent: Recurrent = field(default_factory=Recurrent)
     norm: Rule = field(default_factory=Pass)
     softmax: Rule = field(default_factory=Pass)
     rules: Mapping[Any, Rule] = field(default_factory=lambda: MappingProxyType({}))
@@ -84,6 +87,7 @@ PRESETS: dict[str, Preset] = {
             split=SignedSplit(1e-6),
             gate=Halves(),
             product=Bilinear(Epsilon(1e-6)),
+            recurrent=Recurrent(_EPSILON, SignedSplit(1e-6)),
             norm=NormEpsilon(1e-6),
             softmax=SoftmaxTaylor(),
         ),
@@ -94,6 +98,7 @@ PRESETS: dict[str, Preset] = {
             selection=Winner(),
             split=SignedSplit(1e-6),
             product=ThroughValues(Epsilon(1e-6)),
+            recurrent=Recurrent(_EPSILON, SignedSplit(1e-6)),
             norm=NormEpsilon(1e-6),
         ),
     )

@@ -19,6 +19,7 @@ from fxlrp.rules.join import ResidualOnly, SplitRule
 from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.norm import NormEpsilon
 from fxlrp.rules.product import ProductRule, SoftmaxTaylor
+from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass as PassRule
 from fxlrp.rules.rule import Rule
 from fxlrp.rules.selection import SelectionRule
@@ -30,6 +31,7 @@ ACCEPTED: dict[Kind, tuple[type[Rule], ...]] = {
     Kind.JOIN: (SplitRule,),
     Kind.GATE: (GateRule,),
     Kind.PRODUCT: (ProductRule,),
+    Kind.RECURRENT: (Recurrent,),
     Kind.POINTWISE: (PassRule,),
     Kind.NORMALISATION: (PassRule, NormEpsilon),
 }
@@ -126,6 +128,8 @@ class Assign(Pass):
             return self.preset.gate, reason
         if known.kind is Kind.PRODUCT:
             return self.preset.product, reason
+        if known.kind is Kind.RECURRENT:
+            return self.preset.recurrent, reason
         if known.kind is Kind.NORMALISATION:
             return self.preset.norm, reason
         return (self.preset.softmax if is_softmax(known) else PassRule()), reason

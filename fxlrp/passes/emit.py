@@ -17,9 +17,10 @@ from fxlrp.errors import PatternError
 from fxlrp.ledger import RowHead
 from fxlrp.passes.building import Builder, target_name
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts
+from fxlrp.passes.positions import STATES
 from fxlrp.passes.propagate import Relevance, propagate
 from fxlrp.passes.values import Values
-from fxlrp.rules.items import item_sum
+from fxlrp.rules.items import Items, item_sum
 from fxlrp.rules.rule import Shares
 from fxlrp.rules.start import NONNEGATIVE, Start, resolve_target, total
 from fxlrp.vocabulary import Kind
@@ -163,7 +164,8 @@ class _Emitter:
     def _record(self, node: fx.Node, known: Facts, relevance: Relevance, shares: Shares) -> None:
         parts = [part for _, part in relevance] if isinstance(relevance, list) else [relevance]
         here = self.values.where(node)
-        received = _added([item_sum(part, *here) for part in parts])
+        places = self._places(known, relevance, here)
+        received = _added([item_sum(part, *at) for part, at in zip(parts, places, strict=True)])
         handed = [
             item_sum(share, *self.values.where(operand))
             for (_, operand), share in zip(known.operands, shares.operands, strict=True)
@@ -179,6 +181,13 @@ class _Emitter:
         path = known.origin.path
         rule = repr(known.rule) if known.rule else ""
         self.rows.append(RowHead(node.name, path, str(known.kind), rule, tuple(shares.absorbed)))
+
+    def _places(self, known: Facts, relevance: Relevance, here: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Where the batch is in each part of a node's relevance."""
+        if not isinstance(relevance, list):
+            return [here]
+        states = (Items(*STATES, self.values.positions.batch),)
+        return [states if known.kind is Kind.RECURRENT and index else here for index, _ in relevance]
 
     def _checkpoint(self, name: str) -> Any:
         """The relevance that the nodes of a module hand to values from outside."""

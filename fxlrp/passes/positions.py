@@ -21,6 +21,9 @@ from fxlrp.vocabulary.batch import in_front, items_reshaped
 
 FRONT = Position(0)
 
+STATES = Position(1)
+"""Where the batch is in the final states of a recurrent layer, (layers · directions, batch, hidden)."""
+
 
 class Positions:
     """Follows the batch through the forward graph.
@@ -55,7 +58,10 @@ class Positions:
         known = facts(node)
         if known.kind is Kind.INPUT or not known.operands:
             return None
-        before = self.of(known.operands[0][1])
+        source = known.operands[0][1]
+        before = self.of(source)
+        if node.target is getitem and facts(source).kind is Kind.RECURRENT and node.args[1] != 0:
+            return STATES
         if node.target is getitem or known.operation is None or known.operation.items is None:
             return before
         move = known.operation.items

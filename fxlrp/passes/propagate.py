@@ -97,6 +97,11 @@ def _factor(values: Values, signed: bool, node: fx.Node, index: int, rule: Linea
     return rule(operation, values.value(operand), weight, bias, relevance, signed=signed, **about)
 
 
+def _recurrent(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
+    call: Any = _bound(values, node, known.operands[0][0])
+    return rule_of(known)(relevance, call)
+
+
 def _selection(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
     ((name, operand),) = known.operands
     pool: Any = _bound(values, node, name)
@@ -190,6 +195,7 @@ _BY_KIND: dict[Kind, Callable[..., Shares]] = {
     Kind.LINEAR: _linear,
     Kind.PRODUCT: _product,
     Kind.SELECTION: _selection,
+    Kind.RECURRENT: _recurrent,
     Kind.JOIN: _join,
     Kind.GATE: _gate,
     Kind.POINTWISE: _pass,

@@ -7,6 +7,7 @@ from fxlrp.vocabulary import (
     normalisation,
     pointwise,
     pooling,
+    recurrent,
     reduction,
     routing,
     selection,
@@ -16,7 +17,11 @@ from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, 
 VOCABULARY = Vocabulary()
 """The table that the compiler reads. ``register`` adds to it."""
 
-for family in (embedding, linear, pooling, reduction, pointwise, normalisation, routing, selection, attention):
+FAMILIES = (
+    embedding, linear, pooling, reduction, pointwise, normalisation, routing, selection, attention, recurrent,
+)  # fmt: skip
+
+for family in FAMILIES:
     for entry in family.OPERATIONS:
         VOCABULARY.register(entry)
     for module_type, lowering in getattr(family, "MODULES", {}).items():

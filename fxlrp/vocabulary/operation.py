@@ -25,6 +25,7 @@ class Kind(str, Enum):
     GATE = "gate"
     PRODUCT = "product"
     SELECTION = "selection"
+    RECURRENT = "recurrent"
     CONSTANT = "constant"
 
     def __str__(self) -> str:
@@ -47,9 +48,11 @@ class Bound(Enum):
     """An activation that clips, such as ReLU6: a gate where the other factor is no better one."""
     REDUCED = 2
     """A statistic of the signal, broadcast over it again, as a norm computes it."""
-    GATE = 3
+    SQUASHED = 3
+    """Squashed to both signs, as by tanh: a gate, but what is let through where a sigmoid is the other factor."""
+    GATE = 4
     """A squashing function that is nearly always a gate, such as the sigmoid."""
-    KEEPS = 4
+    KEEPS = 5
     """Bounded where every operand is."""
 
 

@@ -245,7 +245,7 @@ ACTIVATIONS = [
     pointwise("log_sigmoid", F.logsigmoid, methods=()),
     pointwise("sigmoid", torch.special.expit, sign=Sign.NONNEGATIVE, bound=Bound.GATE),
     pointwise("hardsigmoid", methods=(), sign=Sign.NONNEGATIVE, bound=Bound.GATE),
-    pointwise("tanh", sign=Sign.KEEPS, bound=Bound.GATE),
+    pointwise("tanh", sign=Sign.KEEPS, bound=Bound.SQUASHED),
     Operation(
         aten.softmax.int, Kind.POINTWISE, functions=(torch.softmax, F.softmax), methods=("softmax",),
         lower=lower_softmax, sign=Sign.NONNEGATIVE, bound=Bound.GATE,

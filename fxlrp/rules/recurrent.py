@@ -1,0 +1,188 @@
+"""Relevance through recurrent layers, step by step, their gates held constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.join import RatioSplit, SplitRule
+from fxlrp.rules.linear import LinearRule, ZPlus
+from fxlrp.rules.operations import Dense
+from fxlrp.rules.primitives import primitive
+from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Rule, Shares
+
+_KEPT = (CONSTANT, STABILIZER, BIAS)
+
+
+@dataclass(frozen=True)
+class Lstm:
+    """What an LSTM is called with.
+
+    Attributes:
+        x: the sequence, (batch, steps, features), or (steps, batch, features).
+        states: the initial h and c, each (layers · directions, batch, hidden).
+        weights: for each layer and direction W_ih and W_hh, then, if ``biases``, b_ih and b_hh.
+        biases, layers, both, batch_first: as ``nn.LSTM`` has them; ``both``: in both directions.
+    """
+
+    x: Tensor
+    states: list[Tensor]
+    weights: list[Tensor]
+    biases: bool
+    layers: int
+    both: bool
+    batch_first: bool
+
+
+class _Step(NamedTuple):
+    """What one step computed: its input, the states before it, its gates."""
+
+    x: Tensor
+    h: Tensor
+    c: Tensor
+    kept: Tensor
+    added: Tensor
+
+
+class Recurrent(Rule):
+    """Through an LSTM to its sequence (Arras et al., WASSA 2017: the signal takes all, gates take nothing).
+
+    At ``c = f ⊙ c' + i ⊙ g`` relevance splits by ``split``; at ``g = tanh(W x + U h')`` it goes on by
+    ``linear``. Initial states that are not zero absorb what they get.
+
+    Args:
+        linear: the rule of the candidate's linear map.
+        split: the rule of the sum that makes the cell state.
+    """
+
+    def __init__(self, linear: LinearRule | None = None, split: SplitRule | None = None) -> None:
+        self.linear = ZPlus() if linear is None else linear
+        self.split = RatioSplit() if split is None else split
+
+    @property
+    def keeps_sign(self) -> bool:  # type: ignore[override]
+        return self.linear.keeps_sign and self.split.keeps_sign
+
+    def __call__(self, relevance: list[tuple[int, Tensor]], lstm: Lstm) -> Shares:
+        """Share relevance of the outputs out over the sequence.
+
+        Args:
+            relevance: pairs of an output's index (0: the sequence, 1 and 2: the final h and c) and
+                its relevance.
+            lstm: the call.
+        """
+
+        def lstm_relevance(parts: Any, x: Any, states: Any, weights: Any, *form: Any) -> list[Tensor]:
+            return self._back(parts, Lstm(x, states, weights, *form))
+
+        form = (lstm.biases, lstm.layers, lstm.both, lstm.batch_first)
+        found = primitive(lstm_relevance)(relevance, lstm.x, lstm.states, lstm.weights, *form)
+        return Shares([found[0]], {reason: partial(found.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
+
+    def _back(self, parts: list[tuple[int, Tensor]], lstm: Lstm) -> list[Tensor]:
+        directions = 2 if lstm.both else 1
+        x = lstm.x.transpose(0, 1) if lstm.batch_first else lstm.x
+        runs = _forward(lstm, x)
+        hidden = lstm.states[0].shape[2]
+        arriving = [x.new_zeros(x.shape[1], hidden * directions) for _ in x]
+        last = [[torch.zeros_like(state[0]) for _ in state] for state in lstm.states]
+        kept = {reason: x.new_zeros(x.shape[1]) for reason in _KEPT}
+        for index, part in parts:
+            if index == 0:
+                steps = part.unbind(1 if lstm.batch_first else 0)
+                arriving = [a + b for a, b in zip(arriving, steps, strict=True)]
+            else:
+                last[index - 1] = [a + b for a, b in zip(last[index - 1], part.unbind(0), strict=True)]
+        for layer in reversed(range(lstm.layers)):
+            handed = [torch.zeros_like(step.x) for step in runs[layer * directions]]
+            for direction in range(directions):
+                at = layer * directions + direction
+                span = slice(direction * hidden, (direction + 1) * hidden)
+                outputs = [r[:, span] for r in arriving]
+                shares = self._direction(
+                    runs[at], outputs, last[0][at], last[1][at], _candidate(lstm, at), kept, backwards=direction == 1
+                )
+                handed = [a + b for a, b in zip(handed, shares, strict=True)]
+            arriving = handed
+        return [torch.stack(arriving, dim=1 if lstm.batch_first else 0), *kept.values()]
+
+    def _direction(
+        self, steps: list[_Step], outputs: list[Tensor], to_h: Tensor, to_c: Tensor,
+        candidate: tuple[Tensor, Tensor | None], kept: dict[str, Tensor], *, backwards: bool,
+    ) -> list[Tensor]:
+        """The relevance of each step's input; ``kept`` collects what is absorbed, by reason."""
+        weight, bias = candidate
+        shares: list[Tensor] = [torch.empty(0)] * len(steps)
+        order = range(len(steps)) if backwards else reversed(range(len(steps)))
+        first = len(steps) - 1 if backwards else 0
+        for t in order:
+            step = steps[t]
+            starts = t == first and not step.h.any() and not step.c.any()
+            support = {"skip_support": torch.zeros_like(step.c)} if starts else {}
+            split = self.split(outputs[t] + to_h + to_c, step.kept, step.added, **support)
+            to_kept, to_added = split.operands
+            both = torch.cat([step.x, step.h], dim=1)
+            carriers = torch.cat([torch.ones_like(step.x), torch.zeros_like(step.h)], dim=1) if starts else None
+            assert to_added is not None
+            through = self.linear(Dense(), both, weight, bias, to_added, support=carriers)
+            for reason, amount in (*split.absorbed.items(), *through.absorbed.items()):
+                kept[reason] = kept[reason] + _rows(amount())
+            share = through.only
+            shares[t], to_h = share[:, : step.x.shape[1]], share[:, step.x.shape[1] :]
+            to_c = torch.zeros_like(to_h) if to_kept is None else to_kept
+        kept[CONSTANT] = kept[CONSTANT] + _rows(to_h + to_c)
+        return shares
+
+
+def _rows(amount: Tensor | list[Tensor]) -> Tensor:
+    assert isinstance(amount, Tensor)
+    return amount.sum(dim=1)
+
+
+def _parameters(lstm: Lstm, at: int) -> list[Tensor]:
+    each = 4 if lstm.biases else 2
+    return lstm.weights[at * each : (at + 1) * each]
+
+
+def _candidate(lstm: Lstm, at: int) -> tuple[Tensor, Tensor | None]:
+    """Weights over (input, hidden) and bias of the candidate g, the third of the four gates."""
+    w_ih, w_hh, *biases = (parameter.chunk(4)[2] for parameter in _parameters(lstm, at))
+    return torch.cat([w_ih, w_hh], dim=1), biases[0] + biases[1] if biases else None
+
+
+def _forward(lstm: Lstm, x: Tensor) -> list[list[_Step]]:
+    """Every layer and direction run step by step; steps are in the order of time."""
+    runs = []
+    inputs = list(x.unbind(0))
+    directions = 2 if lstm.both else 1
+    for layer in range(lstm.layers):
+        outputs = []
+        for direction in range(directions):
+            at = layer * directions + direction
+            steps, hidden = _run(inputs, lstm.states[0][at], lstm.states[1][at], _parameters(lstm, at), direction == 1)
+            runs.append(steps)
+            outputs.append(hidden)
+        inputs = [torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True)]
+    return runs
+
+
+def _run(
+    inputs: list[Tensor], h: Tensor, c: Tensor, parameters: list[Tensor], backwards: bool
+) -> tuple[list[_Step], list[Tensor]]:
+    w_ih, w_hh, *biases = parameters
+    steps: dict[int, _Step] = {}
+    hidden: dict[int, Tensor] = {}
+    for t in reversed(range(len(inputs))) if backwards else range(len(inputs)):
+        x = inputs[t]
+        gates = x @ w_ih.T + h @ w_hh.T + (biases[0] + biases[1] if biases else 0)
+        i, f, g, o = gates.chunk(4, dim=1)
+        kept, added = f.sigmoid() * c, i.sigmoid() * g.tanh()
+        steps[t] = _Step(x, h, c, kept, added)
+        c = kept + added
+        h = o.sigmoid() * c.tanh()
+        hidden[t] = h
+    return [steps[t] for t in range(len(inputs))], [hidden[t] for t in range(len(inputs))]
