@@ -13,8 +13,10 @@ from torch import Tensor
 from fxlrp.errors import InputError
 from fxlrp.rules.items import Items
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.operations import AdaptiveAveragePool, AveragePool, LinearOperation, Reduction, WindowSum
+from fxlrp.rules.operations import LinearOperation
+from fxlrp.rules.pooling import AdaptiveAveragePool, AveragePool, WindowSum
 from fxlrp.rules.primitives import primitive
+from fxlrp.rules.reductions import Reduction
 from fxlrp.rules.rule import Rule, Shares
 
 aten = torch.ops.aten

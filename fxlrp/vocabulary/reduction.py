@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.rules import items
-from fxlrp.rules.operations import (
+from fxlrp.rules.operations import LinearOperation
+from fxlrp.rules.reductions import (
     CumulativeSum,
-    LinearOperation,
     Reduction,
     WeightedReduction,
     deviation_weights,
