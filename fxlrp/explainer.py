@@ -84,6 +84,7 @@ class Explainer(nn.Module):
     def _capture(self, example_inputs: Any = None) -> None:
         """Capture the model symbolically; where that cannot be, from examples, now or at the first call."""
         model, (recipe,) = self._weights.model, self._recipe
+        recipe.check(model)
         try:
             self._adopt(recipe.traced(model))
         except CaptureError as reason:

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call, Captured, check_model, export, trace
 from fxlrp.capture.symbolic import UntraceableError
-from fxlrp.errors import CaptureError, UnknownOperationError
+from fxlrp.errors import CaptureError, PatternError, UnknownOperationError
 from fxlrp.inputs import InputSpec, input_specs, output_shape
 from fxlrp.passes.annotate import Annotate
-from fxlrp.passes.assign import Assign
+from fxlrp.passes.assign import Assign, override
 from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
@@ -42,6 +42,20 @@ class Recipe:
     output: Any = None
     checkpoints: tuple[str, ...] = ()
 
+    def check(self, model: nn.Module) -> None:
+        """Raise where something asked for cannot be, whatever the graph of ``model`` turns out to be.
+
+        Raises:
+            RuleError, PatternError: a rule is none, a key means nothing, a checkpoint is no module.
+        """
+        check_model(model)
+        for key, rule in (self.rules or {}).items():
+            override(key, rule)
+        modules = dict(model.named_modules())
+        for name in self.checkpoints:
+            if name not in modules:
+                raise PatternError(f"checkpoint {name!r} is no module of this model")
+
     def traced(self, model: nn.Module) -> Plan:
         """The plan of a model that symbolic tracing can follow.
 
@@ -49,7 +63,6 @@ class Recipe:
             UntraceableError: it cannot.
             UnknownOperationError: it can, but what it finds is not in the vocabulary.
         """
-        check_model(model)
         return Plan(trace(model, self.output), self)
 
     def exported(

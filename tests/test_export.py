@@ -11,7 +11,7 @@ from checks import assert_close, assert_conserves, assert_items_independent, ass
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import CaptureError, InputError, NotCapturedError, PatternError, UnknownOperationError
+from fxlrp.errors import CaptureError, InputError, NotCapturedError, PatternError, RuleError, UnknownOperationError
 from fxlrp.rules import Epsilon
 
 DOUBLE = torch.float64
@@ -327,3 +327,14 @@ def test_a_model_for_one_batch_size_is_refused():
 
     with pytest.raises(CaptureError, match="one batch size only"):
         fxlrp.compile(nn.Sequential(nn.Linear(3, 3), Fixed()).eval())(torch.randn(2, 3))
+
+
+def test_what_cannot_be_is_told_before_the_first_call(model):
+    for options, message in (
+        ({"rules": {"blocks.0": "epsilon"}}, "must be a rule"),
+        ({"rules": {3: Epsilon()}}, "a key is a module name"),
+        ({"checkpoints": ("blocks.9",)}, "'blocks.9' is no module of this model"),
+        ({"split": "fair"}, "choose one of"),
+    ):
+        with pytest.raises(RuleError, match=message):
+            fxlrp.compile(model, **options)
