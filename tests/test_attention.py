@@ -303,3 +303,23 @@ def test_a_mask_that_is_computed_from_integers_carries_no_signal():
     for item, length in enumerate(lengths):
         assert not explanation.by_input["x"][item, length:].any()
         assert explanation.by_input["x"][item, :length].any()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("join", [True, False], ids=["sum", "gate"])
+def test_one_value_an_item_beside_a_sequence_that_comes_first(swapped, join):
+    """An operand of fewer axes is broadcast; where the batch is, the longer one says."""
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.of_item, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            tokens, item = x.transpose(0, 1), self.of_item(x.mean(1))
+            item = item if join else torch.sigmoid(item)
+            both = (item, self.layer(tokens)) if swapped else (self.layer(tokens), item)
+            mixed = both[0] + both[1] if join else both[0] * both[1]
+            return self.head(torch.relu(mixed)).mean(0)
+
+    assert_explains(double(Beside()), randn(3, 5, 8))

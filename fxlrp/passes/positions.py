@@ -62,6 +62,10 @@ class Positions:
         before = self.of(source)
         if node.target is getitem and facts(source).kind is Kind.RECURRENT and node.args[1] != 0:
             return STATES
+        if known.kind in (Kind.JOIN, Kind.GATE) and (before is None or in_front(before)):
+            # An operand of fewer axes is broadcast: the other one says where the batch is.
+            other = self.of(known.operands[1][1])
+            return before if other is None or in_front(other) else other
         if node.target is getitem or known.operation is None or known.operation.items is None:
             return before
         move = known.operation.items
