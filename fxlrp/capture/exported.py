@@ -25,6 +25,9 @@ from fxlrp.capture.call import Call
 from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs
 from fxlrp.errors import CaptureError
 
+UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+"""Batch sizes to export with."""
+
 _REPEATED = re.compile(r"@\d+")
 _PREFIX = "model"
 
@@ -89,13 +92,14 @@ def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.expor
 
 
 def example_batch(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The examples, with a batch that no other axis is as long as.
+    """The examples, with a batch that hardly any other axis is as long as.
 
-    A batch of one would be taken for a constant, and one that equals another axis for that axis.
+    A batch of one would be taken for a constant, and one that equals another axis, of an input or
+    of what the model makes of it, for that axis.
     """
     batch = tensors[0].shape[0]
     taken = {size for tensor in tensors for size in tensor.shape[1:]}
-    wanted = next(n for n in range(2, len(taken) + 3) if n not in taken)
+    wanted = next(prime for prime in UNUSUAL if prime not in taken)
     index = torch.arange(wanted) % batch
     return tuple(tensor.detach()[index.to(tensor.device)] for tensor in tensors)
 
@@ -129,14 +133,18 @@ def _refused(model: nn.Module, error: Exception) -> CaptureError:
     reason = str(error).strip().split("\n\n")[0].split("\n  - ")[0]
     where = _blamed(model, error)
     if "batch" in str(error) and "pecializ" in str(error):
-        return CaptureError(
-            f"{type(model).__name__} cannot be captured by torch.export{where}: its forward() is written for one batch "
-            "size only, or the first axis of its input is not the batch; take the size from the input's shape"
-        )
+        return _one_batch_size(model, where)
     return CaptureError(
         f"{type(model).__name__} cannot be captured by torch.export{where}: {reason}\n"
         "Control flow on tensor values in forward() is the usual reason; move it out of forward(), write it with "
         "torch.where, or mark the function that holds it with torch.fx.wrap and register it."
+    )
+
+
+def _one_batch_size(model: nn.Module, where: str = "") -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured by torch.export{where}: its forward() is written for one batch "
+        "size only, or the first axis of its input is not the batch; take the size from the input's shape"
     )
 
 
@@ -172,6 +180,8 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
             name = name.replace(".", "_")
             new = graph.placeholder(name)
             sizes = map(str, node.meta["val"].shape)  # an axis that was left free may have turned out to be fixed
+            if isinstance(node.meta["val"].shape[0], int):  # fixed, and torch did not say so
+                raise _one_batch_size(model)
             shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
         elif node.op == "get_attr":
             name = str(node.target)
