@@ -176,11 +176,10 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
     shapes: dict[str, Shape] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            name = next(inputs)
-            name = name.replace(".", "_")
+            name = next(inputs).replace(".", "_")
             new = graph.placeholder(name)
-            sizes = map(str, node.meta["val"].shape)  # an axis that was left free may have turned out to be fixed
-            if isinstance(node.meta["val"].shape[0], int):  # fixed, and torch did not say so
+            sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
+            if sizes[0].isdigit():  # and torch need not say so
                 raise _one_batch_size(model)
             shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
         elif node.op == "get_attr":
