@@ -60,7 +60,8 @@ def _summary(rows: Sequence[Row]) -> list[str]:
 def _made(rows: Sequence[Row], command: str) -> list[str]:
     """How the rows came to be; more than one line where they were not all made alike."""
     dates = sorted(row["date"] for row in rows)
-    lines = [f"Made with `{command}`" + (f", {dates[0]} to {dates[-1]}." if dates else "."), ""]
+    measured = f" Rows were measured from {dates[0]} to {dates[-1]}." if dates else ""
+    lines = [f"Made with `python -m benchmarks.coverage`; the last of its runs was `{command}`.{measured}", ""]
     return lines + [f"- {made}: {len(those)} rows" for made, those in _grouped(rows, lambda row: row["made"]).items()]
 
 
