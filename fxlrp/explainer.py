@@ -20,6 +20,7 @@ from fxlrp.passes.facts import has_facts
 from fxlrp.passes.joins import Join
 from fxlrp.plan import Plan, Recipe, may_export
 from fxlrp.rules.items import item_sum
+from fxlrp.summary import Summary, summarize
 from fxlrp.weights import Weights
 
 
@@ -142,6 +143,12 @@ class Explainer(nn.Module):
     def joins(self) -> list[Join]:
         """The adds where a skip and a residual branch meet."""
         return self._captured_plan("joins").joins
+
+    def summary(self) -> Summary:
+        """Print which node runs which rule, and why; return it as rows."""
+        found = summarize(self._captured_plan("summary").forward)
+        print(found)
+        return found
 
     @property
     def graph(self) -> fx.Graph:

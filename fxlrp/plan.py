@@ -21,6 +21,7 @@ from fxlrp.passes.assign import Assign, override
 from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
+from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.presets import Preset
 from fxlrp.rules.join import SplitRule
@@ -115,6 +116,7 @@ class Plan:
             Annotate(),
             FindJoins(),
             Assign(recipe.preset, recipe.rules, split=recipe.split, identity_skips=recipe.identity_skips),
+            FoldNorms(),
         ):
             forward = step(forward)
         return forward

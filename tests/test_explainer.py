@@ -266,7 +266,7 @@ def test_names_that_do_not_exist_list_those_that_do(model):
         fxlrp.compile(model, start="softmax")
     with pytest.raises(StartError, match="a name or a callable"):
         fxlrp.compile(model, start=1.0)
-    with pytest.raises(PatternError, match="a module name or pattern, a module type, or a known operation"):
+    with pytest.raises(PatternError, match="a module type, a known operation, or a kind of join"):
         fxlrp.compile(model, rules={3: Epsilon()})
 
 
