@@ -32,7 +32,7 @@ class JoinKind(str, Enum):
     PROJECTION = PROJECTION
     MERGE = MERGE
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
 
 
