@@ -17,7 +17,7 @@ from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.errors import CaptureError, PatternError, UnknownOperationError
 from fxlrp.inputs import InputSpec, input_specs, output_shape
 from fxlrp.passes.annotate import Annotate
-from fxlrp.passes.assign import Assign, override
+from fxlrp.passes.assign import Assign, check_preset, override
 from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
@@ -50,6 +50,7 @@ class Recipe:
             RuleError, PatternError: a rule is none, a key means nothing, a checkpoint is no module.
         """
         check_model(model)
+        check_preset(self.preset)
         for key, rule in (self.rules or {}).items():
             override(key, rule)
         modules = dict(model.named_modules())

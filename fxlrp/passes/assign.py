@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxlrp.errors import PatternError, RuleError
 from fxlrp.passes.base import Pass, check
+from fxlrp.passes.channels import channels
 from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind
 from fxlrp.presets import Preset
@@ -100,6 +101,9 @@ class Assign(Pass):
         for node in nodes:
             known = facts(node)
             known.rule, known.reason = self._choose(node, known)
+            size = channels(node, module)
+            if isinstance(known.rule, LinearRule) and size is not None:
+                known.rule.check_channels(size)
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:
@@ -181,6 +185,41 @@ def matches_name(node: fx.Node, pattern: str, *, wild: bool) -> bool:
     """Whether the node, or a module around it, has this name."""
     names = [node.name, *(path for path, _ in facts(node).origin.modules)]
     return any(fnmatchcase(name, pattern) if wild else name == pattern for name in names)
+
+
+FIELDS: dict[str, tuple[type[Rule], ...]] = {
+    **dict.fromkeys(("linear", "convolution", "pooling", "first", "first_convolution"), ACCEPTED[Kind.LINEAR]),
+    "selection": ACCEPTED[Kind.SELECTION],
+    "split": ACCEPTED[Kind.JOIN],
+    "gate": ACCEPTED[Kind.GATE],
+    "product": ACCEPTED[Kind.PRODUCT],
+    "recurrent": ACCEPTED[Kind.RECURRENT],
+    "norm": ACCEPTED[Kind.NORMALISATION],
+    "batch_norm": (*ACCEPTED[Kind.NORMALISATION], *OWN["batch_norm"]),
+    "softmax": (*ACCEPTED[Kind.POINTWISE], *OWN["softmax"]),
+    "pointwise": ACCEPTED[Kind.POINTWISE],
+}
+"""The families of rules that each field of a preset takes; every one also takes ``Gradient``."""
+
+
+def check_preset(preset: Preset) -> None:
+    """Raise where a preset has a rule that what it is for cannot take.
+
+    Raises:
+        RuleError: a rule is of another family.
+        PatternError: a key of its own rules means nothing.
+    """
+    asked = {name: getattr(preset, name) for name in FIELDS}
+    if preset.late is not None:
+        asked["late"] = preset.late[1]
+    for name, rule in asked.items():
+        families = FIELDS.get(name, FIELDS["linear"])
+        optional = name in ("convolution", "pooling", "first", "first_convolution")
+        if not (isinstance(rule, (*families, Gradient)) or (optional and rule is None)):
+            takes = " or a ".join(family.__name__ for family in families)
+            raise RuleError(f"preset {preset.name}: {name}={rule!r}, and {name} takes a {takes}")
+    for key, rule in preset.rules.items():
+        override(key, rule)
 
 
 def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:

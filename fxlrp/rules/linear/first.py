@@ -102,6 +102,14 @@ class ZBox(LinearRule):
         low, high = (_normalised(pixel, mean, std) for pixel in pixels)
         return cls(low, high, stabilizer=stabilizer, vanishing=vanishing)
 
+    def check_channels(self, channels: int) -> None:
+        for bound in (self.low, self.high):
+            if isinstance(bound, list) and len(bound) != channels:
+                raise RuleError(
+                    f"z^B has bounds for {len(bound)} channels, and the layer takes {channels}: give low= and high= as "
+                    "one number, or one a channel"
+                )
+
     def parts(self, layer: Layer) -> Sequence[Part]:
         axis = layer.operation.channel_axis
         above = layer.x - along_channels(self.low, layer.x, axis)

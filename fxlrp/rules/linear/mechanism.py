@@ -142,6 +142,9 @@ class LinearRule(Rule):
         """The quotients that the rule is made of; ``layer.bias`` is ``None`` where it is to be ignored."""
         raise NotImplementedError
 
+    def check_channels(self, channels: int) -> None:
+        """Raise :class:`RuleError` where the rule does not fit an operand of so many channels."""
+
     def __call__(
         self, operation: LinearOperation, x: Tensor, weight: Weight, bias: Tensor | None,
         relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
