@@ -13,12 +13,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call, bind, input_counts
-from fxlrp.errors import CaptureError, NotCapturedError
+from fxlrp.errors import CaptureError, NotCapturedError, TargetError
 from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.facts import has_facts
 from fxlrp.passes.joins import Join
 from fxlrp.plan import Plan, Recipe, may_export
+from fxlrp.rows import check_chunk, run_rows
 from fxlrp.rules.items import item_sum
 from fxlrp.summary import Summary, summarize
 from fxlrp.weights import Weights
@@ -27,6 +28,9 @@ from fxlrp.weights import Weights
 @dataclass(frozen=True)
 class Explanation:
     """Relevance, and what it explains.
+
+    Where several targets were asked for, all but the output has an axis of rows behind the
+    batch: relevance (batch, rows, ...), target and start (batch, rows).
 
     Attributes:
         relevance: like the input, (batch, ...); a tuple of them for several inputs. For an
@@ -96,22 +100,27 @@ class Explainer(nn.Module):
             args, kwargs = _arguments(example_inputs)
             self._plan_for(*bind(model, args, kwargs))
 
-    def forward(self, *inputs: Any, target: Any = None, **named: Any) -> Explanation:
+    def forward(self, *inputs: Any, target: Any = None, chunk: int | None = None, **named: Any) -> Explanation:
         """Explain ``inputs``; a target may also follow them as the last positional argument.
 
         Args:
             *inputs: what the model takes, tensors (batch, ...), as its ``forward`` takes it.
             **named: the same, by name.
             target: the class to explain: ``None`` (the predicted one), an int, or an integer
-                tensor (batch,).
+                tensor (batch,). Several in one call, which share the forward pass and all else
+                that does not depend on the class: a list or a range of ints, for every item, or
+                an integer tensor (batch, rows).
+            chunk: how many of several targets to compute at once, which bounds the memory; each
+                chunk runs the forward pass anew. ``None``: all.
 
         Raises:
             InputError: an input does not fit the model.
             TargetError: the target is no class of the model.
             CaptureError: this first call shows that the model cannot be captured.
         """
+        check_chunk(chunk)
         plan, tensors, target = self._prepare(inputs, named, target)
-        results = self._run(plan, tensors, target)
+        results = self._run(plan, tensors, target, chunk=chunk)
         relevance = results["relevance"]
         return Explanation(
             relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
@@ -126,9 +135,11 @@ class Explainer(nn.Module):
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
 
         Raises:
-            InputError, TargetError, CaptureError: as for an explanation.
+            InputError, TargetError, CaptureError: as for an explanation; a ledger is of one target an item.
         """
         plan, tensors, target = self._prepare(inputs, named, target)
+        if target is not None and target.dim() == 2:
+            raise TargetError("a ledger is of one target an item: ask for one at a time")
         results = self._run(plan, tensors, target, ledger=True)
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
         rows = plan.program(ledger=True, mixed=self._is_half(tensors)).rows
@@ -252,6 +263,7 @@ class Explainer(nn.Module):
         if given <= required or len(inputs) < 2:
             return False
         last = inputs[-1]
+        # Several classes an item, or a list of them, could as well be an optional input.
         classes = isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2
         return len(inputs) > most or classes or (isinstance(last, int) and not isinstance(last, bool))
 
@@ -261,14 +273,19 @@ class Explainer(nn.Module):
         halves = (torch.float16, torch.bfloat16)
         return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(tensors[0].device.type)
 
-    def _run(self, plan: Plan, inputs: list[Tensor], target: Tensor | None, *, ledger: bool = False) -> dict[str, Any]:
-        program = plan.program(ledger=ledger, mixed=self._is_half(inputs))
+    def _run(
+        self, plan: Plan, inputs: list[Tensor], target: Tensor | None, *, ledger: bool = False, chunk: int | None = None
+    ) -> dict[str, Any]:
+        rows = target is not None and target.dim() == 2
+        program = plan.program(ledger=ledger, mixed=self._is_half(inputs), rows=rows)
         if self._weights.add(program.module):
             self._weights.refresh()
         mixed = torch.is_autocast_enabled(inputs[0].device.type)
         run = Mixed(program.module).run if mixed else program.module
         try:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+                if target is not None and rows:
+                    return run_rows(run, inputs, target.T, chunk)
                 results: dict[str, Any] = run(*inputs, target)
         except RuntimeError:
             # Shapes that the model cannot take: say which layer, instead of which kernel.

@@ -12,12 +12,13 @@ def heatmap(relevance: Tensor) -> Tensor:
     """The attribution map: the sum over channels.
 
     Args:
-        relevance: (batch, channels, height, width), or (channels, height, width).
+        relevance: (batch, channels, height, width), or (channels, height, width); of several
+            targets (batch, rows, channels, height, width).
 
     Returns:
-        (batch, height, width), or (height, width).
+        (batch, height, width), or (height, width), or (batch, rows, height, width).
     """
-    if not isinstance(relevance, Tensor) or relevance.dim() not in (3, 4):
+    if not isinstance(relevance, Tensor) or relevance.dim() not in (3, 4, 5):
         got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
         raise InputError(f"a heatmap is made of relevance (batch, channels, height, width), not {got}")
     return relevance.sum(dim=-3)
@@ -27,7 +28,8 @@ def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> 
     """Heat Quantization: each map floored to a few levels (Otsuki et al., ECCV 2024, Eq. 8).
 
     Args:
-        heatmap: (batch, height, width), or (height, width); each map has its own levels.
+        heatmap: (batch, height, width), (height, width) or (batch, rows, height, width); each map has
+            its own levels.
         levels: Q, at least 2 (1 for ``"bins"`` is one flat level).
         method: ``"bins"``: Q bins of width ``(max − min) / Q``, each floored to its lower
             edge, as Eq. 8 is meant. ``"linspace"``: floored onto ``linspace(min, max, Q)``, as
@@ -40,7 +42,7 @@ def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> 
         raise InputError(f"method={method!r}: choose 'bins' or 'linspace'")
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < (1 if method == "bins" else 2):
         raise InputError(f"levels must be a whole number of at least 2, not {levels!r}")
-    if not isinstance(heatmap, Tensor) or heatmap.dim() not in (2, 3) or not heatmap.is_floating_point():
+    if not isinstance(heatmap, Tensor) or heatmap.dim() not in (2, 3, 4) or not heatmap.is_floating_point():
         raise InputError("quantize_heat takes a floating point map (batch, height, width) or (height, width)")
     low, high = heatmap.amin(dim=(-2, -1), keepdim=True), heatmap.amax(dim=(-2, -1), keepdim=True)
     bins = levels if method == "bins" else levels - 1

@@ -193,31 +193,44 @@ def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
 
 
 def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
-    """The target as an integer tensor (batch,), or ``None``.
+    """The target as an integer tensor: (batch,), or (batch, rows) where several are given an item; or ``None``.
 
     Raises:
-        TargetError: it is no class, or not one an item.
+        TargetError: it is no class, or not one an item, or as many for each.
     """
     if target is None:
         return None
-    if isinstance(target, bool) or not isinstance(target, Integral | Tensor):
-        raise TargetError(f"a target is None, an int or an integer tensor, not {type(target).__name__}")
-    if isinstance(target, Tensor):
+    if isinstance(target, list | tuple | range):
+        if not target or not all(_is_number(entry) for entry in target):
+            raise TargetError(f"a {type(target).__name__} of targets holds class numbers, at least one, not {target!r}")
+        wanted = torch.tensor([int(entry) for entry in target], dtype=torch.long, device=device).expand(batch, -1)
+    elif isinstance(target, Tensor):
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise TargetError(f"a target tensor holds class numbers as integers, not {_name(target.dtype)}")
         if target.dim() == 0:
             target = target.expand(batch)
-        if tuple(target.shape) != (batch,):
-            raise TargetError(f"a target tensor has one class an item, shape ({batch},), not {tuple(target.shape)}")
+        if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
+            raise TargetError(
+                f"a target tensor has one class an item, shape ({batch},), or several, ({batch}, rows), "
+                f"not {tuple(target.shape)}"
+            )
         wanted = target.to(device=device, dtype=torch.long)
-    else:
+    elif _is_number(target):
         wanted = torch.full((batch,), int(target), dtype=torch.long, device=device)
+    else:
+        raise TargetError(
+            f"a target is None, an int, several ints or an integer tensor, not {type(target).__name__}"
+        )
     if classes is not None and not torch.compiler.is_compiling():
         low, high = int(wanted.min()), int(wanted.max())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             raise TargetError(f"class {wrong} is out of range: the model has {classes} classes, 0 to {classes - 1}")
     return wanted
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tensor]) -> torch.Size:
@@ -228,7 +241,7 @@ def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tens
     """
     # The error is told as ours, below; torch would also log it.
     log = logging.getLogger("torch._subclasses.fake_tensor")
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), _silenced(log):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), _silenced(log), _uncached():
         like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
         fake = [
             mode.from_tensor(x if like is None else x.to(like) if x.is_floating_point() else x.to(like.device))
@@ -246,6 +259,17 @@ def _silenced(log: logging.Logger) -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Without autocast's cache, which would keep a weight that was cast without computing, and serve it afterwards."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 class _ShapeInterpreter(fx.Interpreter):

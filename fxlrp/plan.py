@@ -105,7 +105,7 @@ class Plan:
     recipe: Recipe
     call: Call | None = None
     dtype: torch.dtype | None = None
-    _programs: dict[tuple[bool, bool], Program] = field(default_factory=dict)
+    _programs: dict[tuple[bool, bool, bool], Program] = field(default_factory=dict)
     _classes: int | None = None
 
     @cached_property
@@ -151,16 +151,23 @@ class Plan:
         """The structure of what the model returns."""
         return self.captured.returns
 
-    def program(self, *, ledger: bool = False, mixed: bool = False) -> Program:
-        """The relevance graph, with a ledger or without, for values of half or several precisions or not."""
-        mixed = mixed or self._casts
-        if (ledger, mixed) not in self._programs:
+    def program(self, *, ledger: bool = False, mixed: bool = False, rows: bool = False) -> Program:
+        """The relevance graph, emitted when it is first asked for.
+
+        Args:
+            ledger: whether it keeps a ledger.
+            mixed: whether it is for values of half or several precisions.
+            rows: whether it is for many targets.
+        """
+        key = (ledger, mixed or self._casts, rows)
+        if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
-            self._programs[ledger, mixed] = emit(
-                self.forward, self.explained, recipe.start, recipe.checkpoints, ledger=ledger, mixed=mixed
+            self._programs[key] = emit(
+                self.forward, self.explained, recipe.start, recipe.checkpoints,
+                ledger=ledger, mixed=mixed or self._casts, rows=rows,
             )
-        return self._programs[ledger, mixed]
+        return self._programs[key]
 
     def serves(self, call: Call, dtype: torch.dtype | None) -> bool:
         """Whether this graph was captured for calls like ``call`` of a model in ``dtype``."""

@@ -21,15 +21,16 @@ def token_relevance(relevance: Tensor) -> Tensor:
     """The relevance of tokens: the sum over the features of their embeddings.
 
     Args:
-        relevance: (batch, tokens, features), as an explanation has it for an input of token numbers.
+        relevance: (batch, tokens, features), as an explanation has it for an input of token numbers; of several
+            targets (batch, rows, tokens, features).
 
     Returns:
-        (batch, tokens); zeros for padding that the model masks.
+        (batch, tokens), or (batch, rows, tokens); zeros for padding that the model masks.
 
     Raises:
         InputError: it has another shape, as that of a mask has, or is a tuple for several inputs.
     """
-    if isinstance(relevance, Tensor) and relevance.dim() == 3 and relevance.is_floating_point():
+    if isinstance(relevance, Tensor) and relevance.dim() in (3, 4) and relevance.is_floating_point():
         return relevance.sum(dim=-1)
     hint = "; take that of the tokens from explanation.by_input" if isinstance(relevance, tuple) else ""
     raise InputError(

@@ -138,6 +138,15 @@ def test_one_explainer_serves_with_autocast_and_without():
     assert_close(mixed, before.relevance, 0.1)
 
 
+def test_checking_a_target_leaves_nothing_in_autocasts_cache():
+    model, x = made("residual")
+    explainer = fxlrp.compile(model)
+    with autocast():
+        explanation = explainer(x, target=1)
+        assert type(explanation.relevance) is torch.Tensor
+        assert torch.isfinite(explanation.relevance).all()
+
+
 def test_an_error_leaves_autocast_as_it_was():
     def fails(output, target):
         raise KeyError("no relevance today")

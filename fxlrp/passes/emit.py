@@ -22,7 +22,7 @@ from fxlrp.passes.propagate import Relevance, propagate
 from fxlrp.passes.values import Values
 from fxlrp.rules.items import Items, item_sum
 from fxlrp.rules.rule import Shares
-from fxlrp.rules.start import NONNEGATIVE, Start, resolve_target, total
+from fxlrp.rules.start import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
 from fxlrp.vocabulary import Kind
 
 
@@ -31,7 +31,10 @@ class Program:
     """An emitted graph and what its outputs are.
 
     Its graph module maps ``(*inputs, target)`` to a dict: ``relevance`` (one an input),
-    ``output``, ``target``, ``start``, ``checkpoints``, and ``ledger`` where one is kept.
+    ``output``, ``target``, ``start``, ``checkpoints``, and ``ledger`` where one is kept. Of a
+    program for rows the arguments are ``(*inputs, targets, row)``: targets are (rows, batch),
+    and explained is that of number ``row``. Mapped over ``row`` by ``torch.vmap``, all that
+    does not depend on it is computed once.
     """
 
     module: fx.GraphModule
@@ -40,7 +43,7 @@ class Program:
 
 def emit(
     forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...] = (), *,
-    ledger: bool = False, mixed: bool = False,
+    ledger: bool = False, mixed: bool = False, rows: bool = False,
 ) -> Program:
     """Write the relevance of ``output`` back to the inputs.
 
@@ -52,15 +55,16 @@ def emit(
         ledger: also compute what each node received, handed on and absorbed.
         mixed: forward values may be of several precisions or of half; relevance is computed in that
             of the output, but at least in float32.
+        rows: whether the target is one of many, see :class:`Program`.
 
     Raises:
         PatternError: a checkpoint is no module that the graph passes through.
     """
-    return _Emitter(forward, output, ledger=ledger, mixed=mixed).run(start, checkpoints)
+    return _Emitter(forward, output, ledger=ledger, mixed=mixed, rows=rows).run(start, checkpoints)
 
 
 class _Emitter:
-    def __init__(self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, mixed: bool) -> None:
+    def __init__(self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, mixed: bool, rows: bool) -> None:
         self.forward = forward
         self.output = output
         self.graph = fx.Graph()
@@ -72,23 +76,19 @@ class _Emitter:
         self.flows: dict[tuple[fx.Node, fx.Node], fx.Proxy] = {}
         self.values = Values(self.graph, self.copies, self.builder, output, mixed=mixed)
         self.keeps_ledger = ledger
+        self.many = rows
         self.rows: list[RowHead] = []
         self.amounts: list[list[fx.Proxy]] = []
 
     def run(self, start: Start | nn.Module, checkpoints: tuple[str, ...]) -> Program:
         output = self.output
         inputs = [node for node in self.forward.graph.nodes if node.op == "placeholder"]
-        target = self._target_placeholder(inputs)
-        self.values.positions.batch = self._batch(self.copies[inputs[0]])
+        target = self._placeholder("target", self.copies[inputs[-1]])
+        row = self._placeholder("row", target.node) if self.many else None
+        self.values.positions.batch = self._batch(self.copies[inputs[0]], (target if row is None else row).node)
         self._scope(output, "start", role="start")
-        value = self.values.value(output)
-        wanted = resolve_target(value, target)
         modules: dict[str, Any] = {}
-        if isinstance(start, nn.Module):
-            modules["start"] = start
-            beginning: Any = self.builder.create_proxy("call_module", "start", (value, wanted), {})
-        else:
-            beginning = start(value, wanted)
+        beginning, wanted = self._start(start, target, row, modules)
         self._hand(output, None, beginning)
         if start not in NONNEGATIVE:
             self.signed.add(output)
@@ -107,6 +107,19 @@ class _Emitter:
             results["ledger"] = self.amounts
         self.graph.output(fx.node.map_aggregate(results, lambda v: v.node if isinstance(v, fx.Proxy) else v))
         return Program(self._assemble(modules), self.rows)
+
+    def _start(self, start: Start | nn.Module, target: Any, row: Any, modules: dict[str, Any]) -> tuple[Any, Any]:
+        """The relevance that enters, and the class that it is of; a start that is a module is added to ``modules``."""
+        value = self.values.value(self.output)
+        if row is not None:
+            modules["start"] = RowsOfStarts(start)
+            starts: Any = self.builder.create_proxy("call_module", "start", (value, target), {})
+            return one_row(starts, row), one_row(target, row)
+        wanted = resolve_target(value, target)
+        if isinstance(start, nn.Module):
+            modules["start"] = start
+            return self.builder.create_proxy("call_module", "start", (value, wanted), {}), wanted
+        return start(value, wanted), wanted
 
     def _arrived(self, node: fx.Node) -> Any:
         """The relevance of an input; for integers that of their lookups, features side by side."""
@@ -207,21 +220,21 @@ class _Emitter:
             )
         return next(iter(found.values())) if len(found) == 1 else tuple(found.values())
 
-    def _target_placeholder(self, inputs: list[fx.Node]) -> Any:
-        with self.graph.inserting_after(self.copies[inputs[-1]]):
-            node = self.graph.placeholder("target", default_value=None)
-        node.meta[KEY] = Facts(facts(inputs[-1]).origin)
-        self._target_node = node
+    def _placeholder(self, name: str, before: fx.Node) -> Any:
+        """One more argument of the program, behind the node ``before``."""
+        with self.graph.inserting_after(before):
+            node = self.graph.placeholder(name, default_value=None)
+        node.meta[KEY] = Facts(facts(before).origin)
         return self.builder.proxy_of(node)
 
-    def _batch(self, first: fx.Node) -> fx.Proxy:
-        """How many items there are; emitted for good where it is asked for."""
-        with self.graph.inserting_after(self._target_node):
+    def _batch(self, first: fx.Node, last: fx.Node) -> fx.Proxy:
+        """How many items there are, read off ``first`` behind the ``last`` argument; emitted where it is asked for."""
+        with self.graph.inserting_after(last):
             shape = self.graph.create_node("call_function", getattr, (first, "shape"), {}, "input_shape")
         with self.graph.inserting_after(shape):
             batch = self.graph.create_node("call_function", getitem, (shape, 0), {}, "batch")
         for node in (shape, batch):
-            node.meta[KEY] = Facts(self._target_node.meta[KEY].origin)
+            node.meta[KEY] = Facts(facts(last).origin)
         return self.builder.proxy_of(batch)
 
     def _scope(self, node: fx.Node, rule: str, role: str = "step") -> None:

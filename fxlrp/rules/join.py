@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import primitive, smallest_denominator, stabilize
+from fxlrp.rules.primitives import primitive, stabilize
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
 
 
@@ -40,15 +40,13 @@ def ratio(
     skip: Tensor, residual: Tensor, skip_support: Tensor | None = None, residual_support: Tensor | None = None
 ) -> Tensor:
     """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal."""
-    if skip_support is None and residual_support is None:
-        # What is added is nothing beside any value, and makes 0/0 a half.
-        nothing = smallest_denominator(skip.dtype)
-        numerator = skip.abs() + nothing
-        return numerator / (residual.abs() + nothing + numerator)
     numerator = skip.abs()
     total = numerator + residual.abs()
     undecided = total == 0
+    # An operand of zeros receives exactly that: a tiny share would turn into denormal numbers, on which CPUs are slow.
     share = numerator / total.masked_fill(undecided, 1)
+    if skip_support is None and residual_support is None:
+        return share.masked_fill(undecided, 0.5)
     ours = torch.ones_like(skip) if skip_support is None else skip_support
     theirs = torch.ones_like(residual) if residual_support is None else residual_support
     return torch.where(undecided, 0.5 * (1 + ours - theirs), share)

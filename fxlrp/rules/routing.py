@@ -39,7 +39,13 @@ def unslice(
     relevance: Tensor, shape: torch.Size, dim: int, start: int | None, end: int | None, step: int
 ) -> Tensor:
     """Zeros of ``shape``, with the slice filled in."""
-    return torch.slice_scatter(relevance.new_zeros(shape), relevance, dim, start, end, step)
+    return torch.slice_scatter(relevance.new_zeros(shape), relevance, dim, *_within(shape[dim], start, end), step)
+
+
+def _within(size: int, start: int | None, end: int | None) -> tuple[int, int]:
+    """The bounds of a slice as numbers from 0 to ``size``: vmap does not take ``x[1:]`` for what it is."""
+    first, last, _ = slice(start, end).indices(size)
+    return first, last
 
 
 @primitive
@@ -135,7 +141,12 @@ def unrepeat_interleave(relevance: Tensor, shape: torch.Size, repeats: int, dim:
 @primitive
 def fold_axis(relevance: Tensor, shape: torch.Size, dim: int, size: int, step: int) -> Tensor:
     """Add the windows that ``Tensor.unfold`` cut back up."""
-    return aten.unfold_backward(relevance, shape, dim, size, step)
+    axis = dim % len(shape)
+    windows = torch.arange(relevance.shape[axis], device=relevance.device) * step
+    places = windows.unsqueeze(1) + torch.arange(size, device=relevance.device)
+    # Not ATen's unfold_backward, which vmap would call row by row.
+    cut = relevance.movedim(-1, axis + 1).flatten(axis, axis + 1)
+    return relevance.new_zeros(shape).index_add(axis, places.flatten(), cut)
 
 
 @primitive
@@ -181,7 +192,8 @@ def drop(relevance: Tensor, mask: Tensor) -> Tensor:
 def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | None, step: int) -> list[Tensor]:
     """The relevance of a value, and of the slice that was written into it."""
     part = aten.slice(relevance, dim, start, end, step)
-    return [torch.slice_scatter(relevance, torch.zeros_like(part), dim, start, end, step), part]
+    bounds = _within(relevance.shape[dim], start, end)
+    return [torch.slice_scatter(relevance, torch.zeros_like(part), dim, *bounds, step), part]
 
 
 @primitive

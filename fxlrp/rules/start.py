@@ -78,6 +78,28 @@ STARTS: dict[str, Start] = {"probability": probability, "logit": logit, "one": o
 """The starts that ``compile(start=…)`` knows by name."""
 
 
+@primitive
+def one_row(values: Tensor, row: Tensor) -> Tensor:
+    """The entry ``row``, a number, of values (rows, ...)."""
+    return values.index_select(0, row.reshape(1)).squeeze(0)
+
+
+class RowsOfStarts(torch.nn.Module):
+    """A start for many targets: called for each, so that whatever it is it gets (batch,) targets as ever.
+
+    Args:
+        start: a start.
+    """
+
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+        self.start = start
+
+    def forward(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The relevance of ``output`` for targets (rows, batch): (rows, *output)."""
+        return torch.stack([self.start(output, target) for target in targets])
+
+
 class CustomStart(torch.nn.Module):
     """A caller's own start, checked each time it is used."""
 
