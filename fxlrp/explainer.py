@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.attribution import Attribution
 from fxlrp.capture import Call, bind, input_counts
 from fxlrp.errors import CaptureError, NotCapturedError
 from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
@@ -53,7 +54,7 @@ class Explanation:
         return dict(zip(self.inputs, several, strict=True))
 
 
-class Explainer(nn.Module):
+class Explainer(Attribution, nn.Module):
     """A compiled explanation, made by :func:`fxlrp.compile`.
 
     It uses the model's own tensors and follows their updates; it never changes the model.
@@ -109,6 +110,9 @@ class Explainer(nn.Module):
             TargetError: the target is no class of the model.
             CaptureError: this first call shows that the model cannot be captured.
         """
+        return self._explain(*self._split(inputs, named, target))
+
+    def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
         plan, tensors, target = self._prepare(inputs, named, target)
         results = self._run(plan, tensors, target)
         relevance = results["relevance"]
@@ -127,7 +131,7 @@ class Explainer(nn.Module):
         Raises:
             InputError, TargetError, CaptureError: as for an explanation.
         """
-        plan, tensors, target = self._prepare(inputs, named, target)
+        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
         results = self._run(plan, tensors, target, ledger=True)
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
         rows = plan.program(ledger=True, mixed=self._is_half(tensors)).rows
@@ -225,8 +229,6 @@ class Explainer(nn.Module):
     def _prepare(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
     ) -> tuple[Plan, list[Tensor], Tensor | None]:
-        if target is None and self._ends_with_target(inputs, named):
-            *inputs, target = inputs  # type: ignore[assignment]
         plan, tensors = self._plan, list(inputs)
         if plan is None or not plan.fits(inputs, named, self._weights.dtype_now()):
             call, tensors = bind(self._weights.model, inputs, named)
@@ -237,6 +239,14 @@ class Explainer(nn.Module):
         first = tensors[0]
         classes = plan.class_count(tensors) if target is not None else None
         return plan, tensors, check_target(target, first.shape[0], classes, first.device)
+
+    def _split(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """The arguments of a call, with a target that follows the inputs taken from them."""
+        if target is None and self._ends_with_target(inputs, named):
+            *inputs, target = inputs  # type: ignore[assignment]
+        return tuple(inputs), named, target
 
     def _ends_with_target(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether the last positional argument is one more than the inputs, and so the target."""
