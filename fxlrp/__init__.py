@@ -12,11 +12,12 @@ from fxlrp.heatmap import heatmap, quantize_heat
 from fxlrp.ledger import Ledger
 from fxlrp.passes.joins import Join
 from fxlrp.presets import PRESETS, Preset
+from fxlrp.smoothgrad import smooth
 from fxlrp.text import token_relevance
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS", "Explainer", "Explanation", "Join", "Ledger", "Preset",
-    "compile", "errors", "heatmap", "quantize_heat", "rules", "token_relevance", "vocabulary",
+    "compile", "errors", "heatmap", "quantize_heat", "rules", "smooth", "token_relevance", "vocabulary",
 ]  # fmt: skip
