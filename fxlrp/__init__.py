@@ -12,12 +12,13 @@ from fxlrp.heatmap import heatmap, quantize_heat
 from fxlrp.ledger import Ledger
 from fxlrp.passes.joins import Join
 from fxlrp.presets import PRESETS, Preset
+from fxlrp.quantus import quantus_explain
 from fxlrp.smoothgrad import smooth
 from fxlrp.text import token_relevance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "PRESETS", "Explainer", "Explanation", "Join", "Ledger", "Preset",
-    "compile", "errors", "heatmap", "quantize_heat", "rules", "smooth", "token_relevance", "vocabulary",
+    "PRESETS", "Explainer", "Explanation", "Join", "Ledger", "Preset", "compile", "errors", "heatmap",
+    "quantize_heat", "quantus_explain", "rules", "smooth", "token_relevance", "vocabulary",
 ]  # fmt: skip
