@@ -153,7 +153,7 @@ def test_a_graph_goes_when_the_explanation_goes():
     saved = []
 
     def pack(value):
-        kept = Saved(value)
+        kept = Saved(value.detach())  # with its own graph it would keep itself
         saved.append(weakref.ref(kept))
         return kept
 
