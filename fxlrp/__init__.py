@@ -12,11 +12,13 @@ from fxlrp.heatmap import heatmap, quantize_heat
 from fxlrp.ledger import Ledger
 from fxlrp.passes.joins import Join, JoinKind
 from fxlrp.presets import PRESETS, Preset
+from fxlrp.quantus import quantus_explain
+from fxlrp.smoothgrad import smooth
 from fxlrp.text import token_relevance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset",
-    "compile", "errors", "heatmap", "presets", "quantize_heat", "rules", "token_relevance", "vocabulary",
+    "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "compile", "errors", "heatmap",
+    "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "token_relevance", "vocabulary",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.attribution import Attribution
 from fxlrp.capture import Call, bind, input_counts
 from fxlrp.errors import CaptureError, NotCapturedError, TargetError
 from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
@@ -58,7 +59,7 @@ class Explanation:
         return dict(zip(self.inputs, several, strict=True))
 
 
-class Explainer(nn.Module):
+class Explainer(Attribution, nn.Module):
     """A compiled explanation, made by :func:`fxlrp.compile`.
 
     It uses the model's own tensors and follows their updates; it never changes the model.
@@ -119,6 +120,11 @@ class Explainer(nn.Module):
             CaptureError: this first call shows that the model cannot be captured.
         """
         check_chunk(chunk)
+        return self._explain(*self._split(inputs, named, target), chunk=chunk)
+
+    def _explain(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, chunk: int | None = None
+    ) -> Explanation:
         plan, tensors, target = self._prepare(inputs, named, target)
         results = self._run(plan, tensors, target, chunk=chunk)
         relevance = results["relevance"]
@@ -137,7 +143,7 @@ class Explainer(nn.Module):
         Raises:
             InputError, TargetError, CaptureError: as for an explanation; a ledger is of one target an item.
         """
-        plan, tensors, target = self._prepare(inputs, named, target)
+        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
         if target is not None and target.dim() == 2:
             raise TargetError("a ledger is of one target an item: ask for one at a time")
         results = self._run(plan, tensors, target, ledger=True)
@@ -243,8 +249,6 @@ class Explainer(nn.Module):
     def _prepare(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
     ) -> tuple[Plan, list[Tensor], Tensor | None]:
-        if target is None and self._ends_with_target(inputs, named):
-            *inputs, target = inputs  # type: ignore[assignment]
         plan, tensors = self._plan, list(inputs)
         if plan is None or not plan.fits(inputs, named, self._weights.dtype_now()):
             call, tensors = bind(self._weights.model, inputs, named)
@@ -255,6 +259,14 @@ class Explainer(nn.Module):
         first = tensors[0]
         classes = plan.class_count(tensors) if target is not None else None
         return plan, tensors, check_target(target, first.shape[0], classes, first.device)
+
+    def _split(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """The arguments of a call, with a target that follows the inputs taken from them."""
+        if target is None and self._ends_with_target(inputs, named):
+            *inputs, target = inputs  # type: ignore[assignment]
+        return tuple(inputs), named, target
 
     def _ends_with_target(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether the last positional argument is one more than the inputs, and so the target."""
