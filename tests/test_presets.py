@@ -18,7 +18,7 @@ def test_a_preset_takes_rules_of_the_right_family_only():
         fxlrp.compile(NET, fxlrp.Preset("mine", linear=Winner()))
     with pytest.raises(RuleError, match="late=None, and late takes a LinearRule"):
         fxlrp.compile(NET, fxlrp.Preset("mine", late=(3, None)))
-    with pytest.raises(RuleError, match="must be a rule of fxlrp.rules"):
+    with pytest.raises(RuleError, match="must be a rule of fxlrp"):
         fxlrp.compile(NET, fxlrp.Preset("mine", rules={"stem": 1}))
 
 
