@@ -15,6 +15,7 @@ import fxlrp
 from fxlrp.rules import Epsilon, SignedSplit
 
 PRESETS = {name: fxlrp.PRESETS[name] for name in ("conserving", "otsuki2024", "attnlrp", "cp_lrp")}
+COMPOSITES = [name for name in fxlrp.PRESETS if name not in (*PRESETS, "otsuki2024_mixture")]
 PRESETS["epsilon"] = fxlrp.Preset("epsilon", linear=Epsilon(1e-2), split=SignedSplit(1e-2))
 
 
@@ -54,6 +55,13 @@ def assert_gradients(model, x, preset, **options):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gradients_of_relevance_of_images(preset, start):
     assert_gradients(Images(), torch.randn(2, 2, 6, 6), PRESETS[preset], start=start)
+
+
+@pytest.mark.parametrize("preset", COMPOSITES)
+def test_gradients_of_relevance_under_the_composites(preset):
+    # The first convolution takes two channels; a box must hold the input.
+    chosen = fxlrp.presets.epsilon_gamma_box(-5, 5) if preset == "epsilon_gamma_box" else fxlrp.PRESETS[preset]
+    assert_gradients(Images(), torch.randn(2, 2, 6, 6), chosen, start="logit")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

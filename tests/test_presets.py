@@ -8,7 +8,7 @@ from torch import nn
 
 import fxlrp
 from fxlrp.errors import RuleError
-from fxlrp.rules import Epsilon, Gamma, Winner, ZBox, ZPlus
+from fxlrp.rules import Epsilon, Gamma, Part, Winner, ZBox, ZPlus
 
 NET = RandomNet(NetPlan([BlockPlan(), BlockPlan(skip="projection"), BlockPlan(skip="dense")])).double().eval()
 
@@ -103,3 +103,19 @@ def test_gamma_is_epsilon_at_zero_and_nears_z_plus():
 
     assert_close(map_of(Gamma(0, stabilizer=1e-6)), map_of(Epsilon(1e-6)))
     assert_close(map_of(Gamma(1e9, stabilizer=1e-9)), map_of(ZPlus(vanishing="absorb")), 1e-6)
+
+
+def test_a_rule_of_ones_own_is_a_few_lines():
+    class OnlyPositiveInputs(fxlrp.rules.LinearRule):
+        """The example of docs/design.md."""
+
+        def parts(self, layer):
+            return [Part(layer.term(fxlrp.rules.positive(layer.x), fxlrp.rules.positive), layer.bias)]
+
+    model, x = nn.Sequential(nn.Linear(5, 4)).double().eval(), torch.rand(3, 5, dtype=torch.float64) - 0.1
+    nn.init.uniform_(model[0].weight, -0.2, 1)  # no output without a positive contribution
+    relevance = torch.rand(3, 4, dtype=torch.float64)
+    explainer = fxlrp.compile(model, fxlrp.Preset("own", linear=OnlyPositiveInputs()), start=lambda o, t: relevance)
+    contributions = model[0].weight.detach().clamp(min=0) * x.clamp(min=0)[:, None, :]
+    expected = (contributions * (relevance / contributions.sum(2))[..., None]).sum(1)
+    assert_close(explainer(x).relevance, expected)
