@@ -17,7 +17,9 @@ BIAS = "bias"
 CONSTANT = "constant"
 PADDING = "padding"
 
-REASONS = (STABILIZER, BIAS, CONSTANT, PADDING)
+CONDITION = "condition"
+
+REASONS = (STABILIZER, BIAS, CONSTANT, PADDING, CONDITION)
 """Why relevance may be absorbed; the ledger has one total for each."""
 
 Amount = Callable[[], Tensor | list[Tensor]]
