@@ -175,14 +175,15 @@ class _Emitter:
     def _condition(self, node: fx.Node) -> None:
         """Mask what readers outside of a conditioned module hand to its output ``node``."""
         around = [(name, inside) for name, calls in self.conditions for inside in calls if node in inside]
-        if not around:
+        if not around or isinstance(self.received[node], list):
             return
+        masked = len(self.points)
         parts: dict[Any, Any] = {reader: share for (value, reader), share in self.flows.items() if value is node}
         if node is self.output:
             parts[None] = self.beginning
         for name, inside in sorted(around, key=lambda module: -len(module[1])):  # from the outermost in
             outside = [reader for reader in parts if reader not in inside]
-            if not outside or isinstance(self.received[node], list):
+            if not outside:
                 continue
             self._scope(node, "Condition")
             position = self.values.positions.of(node)
@@ -199,6 +200,8 @@ class _Emitter:
                 nothing: Any = torch.zeros_like(sums[0])
                 self.amounts.append([*sums[:2], nothing, sums[2]])
                 self.rows.append(RowHead(node.name, name, CONDITION, "", (CONDITION,)))
+        if len(self.points) == masked:
+            return
         self.received[node] = _added(list(parts.values()))
         self._name_relevance(self.received[node], node.name, node.name)
 
