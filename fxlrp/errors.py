@@ -45,6 +45,10 @@ class TargetError(FxlrpError, ValueError):
     """A target is not a class of the model, or not one class an item."""
 
 
+class ConditionError(FxlrpError, ValueError):
+    """A condition does not fit the output of its module, or conditions do not fit the targets."""
+
+
 class StartError(FxlrpError, ValueError):
     """The starting relevance does not fit the output of the model."""
 

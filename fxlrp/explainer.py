@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture import Call, bind, input_counts
-from fxlrp.errors import CaptureError, NotCapturedError, TargetError
-from fxlrp.inputs import check_examples, check_inputs, check_target, output_shape
+from fxlrp.conditions import Conditions, count_rows, masks, read_conditions
+from fxlrp.errors import CaptureError, ConditionError, NotCapturedError, TargetError
+from fxlrp.inputs import check_examples, check_inputs, check_target, forward_shapes
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.facts import has_facts
 from fxlrp.passes.joins import Join
@@ -30,8 +31,8 @@ from fxlrp.weights import Weights
 class Explanation:
     """Relevance, and what it explains.
 
-    Where several targets were asked for, all but the output has an axis of rows behind the
-    batch: relevance (batch, rows, ...), target and start (batch, rows).
+    Where several targets or conditions were asked for, all but the output has an axis of rows
+    behind the batch: relevance (batch, rows, ...), target and start (batch, rows).
 
     Attributes:
         relevance: like the input, (batch, ...); a tuple of them for several inputs. For an
@@ -101,7 +102,9 @@ class Explainer(Attribution, nn.Module):
             args, kwargs = _arguments(example_inputs)
             self._plan_for(*bind(model, args, kwargs))
 
-    def forward(self, *inputs: Any, target: Any = None, chunk: int | None = None, **named: Any) -> Explanation:
+    def forward(
+        self, *inputs: Any, target: Any = None, conditions: Any = None, chunk: int | None = None, **named: Any
+    ) -> Explanation:
         """Explain ``inputs``; a target may also follow them as the last positional argument.
 
         Args:
@@ -111,22 +114,31 @@ class Explainer(Attribution, nn.Module):
                 tensor (batch,). Several in one call, which share the forward pass and all else
                 that does not depend on the class: a list or a range of ints, for every item, or
                 an integer tensor (batch, rows).
-            chunk: how many of several targets to compute at once, which bounds the memory; each
-                chunk runs the forward pass anew. ``None``: all.
+            conditions: ``{module name: channels}``: of the relevance at the output of the module keep
+                these channels alone (concept relevance propagation, Achtibat et al., Nature Machine
+                Intelligence 2023); of several modules one after the other. Channels are a list of
+                numbers, or a mask, of truths or floating point, that broadcasts to the output without
+                the batch. A list of such dicts: as many rows; with as many targets, row k has target k
+                and condition k.
+            chunk: how many rows to compute at once, which bounds the memory; each chunk runs the
+                forward pass anew. ``None``: all.
 
         Raises:
             InputError: an input does not fit the model.
             TargetError: the target is no class of the model.
+            ConditionError: a condition does not fit the output of its module.
+            PatternError: a condition names no module that relevance passes.
             CaptureError: this first call shows that the model cannot be captured.
         """
         check_chunk(chunk)
-        return self._explain(*self._split(inputs, named, target), chunk=chunk)
+        return self._explain(*self._split(inputs, named, target), conditions=conditions, chunk=chunk)
 
     def _explain(
-        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, chunk: int | None = None
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, conditions: Any = None,
+        chunk: int | None = None,
     ) -> Explanation:
         plan, tensors, target = self._prepare(inputs, named, target)
-        results = self._run(plan, tensors, target, chunk=chunk)
+        results = self._run(plan, tensors, target, read_conditions(conditions), chunk=chunk)
         relevance = results["relevance"]
         return Explanation(
             relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
@@ -137,18 +149,24 @@ class Explainer(Attribution, nn.Module):
             inputs=tuple(spec.name for spec in plan.inputs),
         )
 
-    def ledger(self, *inputs: Any, target: Any = None, **named: Any) -> Ledger:
+    def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
 
+        What a condition took away has a row of its own, and the reason ``"condition"``.
+
         Raises:
-            InputError, TargetError, CaptureError: as for an explanation; a ledger is of one target an item.
+            InputError, TargetError, ConditionError, PatternError, CaptureError: as for an explanation; a
+                ledger is of one target an item, and of one condition.
         """
         plan, tensors, target = self._prepare(*self._split(inputs, named, target))
+        asked = read_conditions(conditions)
         if target is not None and target.dim() == 2:
             raise TargetError("a ledger is of one target an item: ask for one at a time")
-        results = self._run(plan, tensors, target, ledger=True)
+        if asked is not None and asked.many:
+            raise ConditionError("a ledger is of one condition, a dict: ask for one at a time")
+        results = self._run(plan, tensors, target, asked, ledger=True)
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
-        rows = plan.program(ledger=True, mixed=self._is_half(tensors)).rows
+        rows = results["rows"]
         return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
 
     @property
@@ -286,25 +304,34 @@ class Explainer(Attribution, nn.Module):
         return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(tensors[0].device.type)
 
     def _run(
-        self, plan: Plan, inputs: list[Tensor], target: Tensor | None, *, ledger: bool = False, chunk: int | None = None
+        self, plan: Plan, inputs: list[Tensor], target: Tensor | None, conditions: Conditions | None, *,
+        ledger: bool = False, chunk: int | None = None,
     ) -> dict[str, Any]:
-        rows = target is not None and target.dim() == 2
-        program = plan.program(ledger=ledger, mixed=self._is_half(inputs), rows=rows)
+        count = count_rows(conditions, target)
+        program = plan.program(
+            ledger=ledger, mixed=self._is_half(inputs), rows=target is not None and target.dim() == 2,
+            conditions=conditions.modules if conditions else (),
+        )
+        masked: list[Tensor] = []
+        if conditions is not None:
+            masked = masks(conditions, program.points, plan.forward.graph, plan.shapes(inputs), inputs[0].device)
         if self._weights.add(program.module):
             self._weights.refresh()
         mixed = torch.is_autocast_enabled(inputs[0].device.type)
         run = Mixed(program.module).run if mixed else program.module
         try:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                if target is not None and rows:
-                    return run_rows(run, inputs, target.T, chunk)
-                results: dict[str, Any] = run(*inputs, target)
+                results: dict[str, Any]
+                if count is None:
+                    results = {**run(*inputs, target, *(mask[0] for mask in masked))}
+                else:
+                    results = run_rows(run, inputs, target, masked, count, chunk)
         except RuntimeError:
             # Shapes that the model cannot take: say which layer, instead of which kernel.
             if not torch.compiler.is_compiling():
-                output_shape(plan.forward, plan.explained, inputs)
+                forward_shapes(plan.forward, inputs)
             raise
-        return results
+        return {**results, "rows": program.rows}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Explainer:
         # nn.Module would convert the tensors in place, and they are the model's.

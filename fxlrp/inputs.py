@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fxlrp.capture import Call
 from fxlrp.capture.captured import Shape
 from fxlrp.errors import InputError, TargetError
-from fxlrp.passes.channels import channels, tensor_of, weight_shape
+from fxlrp.passes.channels import Shapes
 from fxlrp.passes.facts import facts
+from fxlrp.passes.layers import channels, tensor_of, weight_shape
 from fxlrp.vocabulary import Kind
 
 
@@ -233,8 +234,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tensor]) -> torch.Size:
-    """The shape that ``output`` would have, found without computing.
+def forward_shapes(forward: fx.GraphModule, inputs: Sequence[Tensor]) -> Shapes:
+    """The shapes that all values would have, found without computing.
 
     Raises:
         InputError: the model cannot take inputs of these shapes; the failing layer is named.
@@ -247,9 +248,9 @@ def output_shape(forward: fx.GraphModule, output: fx.Node, inputs: Sequence[Tens
             mode.from_tensor(x if like is None else x.to(like) if x.is_floating_point() else x.to(like.device))
             for x in inputs
         ]
-        shaped = _ShapeInterpreter(forward, output)
+        shaped = _ShapeInterpreter(forward)
         shaped.run(*fake)
-    return shaped.shape
+    return shaped.shapes
 
 
 @contextmanager
@@ -275,11 +276,9 @@ def _uncached() -> Iterator[None]:
 class _ShapeInterpreter(fx.Interpreter):
     """Runs a forward graph on fake tensors, and tells which node cannot go on."""
 
-    shape: torch.Size
-
-    def __init__(self, forward: fx.GraphModule, output: fx.Node) -> None:
+    def __init__(self, forward: fx.GraphModule) -> None:
         super().__init__(forward)
-        self.wanted = output
+        self.shapes: Shapes = {}
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
@@ -292,8 +291,10 @@ class _ShapeInterpreter(fx.Interpreter):
             raise InputError(
                 f"the model cannot take an input of this shape: at {path!r}, on {shapes}: {error}"
             ) from error
-        if n is self.wanted:
-            self.shape = value.shape
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        elif isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+            self.shapes[n] = [v.shape for v in value]
         return value
 
 

@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture import Call, Captured, check_model, export, trace
 from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.errors import CaptureError, PatternError, UnknownOperationError
-from fxlrp.inputs import InputSpec, input_specs, output_shape
+from fxlrp.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.passes.annotate import Annotate
 from fxlrp.passes.assign import Assign, check_preset, override
 from fxlrp.passes.canonicalize import canonicalize
+from fxlrp.passes.channels import Shapes
 from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
 from fxlrp.passes.fold import FoldNorms
@@ -105,7 +106,8 @@ class Plan:
     recipe: Recipe
     call: Call | None = None
     dtype: torch.dtype | None = None
-    _programs: dict[tuple[bool, bool, bool], Program] = field(default_factory=dict)
+    _programs: dict[tuple[bool, bool, bool, tuple[str, ...]], Program] = field(default_factory=dict)
+    _shapes: tuple[Any, Shapes] | None = None
     _classes: int | None = None
 
     @cached_property
@@ -151,21 +153,24 @@ class Plan:
         """The structure of what the model returns."""
         return self.captured.returns
 
-    def program(self, *, ledger: bool = False, mixed: bool = False, rows: bool = False) -> Program:
+    def program(
+        self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = ()
+    ) -> Program:
         """The relevance graph, emitted when it is first asked for.
 
         Args:
             ledger: whether it keeps a ledger.
             mixed: whether it is for values of half or several precisions.
             rows: whether it is for many targets.
+            conditions: the modules at whose output it masks relevance.
         """
-        key = (ledger, mixed or self._casts, rows)
+        key = (ledger, mixed or self._casts, rows, conditions)
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
             self._programs[key] = emit(
                 self.forward, self.explained, recipe.start, recipe.checkpoints,
-                ledger=ledger, mixed=mixed or self._casts, rows=rows,
+                ledger=ledger, mixed=mixed or self._casts, rows=rows, conditions=conditions,
             )
         return self._programs[key]
 
@@ -187,9 +192,20 @@ class Plan:
             for spec, value in zip(self.inputs, inputs, strict=True)
         )
 
+    def shapes(self, inputs: Sequence[Tensor]) -> Shapes:
+        """The shape of every forward value for ``inputs``; those that were last asked for are kept.
+
+        Raises:
+            InputError: the model cannot take inputs of these shapes.
+        """
+        key = tuple(tensor.shape for tensor in inputs)
+        if self._shapes is None or self._shapes[0] != key:
+            self._shapes = key, forward_shapes(self.forward, inputs)
+        return self._shapes[1]
+
     def class_count(self, inputs: Sequence[Tensor]) -> int | None:
         """How many classes the output has, ``None`` where it is not (batch, classes)."""
         if self._classes is None:
-            shape = output_shape(self.forward, self.explained, inputs)
+            shape = self.shapes(inputs)[self.explained]
             self._classes = shape[1] if len(shape) == 2 else -1
         return self._classes if self._classes >= 0 else None

@@ -216,11 +216,11 @@ def _not_empty(cat: fx.Node) -> list[fx.Node]:
 def _module_stack(node: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:
     """The modules around a node as symbolic tracing tells them: name of the call -> (path, type)."""
     stack: OrderedDict[str, Any] = OrderedDict()
-    for called, _ in (node.meta.get("nn_module_stack") or {}).values():
-        called = called.removeprefix(_PREFIX).removeprefix(".")
-        path = _REPEATED.sub("", called)
+    for key, (called, _) in (node.meta.get("nn_module_stack") or {}).items():
+        path = _REPEATED.sub("", called.removeprefix(_PREFIX).removeprefix("."))
         if path in types and path:
-            stack[called] = (path, types[path])
+            repeated = _REPEATED.findall(key)  # the n-th call again: torch tells it of the key
+            stack[path + (repeated[-1] if repeated else "")] = (path, types[path])
     # A module that is not called but only lends its weight (the projection of nn.MultiheadAttention).
     innermost = next(reversed(stack.values()))[0] if stack else ""
     for source in node.all_input_nodes:

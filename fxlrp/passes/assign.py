@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from fxlrp.errors import PatternError, RuleError
 from fxlrp.passes.base import Pass, check
-from fxlrp.passes.channels import channels
 from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind
+from fxlrp.passes.layers import channels
 from fxlrp.presets import Preset
 from fxlrp.rules.gate import GateRule
 from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop

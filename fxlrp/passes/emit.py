@@ -15,13 +15,15 @@ from torch import fx, nn
 
 from fxlrp.errors import PatternError
 from fxlrp.ledger import RowHead
-from fxlrp.passes.building import Builder, target_name
+from fxlrp.passes.building import Builder, identifier, target_name
+from fxlrp.passes.conditions import Point, calls_of, check_modules, check_points, write_parts
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts
 from fxlrp.passes.positions import STATES
 from fxlrp.passes.propagate import Relevance, propagate
 from fxlrp.passes.values import Values
-from fxlrp.rules.items import Items, item_sum
-from fxlrp.rules.rule import Shares
+from fxlrp.rules.items import Items, Position, item_sum
+from fxlrp.rules.linearity import conditioned
+from fxlrp.rules.rule import CONDITION, Shares
 from fxlrp.rules.start import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
 from fxlrp.vocabulary import Kind
 
@@ -34,16 +36,19 @@ class Program:
     ``output``, ``target``, ``start``, ``checkpoints``, and ``ledger`` where one is kept. Of a
     program for rows the arguments are ``(*inputs, targets, row)``: targets are (rows, batch),
     and explained is that of number ``row``. Mapped over ``row`` by ``torch.vmap``, all that
-    does not depend on it is computed once.
+    does not depend on it is computed once. Of a program with conditions a mask follows for
+    each of its ``points``.
     """
 
     module: fx.GraphModule
     rows: list[RowHead] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
 
 
 def emit(
     forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...] = (), *,
     ledger: bool = False, mixed: bool = False, rows: bool = False,
+    conditions: tuple[str, ...] = (),
 ) -> Program:
     """Write the relevance of ``output`` back to the inputs.
 
@@ -56,15 +61,24 @@ def emit(
         mixed: forward values may be of several precisions or of half; relevance is computed in that
             of the output, but at least in float32.
         rows: whether the target is one of many, see :class:`Program`.
+        conditions: names of modules at whose output relevance is masked.
 
     Raises:
-        PatternError: a checkpoint is no module that the graph passes through.
+        PatternError: a checkpoint or a condition is no module that the graph passes through.
+        RuleError: a rule does with relevance what conditions do not understand.
     """
-    return _Emitter(forward, output, ledger=ledger, mixed=mixed, rows=rows).run(start, checkpoints)
+    emitter = _Emitter(forward, output, ledger=ledger, mixed=mixed, rows=rows, conditions=conditions)
+    return emitter.run(start, checkpoints)
 
 
 class _Emitter:
-    def __init__(self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, mixed: bool, rows: bool) -> None:
+    def __init__(
+        self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, mixed: bool, rows: bool,
+        conditions: tuple[str, ...],
+    ) -> None:
+        check_modules(forward.graph, conditions)
+        self.conditions = [(name, calls_of(forward.graph, name)) for name in conditions]
+        self.points: list[Point] = []
         self.forward = forward
         self.output = output
         self.graph = fx.Graph()
@@ -85,16 +99,23 @@ class _Emitter:
         inputs = [node for node in self.forward.graph.nodes if node.op == "placeholder"]
         target = self._placeholder("target", self.copies[inputs[-1]])
         row = self._placeholder("row", target.node) if self.many else None
-        self.values.positions.batch = self._batch(self.copies[inputs[0]], (target if row is None else row).node)
+        self.last_argument = (target if row is None else row).node
+        self.values.positions.batch = self._batch(self.copies[inputs[0]], self.last_argument)
         self._scope(output, "start", role="start")
         modules: dict[str, Any] = {}
         beginning, wanted = self._start(start, target, row, modules)
+        self.beginning = beginning
         self._hand(output, None, beginning)
         if start not in NONNEGATIVE:
             self.signed.add(output)
         for node in reversed(self.forward.graph.nodes):
-            if node in self.received and facts(node).kind is not Kind.INPUT:
+            if node not in self.received:
+                continue
+            self._condition(node)
+            if facts(node).kind is not Kind.INPUT:
                 self._propagate(node, facts(node))
+        for name, calls in self.conditions:
+            check_points(name, calls, self.points)
         self._scope(output, "start", role="result")
         results: dict[str, Any] = {
             "relevance": [self._arrived(node) for node in inputs],
@@ -106,7 +127,9 @@ class _Emitter:
         if self.keeps_ledger:
             results["ledger"] = self.amounts
         self.graph.output(fx.node.map_aggregate(results, lambda v: v.node if isinstance(v, fx.Proxy) else v))
-        return Program(self._assemble(modules), self.rows)
+        if self.conditions:
+            write_parts(self.graph, beginning.node)
+        return Program(self._assemble(modules), self.rows, self.points)
 
     def _start(self, start: Start | nn.Module, target: Any, row: Any, modules: dict[str, Any]) -> tuple[Any, Any]:
         """The relevance that enters, and the class that it is of; a start that is a module is added to ``modules``."""
@@ -148,6 +171,39 @@ class _Emitter:
                 self._hand(operand, node, share)
         if self.keeps_ledger:
             self._record(node, known, relevance, shares)
+
+    def _condition(self, node: fx.Node) -> None:
+        """Mask what readers outside of a conditioned module hand to its output ``node``."""
+        around = [(name, inside) for name, calls in self.conditions for inside in calls if node in inside]
+        if not around or isinstance(self.received[node], list):
+            return
+        masked = len(self.points)
+        parts: dict[Any, Any] = {reader: share for (value, reader), share in self.flows.items() if value is node}
+        if node is self.output:
+            parts[None] = self.beginning
+        for name, inside in sorted(around, key=lambda module: -len(module[1])):  # from the outermost in
+            outside = [reader for reader in parts if reader not in inside]
+            if not outside:
+                continue
+            self._scope(node, "Condition")
+            position = self.values.positions.of(node)
+            known = position is None or isinstance(position, Position)
+            mask = self._placeholder(f"mask_{identifier(name)}", self.last_argument)
+            self.last_argument = mask.node
+            before: Any = _added([parts.pop(reader) for reader in outside])
+            kept: Any = conditioned(before, mask, *([] if position is None else [position]))
+            parts[outside[0]] = kept
+            self.points.append(Point(name, node, position if known else None, known))
+            if self.keeps_ledger:
+                at = self.values.where(node)
+                sums: list[Any] = [item_sum(amount, *at) for amount in (before, kept, before - kept)]
+                nothing: Any = torch.zeros_like(sums[0])
+                self.amounts.append([*sums[:2], nothing, sums[2]])
+                self.rows.append(RowHead(node.name, name, CONDITION, "", (CONDITION,)))
+        if len(self.points) == masked:
+            return
+        self.received[node] = _added(list(parts.values()))
+        self._name_relevance(self.received[node], node.name, node.name)
 
     # Bookkeeping ----------------------------------------------------------------------------
 

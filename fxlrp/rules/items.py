@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxlrp.rules.primitives import primitive, smallest_denominator
+from fxlrp.rules.primitives import along, primitive, smallest_denominator
 
 
 class Position(NamedTuple):
@@ -146,18 +146,51 @@ def rescale(
         items: where the batch is in ``share``; ``None``: in front, as above.
         received_items: where it is in ``relevance``.
     """
+    if signed:
+        return rescale_along(
+            share, relevance, support, signed, items, received_items, whole=(share, relevance)
+        )
     received = sum_items(relevance, received_items)
-    kept = sum_items(share, items)
-    magnitude = share.abs() if signed else share
-    total = sum_items(magnitude, items) if signed else kept
-    # In proportion to what was received: relevance may start as small as a probability.
-    empty = total <= smallest_denominator(share.dtype) * received.abs()
-    alone = share.numel() // received.shape[0]
-    carriers = alone if support is None else sum_items(support, items).clamp(min=1)
-    even = spread_items((received / carriers).masked_fill(~empty, 0), share, items)
+    total = sum_items(share, items)
+    empty = _is_empty(total, received, share)
+    even = spread_items((received / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)
+    if support is not None:
+        even = even * support
+    # share + share · (received − total) / total, in one step
+    divisor = total.masked_fill(empty, float("inf"))
+    return torch.addcmul(even, share, spread_items(received / divisor, share, items))
+
+
+@along(rescale)
+def rescale_along(
+    share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
+    items: Items | None = None, received_items: Items | None = None, *, whole: tuple[Tensor, ...],
+) -> Tensor:
+    """Hand what ``share``, a part, lacks of ``relevance`` to its elements as the whole does.
+
+    In proportion to the magnitude of the whole share, ``whole[0]``, of the whole relevance
+    ``whole[1]``: linear in ``share`` and ``relevance``, and equal to :func:`rescale` where
+    they are the whole. The other arguments are those of :func:`rescale`.
+    """
+    whole_share, whole_relevance, *_ = whole
+    received, kept = sum_items(relevance, received_items), sum_items(share, items)
+    whole_received = received if whole_relevance is relevance else sum_items(whole_relevance, received_items)
+    magnitude = whole_share.abs() if signed else whole_share
+    total = sum_items(magnitude, items)
+    empty = _is_empty(total, whole_received, share)
+    lacking = received - kept
+    even = spread_items((lacking / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)
     if support is not None:
         even = even * support
     divisor = total.masked_fill(empty, float("inf"))
-    if not signed:  # share + share · (received − total) / total, in one step
-        return torch.addcmul(even, share, spread_items(received / divisor, share, items))
-    return torch.addcmul(share + even, magnitude, spread_items((received - kept) / divisor, share, items))
+    return torch.addcmul(share + even, magnitude, spread_items(lacking / divisor, share, items))
+
+
+def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
+    """Which items have no share: nothing beside what was received, for that may be as small as a probability."""
+    return total <= smallest_denominator(share.dtype) * received.abs()
+
+
+def _carriers(share: Tensor, support: Tensor | None, items: Items | None, received: Tensor) -> Tensor | int:
+    """How many elements of an item carry signal."""
+    return share.numel() // received.shape[0] if support is None else sum_items(support, items).clamp(min=1)

@@ -33,6 +33,21 @@ def primitive(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+Along = Callable[..., Tensor]
+"""How a step that is not linear in relevance acts on a part of it: called as the step is, with the
+part's relevance, and with ``whole``, the arguments of the step for all of the relevance."""
+
+
+def along(step: Callable[..., object]) -> Callable[[Along], Along]:
+    """Say how ``step`` is made linear at the relevance of the whole explanation; see ``fxlrp.rules.linearity``."""
+
+    def register(part: Along) -> Along:
+        vars(step)["along"] = part
+        return part
+
+    return register
+
+
 def _first_proxy(values: object) -> fx.Proxy | None:
     if isinstance(values, fx.Proxy):
         return values
@@ -54,6 +69,18 @@ def positive(weight: Tensor) -> Tensor:
 def negative(weight: Tensor) -> Tensor:
     """The negative part, w⁻ or x⁻ (not above zero)."""
     return weight.clamp(max=0)
+
+
+@along(positive)
+def positive_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
+    """Where the whole is positive, whatever its part is."""
+    return relevance * (whole[0] > 0)
+
+
+@along(negative)
+def negative_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
+    """Where the whole is negative, whatever its part is."""
+    return relevance * (whole[0] < 0)
 
 
 @primitive

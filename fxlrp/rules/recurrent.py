@@ -12,7 +12,7 @@ from torch import Tensor
 from fxlrp.rules.join import RatioSplit, SplitRule
 from fxlrp.rules.linear import LinearRule, ZPlus
 from fxlrp.rules.operations import Dense
-from fxlrp.rules.primitives import primitive
+from fxlrp.rules.primitives import along, primitive
 from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Rule, Shares
 
 _KEPT = (CONSTANT, STABILIZER, BIAS)
@@ -79,9 +79,27 @@ class Recurrent(Rule):
         def lstm_relevance(parts: Any, x: Any, states: Any, weights: Any, *form: Any) -> list[Tensor]:
             return self._back(parts, Lstm(x, states, weights, *form))
 
+        def lstm_part(parts: Any, x: Any, states: Any, weights: Any, *form: Any, whole: Any) -> Any:
+            return self._back_along(parts, whole[0], Lstm(x, states, weights, *form))
+
         form = (lstm.biases, lstm.layers, lstm.both, lstm.batch_first)
-        found = primitive(lstm_relevance)(relevance, lstm.x, lstm.states, lstm.weights, *form)
+        back = primitive(lstm_relevance)
+        along(back)(lstm_part)
+        found = back(relevance, lstm.x, lstm.states, lstm.weights, *form)
         return Shares([found[0]], {reason: partial(found.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
+
+    def _back_along(
+        self, parts: list[tuple[int, Tensor]], whole: list[tuple[int, Tensor]], lstm: Lstm
+    ) -> list[Tensor]:
+        """For a part of the relevance: the derivative at the whole, for a rescaled step is not linear."""
+        outputs = [index for index, _ in whole]
+
+        def back(*values: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self._back(list(zip(outputs, values, strict=True)), lstm))
+
+        at, direction = (tuple(value for _, value in some) for some in (whole, parts))
+        found: tuple[Tensor, ...] = torch.func.jvp(back, at, direction)[1]
+        return list(found)
 
     def _back(self, parts: list[tuple[int, Tensor]], lstm: Lstm) -> list[Tensor]:
         directions = 2 if lstm.both else 1

@@ -17,6 +17,7 @@ BIAS = "bias"
 CONSTANT = "constant"
 PADDING = "padding"
 GRADIENT = "gradient"
+CONDITION = "condition"
 
 REASONS = (STABILIZER, BIAS, CONSTANT, PADDING)
 """Why rules that conserve may absorb relevance; the ledger has one total for each."""
