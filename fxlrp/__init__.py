@@ -5,7 +5,7 @@ explanation = explainer(images)
 maps = fxlrp.heatmap(explanation.relevance)
 """
 
-from fxlrp import errors, rules, vocabulary
+from fxlrp import errors, rules, starts, vocabulary
 from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer, Explanation
 from fxlrp.heatmap import heatmap, quantize_heat
@@ -18,5 +18,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS", "Explainer", "Explanation", "Join", "Ledger", "Preset",
-    "compile", "errors", "heatmap", "quantize_heat", "rules", "token_relevance", "vocabulary",
+    "compile", "errors", "heatmap", "quantize_heat", "rules", "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip
