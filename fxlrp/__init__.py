@@ -5,7 +5,7 @@ explanation = explainer(images)
 maps = fxlrp.heatmap(explanation.relevance)
 """
 
-from fxlrp import errors, presets, rules, vocabulary
+from fxlrp import errors, presets, rules, starts, vocabulary
 from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer, Explanation
 from fxlrp.heatmap import heatmap, quantize_heat
@@ -20,5 +20,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "compile", "errors", "heatmap",
-    "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "token_relevance", "vocabulary",
+    "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip

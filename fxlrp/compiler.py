@@ -45,9 +45,10 @@ def compile(
             ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
         identity_skips: ``False``: an identity skip receives nothing, its residual branch all.
         start: the relevance that enters at the output: ``"probability"`` (softmax of a
-            (batch, classes) output), ``"logit"``, ``"one"``, ``"output"`` (the output itself, for
-            a regression or a similarity), or a callable
-            ``(output, target) -> relevance`` in the shape of the output.
+            (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
+            ``"softmax_gradient"`` (SGLRP), ``fxlrp.starts.against(other)`` (this class rather than
+            that one), ``"output"`` (the output itself, for a regression or a similarity), or a
+            callable ``(output, target) -> relevance`` in the shape of the output.
         output: which output of a model with several: a key, an index, or a callable that
             picks it from what the model returns.
         checkpoints: names of modules at whose input relevance is wanted.

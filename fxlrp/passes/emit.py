@@ -188,7 +188,7 @@ class _Emitter:
             self._scope(node, "Condition")
             position = self.values.positions.of(node)
             known = position is None or isinstance(position, Position)
-            mask = self._placeholder(f"mask_{identifier(name)}", self.last_argument)
+            mask = self._placeholder(f"mask{len(self.points)}_{identifier(name)}", self.last_argument)
             self.last_argument = mask.node
             before: Any = _added([parts.pop(reader) for reader in outside])
             kept: Any = conditioned(before, mask, *([] if position is None else [position]))

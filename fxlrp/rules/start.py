@@ -7,6 +7,7 @@ output. ``output`` is (batch, classes) for the named ones.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,6 +63,89 @@ def itself(output: Tensor, target: Tensor | None) -> Tensor:
     return output
 
 
+@primitive
+def contrastive(output: Tensor, target: Tensor | None) -> Tensor:
+    """The target's logit z_t, and −z_t / (N − 1) at each other of N classes: CLRP (Gu et al., ACCV 2018).
+
+    What speaks for the target rather than for the others. It sums to zero; the paper keeps
+    the positive part of the map.
+    """
+    classes = _two_axes(output).shape[1]
+    if classes < 2:
+        raise StartError("a contrast needs at least two classes")
+    assert target is not None
+    index = target.unsqueeze(1)
+    chosen = output.gather(1, index)
+    return (-chosen / (classes - 1)).expand_as(output).scatter(1, index, chosen)
+
+
+@primitive
+def softmax_gradient(output: Tensor, target: Tensor | None) -> Tensor:
+    """y_t (1 − y_t) at the target and −y_t y_n at the others, of probabilities y: SGLRP (Iwana et al., ICCVW 2019).
+
+    The gradient of the target's probability by the logits. It sums to zero.
+    """
+    probabilities = _two_axes(output).softmax(dim=1)
+    assert target is not None
+    index = target.unsqueeze(1)
+    chosen = probabilities.gather(1, index)
+    others = probabilities.scatter(1, index, 0)
+    # Σ others, which is 1 − y_t without what that subtraction would lose.
+    return (-chosen * others).scatter(1, index, chosen * others.sum(dim=1, keepdim=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Against:
+    """Why the target rather than another class: the target's logit, and minus the other's.
+
+    Their sum, the difference of the logits, is the log of the odds between the two. Against
+    itself a target has no relevance.
+
+    Attributes:
+        other: a class, or a tensor (batch,) of them; ``None``: of the classes beside the target
+            the strongest.
+    """
+
+    other: int | Tensor | None = None
+
+    def __call__(self, output: Tensor, target: Tensor | None) -> Tensor:
+        classes = _two_axes(output).shape[1]
+        if target is None or classes < 2:
+            raise StartError("a contrast needs at least two classes")
+        index = target.unsqueeze(1)
+        other = self._of(output, index)
+        if other.shape != target.shape:
+            raise StartError(f"against() takes a class, or one an item, ({len(target)},), not {tuple(other.shape)}")
+        if bool(((other < 0) | (other >= classes)).any()):
+            raise StartError(f"against() takes classes from 0 to {classes - 1}, not {other.tolist()}")
+        chosen = torch.zeros_like(output).scatter(1, index, output.gather(1, index))
+        against = other.unsqueeze(1)
+        return chosen - torch.zeros_like(output).scatter(1, against, output.gather(1, against))
+
+    def _of(self, output: Tensor, index: Tensor) -> Tensor:
+        if self.other is None:
+            return output.scatter(1, index, float("-inf")).argmax(dim=1)
+        if isinstance(self.other, Tensor):
+            return self.other.to(index)
+        return torch.full_like(index.squeeze(1), self.other)
+
+
+def against(other: int | Tensor | None = None) -> Start:
+    """The start for "why this class rather than that one": ``compile(model, start=against(other))``.
+
+    Args:
+        other: the other class, or one an item, (batch,); ``None``: of the classes beside the
+            target the strongest.
+
+    Raises:
+        StartError: ``other`` is neither.
+    """
+    whole = isinstance(other, Tensor) and not (other.is_floating_point() or other.dtype == torch.bool)
+    if not (other is None or whole or (isinstance(other, int) and not isinstance(other, bool))):
+        raise StartError(f"against() takes a class number, an integer tensor of them, or nothing, not {other!r}")
+    return Against(other)
+
+
 def _two_axes(output: Tensor) -> Tensor:
     if output.dim() != 2:
         raise StartError(
@@ -74,7 +158,10 @@ def _two_axes(output: Tensor) -> Tensor:
 NONNEGATIVE = frozenset({probability, one})
 """The starts that are nowhere negative."""
 
-STARTS: dict[str, Start] = {"probability": probability, "logit": logit, "one": one, "output": itself}
+STARTS: dict[str, Start] = {
+    "probability": probability, "logit": logit, "one": one, "output": itself,
+    "contrastive": contrastive, "softmax_gradient": softmax_gradient,
+}  # fmt: skip
 """The starts that ``compile(start=…)`` knows by name."""
 
 
