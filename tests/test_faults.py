@@ -102,8 +102,8 @@ def test_a_wrong_sign_fact_goes_red(monkeypatch):
     explainer = fxlrp.compile(model, start=lambda o, t: relevance, checkpoints=["b"])
     W, b = model.b.weight.detach(), model.b.bias.detach()
     hidden = model.a(x).detach()
+    expected = oracle.redistribute(fxlrp.rules.ZPlus(), W, b, hidden, relevance, torch.ones_like(W))
     with pytest.raises(AssertionError):
-        expected = oracle.redistribute(fxlrp.rules.ZPlus(), W, b, hidden, relevance, torch.ones_like(W))
         assert_close(explainer(x).checkpoints["b"], expected)
 
 
