@@ -44,7 +44,8 @@ def _gradient(values: Values, node: fx.Node, known: Facts, relevance: Relevance,
     if known.kind is Kind.LINEAR:
         ((name, operand),) = known.operands
         operation, weight, _ = _bound(values, node, name)
-        return rule(relevance, lambda r: [operation.transpose(r, weight, values.value(operand))])
+        if not operation.held:
+            return rule(relevance, lambda r: [operation.transpose(r, weight, values.value(operand))])
     operands = [values.value(operand) for _, operand in known.operands]
 
     def back(r: Relevance) -> list[Any]:

@@ -30,6 +30,9 @@ class LinearOperation:
     channel_axis = 1
     """The axis of the operand's channels, or features."""
 
+    held = False
+    """Whether the weights are made of the operand and held constant; the transpose is then no derivative."""
+
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         """The operation at ``x`` with ``weight`` in place of its own weights, without bias."""
         raise NotImplementedError
