@@ -41,7 +41,7 @@ class FoldNorms(Pass):
         if _folds(before) and _readers(before) == [norm]:
             facts(before).norm_behind = norm
             return [before.name]
-        behind = [reader for reader in _readers(norm) if _folds(reader)]
+        behind = [reader for reader in _readers(norm) if reader.op != "output" and _folds(reader)]
         for reader in behind:
             facts(reader).norm_before = norm
         return [reader.name for reader in behind]
@@ -56,4 +56,8 @@ def _folds(node: fx.Node) -> bool:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    return [user for user in node.users if user.op != "output" and facts(user).signal]
+    """Those that hand ``node`` relevance; the output is one where the node is what is explained."""
+    return [
+        user for user in node.users
+        if (user.args[0][0] is node if user.op == "output" else facts(user).signal)  # type: ignore[index]
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ from fxlrp.passes.values import Values
 from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop, vector_jacobian
 from fxlrp.rules.join import SplitRule
 from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import NormEpsilon, batch_norm_scale, batch_norm_shift, in_channels
+from fxlrp.rules.norm import NormEpsilon, all_over, batch_norm_scale, batch_norm_shift, in_channels
 from fxlrp.rules.primitives import fit
 from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
 from fxlrp.rules.routing import outside
@@ -44,7 +44,8 @@ def _gradient(values: Values, node: fx.Node, known: Facts, relevance: Relevance,
     if known.kind is Kind.LINEAR:
         ((name, operand),) = known.operands
         operation, weight, _ = _bound(values, node, name)
-        return rule(relevance, lambda r: [operation.transpose(r, weight, values.value(operand))])
+        if not operation.held:
+            return rule(relevance, lambda r: [operation.transpose(r, weight, values.value(operand))])
     operands = [values.value(operand) for _, operand in known.operands]
 
     def back(r: Relevance) -> list[Any]:
@@ -75,16 +76,19 @@ def _linear(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *
     bias = None if bias is None else operation.broadcast_bias(bias)
     if known.norm_before is not None:
         ((_, operand),) = facts(known.norm_before).operands
+    x = values.value(operand)
+    if known.norm_before is not None:
         scale, shift = _affine(values, known.norm_before)
-        shifted = operation.apply(in_channels(shift, values.value(operand)), weight)
-        weight, bias = operation.scaled_inputs(weight, scale), shifted if bias is None else bias + shifted
+        shifted = operation.apply(all_over(shift, x), weight)
+        operation, weight = operation.scaled_inputs(weight, scale, x)
+        bias = shifted if bias is None else bias + shifted
     if known.norm_behind is not None:
         scale, shift = _affine(values, known.norm_behind)
-        weight = operation.scaled_outputs(weight, scale)
-        scale, shift = operation.broadcast_bias(scale), operation.broadcast_bias(shift)
+        operation, weight = operation.scaled_outputs(weight, scale, x)
+        scale, shift = in_channels(scale, x), in_channels(shift, x)
         bias = shift if bias is None else bias * scale + shift
     about = _about(values, operand, node)
-    return rule_of(known)(operation, values.value(operand), weight, bias, relevance, signed=signed, **about)
+    return rule_of(known)(operation, x, weight, bias, relevance, signed=signed, **about)
 
 
 def _affine(values: Values, norm: fx.Node) -> tuple[Any, Any]:

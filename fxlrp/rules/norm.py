@@ -63,8 +63,14 @@ def batch_norm_shift(scale: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor
 
 @primitive
 def in_channels(values: Tensor, x: Tensor) -> Tensor:
-    """One value a channel, (channels,), all over a tensor like ``x``, (batch, channels, ...), of one item."""
-    return values.reshape(1, -1, *[1] * (x.dim() - 2)).expand(1, *x.shape[1:])
+    """One value a channel, (channels,), in a shape that adds to all that is like ``x``, (batch, channels, ...)."""
+    return values.reshape(-1, *[1] * (x.dim() - 2))
+
+
+@primitive
+def all_over(values: Tensor, x: Tensor) -> Tensor:
+    """One value a channel, (channels,), all over one item like those of ``x``."""
+    return in_channels(values, x).expand(1, *x.shape[1:])
 
 
 @primitive

@@ -30,6 +30,9 @@ class LinearOperation:
     channel_axis = 1
     """The axis of the operand's channels, or features."""
 
+    held = False
+    """Whether the weights are made of the operand and held constant; the transpose is then no derivative."""
+
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         """The operation at ``x`` with ``weight`` in place of its own weights, without bias."""
         raise NotImplementedError
@@ -46,12 +49,12 @@ class LinearOperation:
         """The operation and the weights once ``change`` was made to each; ``None`` where all become zero."""
         return self, change(weight)
 
-    def scaled_outputs(self, weight: Weight, factors: Tensor) -> Weight:
-        """The weights with each output channel scaled, as a norm behind the operation does it."""
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        """The operation and the weights with a norm behind it in them, which scales what is along axis 1."""
         raise NotImplementedError
 
-    def scaled_inputs(self, weight: Weight, factors: Tensor) -> Weight:
-        """The weights with each input channel scaled, as a norm before the operation does it."""
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        """The operation and the weights with a norm before it in them, which scales what is along axis 1."""
         raise NotImplementedError
 
 
@@ -130,11 +133,11 @@ class Convolution(LinearOperation):
     def broadcast_bias(self, bias: Tensor) -> Tensor:
         return bias.reshape(-1, *[1] * self.dims)
 
-    def scaled_outputs(self, weight: Weight, factors: Tensor) -> Weight:
-        return scale_leading(weight, factors)
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_leading(weight, factors)
 
-    def scaled_inputs(self, weight: Weight, factors: Tensor) -> Weight:
-        return scale_grouped(weight, factors, self.groups)
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_grouped(weight, factors, self.groups)
 
 
 @primitive
@@ -175,11 +178,11 @@ class TransposedConvolution(LinearOperation):
     def broadcast_bias(self, bias: Tensor) -> Tensor:
         return bias.reshape(-1, *[1] * self.dims)
 
-    def scaled_outputs(self, weight: Weight, factors: Tensor) -> Weight:
-        return scale_grouped(weight, factors, self.groups)
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_grouped(weight, factors, self.groups)
 
-    def scaled_inputs(self, weight: Weight, factors: Tensor) -> Weight:
-        return scale_leading(weight, factors)
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_leading(weight, factors)
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,43 @@ class Dense(LinearOperation):
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return torch.matmul(s, weight)
 
-    def scaled_outputs(self, weight: Weight, factors: Tensor) -> Weight:
-        return scale_leading(weight, factors)
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return NormedDense(), scale_dense(weight, factors, x, inputs=False)
 
-    def scaled_inputs(self, weight: Weight, factors: Tensor) -> Weight:
-        return weight * factors
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return NormedDense(), scale_dense(weight, factors, x, inputs=True)
+
+
+@dataclass(frozen=True)
+class NormedDense(Dense):
+    """A linear layer with a norm in it: one matrix, or one for each position along axis 1.
+
+    A norm scales what is along axis 1. Of (batch, features) those are the layer's features; of
+    (batch, channels, ..., features) they are not, and the layer becomes another one in each channel.
+    """
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return dense(x, weight)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return dense_transpose(s, weight)
+
+
+@primitive
+def scale_dense(weight: Tensor, factors: Tensor, x: Tensor, inputs: bool) -> Tensor:
+    """The weights of a linear layer that reads ``x``, scaled along axis 1 of its inputs or of its outputs."""
+    if x.dim() == 2:
+        return weight * (factors if inputs else factors[:, None])
+    return weight * factors.reshape(-1, *[1] * (x.dim() - 1))
+
+
+@primitive
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """``weight x`` for each row of ``x``, by its own weights where there are several."""
+    return F.linear(x, weight) if weight.dim() == 2 else torch.matmul(weight, x[..., None])[..., 0]
+
+
+@primitive
+def dense_transpose(s: Tensor, weight: Tensor) -> Tensor:
+    """The transpose of :func:`dense`."""
+    return torch.matmul(s, weight) if weight.dim() == 2 else torch.matmul(weight.mT, s[..., None])[..., 0]

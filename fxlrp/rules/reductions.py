@@ -63,6 +63,8 @@ class WeightedReduction(LinearOperation):
     dim: list[int] | None
     keepdim: bool = False
 
+    held = True
+
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return torch.sum(x * weight, dim=self.dim, keepdim=self.keepdim)
 
