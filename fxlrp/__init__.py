@@ -5,18 +5,20 @@ explanation = explainer(images)
 maps = fxlrp.heatmap(explanation.relevance)
 """
 
-from fxlrp import errors, rules, starts, vocabulary
+from fxlrp import errors, presets, rules, starts, vocabulary
 from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer, Explanation
 from fxlrp.heatmap import heatmap, quantize_heat
 from fxlrp.ledger import Ledger
-from fxlrp.passes.joins import Join
+from fxlrp.passes.joins import Join, JoinKind
 from fxlrp.presets import PRESETS, Preset
+from fxlrp.quantus import quantus_explain
+from fxlrp.smoothgrad import smooth
 from fxlrp.text import token_relevance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "PRESETS", "Explainer", "Explanation", "Join", "Ledger", "Preset",
-    "compile", "errors", "heatmap", "quantize_heat", "rules", "starts", "token_relevance", "vocabulary",
+    "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "compile", "errors", "heatmap",
+    "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip

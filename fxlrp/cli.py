@@ -46,6 +46,13 @@ def _application() -> Any:
         str | None,
         typer.Option(metavar="NAME", help="How a join shares: ratio, symmetric or signed; else as the preset has it."),
     ]
+    Rules = Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule", metavar="PATTERN=RULE", show_default=False,
+            help="A rule for modules by name or pattern, such as 'layer4.*=Epsilon(1e-6)'; may be repeated.",
+        ),
+    ]  # fmt: skip
     Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
     def tell_version(asked: bool) -> None:
@@ -71,7 +78,18 @@ def _application() -> Any:
             typer.Option(metavar="CLASS", help="The class to explain, by number or name; else the predicted one."),
         ] = None,
         preset: PresetName = "conserving",
+        rule: Rules = None,
         split: Split = None,
+        start: Annotated[
+            str, typer.Option(metavar="NAME", help="The relevance that enters at the class: probability, logit or one.")
+        ] = "probability",
+        checkpoint: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="MODULE", show_default=False,
+                help="Also add up and show the relevance at this module's input; may be repeated.",
+            ),
+        ] = None,
         out: Annotated[
             Path | None,
             typer.Option(metavar="PATH", help="A .png file (one image) or a folder; else the current folder."),
@@ -98,8 +116,9 @@ def _application() -> Any:
         with _reported(debug):
             explain_images(
                 ExplainOptions(
-                    images=images, model=model, weights=weights, target=target, preset=preset, split=split, out=out,
-                    device=device, batch_size=batch_size, colors=colors, quantize=quantize, smooth=smooth,
+                    images=images, model=model, weights=weights, target=target, preset=preset,
+                    rules=rule or (), split=split, start=start, checkpoints=checkpoint or (), out=out, device=device,
+                    batch_size=batch_size, colors=colors, quantize=quantize, smooth=smooth,
                     ledger=ledger,
                 )
             )  # fmt: skip
@@ -109,6 +128,7 @@ def _application() -> Any:
         model: Model,
         weights: Weights = None,
         preset: PresetName = "conserving",
+        rule: Rules = None,
         split: Split = None,
         out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing.")] = Path("graph.svg"),
         debug: Debug = False,
@@ -117,7 +137,7 @@ def _application() -> Any:
         from fxlrp.commands import draw_graph
 
         with _reported(debug):
-            draw_graph(model, weights, preset, split, out)
+            draw_graph(model, weights, preset, split, out, rule or ())
 
     return app
 

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from fxlrp import compile, heatmap, quantize_heat
-from fxlrp.errors import ImageError, InputError, TargetError
+from fxlrp.errors import InputError, StartError, TargetError
 from fxlrp.explainer import Explainer, Explanation
 from fxlrp.extras import require
+from fxlrp.heatmap import layer_map
 from fxlrp.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.models import LoadedModel, ModelWarning, load_model
+from fxlrp.places import free_place, identity, picture_paths
 from fxlrp.presets import preset_named
 from fxlrp.render import COLORS, enlarge, fitting_colors, overlay, save_png
+from fxlrp.rule_text import read_rules
+from fxlrp.rules.start import STARTS
 
-# Endings of pictures that are not written, so that ``--out map.jpg`` does not make a folder of this name.
-_OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pdf", ".svg")
+# Pictures are of one class; "output" would start at all of them.
+_STARTS = [name for name in STARTS if name != "output"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class ExplainOptions:
     weights: Path | None = None
     target: str | None = None
     preset: str = "conserving"
+    rules: Sequence[str] = ()
     split: str | None = None
+    start: str = "probability"
+    checkpoints: Sequence[str] = ()
     out: Path | None = None
     device: str = "cpu"
     batch_size: int = 8
@@ -63,6 +70,9 @@ def explain_images(options: ExplainOptions) -> None:
     """
     require("matplotlib", "draw")
     preset_named(options.preset)
+    rules = read_rules(options.rules)
+    if options.start not in _STARTS:
+        raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}")
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
     device = _device(options.device)
@@ -71,7 +81,11 @@ def explain_images(options: ExplainOptions) -> None:
     places = picture_paths(options.images, options.out)
     loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
-    explainer = compile(loaded.model.to(device), options.preset, split=options.split)
+    explainer = compile(
+        loaded.model.to(device), options.preset, rules=rules, split=options.split, start=options.start,
+        checkpoints=options.checkpoints,
+    )  # fmt: skip
+    taken = {identity(path) for path in (*options.images, *places)}
 
     from rich.console import Console
 
@@ -85,25 +99,31 @@ def explain_images(options: ExplainOptions) -> None:
         for batch in _batches(explainer, loaded, options, target, device):
             for index, path in enumerate(batch.paths):
                 place = next(remaining)
-                _write(batch, index, place, options)
-                console.print(summary(batch, index, path, place, loaded.classes), soft_wrap=True)
+                _write(batch, index, batch.heatmaps[index], place, options)
+                text = summary(batch, index, path, place, loaded.classes)
+                for line in _write_checkpoints(batch, index, place, taken, options):
+                    text.append(line)
+                console.print(text, soft_wrap=True)
                 progress.advance(task)
 
 
-def draw_graph(model: str, weights: Path | None, preset: str, split: str | None, out: Path) -> None:
+def draw_graph(
+    model: str, weights: Path | None, preset: str, split: str | None, out: Path, rules: Sequence[str] = ()
+) -> None:
     """Draw the graph of a model's explainer into a file.
 
     Raises:
         FxlrpError: whatever can be wrong.
     """
     preset_named(preset)
+    overrides = read_rules(rules)
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
     with warnings.catch_warnings():
         # The drawing is the same with random weights, and no picture goes in.
         warnings.simplefilter("ignore", ModelWarning)
         loaded = load_model(model, weights)
-    explainer = compile(loaded.model, preset, split=split, example_inputs=_example(loaded))
+    explainer = compile(loaded.model, preset, rules=overrides, split=split, example_inputs=_example(loaded))
     out.parent.mkdir(parents=True, exist_ok=True)
     explainer.draw(str(out))
     print(out)
@@ -115,40 +135,6 @@ def _example(loaded: LoadedModel) -> Tensor:
 
     assert loaded.preprocess is not None
     return loaded.preprocess(Image.new("RGB", (256, 256))).unsqueeze(0)
-
-
-def picture_paths(images: Sequence[Path], out: Path | None) -> list[Path]:
-    """Where each image's picture goes: no two to the same place, and none onto an image given.
-
-    Args:
-        images: the image files.
-        out: a name that ends in ``.png`` is the file itself, for one image; any other is a
-            folder, where ``cat.jpg`` becomes ``cat_relevance.png``; ``None``: the current folder.
-            Files from earlier runs are replaced.
-
-    Raises:
-        ImageError: ``out`` cannot be what it would have to be.
-    """
-    taken = {_identity(path) for path in images}
-    if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
-        if len(images) > 1:
-            raise ImageError(f"--out {out} is one file, and there are {len(images)} images: name a folder")
-        if _identity(out) in taken:
-            raise ImageError(f"--out {out} would overwrite the image itself")
-        return [out]
-    folder = Path() if out is None else out
-    if folder.suffix.lower() in _OTHER_PICTURES and not folder.is_dir():
-        raise ImageError(f"--out {out}: pictures are written as PNG; name a .png file or a folder")
-    if any(parent.exists() and not parent.is_dir() for parent in (folder, *folder.parents)):
-        raise ImageError(f"--out {out}: a file is in the place of the folder")
-    places = []
-    for path in images:
-        place, number = folder / f"{path.stem}_relevance.png", 2
-        while _identity(place) in taken:
-            place, number = folder / f"{path.stem}_relevance-{number}.png", number + 1
-        taken.add(_identity(place))
-        places.append(place)
-    return places
 
 
 def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:
@@ -203,11 +189,8 @@ def summary(batch: Batch, index: int, path: Path, place: Path, classes: Sequence
     for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
         line = f"  {100 * value:6.2f} %  {_named(number, classes)}\n"
         text.append(line, "bold cyan" if number == target else "")
-    total = float(batch.heatmaps[index].double().sum())
-    start = float(explanation.start[index])
-    share = f", {100 * total / start:.2f} % of what entered" if start else ""
     text.append(f"  explained   {_named(target, classes)}, probability {float(probabilities[target]):.6f}\n")
-    text.append(f"  Σ relevance {total:.6f}{share}\n")
+    text.append(f"  Σ relevance {_total(explanation, explanation.relevance, index)}\n")
     if batch.absorbed is not None:
         amounts = {reason: float(amount[index]) for reason, amount in batch.absorbed.items()}
         shown = [f"{reason} {amount:.6f}" for reason, amount in amounts.items() if amount]
@@ -241,8 +224,37 @@ def _explained(
     return Batch(paths, photos, explanation, heatmap(explanation.relevance).detach().cpu(), absorbed)
 
 
-def _write(batch: Batch, index: int, place: Path, options: ExplainOptions) -> None:
-    shown = batch.heatmaps[index].float()
+def _total(explanation: Explanation, relevance: Tensor, index: int) -> str:
+    """The sum of an item's relevance, and the share that it is of what entered."""
+    total, start = float(relevance[index].double().sum()), float(explanation.start[index])
+    return f"{total:.6f}" + (f", {100 * total / start:.2f} % of what entered" if start else "")
+
+
+def _write_checkpoints(
+    batch: Batch, index: int, place: Path, taken: set[str], options: ExplainOptions
+) -> Iterator[str]:
+    """Write a picture beside ``place`` for each checkpoint that has a map, and tell what its relevance adds up to."""
+    for name, found in batch.explanation.checkpoints.items():
+        # A module that takes several values, or is called several times, has as many.
+        several = found if isinstance(found, tuple) else (found,)
+        for number, relevance in enumerate(several):
+            label = name if len(several) == 1 else f"{name}[{number}]"
+            shape = tuple(relevance.shape)
+            if len(relevance) != len(batch.paths):  # windows or tokens in front
+                yield f"  checkpoint  {label}: relevance of shape {shape} does not have the images in front\n"
+                continue
+            yield f"  checkpoint  {label}: Σ relevance {_total(batch.explanation, relevance, index)}\n"
+            shown = layer_map(relevance[index].detach().cpu(), *batch.photos[index].shape[1:])
+            if shown is None:
+                yield f"  no picture  {label}: relevance of shape {shape[1:]} is no map of the image\n"
+                continue
+            beside = free_place(place.parent, f"{place.stem}_{name}".replace("/", "_"), taken)
+            _write(batch, index, shown, beside, options)
+            yield f"  picture     {beside}\n"
+
+
+def _write(batch: Batch, index: int, relevance: Tensor, place: Path, options: ExplainOptions) -> None:
+    shown = relevance.float()
     if options.quantize is not None:
         shown = quantize_heat(shown, options.quantize)
     colors = options.colors or fitting_colors(shown)
@@ -271,11 +283,6 @@ def _device(name: str) -> torch.device:
     if device.type == "meta":
         raise InputError("--device meta holds no numbers")
     return device
-
-
-def _identity(path: Path) -> str:
-    # Some file systems do not tell upper case from lower.
-    return str(path.resolve()).casefold()
 
 
 def _named(number: int, classes: Sequence[str] | None) -> str:

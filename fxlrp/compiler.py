@@ -39,9 +39,10 @@ def compile(
         model: any module in eval mode. It is not changed.
         preset: the rules, by name (``fxlrp.presets.PRESETS``) or as a :class:`Preset`.
         rules: exceptions from it, by module name or pattern (``"layer4.*"``), module type
-            (``nn.Linear``) or operation (``torch.nn.functional.linear``); the most specific wins.
-        split: how a join shares relevance: ``"ratio"``, ``"symmetric"``, ``"signed"``, or a
-            split rule; ``None``: as the preset has it.
+            (``nn.Linear``), operation (``torch.nn.functional.linear``) or kind of join
+            (``fxlrp.JoinKind.IDENTITY``); the most specific wins.
+        split: how a join shares relevance: ``"ratio"``, ``"symmetric"``, ``"signed"``,
+            ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
         identity_skips: ``False``: an identity skip receives nothing, its residual branch all.
         start: the relevance that enters at the output: ``"probability"`` (softmax of a
             (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),

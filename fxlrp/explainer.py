@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.attribution import Attribution
 from fxlrp.capture import Call, bind, input_counts
 from fxlrp.conditions import Conditions, count_rows, masks, read_conditions
 from fxlrp.errors import CaptureError, ConditionError, NotCapturedError, TargetError
@@ -22,6 +23,7 @@ from fxlrp.passes.joins import Join
 from fxlrp.plan import Plan, Recipe, may_export
 from fxlrp.rows import check_chunk, run_rows
 from fxlrp.rules.items import item_sum
+from fxlrp.summary import Summary, summarize
 from fxlrp.weights import Weights
 
 
@@ -58,7 +60,7 @@ class Explanation:
         return dict(zip(self.inputs, several, strict=True))
 
 
-class Explainer(nn.Module):
+class Explainer(Attribution, nn.Module):
     """A compiled explanation, made by :func:`fxlrp.compile`.
 
     It uses the model's own tensors and follows their updates; it never changes the model.
@@ -129,6 +131,12 @@ class Explainer(nn.Module):
             CaptureError: this first call shows that the model cannot be captured.
         """
         check_chunk(chunk)
+        return self._explain(*self._split(inputs, named, target), conditions=conditions, chunk=chunk)
+
+    def _explain(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, conditions: Any = None,
+        chunk: int | None = None,
+    ) -> Explanation:
         plan, tensors, target = self._prepare(inputs, named, target)
         results = self._run(plan, tensors, target, read_conditions(conditions), chunk=chunk)
         relevance = results["relevance"]
@@ -150,7 +158,7 @@ class Explainer(nn.Module):
             InputError, TargetError, ConditionError, PatternError, CaptureError: as for an explanation; a
                 ledger is of one target an item, and of one condition.
         """
-        plan, tensors, target = self._prepare(inputs, named, target)
+        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
         asked = read_conditions(conditions)
         if target is not None and target.dim() == 2:
             raise TargetError("a ledger is of one target an item: ask for one at a time")
@@ -170,6 +178,12 @@ class Explainer(nn.Module):
     def joins(self) -> list[Join]:
         """The adds where a skip and a residual branch meet."""
         return self._captured_plan("joins").joins
+
+    def summary(self) -> Summary:
+        """Print which node runs which rule, and why; return it as rows."""
+        found = summarize(self._captured_plan("summary").forward)
+        print(found)
+        return found
 
     @property
     def graph(self) -> fx.Graph:
@@ -253,8 +267,6 @@ class Explainer(nn.Module):
     def _prepare(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
     ) -> tuple[Plan, list[Tensor], Tensor | None]:
-        if target is None and self._ends_with_target(inputs, named):
-            *inputs, target = inputs  # type: ignore[assignment]
         plan, tensors = self._plan, list(inputs)
         if plan is None or not plan.fits(inputs, named, self._weights.dtype_now()):
             call, tensors = bind(self._weights.model, inputs, named)
@@ -265,6 +277,14 @@ class Explainer(nn.Module):
         first = tensors[0]
         classes = plan.class_count(tensors) if target is not None else None
         return plan, tensors, check_target(target, first.shape[0], classes, first.device)
+
+    def _split(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """The arguments of a call, with a target that follows the inputs taken from them."""
+        if target is None and self._ends_with_target(inputs, named):
+            *inputs, target = inputs  # type: ignore[assignment]
+        return tuple(inputs), named, target
 
     def _ends_with_target(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether the last positional argument is one more than the inputs, and so the target."""

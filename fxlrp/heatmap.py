@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.errors import InputError
@@ -22,6 +23,35 @@ def heatmap(relevance: Tensor) -> Tensor:
         got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
         raise InputError(f"a heatmap is made of relevance (batch, channels, height, width), not {got}")
     return relevance.sum(dim=-3)
+
+
+def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
+    """The map of relevance inside a network, enlarged to the picture it belongs to: the sum over channels.
+
+    Channels may come first or last: what is as long beside its height as the picture is the map.
+
+    Args:
+        relevance: of one item, (channels, rows, columns) or (rows, columns, channels).
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        (height, width), or ``None`` where it has no rows and columns in the picture's proportions.
+    """
+    if relevance.dim() != 3:
+        return None
+
+    def fits(rows: int, columns: int) -> bool:
+        return abs(rows * width - columns * height) <= max(height, width)  # to one row or column
+
+    channels, rows, columns = relevance.shape
+    if fits(rows, columns):
+        found = relevance.sum(dim=0)
+    elif fits(channels, rows):
+        found = relevance.sum(dim=2)
+    else:
+        return None
+    return F.interpolate(found[None, None].float(), (height, width), mode="bilinear")[0, 0]
 
 
 def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> Tensor:

@@ -18,6 +18,7 @@ from fxlrp.capture.captured import Shape
 from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.channels import Shapes
 from fxlrp.passes.facts import facts
+from fxlrp.passes.layers import channels, tensor_of, weight_shape
 from fxlrp.vocabulary import Kind
 
 
@@ -63,23 +64,10 @@ def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[In
 
 
 def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
-    entries = [
-        _tensor(forward, node.args[0]).shape[0]
-        for node in forward.graph.nodes
-        if node.op == "call_function" and facts(node).source is placeholder and _is_tensor(node.args[0])
-    ]
+    lookups = [n for n in forward.graph.nodes if n.op == "call_function" and facts(n).source is placeholder]
+    tables = [tensor_of(lookup.args[0], forward) for lookup in lookups]
+    entries = [table.shape[0] for table in tables if table is not None]
     return InputSpec(str(placeholder.target), integer=True, entries=min(entries, default=None))
-
-
-def _is_tensor(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr"
-
-
-def _tensor(forward: fx.GraphModule, node: Any) -> Any:
-    value: Any = forward
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
@@ -91,26 +79,15 @@ def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
             if user in seen or not known.signal:
                 continue
             seen.add(user)
-            shape = _weight_shape(user, forward)
-            name = known.operation.name if known.operation else ""
-            if shape is not None and name.startswith("conv"):
-                groups = known.operation.arguments(user.args, user.kwargs)["groups"]  # type: ignore[union-attr]
-                channels = shape[0] if "transpose" in name else shape[1] * groups
-                return InputSpec(str(placeholder.target), len(shape), 1, channels)
-            if shape is not None and name == "linear":
-                return InputSpec(str(placeholder.target), None, -1, shape[1])
+            shape, size = weight_shape(user, forward), channels(user, forward)
+            if shape is not None and size is not None:
+                layered = known.operation is not None and known.operation.name == "linear"
+                rank, axis = (None, -1) if layered else (len(shape), 1)
+                return InputSpec(str(placeholder.target), rank, axis, size)
             scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
             if (known.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
                 waiting.append(user)
     return InputSpec(str(placeholder.target))
-
-
-def _weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:
-    operation = facts(node).operation
-    if operation is None or not operation.parametric:
-        return None
-    weight = operation.arguments(node.args, node.kwargs).get("weight")
-    return _tensor(forward, weight).shape if _is_tensor(weight) else None
 
 
 def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fxlrp.rules.rule import REASONS
+from fxlrp.tables import table
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Ledger:
         rows: one a node that relevance passed.
         start: (batch,), the relevance that entered at the output.
         relevance: (batch,), the sum that arrived at the inputs.
-        absorbed: by reason, the (batch,) total over all nodes; every reason has an entry.
+        absorbed: by reason, the (batch,) total over all nodes; stabilizer, bias, constant and padding always have
+            an entry, others where they occur.
     """
 
     rows: list[Row]
@@ -97,7 +99,7 @@ class Ledger:
         ]  # fmt: skip
         totals = [(f"absorbed: {name}", "", "", "", "", self._share(v), "", "") for name, v in self.absorbed.items()]
         end = [("at the input", "", "", self._share(self.relevance), "", "", "", "")]
-        return _table(columns, [*lines, *totals, *end])
+        return table(columns, [*lines, *totals, *end])
 
     def _share(self, amount: Tensor) -> str:
         start = self.start.abs().mean()
@@ -120,19 +122,9 @@ def build_ledger(
     for head, (received, handed_on, rescaled, *rest) in zip(heads, amounts, strict=True):
         by_reason = dict(zip(head.reasons, rest, strict=True))
         for reason, amount in by_reason.items():
-            absorbed[reason] = absorbed[reason] + amount
+            absorbed[reason] = absorbed.get(reason, 0) + amount
         kept = sum(rest, start.new_zeros(start.shape))
         rows.append(
             Row(head.node, head.path, head.kind, head.rule, received, handed_on, kept, by_reason, rescaled)
         )
     return Ledger(rows, start, relevance, absorbed)
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
-    rule = "  ".join("-" * width for width in widths)
-
-    def row(cells: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-    return "\n".join([row(columns), rule, *map(row, lines)])

@@ -17,11 +17,12 @@ from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.errors import CaptureError, PatternError, UnknownOperationError
 from fxlrp.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.passes.annotate import Annotate
-from fxlrp.passes.assign import Assign, override
+from fxlrp.passes.assign import Assign, check_preset, override
 from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.channels import Shapes
 from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
+from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.presets import Preset
 from fxlrp.rules.join import SplitRule
@@ -50,6 +51,7 @@ class Recipe:
             RuleError, PatternError: a rule is none, a key means nothing, a checkpoint is no module.
         """
         check_model(model)
+        check_preset(self.preset)
         for key, rule in (self.rules or {}).items():
             override(key, rule)
         modules = dict(model.named_modules())
@@ -117,6 +119,7 @@ class Plan:
             Annotate(),
             FindJoins(),
             Assign(recipe.preset, recipe.rules, split=recipe.split, identity_skips=recipe.identity_skips),
+            FoldNorms(),
         ):
             forward = step(forward)
         return forward

@@ -12,8 +12,9 @@ from PIL import Image
 
 import fxlrp
 from fxlrp import cli
-from fxlrp.commands import class_number, picture_paths
+from fxlrp.commands import class_number
 from fxlrp.errors import ImageError, TargetError
+from fxlrp.places import picture_paths
 
 TINY = """
 import torch
@@ -31,6 +32,21 @@ def net():
 def load():
     steps = [transforms.Resize((32, 32)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     return LoadedModel(net(), transforms.Compose(steps), ["cat", "dog", "Crane"])
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.conv(x).relu())
+
+def twice():
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("again", Twice())
+    model.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    return LoadedModel(model, transforms.ToTensor(), ["cat", "dog", "Crane"])
 
 def any_size():
     return LoadedModel(net(), transforms.ToTensor(), ["cat", "dog", "Crane"])
@@ -93,6 +109,66 @@ def test_the_numbers_are_those_of_the_explainer(run):
     image = loaded.preprocess(Image.open("a.png").convert("RGB")).unsqueeze(0)
     explanation = fxlrp.compile(loaded.model)(image, target=2)
     assert f"Crane (2), probability {float(explanation.start):.6f}" in out
+
+
+def explanation_of(name, **options):
+    loaded = fxlrp.models.load_model("python:tiny_cli_models:load")
+    image = loaded.preprocess(Image.open(name).convert("RGB")).unsqueeze(0)
+    return fxlrp.compile(loaded.model, **options)(image)
+
+
+def test_rules_and_start_are_those_of_the_explainer(run):
+    asked = ("--start", "logit", "--rule", "0=ZPlus(stabilizer=1e-1)", "--rule", "[2-9]=epsilon(.1)")
+    _, out, _ = run("explain", "a.png", *MODEL, *asked)
+    rules = {"0": fxlrp.rules.ZPlus(stabilizer=0.1), "[2-9]": fxlrp.rules.Epsilon(0.1)}
+    explanation = explanation_of("a.png", start="logit", rules=rules)
+    total, start = float(explanation.relevance.double().sum()), float(explanation.start)
+    assert abs(1 - total / start) > 0.01
+    assert f"Σ relevance {total:.6f}, {100 * total / start:.2f} % of what entered" in out
+    assert f"probability {float(explanation.output.softmax(1).max()):.6f}" in out
+
+
+def test_checkpoints_are_added_up_and_drawn_beside(run):
+    code, out, _ = run(
+        "explain", "a.png", "c.png", *MODEL, "--out", "maps", "--checkpoint", "2", "--checkpoint", "6",
+        "--rule", "0=Epsilon(1)",
+    )  # fmt: skip
+    assert code == 0
+    assert sorted(p.name for p in Path("maps").iterdir()) == [
+        "a_relevance.png", "a_relevance_2.png", "c_relevance.png", "c_relevance_2.png",
+    ]  # fmt: skip
+    explanation = explanation_of("c.png", checkpoints=["2", "6"])
+    shown = [line.strip() for line in out.strip().splitlines()]
+    total = f"Σ relevance {float(explanation.start):.6f}, 100.00 % of what entered"
+    assert shown[-4:] == [
+        f"checkpoint  2: {total}", "picture     maps/c_relevance_2.png",
+        f"checkpoint  6: {total}", "no picture  6: relevance of shape (8,) is no map of the image",
+    ]  # fmt: skip
+    main, inner = (np.asarray(Image.open(f"maps/c_relevance{end}.png")) for end in ("", "_2"))
+    assert main.shape == inner.shape
+    assert not np.array_equal(main, inner)
+
+
+def test_pictures_of_checkpoints_replace_no_image_and_each_other(run, folder):
+    Image.open("a.png").save("a_relevance_0.png")
+    before = Path("a_relevance_0.png").read_bytes()
+    code, out, _ = run("explain", "a.png", "a_relevance_0.png", *MODEL, "--checkpoint", "0")
+    assert code == 0
+    assert Path("a_relevance_0.png").read_bytes() == before
+    places = re.findall(r"picture     (\S+)", out)
+    assert places == [
+        "a_relevance.png", "a_relevance_0-2.png", "a_relevance_0_relevance.png", "a_relevance_0_relevance_0.png"
+    ]  # fmt: skip
+    assert all(Path(place).exists() for place in places)
+
+
+def test_a_module_that_is_called_twice_has_a_picture_of_each(run):
+    code, out, _ = run("explain", "a.png", "--model", "python:tiny_cli_models:twice", "--checkpoint", "again.conv")
+    assert code == 0
+    assert re.findall(r"checkpoint  (\S+):", out) == ["again.conv[0]", "again.conv[1]"]
+    assert {p.name for p in Path().glob("a_relevance_*")} == {
+        "a_relevance_again.conv.png", "a_relevance_again.conv-2.png"
+    }  # fmt: skip
 
 
 def test_absorbed_relevance_is_told_by_reason(run):
@@ -165,6 +241,12 @@ def test_weights_are_loaded(run):
         (("a.png", *MODEL, "--target", "cran"), "did you mean Crane?"),
         (("a.png", *MODEL, "--preset", "best"), "preset='best': choose one of 'conserving'"),
         (("a.png", *MODEL, "--split", "fair"), "split='fair': choose one of 'ratio'"),
+        (("a.png", *MODEL, "--start", "output"), "--start output: choose one of probability, logit, one"),
+        (("a.png", *MODEL, "--rule", "0"), "--rule 0: write PATTERN=RULE, such as 'layer4.*=Epsilon(1e-6)'"),
+        (("a.png", *MODEL, "--rule", "0=Epsilo(1)"), "--rule 0=Epsilo(1): 'Epsilo' is no rule: choose one of "),
+        (("a.png", *MODEL, "--rule", "9=Epsilon"), "rules['9'] matches nothing in the model"),
+        (("a.png", *MODEL, "--rule", "1=Epsilon"), "cannot be taken by what it matches (pointwise)"),
+        (("a.png", *MODEL, "--checkpoint", "layer4"), "checkpoint 'layer4' is no module of this model"),
         (("a.png", *MODEL, "--colors", "jet"), "--colors jet: choose symmetric or positive"),
         (("a.png", *MODEL, "--device", "toaster"), "--device toaster cannot be used here"),
         (("a.png", *MODEL, "--device", "meta"), "holds no numbers"),
@@ -193,6 +275,13 @@ def test_debug_shows_the_traceback(run):
 def test_images_are_checked_before_the_model_is_built(run):
     _, _, err = run("explain", "a.png", "gone.png", "--model", "python:tiny_cli_models:no_such_function")
     assert "gone.png" in err
+
+
+def test_rules_are_checked_before_images_and_models(run):
+    _, _, err = run("explain", "gone.png", *MODEL, "--rule", "0=open('x')")
+    assert "--rule 0=open('x'): 'open' is no rule" in err
+    _, _, err = run("graph", "--model", "torchvision:gone", "--rule", "0=Epsilon(1+1)")
+    assert "'1+1' is neither a literal nor a rule" in err
 
 
 @pytest.mark.parametrize("command", ["explain", "graph"])
@@ -243,6 +332,11 @@ def test_graph_draws_the_explainer(run):
     drawn = run("graph", *MODEL, "--out", "graph.dot")
     assert drawn == (0, "graph.dot\n", "")
     assert Path("graph.dot").read_text().lstrip().startswith("digraph")
+
+
+def test_graph_shows_the_rules_asked_for(run):
+    assert run("graph", *MODEL, "--out", "graph.dot", "--rule", "2=Epsilon(0.125)")[0] == 0
+    assert "Epsilon(0.125)" in Path("graph.dot").read_text()
 
 
 def test_graph_into_a_folder_is_an_error(run):

@@ -9,7 +9,8 @@ from torch import nn
 import fxlrp
 from fxlrp.passes import annotate
 from fxlrp.passes.aliases import Aliases
-from fxlrp.rules import join, linear, primitives, routing
+from fxlrp.rules import join, primitives, routing
+from fxlrp.rules.linear import mechanism
 
 PLAN = NetPlan([BlockPlan(inplace=True), BlockPlan(skip="projection"), BlockPlan(skip="dense")])
 
@@ -33,7 +34,7 @@ def test_a_wrong_weight_sign_goes_red(monkeypatch, model):
     import test_linear_rules as oracle
 
     oracle.test_a_rule_is_its_dense_formula("z-plus", "conv2d")
-    monkeypatch.setattr(linear, "positive", broken(lambda weight: (-weight).clamp(min=0)))
+    monkeypatch.setattr(mechanism, "positive", broken(lambda weight: (-weight).clamp(min=0)))
     with pytest.raises(AssertionError):
         oracle.test_a_rule_is_its_dense_formula("z-plus", "conv2d")
 
@@ -60,7 +61,7 @@ def test_a_dropped_operand_goes_red(monkeypatch, model, x):
 
 
 def test_a_lost_denominator_goes_red(monkeypatch, model, x):
-    monkeypatch.setattr(linear, "rescale", broken(lambda share, *others: share * 1))
+    monkeypatch.setattr(mechanism, "rescale", broken(lambda share, *others: share * 1))
     with pytest.raises(AssertionError):
         assert_conserves(fxlrp.compile(model), torch.zeros_like(x))
 
@@ -85,7 +86,7 @@ def test_a_stale_in_place_value_goes_red(monkeypatch):
 
 
 def test_a_wrong_sign_fact_goes_red(monkeypatch):
-    import test_linear_rules as oracle
+    import oracle
 
     monkeypatch.setattr(annotate, "_nonnegative", lambda operation, arguments: True)
     class Sequential(nn.Module):
@@ -99,17 +100,19 @@ def test_a_wrong_sign_fact_goes_red(monkeypatch):
     model, x = Sequential().double().eval(), torch.randn(2, 4, dtype=torch.float64)
     relevance = torch.rand(2, 3, dtype=torch.float64)
     explainer = fxlrp.compile(model, start=lambda o, t: relevance, checkpoints=["b"])
-    W = model.b.weight.detach()
+    W, b = model.b.weight.detach(), model.b.bias.detach()
     hidden = model.a(x).detach()
+    got = explainer(x).checkpoints["b"]
+    expected = oracle.redistribute(fxlrp.rules.ZPlus(), W, b, hidden, relevance, torch.ones_like(W))
     with pytest.raises(AssertionError):
-        assert_close(explainer(x).checkpoints["b"], oracle.oracle(fxlrp.rules.ZPlus(), W, None, hidden, relevance))
+        assert_close(got, expected)
 
 
 def test_items_that_meet_go_red(monkeypatch, model, x):
     def over_the_batch(share, relevance, *others):
         return share * (relevance.sum() / share.sum())
 
-    monkeypatch.setattr(linear, "rescale", broken(over_the_batch))
+    monkeypatch.setattr(mechanism, "rescale", broken(over_the_batch))
     model.stem.weight.data[0].clamp_(max=0)
     with pytest.raises(AssertionError):
         assert_items_independent(fxlrp.compile(model), x)

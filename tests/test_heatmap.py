@@ -6,6 +6,7 @@ import torch
 
 import fxlrp
 from fxlrp.errors import InputError
+from fxlrp.heatmap import layer_map
 
 
 def test_a_heatmap_is_the_sum_over_channels():
@@ -63,3 +64,23 @@ def test_bad_arguments_are_refused(arguments):
         fxlrp.quantize_heat(torch.zeros(2, 2), **arguments)
     with pytest.raises(InputError, match="floating point map"):
         fxlrp.quantize_heat(torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=["channels first", "channels last"])
+def test_a_map_inside_a_network_is_enlarged_to_the_picture(order):
+    relevance = torch.zeros(8, 3, 4)
+    relevance[:, 1, 2] = 0.125
+    enlarged = layer_map(relevance.permute(order), 33, 44)
+    assert enlarged.shape == (33, 44)
+    assert enlarged[16, 27] == enlarged.max() == 1  # the middle of its cell
+    assert enlarged[:5].abs().max() == enlarged[:, :16].abs().max() == 0
+
+
+@pytest.mark.parametrize(("shape", "size"), [((8, 7, 10), (224, 320)), ((8, 8, 11), (29, 43)), ((8, 1, 1), (5, 5))])
+def test_sizes_that_were_rounded_on_the_way_are_those_of_the_picture(shape, size):
+    assert torch.allclose(layer_map(torch.ones(shape), *size), torch.full(size, 8.0))
+
+
+@pytest.mark.parametrize("shape", [(8,), (197, 768), (8, 4, 12), (2, 8, 4, 4)])
+def test_what_has_no_rows_and_columns_of_the_picture_is_no_map(shape):
+    assert layer_map(torch.ones(shape), 64, 64) is None

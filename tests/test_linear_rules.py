@@ -1,5 +1,8 @@
-"""Linear rules against dense matrices in float64, for every linear operation."""
+"""Linear rules against dense matrices in float64, for every linear operation and policy for the bias."""
 
+import copy
+
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxlrp
-from fxlrp.rules import Epsilon, WPlus, ZPlus
+from fxlrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WPlus, WSquare, ZBox, ZPlus
 
 # Every linear operation as a module, and an input for it ------------------------------------
 
@@ -45,6 +48,10 @@ CASES = {
     "adaptive_avg_pool3d": (nn.AdaptiveAvgPool3d(2), (2, 2, 4, 3, 5)),
     "upsample nearest": (nn.Upsample(scale_factor=2), (2, 2, 3, 3)),
     "upsample bilinear": (nn.Upsample(size=(5, 7), mode="bilinear"), (2, 2, 3, 3)),
+    "upsample bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), (2, 2, 3, 4)),
+    "upsample bicubic, smaller": (nn.Upsample(size=(3, 4), mode="bicubic"), (2, 2, 5, 5)),
+    "upsample linear": (nn.Upsample(size=7, mode="linear"), (2, 2, 3)),
+    "upsample trilinear": (nn.Upsample(scale_factor=2, mode="trilinear"), (2, 2, 2, 3, 2)),
     "upsample bilinear, corners": (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), (2, 2, 3, 3)),
     "mean": (lambda x: x.mean((2, 3)), (2, 3, 4, 5)),
     "mean keeping axes": (lambda x: x.mean([-2, -1], keepdim=True), (2, 3, 4, 5)),
@@ -104,66 +111,59 @@ def explain(model, rule, relevance, **options):
     return fxlrp.compile(model, preset, start=lambda output, target: relevance, **options)
 
 
-def redistribute(contributions, denominator, relevance):
-    """Σ_j c_ij R_j / z_j, with 0 where z_j is 0; contributions (batch, outputs, inputs)."""
-    s = torch.where(denominator == 0, 0, relevance / torch.where(denominator == 0, 1, denominator))
-    return torch.einsum("bji,bj->bi", contributions, s)
-
-
-def completed(share, relevance):
-    """What is missing, in proportion to the magnitude of what arrived; evenly where nothing did."""
-    lost = relevance.sum(1, keepdim=True) - share.sum(1, keepdim=True)
-    total = share.abs().sum(1, keepdim=True)
-    even = torch.ones_like(share) / share.shape[1]
-    weight = torch.where(total == 0, even, share.abs() / torch.where(total == 0, 1, total))
-    return share + lost * weight
-
-
-def signs(z):
-    return torch.where(z < 0, -torch.ones_like(z), torch.ones_like(z))
-
-
-def contributions_of(rule, W, x):
-    flat = x.flatten(1)[:, None, :]
-    if isinstance(rule, WPlus):
-        return W.clamp(min=0).expand(len(x), *W.shape)
-    if isinstance(rule, ZPlus):
-        return (W * flat).clamp(min=0)
-    return W * flat
-
-
-def oracle(rule, W, b, x, relevance):
-    c = contributions_of(rule, W, x)
-    z = c.sum(2)
-    if rule.bias == "absorb":
-        z = z + b
-    if rule.stabilizer:
-        z = z + rule.stabilizer * signs(z)
-    share = redistribute(c, z, relevance)
-    return completed(share, relevance) if rule.vanishing == "rescale" and not rule.stabilizer else share
-
-
+BOX = ZBox(-5.0, 5.0)
 RULES = {
-    "z-plus": ZPlus(),
-    "z-plus absorbing": ZPlus(vanishing="absorb"),
-    "z-plus stabilized": ZPlus(stabilizer=1e-2),
-    "z-plus stabilized with bias": ZPlus(stabilizer=1e-2, bias="absorb"),
-    "w-plus": WPlus(),
-    "epsilon": Epsilon(1e-2),
-    "epsilon with bias": Epsilon(1e-2, bias="absorb"),
-    "lrp-0": Epsilon(0),
-}
+    f"{name}{'' if bias == 'ignore' else f', bias {bias}'}": make(bias)
+    for name, make in {
+        "z-plus": lambda bias: ZPlus(bias=bias),
+        "z-plus absorbing": lambda bias: ZPlus(vanishing="absorb", bias=bias),
+        "z-plus stabilized": lambda bias: ZPlus(stabilizer=1e-2, bias=bias),
+        "w-plus": lambda bias: WPlus(bias=bias),
+        "epsilon": lambda bias: Epsilon(1e-2, bias=bias),
+        "lrp-0": lambda bias: Epsilon(0, bias=bias),
+        "gamma": lambda bias: Gamma(0.3, bias=bias),
+        "gamma, original": lambda bias: Gamma(0.3, generalized=False, stabilizer=1e-2, bias=bias),
+        "alpha2 beta1": lambda bias: AlphaBeta(2, 1, stabilizer=1e-2, bias=bias),
+        "alpha2 beta1 rescaling": lambda bias: AlphaBeta(2, 1, stabilizer=0, bias=bias),
+        "w-square": lambda bias: WSquare(bias=bias),
+        "w-square stabilized": lambda bias: WSquare(stabilizer=1e-2, bias=bias),
+        "flat": lambda bias: Flat(bias=bias),
+        "flat stabilized": lambda bias: Flat(stabilizer=1e-2, bias=bias),
+    }.items()
+    for bias in ("ignore", "absorb", "share")
+} | {"box": BOX, "box stabilized": ZBox(-5.0, 5.0, stabilizer=1e-2), "norm": Norm(1e-2)}
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rule", RULES)
-def test_a_rule_is_its_dense_formula(rule, case):
-    model, x = make(case)
+def looks_of(model, case, x):
+    """How often each output looks at each input: the matrix with every weight at one."""
+    ones = copy.deepcopy(model)
+    for parameter in ones.parameters():
+        nn.init.ones_(parameter)
+    W, _ = dense(ones, x)
+    # Fixed weights, which are no parameters, look once wherever they are not zero; so does a constant.
+    return W if any(True for _ in model.parameters()) or case == "unfold and back" else (W != 0).to(W)
+
+
+def check_rule(rule, model, x, case=""):
     W, b = dense(model, x)
+    looks = looks_of(model, case, x)
     with torch.no_grad():
         relevance = torch.randn_like(model(x))
-    got = explain(model, RULES[rule], relevance)(x).relevance
-    assert_close(got.flatten(1), oracle(RULES[rule], W, b, x, relevance.flatten(1)))
+    got = explain(model, rule, relevance)(x).relevance
+    expected = oracle.redistribute(rule, W, b, x.flatten(1), relevance.flatten(1), looks)
+    assert_close(got.flatten(1), expected, 1e-10)
+
+
+def has_bias(case):
+    return getattr(CASES[case][0], "bias", None) is not None
+
+
+@pytest.mark.parametrize(
+    ("rule", "case"),
+    [(rule, case) for rule in RULES for case in CASES if RULES[rule].bias == "ignore" or has_bias(case)],
+)
+def test_a_rule_is_its_dense_formula(rule, case):
+    check_rule(RULES[rule], *make(case), case)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -185,11 +185,11 @@ def test_a_known_sign_changes_nothing(case):
     assert_close(known(x).relevance, explain(model, ZPlus(), relevance)(x.relu()).relevance)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
     dims=st.integers(1, 3), kernel=st.integers(1, 3), stride=st.integers(1, 3), padding=st.integers(0, 2),
     dilation=st.integers(1, 2), groups=st.sampled_from([1, 2]), transposed=st.booleans(),
-    rule=st.sampled_from(["z-plus", "epsilon with bias", "w-plus"]),
+    rule=st.sampled_from(sorted(RULES)),
 )  # fmt: skip
 def test_a_rule_is_its_dense_formula_at_any_geometry(dims, kernel, stride, padding, dilation, groups, transposed, rule):
     if transposed:
@@ -198,11 +198,7 @@ def test_a_rule_is_its_dense_formula_at_any_geometry(dims, kernel, stride, paddi
     torch.manual_seed(0)
     model = kind(2, 4, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups).double().eval()
     x = torch.randn(2, 2, *[5 + d for d in range(dims)], dtype=torch.float64)
-    W, b = dense(model, x)
-    with torch.no_grad():
-        relevance = torch.randn_like(model(x))
-    got = explain(model, RULES[rule], relevance)(x).relevance
-    assert_close(got.flatten(1), oracle(RULES[rule], W, b, x, relevance.flatten(1)))
+    check_rule(RULES[rule], model, x)
 
 
 def test_spread_gives_vanished_relevance_to_its_own_window():
@@ -267,8 +263,8 @@ def test_epsilon_keeps_what_the_ledger_says():
         rule = Epsilon(0.1, bias=bias)
         ledger = explain(model, rule, relevance).ledger(x)
         r = relevance.flatten(1)
-        z = contributions_of(rule, W, x).sum(2) + (b if bias == "absorb" else 0)
-        denominator = z + 0.1 * signs(z)
+        z = x.flatten(1) @ W.T + (b if bias == "absorb" else 0)
+        denominator = z + 0.1 * torch.where(z < 0, -1.0, 1.0).to(z)
         assert_close(ledger.absorbed["stabilizer"], (r * (denominator - z) / denominator).sum(1))
         expected = (r * b / denominator).sum(1) if bias == "absorb" else torch.zeros(2, dtype=torch.float64)
         assert (ledger.absorbed["bias"] - expected).abs().max() < 1e-12

@@ -259,8 +259,9 @@ def test_what_depends_on_no_target_is_computed_once(model, x):
     class Counted(fxlrp.rules.ZPlus):
         """Notes in whose batch its denominators are computed."""
 
-        def terms(self, x, weight, **about):
-            return [(counted(value), w) for value, w in super().terms(x, weight, **about)]
+        def parts(self, layer):
+            terms = [[term._replace(x=counted(term.x)) for term in part.terms] for part in super().parts(layer)]
+            return [part._replace(terms=t) for part, t in zip(super().parts(layer), terms, strict=True)]
 
     @fxlrp.rules.primitives.primitive
     def counted(value):

@@ -11,13 +11,15 @@ from torch import fx, nn
 
 from fxlrp.errors import PatternError, RuleError
 from fxlrp.passes.base import Pass, check
-from fxlrp.passes.facts import Facts, facts
-from fxlrp.passes.joins import IDENTITY
+from fxlrp.passes.facts import Facts, facts, operation_of
+from fxlrp.passes.joins import IDENTITY, JoinKind
+from fxlrp.passes.layers import channels
 from fxlrp.presets import Preset
 from fxlrp.rules.gate import GateRule
+from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
 from fxlrp.rules.join import ResidualOnly, SplitRule
 from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import NormEpsilon
+from fxlrp.rules.norm import Fold, NormEpsilon
 from fxlrp.rules.product import ProductRule, SoftmaxTaylor
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass as PassRule
@@ -35,23 +37,29 @@ ACCEPTED: dict[Kind, tuple[type[Rule], ...]] = {
     Kind.POINTWISE: (PassRule,),
     Kind.NORMALISATION: (PassRule, NormEpsilon),
 }
-"""The families of rules that each kind of operation takes."""
+"""The families of rules that each kind of operation takes; every one also takes ``Gradient``."""
+
+OWN: dict[str, tuple[type[Rule], ...]] = {
+    "softmax": (SoftmaxTaylor,),
+    "relu": (ReLUGuidedBackprop, ReLUDeconvNet),
+    "batch_norm": (Fold,),
+}
+"""Rules for one operation, by its name."""
 
 
 def accepted(known: Facts) -> tuple[type[Rule], ...]:
     """The families of rules that a node takes."""
-    families = ACCEPTED[known.kind]
-    return (*families, SoftmaxTaylor) if is_softmax(known) else families
+    return (*ACCEPTED[known.kind], *OWN.get(name_of(known), ()), Gradient)
 
 
-def is_softmax(known: Facts) -> bool:
-    """Whether a node is a softmax: the one pointwise operation with a rule of its own."""
-    return known.operation is not None and known.operation.name == "softmax"
+def name_of(known: Facts) -> str:
+    """The name of a node's operation."""
+    return "" if known.operation is None else known.operation.name
 
 
 @dataclass
 class Override:
-    """A rule for what a name pattern, a module type or an operation matches.
+    """A rule for what a name pattern, a module type, an operation or a kind of join matches.
 
     Attributes:
         key: as the caller gave it.
@@ -93,6 +101,9 @@ class Assign(Pass):
         for node in nodes:
             known = facts(node)
             known.rule, known.reason = self._choose(node, known)
+            size = channels(node, module)
+            if isinstance(known.rule, LinearRule) and size is not None:
+                known.rule.check_channels(size)
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:
@@ -116,12 +127,7 @@ class Assign(Pass):
                 return ResidualOnly(), "identity_skips=False"
             return self.split, reason if self.split is self.preset.split else "split"
         if known.kind is Kind.LINEAR:
-            late = self.preset.late
-            if known.first and self.preset.first is not None:
-                return self.preset.first, f"{reason}: first layer"
-            if late is not None and known.after_joins >= late[0]:
-                return late[1], f"{reason}: after join {late[0]}"
-            return self.preset.linear, reason
+            return self._linear(known, reason)
         if known.kind is Kind.SELECTION:
             return self.preset.selection, reason
         if known.kind is Kind.GATE:
@@ -131,8 +137,23 @@ class Assign(Pass):
         if known.kind is Kind.RECURRENT:
             return self.preset.recurrent, reason
         if known.kind is Kind.NORMALISATION:
-            return self.preset.norm, reason
-        return (self.preset.softmax if is_softmax(known) else PassRule()), reason
+            return self.preset.batch_norm if name_of(known) == "batch_norm" else self.preset.norm, reason
+        return self.preset.softmax if name_of(known) == "softmax" else self.preset.pointwise, reason
+
+    def _linear(self, known: Facts, reason: str) -> tuple[Rule, str]:
+        preset, late = self.preset, self.preset.late
+        convolution = name_of(known).startswith("conv")
+        if known.first and convolution and preset.first_convolution is not None:
+            return preset.first_convolution, f"{reason}: first layer"
+        if known.first and preset.first is not None:
+            return preset.first, f"{reason}: first layer"
+        if late is not None and known.after_joins >= late[0]:
+            return late[1], f"{reason}: after join {late[0]}"
+        if convolution and preset.convolution is not None:
+            return preset.convolution, f"{reason}: convolution"
+        if not operation_of(known).parametric and preset.pooling is not None:
+            return preset.pooling, f"{reason}: pooling"
+        return preset.linear, reason
 
 
 def override(key: Any, rule: Rule) -> Override:
@@ -140,10 +161,12 @@ def override(key: Any, rule: Rule) -> Override:
 
     Raises:
         RuleError: the rule is none.
-        PatternError: the key is no name, module type or known operation.
+        PatternError: the key is no name, module type, known operation or kind of join.
     """
     if not isinstance(rule, Rule):
         raise RuleError(f"rules[{key!r}] must be a rule of fxlrp.rules, not {rule!r}")
+    if isinstance(key, JoinKind):
+        return Override(key, rule, (2, 0), lambda n: facts(n).join is not None and facts(n).join.kind == key.value)
     if isinstance(key, str):
         wild = any(c in key for c in "*?[")
         literal = len(key) - sum(key.count(c) for c in "*?[]")
@@ -152,7 +175,9 @@ def override(key: Any, rule: Rule) -> Override:
         return Override(key, rule, (1, 0), lambda n: any(issubclass(t, key) for _, t in facts(n).origin.modules))
     operation = VOCABULARY.function(key)
     if operation is None:
-        raise PatternError(f"rules[{key!r}]: a key is a module name or pattern, a module type, or a known operation")
+        raise PatternError(
+            f"rules[{key!r}]: a key is a module name or pattern, a module type, a known operation, or a kind of join"
+        )
     return Override(key, rule, (2, 0), lambda n: facts(n).operation is operation)
 
 
@@ -160,6 +185,41 @@ def matches_name(node: fx.Node, pattern: str, *, wild: bool) -> bool:
     """Whether the node, or a module around it, has this name."""
     names = [node.name, *(path for path, _ in facts(node).origin.modules)]
     return any(fnmatchcase(name, pattern) if wild else name == pattern for name in names)
+
+
+FIELDS: dict[str, tuple[type[Rule], ...]] = {
+    **dict.fromkeys(("linear", "convolution", "pooling", "first", "first_convolution"), ACCEPTED[Kind.LINEAR]),
+    "selection": ACCEPTED[Kind.SELECTION],
+    "split": ACCEPTED[Kind.JOIN],
+    "gate": ACCEPTED[Kind.GATE],
+    "product": ACCEPTED[Kind.PRODUCT],
+    "recurrent": ACCEPTED[Kind.RECURRENT],
+    "norm": ACCEPTED[Kind.NORMALISATION],
+    "batch_norm": (*ACCEPTED[Kind.NORMALISATION], *OWN["batch_norm"]),
+    "softmax": (*ACCEPTED[Kind.POINTWISE], *OWN["softmax"]),
+    "pointwise": ACCEPTED[Kind.POINTWISE],
+}
+"""The families of rules that each field of a preset takes; every one also takes ``Gradient``."""
+
+
+def check_preset(preset: Preset) -> None:
+    """Raise where a preset has a rule that what it is for cannot take.
+
+    Raises:
+        RuleError: a rule is of another family.
+        PatternError: a key of its own rules means nothing.
+    """
+    asked = {name: getattr(preset, name) for name in FIELDS}
+    if preset.late is not None:
+        asked["late"] = preset.late[1]
+    for name, rule in asked.items():
+        families = FIELDS.get(name, FIELDS["linear"])
+        optional = name in ("convolution", "pooling", "first", "first_convolution")
+        if not (isinstance(rule, (*families, Gradient)) or (optional and rule is None)):
+            takes = " or a ".join(family.__name__ for family in families)
+            raise RuleError(f"preset {preset.name}: {name}={rule!r}, and {name} takes a {takes}")
+    for key, rule in preset.rules.items():
+        override(key, rule)
 
 
 def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:

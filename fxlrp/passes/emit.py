@@ -246,10 +246,14 @@ class _Emitter:
             kept: Any = nothing if amount is None else amount()
             parts = kept if isinstance(kept, list) else [kept]
             row.append(nothing if amount is None else _added([item_sum(part, *here) for part in parts]))
+        reasons = list(shares.absorbed)
+        if shares.rest is not None:
+            row.append(_added([received, *(-amount for amount in row[1:2] + row[3:])]))
+            reasons.append(shares.rest)
         self.amounts.append(row)
         path = known.origin.path
         rule = repr(known.rule) if known.rule else ""
-        self.rows.append(RowHead(node.name, path, str(known.kind), rule, tuple(shares.absorbed)))
+        self.rows.append(RowHead(node.name, path, str(known.kind), rule, tuple(reasons)))
 
     def _places(self, known: Facts, relevance: Relevance, here: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Where the batch is in each part of a node's relevance."""

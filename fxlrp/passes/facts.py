@@ -54,6 +54,7 @@ class Facts:
         join: for a join, its branches.
         after_joins: the most joins that lie on a way from an input to it.
         rule: its rule, and ``reason`` says who chose it.
+        norm_behind, norm_before: the batch norm that a linear operation's rule sees as a part of it.
     """
 
     origin: Origin
@@ -75,6 +76,8 @@ class Facts:
     after_joins: int = 0
     rule: Rule | None = None
     reason: str = ""
+    norm_behind: fx.Node | None = None
+    norm_before: fx.Node | None = None
 
 
 @dataclass

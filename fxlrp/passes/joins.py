@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from operator import getitem
 from typing import Any
 
@@ -22,6 +23,18 @@ from fxlrp.vocabulary import Kind
 IDENTITY = "identity"
 PROJECTION = "projection"
 MERGE = "merge"
+
+
+class JoinKind(str, Enum):
+    """The kinds of joins, as keys of ``compile(rules=…)``; ``Join.kind`` holds their values."""
+
+    IDENTITY = IDENTITY
+    PROJECTION = PROJECTION
+    MERGE = MERGE
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
 
 @dataclass(frozen=True)
 class Join:

@@ -10,14 +10,14 @@ from torch import fx
 
 from fxlrp.passes.facts import Facts, facts, operation_of, rule_of
 from fxlrp.passes.values import Values
+from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop, vector_jacobian
 from fxlrp.rules.join import SplitRule
 from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import NormEpsilon
+from fxlrp.rules.norm import NormEpsilon, all_over, batch_norm_scale, batch_norm_shift, in_channels
 from fxlrp.rules.primitives import fit
 from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
 from fxlrp.rules.routing import outside
 from fxlrp.rules.rule import CONSTANT, PADDING, Shares
-from fxlrp.rules.rule import Pass as PassRule
 from fxlrp.vocabulary import Bound, Kind
 from fxlrp.vocabulary.attention import attention_of
 
@@ -35,7 +35,24 @@ def propagate(values: Values, node: fx.Node, relevance: Relevance, *, signed: bo
         signed: whether that may be negative.
     """
     known = facts(node)
+    if isinstance(known.rule, Gradient):
+        return _gradient(values, node, known, relevance, known.rule)
     return _BY_KIND[known.kind](values, node, known, relevance, signed=signed)
+
+
+def _gradient(values: Values, node: fx.Node, known: Facts, relevance: Relevance, rule: Gradient) -> Shares:
+    if known.kind is Kind.LINEAR:
+        ((name, operand),) = known.operands
+        operation, weight, _ = _bound(values, node, name)
+        if not operation.held:
+            return rule(relevance, lambda r: [operation.transpose(r, weight, values.value(operand))])
+    operands = [values.value(operand) for _, operand in known.operands]
+
+    def back(r: Relevance) -> list[Any]:
+        found: Any = vector_jacobian(r, node.target, *values.call(node), operands)
+        return [found[i] for i in range(len(operands))]
+
+    return rule(relevance, back)
 
 
 def _bound(values: Values, node: fx.Node, operand: str) -> tuple[Any, Any, Any]:
@@ -56,8 +73,29 @@ def _about(values: Values, operand: fx.Node, node: fx.Node) -> dict[str, Any]:
 def _linear(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
     ((name, operand),) = known.operands
     operation, weight, bias = _bound(values, node, name)
+    bias = None if bias is None else operation.broadcast_bias(bias)
+    if known.norm_before is not None:
+        ((_, operand),) = facts(known.norm_before).operands
+    x = values.value(operand)
+    if known.norm_before is not None:
+        scale, shift = _affine(values, known.norm_before)
+        shifted = operation.apply(all_over(shift, x), weight)
+        operation, weight = operation.scaled_inputs(weight, scale, x)
+        bias = shifted if bias is None else bias + shifted
+    if known.norm_behind is not None:
+        scale, shift = _affine(values, known.norm_behind)
+        operation, weight = operation.scaled_outputs(weight, scale, x)
+        scale, shift = in_channels(scale, x), in_channels(shift, x)
+        bias = shift if bias is None else bias * scale + shift
     about = _about(values, operand, node)
-    return rule_of(known)(operation, values.value(operand), weight, bias, relevance, signed=signed, **about)
+    return rule_of(known)(operation, x, weight, bias, relevance, signed=signed, **about)
+
+
+def _affine(values: Values, norm: fx.Node) -> tuple[Any, Any]:
+    """Scale and shift of the channels in a batch norm."""
+    a = values.arguments(norm)
+    scale = batch_norm_scale(a["weight"], a["running_var"], a["eps"])
+    return scale, batch_norm_shift(scale, a["bias"], a["running_mean"])
 
 
 def _product(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, signed: bool) -> Shares:
@@ -91,6 +129,7 @@ def _factor(values: Values, signed: bool, node: fx.Node, index: int, rule: Linea
     known = facts(node)
     name, operand = known.operands[index]
     operation, weight, bias = _bound(values, node, name)
+    bias = None if bias is None else operation.broadcast_bias(bias)
     others = [facts(o) for i, (_, o) in enumerate(known.operands) if i != index]
     weights = name == "value" or (len(others) == 1 and others[0].nonnegative)
     about = {**_about(values, operand, node), "weight_nonnegative": weights}
@@ -143,12 +182,12 @@ def _pass(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *, 
     ((_, operand),) = known.operands
     if isinstance(rule, SoftmaxTaylor):
         return rule(relevance, values.value(operand), values.value(node), dim=values.arguments(node)["dim"])
+    if isinstance(rule, ReLUGuidedBackprop | ReLUDeconvNet):
+        return rule(relevance, values.value(operand))
     if isinstance(rule, NormEpsilon):
-        bind = operation_of(known).bind
-        if bind is not None:
-            x = values.value(operand)
-            return rule(relevance, x, values.value(node), bind(values.arguments(node), x))
-        rule = PassRule()
+        bind, x = operation_of(known).bind, values.value(operand)
+        assert bind is not None
+        return rule(relevance, x, values.value(node), bind(values.arguments(node), x))
     shares = rule(relevance)
     if known.kind is Kind.POINTWISE and len(node.all_input_nodes) > 1:
         # A constant may have broadcast the signal.

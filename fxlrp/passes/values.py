@@ -68,6 +68,10 @@ class Values:
         values = operation_of(facts(node)).arguments(node.args, node.kwargs)
         return {name: self._mapped(value) for name, value in values.items()}
 
+    def call(self, node: fx.Node) -> tuple[Any, Any]:
+        """Positional and keyword arguments of a node's call as they are written, forward values as proxies."""
+        return self._mapped(node.args), self._mapped(node.kwargs)
+
     def _mapped(self, value: Any) -> Any:
         return fx.node.map_aggregate(value, lambda v: self.value(v) if isinstance(v, fx.Node) else v)
 

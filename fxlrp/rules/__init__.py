@@ -1,16 +1,33 @@
 """The rules: how the relevance of an operation's result is shared between its operands."""
 
 from fxlrp.rules.gate import GateRule, Halves, ToSignal
-from fxlrp.rules.join import RatioSplit, ResidualOnly, SignedSplit, SplitRule, SymmetricSplit
-from fxlrp.rules.linear import Epsilon, LinearRule, WPlus, ZPlus
-from fxlrp.rules.norm import NormEpsilon
+from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
+from fxlrp.rules.join import FixedSplit, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SplitRule, SymmetricSplit
+from fxlrp.rules.linear import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Layer,
+    LinearRule,
+    Norm,
+    Part,
+    WPlus,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from fxlrp.rules.norm import Fold, NormEpsilon
+from fxlrp.rules.primitives import negative, positive, primitive
 from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule, Shares
 from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
 
 __all__ = [
-    "Bilinear", "Epsilon", "GateRule", "Halves", "LinearRule", "NormEpsilon", "Pass", "ProductRule", "RatioSplit",
-    "Recurrent", "ResidualOnly", "Rule", "SelectionRule", "Shares", "SignedSplit", "SoftmaxTaylor", "SplitRule",
-    "SymmetricSplit", "ThroughValues", "ToSignal", "WPlus", "WindowAverage", "Winner", "ZPlus",
+    "AlphaBeta", "Bilinear", "Epsilon", "FixedSplit", "Flat", "Fold", "Gamma", "GateRule", "Gradient", "Halves",
+    "Layer", "LinearRule", "Norm", "NormEpsilon", "Part", "Pass", "ProductRule", "RatioSplit", "ReLUDeconvNet",
+    "ReLUGuidedBackprop", "Recurrent", "ResidualOnly", "Rule", "SelectionRule", "Shares", "SignedSplit", "SkipOnly",
+    "SoftmaxTaylor", "SplitRule", "SymmetricSplit", "ThroughValues", "ToSignal", "WPlus", "WSquare", "WindowAverage",
+    "Winner", "ZBox", "ZPlus", "negative", "positive", "primitive",
 ]  # fmt: skip

@@ -114,9 +114,45 @@ class ResidualOnly(SplitRule):
         return Shares([None, relevance])
 
 
+class SkipOnly(SplitRule):
+    """All of the relevance to the skip, nothing to the residual branch."""
+
+    keeps_sign = True
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        return Shares([relevance, None])
+
+
+class FixedSplit(SplitRule):
+    """A fixed proportion: ``R_s = λ R`` to the skip, ``R_m = (1 − λ) R`` to the residual branch.
+
+    Args:
+        skip: λ, between 0 and 1.
+    """
+
+    keeps_sign = True
+
+    def __init__(self, skip: float = 0.5) -> None:
+        if not 0 <= skip <= 1:
+            raise RuleError(f"the skip's proportion lies between 0 and 1; it is {skip!r}")
+        self.skip = skip
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        to_skip = self.skip * relevance
+        return Shares([to_skip, relevance - to_skip])
+
+
 SPLITS: dict[str, SplitRule] = {
     "ratio": RatioSplit(),
     "symmetric": SymmetricSplit(),
     "signed": SignedSplit(),
+    "residual": ResidualOnly(),
+    "skip": SkipOnly(),
 }
 """The splits that ``compile(split=…)`` knows by name."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.rules import (
+    gradient,
     items,
     norm,
     operations,
@@ -28,6 +29,7 @@ from fxlrp.rules import (
     reductions,
     routing,
     selection,
+    separable,
     start,
 )
 
@@ -55,7 +57,8 @@ _FIRST: list[Any] = [
     pooling.upsample_transpose, pooling.fold, pooling.unfold,
     reductions.reduce_transpose,
     products.matmul_transpose, products.weighted_sum_transpose, products.einsum_transpose, products.per_group,
-    norm.layer_norm_back, norm.rms_norm_back, norm.group_norm_back,
+    norm.layer_norm_back, norm.rms_norm_back, norm.group_norm_back, norm.batch_norm_back,
+    gradient.vector_jacobian, separable.by_axis_transpose,
     selection.to_winners, selection.to_largest,
     routing.unreshape, routing.unpermute, routing.unslice, routing.unselect, routing.unpad, routing.outside,
     routing.unrepeat, routing.uncat, routing.unsplit, routing.unstack, routing.rebind, routing.unroll,

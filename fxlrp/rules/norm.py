@@ -33,6 +33,53 @@ class NormEpsilon(Rule):
         return Shares([share], {BIAS: lambda: relevance - share})
 
 
+class Fold(Rule):
+    """Batch norm in eval mode as a part of the linear operation next to it; relevance passes it unchanged.
+
+    The operation's rule then sees weights and bias with the norm's scale and shift in them: those of
+    the operation that the norm follows, or else, where the norm comes first, of the one that reads it.
+    Where there is neither, the norm passes relevance on all the same. The model's tensors stay as they are.
+    """
+
+    keeps_sign = True
+
+    def __call__(self, relevance: Tensor) -> Shares:
+        """Pass ``relevance`` on."""
+        return Shares([relevance])
+
+
+@primitive
+def batch_norm_scale(weight: Tensor | None, var: Tensor, eps: float) -> Tensor:
+    """The factor of each channel in a batch norm in eval mode: (channels,)."""
+    deviation = (var + eps).sqrt()
+    return 1 / deviation if weight is None else weight / deviation
+
+
+@primitive
+def batch_norm_shift(scale: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
+    """What a batch norm in eval mode adds to each channel: (channels,)."""
+    return -mean * scale if bias is None else bias - mean * scale
+
+
+@primitive
+def in_channels(values: Tensor, x: Tensor) -> Tensor:
+    """One value a channel, (channels,), in a shape that adds to all that is like ``x``, (batch, channels, ...)."""
+    return values.reshape(-1, *[1] * (x.dim() - 2))
+
+
+@primitive
+def all_over(values: Tensor, x: Tensor) -> Tensor:
+    """One value a channel, (channels,), all over one item like those of ``x``."""
+    return in_channels(values, x).expand(1, *x.shape[1:])
+
+
+@primitive
+def batch_norm_back(s: Tensor, weight: Tensor | None, var: Tensor, eps: float) -> Tensor:
+    """The transpose of a batch norm in eval mode."""
+    scale = batch_norm_scale(weight, var, eps)
+    return s * scale.reshape(1, -1, *[1] * (s.dim() - 2))
+
+
 @primitive
 def layer_norm_back(s: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
     """The transpose of a layer norm whose deviation is held constant."""

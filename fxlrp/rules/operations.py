@@ -10,6 +10,7 @@ their fixed weights are never negative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxlrp.rules.primitives import primitive
+from fxlrp.rules.primitives import negative, positive, primitive, squared
 
 Weight = Any
 """A tensor; ``None`` for operations that have no weights."""
@@ -25,6 +26,12 @@ Weight = Any
 
 class LinearOperation:
     """A map that is linear in ``x`` once the weights are fixed."""
+
+    channel_axis = 1
+    """The axis of the operand's channels, or features."""
+
+    held = False
+    """Whether the weights are made of the operand and held constant; the transpose is then no derivative."""
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         """The operation at ``x`` with ``weight`` in place of its own weights, without bias."""
@@ -38,9 +45,53 @@ class LinearOperation:
         """``bias`` in a shape that adds to the output."""
         return bias
 
-    def without_negative_weights(self) -> LinearOperation:
-        """For fixed weights that may be negative: what stands for their positive part."""
+    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
+        """The operation and the weights once ``change`` was made to each; ``None`` where all become zero."""
+        return self, change(weight)
+
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        """The operation and the weights with a norm behind it in them, which scales what is along axis 1."""
+        raise NotImplementedError
+
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        """The operation and the weights with a norm before it in them, which scales what is along axis 1."""
+        raise NotImplementedError
+
+
+class FixedOperation(LinearOperation):
+    """An operation whose weights are its own, positive or zero, and as large for all that an output looks at."""
+
+    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
+        if change is negative:
+            return None
+        if change is positive:
+            return self, None
+        if change is torch.ones_like:
+            return self.flat(), None
+        assert change is squared, "fixed weights can be made positive, negative, squared or ones"
+        return self.squared(), None
+
+    def flat(self) -> LinearOperation:
+        """The operation with ones for weights; by default they are."""
         return self
+
+    def squared(self) -> LinearOperation:
+        """The operation with its weights squared; by default they are ones."""
+        return self
+
+
+@primitive
+def scale_leading(weight: Tensor, factors: Tensor) -> Tensor:
+    """Each row of the first axis scaled."""
+    return weight * factors.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+@primitive
+def scale_grouped(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
+    """The channels of the second axis scaled, those of each group by its own factors."""
+    rows, columns, *kernel = weight.shape
+    parts = weight.reshape(groups, rows // groups, columns, *kernel)
+    return (parts * factors.reshape(groups, 1, columns, *[1] * len(kernel))).reshape(weight.shape)
 
 
 _CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -82,6 +133,12 @@ class Convolution(LinearOperation):
     def broadcast_bias(self, bias: Tensor) -> Tensor:
         return bias.reshape(-1, *[1] * self.dims)
 
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_leading(weight, factors)
+
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_grouped(weight, factors, self.groups)
+
 
 @primitive
 def transposed_convolution_transpose(
@@ -121,13 +178,62 @@ class TransposedConvolution(LinearOperation):
     def broadcast_bias(self, bias: Tensor) -> Tensor:
         return bias.reshape(-1, *[1] * self.dims)
 
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_grouped(weight, factors, self.groups)
+
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return self, scale_leading(weight, factors)
+
 
 @dataclass(frozen=True)
 class Dense(LinearOperation):
     """``x @ weight.T`` over the last axis; weights (out, in)."""
+
+    channel_axis = -1
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return F.linear(x, weight)
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return torch.matmul(s, weight)
+
+    def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return NormedDense(), scale_dense(weight, factors, x, inputs=False)
+
+    def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
+        return NormedDense(), scale_dense(weight, factors, x, inputs=True)
+
+
+@dataclass(frozen=True)
+class NormedDense(Dense):
+    """A linear layer with a norm in it: one matrix, or one for each position along axis 1.
+
+    A norm scales what is along axis 1. Of (batch, features) those are the layer's features; of
+    (batch, channels, ..., features) they are not, and the layer becomes another one in each channel.
+    """
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return dense(x, weight)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return dense_transpose(s, weight)
+
+
+@primitive
+def scale_dense(weight: Tensor, factors: Tensor, x: Tensor, inputs: bool) -> Tensor:
+    """The weights of a linear layer that reads ``x``, scaled along axis 1 of its inputs or of its outputs."""
+    if x.dim() == 2:
+        return weight * (factors if inputs else factors[:, None])
+    return weight * factors.reshape(-1, *[1] * (x.dim() - 1))
+
+
+@primitive
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """``weight x`` for each row of ``x``, by its own weights where there are several."""
+    return F.linear(x, weight) if weight.dim() == 2 else torch.matmul(weight, x[..., None])[..., 0]
+
+
+@primitive
+def dense_transpose(s: Tensor, weight: Tensor) -> Tensor:
+    """The transpose of :func:`dense`."""
+    return torch.matmul(s, weight) if weight.dim() == 2 else torch.matmul(weight.mT, s[..., None])[..., 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxlrp.rules.operations import LinearOperation, Weight, convolution_transpose
-from fxlrp.rules.primitives import primitive
+from fxlrp.rules.operations import FixedOperation, LinearOperation, Weight, convolution_transpose
+from fxlrp.rules.primitives import negative, positive, primitive
+from fxlrp.rules.separable import ByAxis, SeparableOperation
 
 aten = torch.ops.aten
 
@@ -67,7 +69,7 @@ def average_pool_transpose(
 
 
 @dataclass(frozen=True)
-class AveragePool(LinearOperation):
+class AveragePool(SeparableOperation):
     """Average pooling over ``len(kernel)`` axes."""
 
     kernel: list[int]
@@ -86,6 +88,18 @@ class AveragePool(LinearOperation):
         return average_pool_transpose(
             s, x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
         )
+
+    def along(self, axis: int) -> LinearOperation:
+        divisor = self.divisor if self.divisor is None or axis == 0 else 1  # of the product of all axes
+        return replace(
+            self, kernel=only(axis, self.kernel), stride=only(axis, self.stride), padding=only(axis, self.padding, 0),
+            divisor=divisor,
+        )  # fmt: skip
+
+
+def only(axis: int, values: list[Any], idle: Any = 1) -> list[Any]:
+    """The value of one axis, and ``idle`` at the others."""
+    return [value if i == axis else idle for i, value in enumerate(values)]
 
 
 @primitive
@@ -113,7 +127,7 @@ def window_sum_transpose(
 
 
 @dataclass(frozen=True)
-class WindowSum(LinearOperation):
+class WindowSum(FixedOperation):
     """The sum over each window, with dilation: what dilated max pooling looks at."""
 
     kernel: list[int]
@@ -139,7 +153,7 @@ def adaptive_average_pool_transpose(s: Tensor, x: Tensor, dims: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class AdaptiveAveragePool(LinearOperation):
+class AdaptiveAveragePool(SeparableOperation):
     """Adaptive average pooling to ``size`` (one entry an axis)."""
 
     size: list[int]
@@ -149,6 +163,9 @@ class AdaptiveAveragePool(LinearOperation):
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return adaptive_average_pool_transpose(s, x, len(self.size))
+
+    def along(self, axis: int) -> LinearOperation:
+        return replace(self, size=only(axis, self.size))
 
 
 @primitive
@@ -163,7 +180,7 @@ def upsample_transpose(
 
 
 @dataclass(frozen=True)
-class Upsample(LinearOperation):
+class Upsample(SeparableOperation):
     """Interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
 
     mode: str
@@ -178,9 +195,14 @@ class Upsample(LinearOperation):
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return upsample_transpose(s, x, self.mode, self.align_corners, self.scales)
 
-    def without_negative_weights(self) -> LinearOperation:
-        # The side lobes of a cubic kernel are negative; its main lobe is close to the linear one.
-        return replace(self, mode=self.mode.replace("bicubic", "bilinear"))
+    def along(self, axis: int) -> LinearOperation:
+        size = None if self.size is None else only(axis, self.size)
+        return replace(self, size=size, scales=None if self.scales is None else only(axis, self.scales, 1.0))
+
+    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
+        if "bicubic" in self.mode and change in (positive, negative):  # its side lobes are negative
+            return ByAxis(self, "positive" if change is positive else "negative"), None
+        return super().changed(weight, change)
 
 
 @primitive
@@ -197,7 +219,7 @@ def unfold(x: Tensor, kernel: list[int], dilation: list[int], padding: list[int]
 
 
 @dataclass(frozen=True)
-class Fold(LinearOperation):
+class Fold(FixedOperation):
     """Overlapping patches added up to an image."""
 
     size: list[int]

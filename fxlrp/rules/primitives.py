@@ -7,12 +7,14 @@ lets a primitive look at shapes that are known only when the graph runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
+
+from fxlrp.errors import RuleError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +81,42 @@ def positive_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
 def negative_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
     """Where the whole is negative, whatever its part is."""
     return relevance * (whole[0] < 0)
+
+
+@primitive
+def squared(weight: Tensor) -> Tensor:
+    """The square, element by element."""
+    return weight.square()
+
+
+@primitive
+def above_zero(z: Tensor) -> Tensor:
+    """Ones where ``z`` is positive."""
+    return (z > 0).to(z.dtype)
+
+
+@primitive
+def below_zero(z: Tensor) -> Tensor:
+    """Ones where ``z`` is negative."""
+    return (z < 0).to(z.dtype)
+
+
+@primitive
+def zero(z: Tensor) -> Tensor:
+    """Ones where ``z`` is exactly zero."""
+    return (z == 0).to(z.dtype)
+
+
+@primitive
+def along_channels(values: float | Sequence[float], x: Tensor, axis: int) -> float | Tensor:
+    """One number, or one for each channel of ``x`` in a shape that broadcasts to it."""
+    if isinstance(values, int | float):
+        return values
+    if len(values) != x.shape[axis]:
+        raise RuleError(f"there are {len(values)} bounds for an input of {x.shape[axis]} channels: give one a channel")
+    shape = [1] * x.dim()
+    shape[axis] = len(values)
+    return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(shape)
 
 
 def smallest_denominator(dtype: torch.dtype) -> float:

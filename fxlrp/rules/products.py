@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxlrp.rules.operations import LinearOperation, Weight
+from fxlrp.rules.operations import FixedOperation, LinearOperation, Weight
 from fxlrp.rules.primitives import primitive
 
 
@@ -26,6 +28,8 @@ class MatrixProduct(LinearOperation):
     """``x @ weight``, or ``weight @ x`` where ``left``, by a constant matrix."""
 
     left: bool = False
+
+    channel_axis = -1
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return torch.matmul(weight, x) if self.left else torch.matmul(x, weight)
@@ -124,7 +128,7 @@ def einsum_transpose(s: Tensor, weight: Tensor | None, x: Tensor, equation: str,
 
 
 @dataclass(frozen=True)
-class EinsteinSum(LinearOperation):
+class EinsteinSum(FixedOperation):
     """An Einstein sum of one or two tensors, linear in operand ``index``."""
 
     equation: str
@@ -137,3 +141,7 @@ class EinsteinSum(LinearOperation):
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return einsum_transpose(s, weight, x, self.equation, self.index)
+
+    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
+        # Without a second tensor its weights are ones.
+        return super().changed(weight, change) if weight is None else (self, change(weight))

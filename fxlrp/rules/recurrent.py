@@ -157,8 +157,8 @@ class Recurrent(Rule):
 
 
 def _rows(amount: Tensor | list[Tensor]) -> Tensor:
-    assert isinstance(amount, Tensor)
-    return amount.sum(dim=1)
+    parts = amount if isinstance(amount, list) else [amount]
+    return torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0)
 
 
 def _parameters(lstm: Lstm, at: int) -> list[Tensor]:

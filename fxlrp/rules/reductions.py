@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fxlrp.rules.operations import LinearOperation, Weight
+from fxlrp.rules.operations import FixedOperation, LinearOperation, Weight
 from fxlrp.rules.primitives import primitive
 
 
 @primitive
-def reduce_transpose(s: Tensor, x: Tensor, dim: list[int] | None, keepdim: bool, mean: bool) -> Tensor:
-    """The transpose of a mean or a sum over ``dim``, in the shape of ``x``."""
+def reduce(x: Tensor, dim: list[int] | None, keepdim: bool, power: int) -> Tensor:
+    """The sum over ``dim`` of ``x`` times ``count^(−power)``, the count being that of the elements summed."""
+    total = x.sum(dim=dim, keepdim=keepdim)
+    return total / (x.numel() // total.numel()) ** power
+
+
+@primitive
+def reduce_transpose(s: Tensor, x: Tensor, dim: list[int] | None, keepdim: bool, power: int) -> Tensor:
+    """The transpose of :func:`reduce`, in the shape of ``x``."""
     axes = sorted(d % x.dim() for d in (range(x.dim()) if dim is None else dim))
     if not keepdim:
         for axis in axes:
             s = s.unsqueeze(axis)
-    if mean:
+    if power:
         count = 1
         for axis in axes:
             count *= x.shape[axis]
-        s = s / count
+        s = s / count**power
     return s.expand(x.shape)
 
 
 @dataclass(frozen=True)
-class Reduction(LinearOperation):
-    """The mean or the sum over ``dim`` (``None``: every axis)."""
+class Reduction(FixedOperation):
+    """The sum over ``dim`` (``None``: every axis), each element times ``count^(−power)``: of power 1 the mean."""
 
     dim: list[int] | None
     keepdim: bool = False
-    mean: bool = True
+    power: int = 1
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        reduce = torch.mean if self.mean else torch.sum
-        return reduce(x, dim=self.dim, keepdim=self.keepdim)
+        if self.power > 1:
+            return reduce(x, self.dim, self.keepdim, self.power)
+        return (torch.mean if self.power else torch.sum)(x, dim=self.dim, keepdim=self.keepdim)
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return reduce_transpose(s, x, self.dim, self.keepdim, self.mean)
+        return reduce_transpose(s, x, self.dim, self.keepdim, self.power)
+
+    def flat(self) -> LinearOperation:
+        return replace(self, power=0)
+
+    def squared(self) -> LinearOperation:
+        return replace(self, power=2 * self.power)
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,13 @@ class WeightedReduction(LinearOperation):
     dim: list[int] | None
     keepdim: bool = False
 
+    held = True
+
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return torch.sum(x * weight, dim=self.dim, keepdim=self.keepdim)
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return weight * reduce_transpose(s, x, self.dim, self.keepdim, False)
+        return weight * reduce_transpose(s, x, self.dim, self.keepdim, 0)
 
 
 @primitive
@@ -75,7 +91,7 @@ def soft_weights(x: Tensor, dim: list[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CumulativeSum(LinearOperation):
+class CumulativeSum(FixedOperation):
     """The running sum along an axis."""
 
     dim: int

@@ -16,11 +16,11 @@ STABILIZER = "stabilizer"
 BIAS = "bias"
 CONSTANT = "constant"
 PADDING = "padding"
-
+GRADIENT = "gradient"
 CONDITION = "condition"
 
-REASONS = (STABILIZER, BIAS, CONSTANT, PADDING, CONDITION)
-"""Why relevance may be absorbed; the ledger has one total for each."""
+REASONS = (STABILIZER, BIAS, CONSTANT, PADDING)
+"""Why rules that conserve may absorb relevance; the ledger has one total for each."""
 
 Amount = Callable[[], Tensor | list[Tensor]]
 """Relevance that was not simply handed on, in one tensor or several, the batch being where the
@@ -31,12 +31,14 @@ node's own relevance has it; computed only where a ledger is kept."""
 class Shares:
     """Relevance for each operand of a node, in order, and what was not handed on.
 
-    ``None`` in ``operands`` means: this operand receives nothing.
+    ``None`` in ``operands`` means: this operand receives nothing. Rules that do not conserve name in
+    ``rest`` the reason under which the ledger tells what is neither handed on nor absorbed.
     """
 
     operands: list[Tensor | None]
     absorbed: dict[str, Amount] = field(default_factory=dict)
     rescaled: Amount | None = None
+    rest: str | None = None
 
     @property
     def only(self) -> Tensor:

@@ -126,7 +126,7 @@ class Extremum:
 
     def windows(self) -> LinearOperation:
         """The mean over the same axes."""
-        return Reduction(self.dim or None, self.keepdim, mean=True)
+        return Reduction(self.dim or None, self.keepdim)
 
 
 Pool = MaxPool | AdaptiveMaxPool | Extremum

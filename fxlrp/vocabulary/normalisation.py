@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fxlrp.rules.norm import group_norm_back, layer_norm_back, rms_norm_back
-from fxlrp.vocabulary.operation import Kind, Operation, Unsupported
+from fxlrp.rules.norm import batch_norm_back, group_norm_back, layer_norm_back, rms_norm_back
+from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten
 
@@ -73,13 +73,21 @@ def lower_rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: f
     return aten.rms_norm.default(input, list(normalized_shape), weight, eps)
 
 
+def bind_instance_norm(a: Arguments, x: Any) -> Any:
+    if not a["use_input_stats"]:
+        return lambda s: batch_norm_back(s, a["weight"], a["running_var"], a["eps"])
+    return lambda s: group_norm_back(s, x, x.shape[1], a["weight"], a["eps"])
+
+
 OPERATIONS = [
     Operation(
         aten.batch_norm.default, Kind.NORMALISATION, functions=(F.batch_norm,), lower=lower_batch_norm,
         aten={aten._native_batch_norm_legit_no_training.default: lower_native_batch_norm},
+        bind=lambda a, x: lambda s: batch_norm_back(s, a["weight"], a["running_var"], a["eps"]),
     ),
     Operation(
         aten.instance_norm.default, Kind.NORMALISATION, functions=(F.instance_norm,), lower=lower_instance_norm,
+        bind=bind_instance_norm,
     ),
     Operation(
         aten.group_norm.default, Kind.NORMALISATION, functions=(F.group_norm,), lower=lower_group_norm,

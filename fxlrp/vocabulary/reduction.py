@@ -47,7 +47,7 @@ def bound_of_reduction(a: Arguments) -> Bound:
 
 def bind_reduction(*, mean: bool) -> Any:
     def bind(a: Arguments, operand: str) -> Bindings:
-        return Reduction(axes(a["dim"]) or None, a.get("keepdim", False), mean=mean), None, None
+        return Reduction(axes(a["dim"]) or None, a.get("keepdim", False), int(mean)), None, None
 
     return bind
 

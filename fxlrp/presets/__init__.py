@@ -1,0 +1,46 @@
+"""Presets: a rule for every kind of operation, under one name."""
+
+from fxlrp.errors import RuleError
+from fxlrp.presets.attention import ATTNLRP, CP_LRP
+from fxlrp.presets.composites import (
+    deconvnet,
+    epsilon,
+    epsilon_alpha2_beta1,
+    epsilon_alpha2_beta1_flat,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_flat,
+    excitation_backprop,
+    guided_backprop,
+)
+from fxlrp.presets.conserving import CONSERVING, OTSUKI2024, OTSUKI2024_MIXTURE
+from fxlrp.presets.preset import Preset
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        CONSERVING, OTSUKI2024, OTSUKI2024_MIXTURE, ATTNLRP, CP_LRP, epsilon(), epsilon_plus(), epsilon_plus_flat(),
+        epsilon_gamma_box(), epsilon_alpha2_beta1(), epsilon_alpha2_beta1_flat(), excitation_backprop(),
+        guided_backprop(), deconvnet(),
+    )
+}  # fmt: skip
+"""The presets that ``compile(preset=…)`` knows by name."""
+
+
+def preset_named(preset: str | Preset) -> Preset:
+    """The preset of this name, or the preset itself.
+
+    Raises:
+        RuleError: there is none of this name.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise RuleError(f"preset={preset!r}: choose one of {', '.join(map(repr, PRESETS))}, or give a Preset")
+    return PRESETS[preset]
+
+
+__all__ = [
+    "PRESETS", "Preset", "deconvnet", "epsilon", "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat", "excitation_backprop", "guided_backprop", "preset_named",
+]  # fmt: skip

