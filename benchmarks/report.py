@@ -54,7 +54,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
             sum(_only_constants(row) for row in good),
             sum(row["finite"] == "True" for row in good),
         ])  # fmt: skip
-    return _table(columns, lines)
+    return markdown_table(columns, lines)
 
 
 def _made(rows: Sequence[Row], command: str) -> list[str]:
@@ -92,7 +92,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
             for dtype in precisions:
                 line += _errors(by.get(dtype))
             lines.append([*line, row["absorbed"], row["outputs"]])
-        page += [f"## {zoo}", "", *_table([*columns, "absorbed", "outputs"], lines), ""]
+        page += [f"## {zoo}", "", *markdown_table([*columns, "absorbed", "outputs"], lines), ""]
     return page
 
 
@@ -115,7 +115,7 @@ def _peers(rows: Sequence[Row]) -> list[str]:
         "## Peers", "",
         "Σ relevance at the input / start, of the item farthest from 1; bold within 1 %. Each peer is used as its "
         "documentation does, explains the predicted class from a start of its own, and gets activations out of place.",
-        "", *_table(["model", *names], [*lines, counts]), "",
+        "", *markdown_table(["model", *names], [*lines, counts]), "",
         "Settings, with how many models they served:", "", *settings, "", "Failures:", "",
         *(failed or ["None."]), "",
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def _escaped(text: str) -> str:
     return "`" + text.replace("`", "'") + "`"
 
 
-def _table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
+def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
     def row(cells: Sequence[object]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 

@@ -1,0 +1,130 @@
+"""Concepts: which channels of a late block speak for the predicted class, and where in the picture each does.
+
+Concept relevance propagation (Achtibat et al., Nature Machine Intelligence 2023) on the demo's
+network and photographs: the relevance at the output of a block ranks its channels; a
+conditional map for each of the strongest shows where its part comes from. All maps of a
+photograph come from one call. Run from the repository's root: ``python -m examples.concepts``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+import fxlrp
+from examples.demo import PHOTOS, WIDTH, photo_folder
+from examples.efficientnet_lite0 import load
+from fxlrp.extras import require
+from fxlrp.images import as_seen, read_image, to_input
+from fxlrp.models import LoadedModel
+from fxlrp.render import enlarge, overlay, save_png, to_photo
+
+BLOCK, FOLLOWING = "_blocks.14", "_blocks.15"
+"""The block whose channels are the concepts, and the one that takes its output."""
+
+OUT = Path("demo/concepts.png")
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """The strongest channels of a block for one photograph.
+
+    Attributes:
+        caption: the predicted class, and its probability.
+        photo: the photograph, (height, width, 3).
+        total: the relevance that entered.
+        whole: (height, width), the map of all channels.
+        channels: their numbers, the strongest first.
+        relevance: what of the relevance passes each.
+        maps: (channels, height, width), their conditional maps.
+    """
+
+    caption: str
+    photo: Tensor
+    total: float
+    whole: Tensor
+    channels: list[int]
+    relevance: list[float]
+    maps: Tensor
+
+
+def main(
+    count: Annotated[int, typer.Option(min=1, max=12, help="How many channels of each photograph.")] = 4,
+    out: Annotated[Path, typer.Option(help="The picture.")] = OUT,
+) -> None:
+    """Show where in four photographs the strongest channels of a late block find what speaks for the class."""
+    console = Console(highlight=False)
+    loaded = load()
+    explainer = fxlrp.compile(loaded.model, checkpoints=[FOLLOWING])
+    found = []
+    for name in PHOTOS:
+        concepts = strongest(explainer, loaded, read_image(photo_folder() / name), count)
+        found.append(concepts)
+        console.print(f"[bold]{name}[/]  {concepts.caption}")
+        for channel, relevance, heat in zip(concepts.channels, concepts.relevance, concepts.maps, strict=True):
+            share, total = 100 * relevance / concepts.total, float(heat.sum())
+            console.print(f"  channel {channel:3d}   {share:5.2f} %   relevance {relevance:.6f}, Σ map {total:.6f}")
+        console.print(f"  all channels 100.00 %   relevance {concepts.total:.6f}, Σ map {float(concepts.whole.sum()):.6f}")
+    console.print(f"Picture: [bold]{save_png(grid(found), out)}[/]")
+
+
+def strongest(explainer: fxlrp.Explainer, loaded: LoadedModel, picture: Any, count: int) -> Concepts:
+    """The channels of the block that most of the predicted class's relevance passes, and their maps."""
+    image = to_input(picture, loaded.preprocess).unsqueeze(0)
+    whole = explainer(image)
+    relevance, channels = whole.checkpoints[FOLLOWING][0].sum((1, 2)).topk(count)
+    conditions = [{BLOCK: [channel]} for channel in channels.tolist()]
+    parts = explainer(image, target=whole.target, conditions=conditions)
+    target = int(whole.target[0])
+    return Concepts(
+        caption=f"{loaded.classes[target]}, {100 * float(whole.output.softmax(1)[0, target]):.0f} %",
+        photo=as_seen(picture, loaded.preprocess),
+        total=float(whole.start[0]),
+        whole=fxlrp.heatmap(whole.relevance)[0],
+        channels=channels.tolist(),
+        relevance=relevance.tolist(),
+        maps=fxlrp.heatmap(parts.relevance)[0],
+    )
+
+
+def grid(found: list[Concepts]) -> Tensor:
+    """One picture: a row a photograph, with the map of all channels and those of the strongest ones on it.
+
+    Returns:
+        (height, width, 3), uint8.
+    """
+    figure_module = require("matplotlib.figure", "draw")
+    canvas_module = require("matplotlib.backends.backend_agg", "draw")
+    columns = 2 + len(found[0].channels)
+    figure = figure_module.Figure(figsize=(2 * columns, 2.25 * len(found)), dpi=130, layout="constrained")
+    canvas = canvas_module.FigureCanvasAgg(figure)
+    for row, concepts in zip(figure.subplots(len(found), columns, squeeze=False), found, strict=True):
+        shown = [to_photo(concepts.photo)]
+        shown += [overlay(concepts.photo, heat, "positive") for heat in (concepts.whole, *concepts.maps)]
+        titles = [concepts.caption, "all channels"]
+        for channel, relevance in zip(concepts.channels, concepts.relevance, strict=True):
+            titles.append(f"channel {channel}, {100 * relevance / concepts.total:.1f} %")
+        for axes, picture, title in zip(row, shown, titles, strict=True):
+            axes.imshow(enlarge(picture, WIDTH).numpy())
+            axes.set_title(title, fontsize=9)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.reshape(height, width, 4)[..., :3].contiguous()
+
+
+if __name__ == "__main__":
+    if not Path(__file__).resolve().is_relative_to(Path.cwd().resolve()):
+        sys.exit("run it from the repository's root: python -m examples.concepts")
+    os.environ.setdefault("COLUMNS", "100")
+    typer.run(main)
