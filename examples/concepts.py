@@ -72,7 +72,8 @@ def main(
         for channel, relevance, heat in zip(concepts.channels, concepts.relevance, concepts.maps, strict=True):
             share, total = 100 * relevance / concepts.total, float(heat.sum())
             console.print(f"  channel {channel:3d}   {share:5.2f} %   relevance {relevance:.6f}, Σ map {total:.6f}")
-        console.print(f"  all channels 100.00 %   relevance {concepts.total:.6f}, Σ map {float(concepts.whole.sum()):.6f}")
+        whole = float(concepts.whole.sum())
+        console.print(f"  all channels 100.00 %   relevance {concepts.total:.6f}, Σ map {whole:.6f}")
     console.print(f"Picture: [bold]{save_png(grid(found), out)}[/]")
 
 

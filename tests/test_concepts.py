@@ -23,7 +23,8 @@ def test_the_example_shows_channels_whose_maps_conserve(tmp_path, capsys):
     assert printed.count("channel ") == 3 * 4
     for line in printed.splitlines():
         if "Σ map" in line:
-            received, arrived = (float(word.rstrip(",")) for word in line.split() if word.count(".") == 1 and len(word) >= 8)
+            numbers = [word.rstrip(",") for word in line.split() if word.count(".") == 1 and len(word) >= 8]
+            received, arrived = map(float, numbers)
             assert arrived == pytest.approx(received, abs=2e-6)
     from fxlrp.images import read_image
 

