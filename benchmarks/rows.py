@@ -119,11 +119,11 @@ def page(table: Sequence[str], model: str, layer: str, rows: int, batch: int, si
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
     return "\n".join([
         "# Many explanations in one call", "",
-        f"K = {rows} targets, and K conditions of one channel each at `{layer}`, in one call and in K calls. {model} on "
-        f"random weights, norms measured on noise; batch {batch}, {size} × {size}, float32, default preset.", "",
+        f"K = {rows} targets, and K conditions of one channel each at `{layer}`, in one call and in K calls. {model} "
+        f"on random weights, norms measured on noise; batch {batch}, {size} × {size}, float32, default preset.", "",
         f"Made with `{command}`, {datetime.now(timezone.utc):%Y-%m-%d}; torch {torch.__version__}, CPU ({machine}).",
-        f"The two ways take turns, {rounds} rounds after one to warm up. Times are medians; a ratio is the median of the "
-        "rounds' ratios. Processor time tells what other work on the machine does not change.", "",
+        f"The two ways take turns, {rounds} rounds after one to warm up. Times are medians; a ratio is the median of "
+        "the rounds' ratios. Processor time tells what other work on the machine does not change.", "",
         *table,
     ])  # fmt: skip
 
