@@ -63,7 +63,7 @@ def test_bad_arguments_are_refused(arguments):
     with pytest.raises(InputError, match=r"levels|method"):
         fxlrp.quantize_heat(torch.zeros(2, 2), **arguments)
     with pytest.raises(InputError, match="floating point map"):
-        fxlrp.quantize_heat(torch.zeros(1, 3, 2, 2))
+        fxlrp.quantize_heat(torch.zeros(1, 3, 3, 2, 2))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=["channels first", "channels last"])
