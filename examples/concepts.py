@@ -1,4 +1,4 @@
-"""Concepts: which channels of a late block speak for the predicted class, and where in the picture each does.
+"""Concepts: which channels of a block speak for the predicted class, and where in the picture each does.
 
 Concept relevance propagation (Achtibat et al., Nature Machine Intelligence 2023) on the demo's
 network and photographs: the relevance at the output of a block ranks its channels; a
@@ -27,7 +27,7 @@ from fxlrp.images import as_seen, read_image, to_input
 from fxlrp.models import LoadedModel
 from fxlrp.render import enlarge, overlay, save_png, to_photo
 
-BLOCK, FOLLOWING = "_blocks.14", "_blocks.15"
+BLOCK, FOLLOWING = "_blocks.4", "_blocks.5"
 """The block whose channels are the concepts, and the one that takes its output."""
 
 OUT = Path("demo/concepts.png")
