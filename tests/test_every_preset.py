@@ -52,7 +52,7 @@ class Products(nn.Module):
         return self.head(x * torch.sigmoid(self.gate(x)))
 
 
-LSTM = ("attnlrp", "epsilon_plus", "guided_backprop")
+LSTM = ("attnlrp", "guided_backprop")
 """An LSTM is read by export, which takes its time; the other presets have it in the long run."""
 
 NETS = {

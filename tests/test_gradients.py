@@ -177,7 +177,7 @@ def test_an_lstm(options):
     assert_is_the_gradient(States(batch_first=True, **options), torch.randn(3, 4, 4, dtype=DOUBLE))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(net_plans())
 def test_random_residual_networks(plan):
     torch.manual_seed(0)
@@ -189,7 +189,7 @@ def test_random_residual_networks(plan):
     assert_is_the_gradient(model, torch.randn(2, 3, 12, 12, dtype=DOUBLE))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(token_net_plans())
 def test_random_networks_of_tokens(plan):
     torch.manual_seed(0)

@@ -1,5 +1,7 @@
 """Agreement with zennit: composites on whole networks, live and by stored maps; rules on single layers."""
 
+import copy
+
 import numpy as np
 import oracle
 import pytest
@@ -15,13 +17,13 @@ from fxlrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, SignedSplit
 NEAR = 1e-10
 
 
-def nets(*fast):
-    """All networks, but for the fast ones in the long run alone."""
-    names = [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in NETS]
-    return pytest.mark.parametrize("name", names, scope="module")
-
-
-composites = pytest.mark.parametrize("composite", COMPOSITES)
+def runs(*fast):
+    """All composites on all networks, but for the fast ones in the long run alone."""
+    every = [(name, composite) for name in NETS for composite in COMPOSITES]
+    return pytest.mark.parametrize(
+        ("name", "composite"),
+        [pytest.param(*run, marks=[] if run in fast or run[0] in fast else [pytest.mark.slow]) for run in every],
+    )
 
 
 @pytest.fixture
@@ -30,18 +32,12 @@ def zennit():
     return pytest.importorskip("zennit")
 
 
-@pytest.fixture(scope="module")
-def seeded_net(name):
-    return net(name)
-
-
 # Whole networks ------------------------------------------------------------------------------
 
 
-@nets("resnet18", "vgg11_bn")
-@composites
-def test_a_preset_is_the_stored_map_of_zennits_composite(name, composite, seeded_net):
-    model, x = seeded_net
+@runs("resnet18", "vgg11_bn")
+def test_a_preset_is_the_stored_map_of_zennits_composite(name, composite):
+    model, x = net(name)
     found = digest(fxlrp.compile(model, composite, start="one")(x, TARGETS).relevance)
     with np.load(GOLDEN) as stored:
         wanted = {part: torch.from_numpy(stored[f"{name}/{composite}/{part}"]) for part in found}
@@ -50,11 +46,10 @@ def test_a_preset_is_the_stored_map_of_zennits_composite(name, composite, seeded
         assert (value - wanted[part]).abs().max() <= NEAR * wanted["largest"], part
 
 
-@nets("resnet18")
-@composites
-def test_a_preset_is_zennits_composite(zennit, name, composite, seeded_net):
-    model, x = seeded_net
-    expected = zennits(name, composite, model, x).detach()
+@runs(("resnet18", "epsilon_gamma_box"))
+def test_a_preset_is_zennits_composite(zennit, name, composite):
+    model, x = net(name)
+    expected = zennits(name, composite, copy.deepcopy(model), x).detach()
     assert_close(fxlrp.compile(model, composite, start="one")(x, TARGETS).relevance, expected, NEAR)
 
 

@@ -1,5 +1,6 @@
 """What fxlrp's presets are compared with zennit's composites on, live and by stored maps."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -35,8 +36,9 @@ NETS = {
 """How each network is made, and zennit's canonizer for it."""
 
 
+@lru_cache(maxsize=1)
 def net(name):
-    """The seeded network, and two items for it."""
+    """The seeded network, and two items for it; whoever changes it takes a copy."""
     return seeded(NETS[name][0]()), seeded_pixels(2, 3, 40, 40, seed=5)
 
 

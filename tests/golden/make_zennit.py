@@ -6,6 +6,7 @@ zennit needs Python 3.11.11 or newer. From the folder ``tests``:
     python -m golden.make_zennit
 """
 
+import copy
 from importlib.metadata import version
 
 import numpy as np
@@ -17,7 +18,7 @@ def main():
     for name in NETS:
         model, x = net(name)
         for composite in COMPOSITES:
-            found = digest(zennits(name, composite, model, x))
+            found = digest(zennits(name, composite, copy.deepcopy(model), x))
             stored.update({f"{name}/{composite}/{part}": value.detach().numpy() for part, value in found.items()})
             print(f"{name:10} {composite:26} largest value {found['largest']:.4g}")
     np.savez_compressed(GOLDEN, **stored)
