@@ -3,7 +3,13 @@
 Concept relevance propagation (Achtibat et al., Nature Machine Intelligence 2023) on the demo's
 network and photographs: the relevance at the output of a block ranks its channels; a
 conditional map for each of the strongest shows where its part comes from. All maps of a
-photograph come from one call. Run from the repository's root: ``python -m examples.concepts``.
+photograph come from one call.
+
+Under ``--preset conserving`` each map adds up to what passes its channel, and they are nearly
+alike: products of matrices without negative entries forget what they began with (Sixt et al.,
+ICML 2020). Rules that let relevance cancel tell channels apart, and absorb.
+
+Run from the repository's root: ``python -m examples.concepts``.
 """
 
 from __future__ import annotations
@@ -25,9 +31,9 @@ from examples.efficientnet_lite0 import load
 from fxlrp.extras import require
 from fxlrp.images import as_seen, read_image, to_input
 from fxlrp.models import LoadedModel
-from fxlrp.render import enlarge, overlay, save_png, to_photo
+from fxlrp.render import enlarge, fitting_colors, overlay, save_png, to_photo
 
-BLOCK, FOLLOWING = "_blocks.14", "_blocks.15"
+BLOCK, FOLLOWING = "_blocks.10", "_blocks.11"
 """The block whose channels are the concepts, and the one that takes its output."""
 
 OUT = Path("demo/concepts.png")
@@ -45,6 +51,7 @@ class Concepts:
         channels: their numbers, the strongest first.
         relevance: what of the relevance passes each.
         maps: (channels, height, width), their conditional maps.
+        likeness: the correlation of each with the map of all channels.
     """
 
     caption: str
@@ -54,25 +61,30 @@ class Concepts:
     channels: list[int]
     relevance: list[float]
     maps: Tensor
+    likeness: list[float]
 
 
 def main(
     count: Annotated[int, typer.Option(min=1, max=12, help="How many channels of each photograph.")] = 4,
+    preset: Annotated[str, typer.Option(help="The rules.")] = "epsilon_gamma_box",
     out: Annotated[Path, typer.Option(help="The picture.")] = OUT,
 ) -> None:
     """Show where in four photographs the strongest channels of a late block find what speaks for the class."""
     console = Console(highlight=False)
     loaded = load()
-    explainer = fxlrp.compile(loaded.model, checkpoints=[FOLLOWING])
+    explainer = fxlrp.compile(loaded.model, preset, checkpoints=[FOLLOWING])
     found = []
     for name in PHOTOS:
         concepts = strongest(explainer, loaded, read_image(photo_folder() / name), count)
         found.append(concepts)
         console.print(f"[bold]{name}[/]  {concepts.caption}")
-        for channel, relevance, heat in zip(concepts.channels, concepts.relevance, concepts.maps, strict=True):
-            share, total = 100 * relevance / concepts.total, float(heat.sum())
-            console.print(f"  channel {channel:3d}   {share:5.2f} %   relevance {relevance:.6f}, Σ map {total:.6f}")
-        console.print(f"  all channels 100.00 %   relevance {concepts.total:.6f}, Σ map {float(concepts.whole.sum()):.6f}")
+        for channel, relevance, heat, like in zip(
+            concepts.channels, concepts.relevance, concepts.maps, concepts.likeness, strict=True
+        ):
+            total = float(heat.sum())
+            console.print(f"  channel {channel:3d}  relevance {relevance:.6f}  Σ map {total:.6f}  likeness {like:.2f}")
+        whole = float(concepts.whole.sum())
+        console.print(f"  all channels, start {concepts.total:.6f}  Σ map {whole:.6f}")
     console.print(f"Picture: [bold]{save_png(grid(found), out)}[/]")
 
 
@@ -84,14 +96,16 @@ def strongest(explainer: fxlrp.Explainer, loaded: LoadedModel, picture: Any, cou
     conditions = [{BLOCK: [channel]} for channel in channels.tolist()]
     parts = explainer(image, target=whole.target, conditions=conditions)
     target = int(whole.target[0])
+    maps = fxlrp.heatmap(torch.cat([whole.relevance.unsqueeze(1), parts.relevance], dim=1))[0]
     return Concepts(
         caption=f"{loaded.classes[target]}, {100 * float(whole.output.softmax(1)[0, target]):.0f} %",
         photo=as_seen(picture, loaded.preprocess),
         total=float(whole.start[0]),
-        whole=fxlrp.heatmap(whole.relevance)[0],
+        whole=maps[0],
         channels=channels.tolist(),
         relevance=relevance.tolist(),
-        maps=fxlrp.heatmap(parts.relevance)[0],
+        maps=maps[1:],
+        likeness=torch.corrcoef(maps.flatten(1))[0, 1:].tolist(),
     )
 
 
@@ -108,10 +122,10 @@ def grid(found: list[Concepts]) -> Tensor:
     canvas = canvas_module.FigureCanvasAgg(figure)
     for row, concepts in zip(figure.subplots(len(found), columns, squeeze=False), found, strict=True):
         shown = [to_photo(concepts.photo)]
-        shown += [overlay(concepts.photo, heat, "positive") for heat in (concepts.whole, *concepts.maps)]
+        heats = (concepts.whole, *concepts.maps)
+        shown += [overlay(concepts.photo, heat, fitting_colors(heat)) for heat in heats]
         titles = [concepts.caption, "all channels"]
-        for channel, relevance in zip(concepts.channels, concepts.relevance, strict=True):
-            titles.append(f"channel {channel}, {100 * relevance / concepts.total:.1f} %")
+        titles += [f"channel {channel}" for channel in concepts.channels]
         for axes, picture, title in zip(row, shown, titles, strict=True):
             axes.imshow(enlarge(picture, WIDTH).numpy())
             axes.set_title(title, fontsize=9)
