@@ -1,15 +1,9 @@
-"""Concepts: which channels of a late block speak for the predicted class, and where in the picture each does.
+"""Concepts: which channels of a block speak for the predicted class, and where in the picture each does.
 
 Concept relevance propagation (Achtibat et al., Nature Machine Intelligence 2023) on the demo's
 network and photographs: the relevance at the output of a block ranks its channels; a
 conditional map for each of the strongest shows where its part comes from. All maps of a
-photograph come from one call.
-
-Under ``--preset conserving`` each map adds up to what passes its channel, and they are nearly
-alike: products of matrices without negative entries forget what they began with (Sixt et al.,
-ICML 2020). Rules that let relevance cancel tell channels apart, and absorb.
-
-Run from the repository's root: ``python -m examples.concepts``.
+photograph come from one call. Run from the repository's root: ``python -m examples.concepts``.
 """
 
 from __future__ import annotations
@@ -33,7 +27,7 @@ from fxlrp.images import as_seen, read_image, to_input
 from fxlrp.models import LoadedModel
 from fxlrp.render import enlarge, fitting_colors, overlay, save_png, to_photo
 
-BLOCK, FOLLOWING = "_blocks.10", "_blocks.11"
+BLOCK, FOLLOWING = "_blocks.4", "_blocks.5"
 """The block whose channels are the concepts, and the one that takes its output."""
 
 OUT = Path("demo/concepts.png")
@@ -51,7 +45,6 @@ class Concepts:
         channels: their numbers, the strongest first.
         relevance: what of the relevance passes each.
         maps: (channels, height, width), their conditional maps.
-        likeness: the correlation of each with the map of all channels.
     """
 
     caption: str
@@ -61,12 +54,11 @@ class Concepts:
     channels: list[int]
     relevance: list[float]
     maps: Tensor
-    likeness: list[float]
 
 
 def main(
     count: Annotated[int, typer.Option(min=1, max=12, help="How many channels of each photograph.")] = 4,
-    preset: Annotated[str, typer.Option(help="The rules.")] = "epsilon_gamma_box",
+    preset: Annotated[str, typer.Option(help="The rules; epsilon_gamma_box tells channels apart.")] = "conserving",
     out: Annotated[Path, typer.Option(help="The picture.")] = OUT,
 ) -> None:
     """Show where in four photographs the strongest channels of a late block find what speaks for the class."""
@@ -78,13 +70,11 @@ def main(
         concepts = strongest(explainer, loaded, read_image(photo_folder() / name), count)
         found.append(concepts)
         console.print(f"[bold]{name}[/]  {concepts.caption}")
-        for channel, relevance, heat, like in zip(
-            concepts.channels, concepts.relevance, concepts.maps, concepts.likeness, strict=True
-        ):
-            total = float(heat.sum())
-            console.print(f"  channel {channel:3d}  relevance {relevance:.6f}  Σ map {total:.6f}  likeness {like:.2f}")
+        for channel, relevance, heat in zip(concepts.channels, concepts.relevance, concepts.maps, strict=True):
+            share, total = 100 * relevance / concepts.total, float(heat.sum())
+            console.print(f"  channel {channel:3d}   {share:5.2f} %   relevance {relevance:.6f}, Σ map {total:.6f}")
         whole = float(concepts.whole.sum())
-        console.print(f"  all channels, start {concepts.total:.6f}  Σ map {whole:.6f}")
+        console.print(f"  all channels 100.00 %   relevance {concepts.total:.6f}, Σ map {whole:.6f}")
     console.print(f"Picture: [bold]{save_png(grid(found), out)}[/]")
 
 
@@ -96,16 +86,14 @@ def strongest(explainer: fxlrp.Explainer, loaded: LoadedModel, picture: Any, cou
     conditions = [{BLOCK: [channel]} for channel in channels.tolist()]
     parts = explainer(image, target=whole.target, conditions=conditions)
     target = int(whole.target[0])
-    maps = fxlrp.heatmap(torch.cat([whole.relevance.unsqueeze(1), parts.relevance], dim=1))[0]
     return Concepts(
         caption=f"{loaded.classes[target]}, {100 * float(whole.output.softmax(1)[0, target]):.0f} %",
         photo=as_seen(picture, loaded.preprocess),
         total=float(whole.start[0]),
-        whole=maps[0],
+        whole=fxlrp.heatmap(whole.relevance)[0],
         channels=channels.tolist(),
         relevance=relevance.tolist(),
-        maps=maps[1:],
-        likeness=torch.corrcoef(maps.flatten(1))[0, 1:].tolist(),
+        maps=fxlrp.heatmap(parts.relevance)[0],
     )
 
 
@@ -125,7 +113,8 @@ def grid(found: list[Concepts]) -> Tensor:
         heats = (concepts.whole, *concepts.maps)
         shown += [overlay(concepts.photo, heat, fitting_colors(heat)) for heat in heats]
         titles = [concepts.caption, "all channels"]
-        titles += [f"channel {channel}" for channel in concepts.channels]
+        for channel, relevance in zip(concepts.channels, concepts.relevance, strict=True):
+            titles.append(f"channel {channel}, {100 * relevance / concepts.total:.1f} %")
         for axes, picture, title in zip(row, shown, titles, strict=True):
             axes.imshow(enlarge(picture, WIDTH).numpy())
             axes.set_title(title, fontsize=9)

