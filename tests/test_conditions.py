@@ -21,6 +21,7 @@ from fxlrp.passes.channels import channel_axes
 from fxlrp.passes.facts import facts
 from fxlrp.rules.items import rescale, rescale_along
 from fxlrp.rules.primitives import along, primitive
+from fxlrp.rules.rule import REASONS
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64
@@ -112,8 +113,9 @@ def test_parts_by_every_preset(preset):
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3)]
     model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)).double().eval()
     explainer, x = fxlrp.compile(model, preset), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    for name in ("3", "4"):
+    for name in ("0", "1", "3", "4"):  # also a convolution that a norm is folded into
         assert_parts_add_up(explainer, name, x)
+        assert_part_conserves(explainer, x, conditions={name: [0, 1]}, absorbs=("condition", "gradient", *REASONS))
 
 
 @pytest.mark.parametrize("form", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": False}])
