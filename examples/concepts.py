@@ -25,7 +25,7 @@ from examples.efficientnet_lite0 import load
 from fxlrp.extras import require
 from fxlrp.images import as_seen, read_image, to_input
 from fxlrp.models import LoadedModel
-from fxlrp.render import enlarge, overlay, save_png, to_photo
+from fxlrp.render import enlarge, fitting_colors, overlay, save_png, to_photo
 
 BLOCK, FOLLOWING = "_blocks.4", "_blocks.5"
 """The block whose channels are the concepts, and the one that takes its output."""
@@ -58,12 +58,13 @@ class Concepts:
 
 def main(
     count: Annotated[int, typer.Option(min=1, max=12, help="How many channels of each photograph.")] = 4,
+    preset: Annotated[str, typer.Option(help="The rules; epsilon_gamma_box tells channels apart.")] = "conserving",
     out: Annotated[Path, typer.Option(help="The picture.")] = OUT,
 ) -> None:
     """Show where in four photographs the strongest channels of a late block find what speaks for the class."""
     console = Console(highlight=False)
     loaded = load()
-    explainer = fxlrp.compile(loaded.model, checkpoints=[FOLLOWING])
+    explainer = fxlrp.compile(loaded.model, preset, checkpoints=[FOLLOWING])
     found = []
     for name in PHOTOS:
         concepts = strongest(explainer, loaded, read_image(photo_folder() / name), count)
@@ -109,7 +110,8 @@ def grid(found: list[Concepts]) -> Tensor:
     canvas = canvas_module.FigureCanvasAgg(figure)
     for row, concepts in zip(figure.subplots(len(found), columns, squeeze=False), found, strict=True):
         shown = [to_photo(concepts.photo)]
-        shown += [overlay(concepts.photo, heat, "positive") for heat in (concepts.whole, *concepts.maps)]
+        heats = (concepts.whole, *concepts.maps)
+        shown += [overlay(concepts.photo, heat, fitting_colors(heat)) for heat in heats]
         titles = [concepts.caption, "all channels"]
         for channel, relevance in zip(concepts.channels, concepts.relevance, strict=True):
             titles.append(f"channel {channel}, {100 * relevance / concepts.total:.1f} %")

@@ -21,6 +21,7 @@ from fxlrp.passes.channels import channel_axes
 from fxlrp.passes.facts import facts
 from fxlrp.rules.items import rescale, rescale_along
 from fxlrp.rules.primitives import along, primitive
+from fxlrp.rules.rule import REASONS
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64
@@ -112,8 +113,9 @@ def test_parts_by_every_preset(preset):
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3)]
     model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)).double().eval()
     explainer, x = fxlrp.compile(model, preset), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    for name in ("3", "4"):
+    for name in ("0", "1", "3", "4"):  # also a convolution that a norm is folded into
         assert_parts_add_up(explainer, name, x)
+        assert_part_conserves(explainer, x, conditions={name: [0, 1]}, absorbs=("condition", "gradient", *REASONS))
 
 
 @pytest.mark.parametrize("form", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": False}])
@@ -429,7 +431,7 @@ def test_nothing_else_changes(model, x):
     explainer(x, conditions=[{"stem": [0]}, {}], target=[0, 1])
     assert torch.equal(explainer(x).relevance, plain.relevance)
     assert torch.equal(explainer.ledger(x).relevance, ledger.relevance)
-    assert not explainer.ledger(x).absorbed["condition"].any()
+    assert "condition" not in explainer.ledger(x).absorbed
     assert_unchanged(before, snapshot(model, x))
 
 
@@ -593,18 +595,15 @@ def clamped_along(relevance, *, whole):
     return relevance * (whole[0] > 0)
 
 
-class Stepping(fxlrp.rules.LinearRule):
+class Stepping(fxlrp.rules.Epsilon):
     """ε with a step of its own before it."""
 
     def __init__(self, step=None):
-        super().__init__(stabilizer=1e-9)
+        super().__init__(1e-9)
         self.step = step
 
     def __call__(self, operation, x, weight, bias, relevance, **about):
         return super().__call__(operation, x, weight, bias, self.step(relevance), **about)
-
-    def terms(self, x, weight, **about):
-        return [(x, weight)]
 
 
 @pytest.mark.parametrize("step", [squared, torch.relu, lambda r: r + 1, lambda r: r * r, lambda r: r.clamp(min=0)])
