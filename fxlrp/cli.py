@@ -44,7 +44,10 @@ def _application() -> Any:
     PresetName = Annotated[str, typer.Option(metavar="NAME", help="The rules of the explanation.")]
     Split = Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How a join shares: ratio, symmetric or signed; else as the preset has it."),
+        typer.Option(
+            metavar="NAME",
+            help="How a join shares: ratio, symmetric, signed, residual or skip; else as the preset has it.",
+        ),
     ]
     Rules = Annotated[
         list[str] | None,
@@ -81,7 +84,11 @@ def _application() -> Any:
         rule: Rules = None,
         split: Split = None,
         start: Annotated[
-            str, typer.Option(metavar="NAME", help="The relevance that enters at the class: probability, logit or one.")
+            str,
+            typer.Option(
+                metavar="NAME",
+                help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient.",
+            ),
         ] = "probability",
         checkpoint: Annotated[
             list[str] | None,

@@ -58,7 +58,7 @@ def test_a_key_means(model, name):
     rule = Epsilon(0.125)
     chosen = {node: row for node, row in rows(model, rules={key: rule}).items() if row.rule == repr(rule)}
     assert chosen.keys() == expected
-    assert {row.reason for row in chosen.values()} == {f"rules: {key!r}"}
+    assert {row.reason for row in chosen.values()} == {f"rules: {getattr(key, '__name__', repr(key))}"}
 
 
 ORDER = [nn.Module, nn.Conv2d, torch.conv2d, "blocks.*", "blocks.1.*", "blocks.1.conv1"]
@@ -71,7 +71,7 @@ def test_the_most_specific_key_wins_in_whatever_order_they_are_given(model, coun
     rules = [(key, Epsilon(2.0**-rank)) for rank, key in enumerate(ORDER[:count])]
     key, rule = rules[-1]
     found = rows(model, rules=dict(rules[::-1] if turned else rules))
-    assert (found["blocks_1_conv1"].rule, found["blocks_1_conv1"].reason) == (repr(rule), f"rules: {key!r}")
+    assert (found["blocks_1_conv1"].rule, found["blocks_1_conv1"].reason) == (repr(rule), f"rules: {getattr(key, '__name__', repr(key))}")
 
 
 @pytest.mark.parametrize("keys", [["blocks.?.conv1", "blocks.1.conv*"], ["blocks.1.conv*", "blocks.?.conv1"]])

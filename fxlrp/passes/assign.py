@@ -117,7 +117,7 @@ class Assign(Pass):
             fitting = [o for o in overrides if isinstance(o.rule, accepted(known)) and o.matches(node)]
             if fitting:
                 best = max(reversed(fitting), key=lambda o: o.rank)
-                return best.rule, f"{reason}: {best.key!r}"
+                return best.rule, f"{reason}: {_spelled(best.key)}"
         return self._default(known)
 
     def _default(self, known: Facts) -> tuple[Rule, str]:
@@ -223,16 +223,22 @@ def check_preset(preset: Preset) -> None:
         override(key, rule)
 
 
+def _spelled(key: Any) -> str:
+    """A key for reading: a type or function by its name, not its address."""
+    name = getattr(key, "__name__", None)
+    return name if isinstance(name, str) else repr(key)
+
+
 def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:
     """Raise where an override matches nothing, or nothing that takes its rule."""
     for wanted in overrides:
         matched = [node for node in nodes if wanted.matches(node)]
         if not matched:
-            raise PatternError(f"rules[{wanted.key!r}] matches nothing in the model; {_known_names(nodes)}")
+            raise PatternError(f"rules[{_spelled(wanted.key)}] matches nothing in the model; {_known_names(nodes)}")
         if not any(isinstance(wanted.rule, accepted(facts(node))) for node in matched):
             kinds = ", ".join(sorted({str(facts(node).kind) for node in matched}))
             raise RuleError(
-                f"rules[{wanted.key!r}] = {wanted.rule!r} cannot be taken by what it matches ({kinds}): "
+                f"rules[{_spelled(wanted.key)}] = {wanted.rule!r} cannot be taken by what it matches ({kinds}): "
                 + "; ".join(f"{kind} takes a {rules[0].__name__}" for kind, rules in ACCEPTED.items())
             )
 
