@@ -10,6 +10,7 @@ from torch import nn
 
 from fxlrp.errors import RuleError, StartError
 from fxlrp.explainer import Explainer
+from fxlrp.passes.optimize import chosen
 from fxlrp.plan import Recipe
 from fxlrp.presets import Preset, preset_named
 from fxlrp.rules.join import SPLITS, SplitRule
@@ -29,6 +30,7 @@ def compile(
     checkpoints: Sequence[str] = (),
     example_inputs: Any = None,
     differentiable: bool = False,
+    optimize: bool | Sequence[str] = True,
 ) -> Explainer:
     """Compile the explainer of ``model``.
 
@@ -56,11 +58,14 @@ def compile(
             keyword arguments; needed at once only where the graph is to be looked at before
             the first call.
         differentiable: whether an explanation keeps its autograd graph.
+        optimize: ``True``: every optimisation that leaves the model's output as it is, to the bit;
+            ``False``: none, for reading; or the names of some (``fxlrp.passes.optimize.NAMES``).
 
     Raises:
         TrainingModeError: the model is in training mode.
         CaptureError: the model cannot be captured, or uses unknown operations.
         RuleError, PatternError: a preset, rule, split or name does not fit.
+        OptimizeError: an optimisation that is asked for is not known.
     """
     recipe = Recipe(
         preset=preset_named(preset),
@@ -70,6 +75,7 @@ def compile(
         start=_start_named(start),
         output=output,
         checkpoints=tuple(checkpoints),
+        optimize=chosen(optimize),
     )
     explainer = Explainer(
         model,
@@ -77,7 +83,7 @@ def compile(
         differentiable=differentiable,
         recompile=partial(
             compile, preset=preset, rules=rules, split=split, identity_skips=identity_skips, start=start,
-            output=output, checkpoints=checkpoints, differentiable=differentiable,
+            output=output, checkpoints=checkpoints, differentiable=differentiable, optimize=optimize,
         ),
     )  # fmt: skip
     explainer._capture(example_inputs)

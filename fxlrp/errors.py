@@ -49,6 +49,10 @@ class ConditionError(FxlrpError, ValueError):
     """A condition does not fit the output of its module, or conditions do not fit the targets."""
 
 
+class OptimizeError(FxlrpError, ValueError):
+    """An optimisation was asked for that there is not."""
+
+
 class StartError(FxlrpError, ValueError):
     """The starting relevance does not fit the output of the model."""
 

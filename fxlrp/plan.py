@@ -24,6 +24,7 @@ from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
+from fxlrp.passes.optimize import REUSE_FORWARD, SINGLE_BRANCH, optimize
 from fxlrp.presets import Preset
 from fxlrp.rules.join import SplitRule
 from fxlrp.rules.rule import Rule
@@ -43,6 +44,7 @@ class Recipe:
     start: Start | nn.Module | None = None
     output: Any = None
     checkpoints: tuple[str, ...] = ()
+    optimize: tuple[str, ...] = ()
 
     def check(self, model: nn.Module) -> None:
         """Raise where something asked for cannot be, whatever the graph of ``model`` turns out to be.
@@ -106,7 +108,7 @@ class Plan:
     recipe: Recipe
     call: Call | None = None
     dtype: torch.dtype | None = None
-    _programs: dict[tuple[bool, bool, bool, tuple[str, ...]], Program] = field(default_factory=dict)
+    _programs: dict[tuple[Any, ...], Program] = field(default_factory=dict)
     _shapes: tuple[Any, Shapes] | None = None
     _classes: int | None = None
 
@@ -154,7 +156,8 @@ class Plan:
         return self.captured.returns
 
     def program(
-        self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = ()
+        self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = (),
+        heatmap: bool = False,
     ) -> Program:
         """The relevance graph, emitted when it is first asked for.
 
@@ -163,15 +166,20 @@ class Plan:
             mixed: whether it is for values of half or several precisions.
             rows: whether it is for many targets.
             conditions: the modules at whose output it masks relevance.
+            heatmap: whether it sums relevance over channels.
         """
-        key = (ledger, mixed or self._casts, rows, conditions)
+        key = (ledger, mixed or self._casts, rows, conditions, heatmap)
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
-            self._programs[key] = emit(
+            program = emit(
                 self.forward, self.explained, recipe.start, recipe.checkpoints,
-                ledger=ledger, mixed=mixed or self._casts, rows=rows, conditions=conditions,
+                ledger=ledger, mixed=mixed or self._casts, rows=rows, conditions=conditions, heatmap=heatmap,
+                signs=SINGLE_BRANCH in recipe.optimize, outputs=REUSE_FORWARD in recipe.optimize,
             )
+            # A ledger tells what each node does, so none of it is rewritten.
+            program.module = optimize(program.module, () if ledger else recipe.optimize)
+            self._programs[key] = program
         return self._programs[key]
 
     def serves(self, call: Call, dtype: torch.dtype | None) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxlrp.derived import Derived
+
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
     """The floating point type of the model's first such tensor; ``None`` where it has none."""
@@ -38,6 +40,9 @@ class Weights:
         if id(module) in self._modules:
             return False
         self._modules.add(id(module))
+        for child in module.children():
+            if isinstance(child, Derived):
+                self.add(child.program)
         names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
         for name in sorted(names):
             *path, leaf = name.split(".")

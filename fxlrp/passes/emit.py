@@ -23,6 +23,7 @@ from fxlrp.passes.propagate import Relevance, propagate
 from fxlrp.passes.values import Values
 from fxlrp.rules.items import Items, Position, item_sum
 from fxlrp.rules.linearity import conditioned
+from fxlrp.rules.primitives import channel_sum
 from fxlrp.rules.rule import CONDITION, Shares
 from fxlrp.rules.start import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
 from fxlrp.vocabulary import Kind
@@ -48,7 +49,7 @@ class Program:
 def emit(
     forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...] = (), *,
     ledger: bool = False, mixed: bool = False, rows: bool = False,
-    conditions: tuple[str, ...] = (),
+    conditions: tuple[str, ...] = (), heatmap: bool = False, signs: bool = True, outputs: bool = True,
 ) -> Program:
     """Write the relevance of ``output`` back to the inputs.
 
@@ -62,19 +63,23 @@ def emit(
             of the output, but at least in float32.
         rows: whether the target is one of many, see :class:`Program`.
         conditions: names of modules at whose output relevance is masked.
+        heatmap: return relevance summed over its channels.
+        signs: tell rules which values have no negative element.
+        outputs: give rules the forward values of the layers themselves.
 
     Raises:
         PatternError: a checkpoint or a condition is no module that the graph passes through.
         RuleError: a rule does with relevance what conditions do not understand.
     """
-    emitter = _Emitter(forward, output, ledger=ledger, mixed=mixed, rows=rows, conditions=conditions)
-    return emitter.run(start, checkpoints)
+    values: dict[str, bool] = {"mixed": mixed, "signs": signs, "outputs": outputs}
+    emitter = _Emitter(forward, output, ledger=ledger, rows=rows, conditions=conditions, values=values)
+    return emitter.run(start, checkpoints, heatmap)
 
 
 class _Emitter:
     def __init__(
-        self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, mixed: bool, rows: bool,
-        conditions: tuple[str, ...],
+        self, forward: fx.GraphModule, output: fx.Node, *, ledger: bool, rows: bool, conditions: tuple[str, ...],
+        values: dict[str, bool],
     ) -> None:
         check_modules(forward.graph, conditions)
         self.conditions = [(name, calls_of(forward.graph, name)) for name in conditions]
@@ -88,13 +93,13 @@ class _Emitter:
         self.received: dict[fx.Node, Relevance] = {}
         self.signed: set[fx.Node] = set()  # values whose relevance may be negative
         self.flows: dict[tuple[fx.Node, fx.Node], fx.Proxy] = {}
-        self.values = Values(self.graph, self.copies, self.builder, output, mixed=mixed)
+        self.values = Values(self.graph, self.copies, self.builder, output, **values)
         self.keeps_ledger = ledger
         self.many = rows
         self.rows: list[RowHead] = []
         self.amounts: list[list[fx.Proxy]] = []
 
-    def run(self, start: Start | nn.Module, checkpoints: tuple[str, ...]) -> Program:
+    def run(self, start: Start | nn.Module, checkpoints: tuple[str, ...], heatmap: bool) -> Program:
         output = self.output
         inputs = [node for node in self.forward.graph.nodes if node.op == "placeholder"]
         target = self._placeholder("target", self.copies[inputs[-1]])
@@ -118,7 +123,7 @@ class _Emitter:
             check_points(name, calls, self.points)
         self._scope(output, "start", role="result")
         results: dict[str, Any] = {
-            "relevance": [self._arrived(node) for node in inputs],
+            "relevance": [channel_sum(found) if heatmap else found for found in map(self._arrived, inputs)],
             "output": list(self.outputs[1:]),
             "target": wanted,
             "start": total(beginning, *self.values.where(output)),

@@ -66,7 +66,8 @@ def _bound(values: Values, node: fx.Node, operand: str) -> tuple[Any, Any, Any]:
 def _about(values: Values, operand: fx.Node, node: fx.Node) -> dict[str, Any]:
     """What rules want to know of an operand beside its value."""
     known = facts(operand)
-    about = {"nonnegative": known.nonnegative, "support": values.support(operand), "filled": known.filled}
+    nonnegative = known.nonnegative and values.signs
+    about = {"nonnegative": nonnegative, "support": values.support(operand), "filled": known.filled}
     return {**about, **values.items(operand, node)}
 
 
@@ -88,6 +89,8 @@ def _linear(values: Values, node: fx.Node, known: Facts, relevance: Relevance, *
         scale, shift = in_channels(scale, x), in_channels(shift, x)
         bias = shift if bias is None else bias * scale + shift
     about = _about(values, operand, node)
+    if values.outputs and not operation.held:  # with the norm behind it in it, the operation gives what the norm does
+        about["output"] = values.value(known.norm_behind or node)
     return rule_of(known)(operation, x, weight, bias, relevance, signed=signed, **about)
 
 

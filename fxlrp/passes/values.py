@@ -26,16 +26,21 @@ class Values:
         output: the forward node that is explained.
         mixed: whether values may be of several precisions: all are then read in the output's, at
             least float32.
+        signs: whether rules are told which values have no negative element.
+        outputs: whether they are given the forward values of the layers themselves.
     """
 
     def __init__(
-        self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], builder: Builder, output: fx.Node, *, mixed: bool
+        self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], builder: Builder, output: fx.Node, *, mixed: bool,
+        signs: bool = True, outputs: bool = True,
     ) -> None:
         self.graph = graph
         self.copies = copies
         self.builder = builder
         self.output = output
         self.mixed = mixed
+        self.signs = signs
+        self.outputs = outputs
         self.positions = Positions(self.value, self.arguments)
         self._promoted_nodes: dict[fx.Node, fx.Node] = {}
         self._shapes: dict[fx.Node, fx.Proxy] = {}

@@ -100,7 +100,8 @@ def item_sum(relevance: Tensor, items: Items | None = None) -> Tensor:
     return sum_items(relevance, items, torch.float64)
 
 
-def sum_items(value: Tensor, items: Items | None, dtype: torch.dtype | None = None) -> Tensor:
+@primitive
+def sum_items(value: Tensor, items: Items | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Sum over everything but the batch; ``items`` ``None``: the first axis is the batch."""
     if items is not None and items[2] == 1:
         return value.sum(dtype=dtype).reshape(1)
@@ -150,7 +151,14 @@ def rescale(
         return rescale_along(
             share, relevance, support, signed, items, received_items, whole=(share, relevance)
         )
-    received = sum_items(relevance, received_items)
+    return rescale_to(share, sum_items(relevance, received_items), support, items)
+
+
+@primitive
+def rescale_to(
+    share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
+) -> Tensor:
+    """:func:`rescale` of relevance that is nowhere negative, to the sums ``received``, (batch,)."""
     total = sum_items(share, items)
     empty = _is_empty(total, received, share)
     even = spread_items((received / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)

@@ -52,6 +52,16 @@ def ratio(
     return torch.where(undecided, 0.5 * (1 + ours - theirs), share)
 
 
+@primitive
+def ratio_split(
+    relevance: Tensor, skip: Tensor, residual: Tensor,
+    skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Relevance by :func:`ratio`: what skip and residual receive."""
+    to_skip = relevance * ratio(skip, residual, skip_support, residual_support)
+    return to_skip, relevance - to_skip
+
+
 class RatioSplit(SplitRule):
     """``R_s = R |h_s| / (|h_m| + |h_s|)``, ``R_m = R − R_s`` (Otsuki et al., ECCV 2024, Eq. 5).
 
@@ -65,8 +75,8 @@ class RatioSplit(SplitRule):
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
         skip_support: Tensor | None = None, residual_support: Tensor | None = None,
     ) -> Shares:
-        to_skip = relevance * ratio(skip, residual, skip_support, residual_support)
-        return Shares([to_skip, relevance - to_skip])
+        shares = ratio_split(relevance, skip, residual, skip_support, residual_support)
+        return Shares([shares[0], shares[1]])
 
 
 class SymmetricSplit(SplitRule):

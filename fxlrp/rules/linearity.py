@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from fxlrp.rules import (
     gradient,
     items,
+    join,
     norm,
     operations,
     pooling,
@@ -51,7 +52,7 @@ _FIRST: list[Any] = [
     operator.truediv, operator.neg, operator.getitem, torch.zeros_like, torch.sum, torch.neg, torch.cat, torch.stack,
     torch.flip, torch.cumsum, torch.roll, torch.reshape, torch.permute, F.pixel_shuffle, F.pixel_unshuffle,
     primitives.divide, primitives.where_vanished, primitives.without_padding, primitives.fit, primitives.full,
-    items.item_sum, start.total, start.one_row,
+    items.item_sum, start.total, start.one_row, join.ratio_split,
     operations.convolution_transpose, operations.transposed_convolution_transpose,
     pooling.average_pool_transpose, pooling.window_sum_transpose, pooling.adaptive_average_pool_transpose,
     pooling.upsample_transpose, pooling.fold, pooling.unfold,

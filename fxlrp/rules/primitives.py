@@ -59,6 +59,12 @@ def _first_proxy(values: object) -> fx.Proxy | None:
     return None
 
 
+def plain(value: Tensor) -> bool:
+    """Whether a tensor is its elements and no more: no gradient is recorded, no vmap stands behind it."""
+    recorded = value.requires_grad and torch.is_grad_enabled()
+    return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
 @primitive
 def positive(weight: Tensor) -> Tensor:
     """The positive part, w⁺ or x⁺."""
@@ -155,6 +161,12 @@ def without_padding(x: Tensor, support: Tensor) -> Tensor:
 def fit(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Undo broadcasting: sum ``relevance`` down to ``shape``, that of an operand."""
     return relevance.sum_to_size(shape)
+
+
+@primitive
+def channel_sum(relevance: Tensor) -> Tensor:
+    """The sum over channels: (batch, channels, ...) to (batch, ...)."""
+    return relevance.sum(dim=1)
 
 
 @primitive

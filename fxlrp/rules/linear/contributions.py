@@ -121,9 +121,8 @@ class Gamma(LinearRule):
     def parts(self, layer: Layer) -> Sequence[Part]:
         if not self.generalized:
             return [Part(self._favoured(layer, layer.x, positive), self._favoured_bias(layer, positive))]
-        ((_, operation, weight),) = layer.term(layer.x)
-        z = operation.apply(layer.x, weight)
-        z = z if layer.bias is None else z + layer.bias
+        z = layer.sum(layer.term(layer.x), layer.bias)
+        assert z is not None
         return [
             Part(self._by_sign(layer, positive, negative), self._favoured_bias(layer, positive), where=above_zero(z)),
             Part(self._by_sign(layer, negative, positive), self._favoured_bias(layer, negative), where=below_zero(z)),

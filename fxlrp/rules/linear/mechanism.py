@@ -53,6 +53,7 @@ class Layer:
         bias: in a shape that adds to the output, or ``None``.
         nonnegative, weight_nonnegative: whether ``x`` or ``weight`` is known to have no negative element.
         support: like ``x``, ones where an element carries signal; ``None``: everywhere.
+        output: what the operation gives at ``x`` with its bias, where that is at hand.
     """
 
     operation: LinearOperation
@@ -62,6 +63,7 @@ class Layer:
     nonnegative: bool = False
     weight_nonnegative: bool = False
     support: Tensor | None = None
+    output: Tensor | None = None
 
     def term(self, x: Tensor, change: Change | None = None) -> Terms:
         """``x`` through changed weights; no term where nothing is left of them."""
@@ -71,6 +73,19 @@ class Layer:
             return []
         changed = self.operation.changed(self.weight, change)
         return [] if changed is None else [Term(x, *changed)]
+
+    def sum(self, terms: Terms, bias: Tensor | None = None) -> Tensor | None:
+        """What terms and bias add up to, (batch, ...) like the output; ``None`` where there are none."""
+        if self.output is not None and bias is self.bias and [self._is_own(term) for term in terms] == [True]:
+            return self.output
+        summands = [term.operation.apply(term.x, term.weight) for term in terms]
+        if bias is not None:
+            summands.append(bias)
+        return _sum(summands) if summands else None
+
+    def _is_own(self, term: Term) -> bool:
+        """Whether ``term`` is the layer as it stands."""
+        return term.x is self.x and term.operation is self.operation and term.weight is self.weight
 
     def positive(self) -> Terms:
         """The positive contributions, ``x⁺w⁺ + x⁻w⁻``."""
@@ -149,7 +164,7 @@ class LinearRule(Rule):
         self, operation: LinearOperation, x: Tensor, weight: Weight, bias: Tensor | None,
         relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
         signed: bool = True, weight_nonnegative: bool = False, items: Items | None = None,
-        received_items: Items | None = None,
+        received_items: Items | None = None, output: Tensor | None = None,
     ) -> Shares:
         """Share ``relevance`` of the output out over ``x``.
 
@@ -167,12 +182,14 @@ class LinearRule(Rule):
             weight_nonnegative: whether ``weight`` is known to have no negative element.
             items: where the batch is in ``x``; ``None``: in front.
             received_items: where it is in ``relevance``.
+            output: what the operation gives at ``x`` with its bias, where that is at hand.
         """
         if filled and support is not None:
-            x = without_padding(x, support)
-        bias = None if self.bias == "ignore" else bias
-        layer = Layer(operation, x, weight, bias, nonnegative, weight_nonnegative, support)
-        quotients = [_Quotient(part, relevance, self) for part in self.parts(layer)]
+            x, output = without_padding(x, support), None
+        if self.bias == "ignore" and bias is not None:
+            bias = output = None
+        layer = Layer(operation, x, weight, bias, nonnegative, weight_nonnegative, support, output)
+        quotients = [_Quotient(layer, part, relevance, self) for part in self.parts(layer)]
         given = [share for quotient in quotients for share in quotient.shares(x)]
         share = _sum(given) if given else torch.zeros_like(x)
         biased = [quotient for quotient in quotients if quotient.to_bias is not None]
@@ -208,19 +225,17 @@ class _Quotient:
         to_bias: what the bias adds to the denominator.
     """
 
-    def __init__(self, part: Part, relevance: Tensor, rule: LinearRule) -> None:
+    def __init__(self, layer: Layer, part: Part, relevance: Tensor, rule: LinearRule) -> None:
         self.part = part
         self.relevance = relevance if part.where is None else relevance * part.where
         if part.factor != 1:
             self.relevance = part.factor * self.relevance
         self.to_bias = part.bias
         self.s: Tensor | None = None
-        summands = [term.operation.apply(term.x, term.weight) for term in part.terms]
-        if part.bias is not None:
-            summands.append(part.bias)
-        if not summands:
+        z = layer.sum(part.terms, part.bias)
+        if z is None:
             return
-        self.z = _sum(summands)
+        self.z = z
         self.denominator = stabilize(self.z, rule.stabilizer) if rule.stabilizer else self.z
         self.s = divide(self.relevance, self.denominator, not rule.keeps_sign)
 

@@ -1,0 +1,72 @@
+"""The optimiser: passes over the emitted program that make it faster and leave its results as they are.
+
+``NAMES`` lists what ``compile(optimize=…)`` can be asked for. Two of them are no passes of their own
+but knowledge that rules use while they are emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import fx
+
+from fxlrp.errors import OptimizeError
+from fxlrp.passes.optimize.base import OptimizerPass
+from fxlrp.passes.optimize.channels import SumChannels
+from fxlrp.passes.optimize.in_place import ReuseMemory
+from fxlrp.passes.optimize.norms import FoldForwardNorms
+from fxlrp.passes.optimize.shared import ShareSteps
+from fxlrp.passes.optimize.stem import ConstantDenominators
+from fxlrp.passes.optimize.sums import KnownSums
+from fxlrp.passes.optimize.weights import FoldWeights
+
+SINGLE_BRANCH = "single_branch"
+REUSE_FORWARD = "reuse_forward"
+REUSE_MEMORY = "reuse_memory"
+FOLD_NORMS = "fold_norms"
+
+EMITTED: dict[str, str] = {
+    SINGLE_BRANCH: "z⁺ and its kin in one branch where the operand is known to have no negative element",
+    REUSE_FORWARD: "the forward value as denominator where a rule takes the layer as it is, such as ε",
+}
+"""What rules do with what is known when they are emitted, and what it brings."""
+
+PASSES: dict[str, OptimizerPass] = {
+    "constant_denominators": ConstantDenominators(),
+    "share_steps": ShareSteps(),
+    "known_sums": KnownSums(),
+    "sum_channels": SumChannels(),
+    FOLD_NORMS: FoldForwardNorms(),
+    "fold_weights": FoldWeights(),
+    REUSE_MEMORY: ReuseMemory(),
+}
+"""The passes, in the order in which they run."""
+
+NAMES = (*EMITTED, *PASSES)
+
+DEFAULT = tuple(name for name in NAMES if name != FOLD_NORMS)
+"""What leaves the output of the model as it is, to the bit."""
+
+
+def chosen(optimize: bool | Sequence[str]) -> tuple[str, ...]:
+    """What ``compile(optimize=…)`` asks for.
+
+    Raises:
+        OptimizeError: a name is none of ``NAMES``.
+    """
+    if isinstance(optimize, bool):
+        return DEFAULT if optimize else ()
+    wanted = [optimize] if isinstance(optimize, str) else list(optimize)
+    for name in wanted:
+        if name not in NAMES:
+            raise OptimizeError(f"optimize={name!r}: choose among {', '.join(map(repr, NAMES))}, or give True or False")
+    return tuple(name for name in NAMES if name in wanted)
+
+
+def optimize(module: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
+    """Run those of ``PASSES`` that are named, in their order."""
+    wanted = set(names)
+    for name, step in PASSES.items():
+        if name in wanted:
+            module = step(module)
+    return module

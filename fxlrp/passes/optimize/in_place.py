@@ -1,0 +1,110 @@
+"""Memory that is used again: a step writes into an operand that nobody reads afterwards."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxlrp.passes.optimize.base import OptimizerPass, inserted, replaced
+from fxlrp.rules import items, join, operations, pooling, primitives
+from fxlrp.rules.in_place import (
+    add_into,
+    divide_into,
+    multiply_into,
+    ratio_split_into,
+    rescale_into,
+    subtract_into,
+)
+
+aten = torch.ops.aten
+
+
+class Into(NamedTuple):
+    """The form of a step that writes into its operands.
+
+    Attributes:
+        step: the function.
+        ways: orders of the step's arguments to call it with; it writes into the first ``writes`` of them.
+        writes: how many arguments it writes into.
+    """
+
+    step: Callable[..., Any]
+    ways: tuple[tuple[int, ...], ...] = ((0,),)
+    writes: tuple[int, ...] = (0,)
+
+
+_ACTIVATIONS = ("relu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "hardtanh", "gelu", "elu", "leaky_relu")
+
+_INTO: dict[Any, Into] = {
+    primitives.divide: Into(divide_into, writes=(1,)),
+    operator.mul: Into(multiply_into, ((1, 0), (0, 1))),
+    operator.add: Into(add_into, ((0, 1), (1, 0))),
+    operator.sub: Into(subtract_into),
+    items.rescale_to: Into(rescale_into),
+    join.ratio_split: Into(ratio_split_into, writes=(0, 2)),
+    **{getattr(aten, name).default: Into(getattr(aten, f"{name}_").default) for name in _ACTIVATIONS},
+}
+
+_FRESH: set[Any] = {
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, torch.matmul,
+    operations.convolution_transpose, pooling.average_pool_transpose, pooling.window_sum_transpose,
+    pooling.average_pool, pooling.adaptive_average_pool_transpose,
+    primitives.divide, items.rescale_to, operator.mul, operator.add, operator.sub, operator.truediv,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
+    aten.layer_norm.default, aten.group_norm.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+    *(getattr(aten, name).default for name in _ACTIVATIONS),
+}  # fmt: skip
+"""Steps whose result is memory of its own."""
+
+_READERS: set[Any] = _FRESH | {items.sum_items, items.item_sum, join.ratio_split, getattr} | {
+    into.step for into in _INTO.values()
+}  # fmt: skip
+"""Steps that read their operands and keep no hold of their memory."""
+
+
+class ReuseMemory(OptimizerPass):
+    """Lets steps write into operands at their end.
+
+    A step's operand is at its end if it is the result of a step that makes new memory, if whoever
+    else reads it comes before, and if none of those hands its memory on.
+    """
+
+    def run(self, module: fx.GraphModule) -> fx.GraphModule:
+        order = {node: i for i, node in enumerate(module.graph.nodes)}
+        fresh = {node for node in module.graph.nodes if node.target in _FRESH or _is_share(node)}
+        for node in list(module.graph.nodes):
+            into = _INTO.get(node.target)
+            if into is None or node.kwargs:
+                continue
+            for way in into.ways:
+                args = [node.args[i] for i in way] + list(node.args[len(way) :])
+                written = [args[i] for i in into.writes]
+                if all(isinstance(a, fx.Node) for a in args[:2]) or len(node.args) < 2 or not _binary(node):
+                    if all(target in fresh and _ends_at(target, node, order) for target in written):
+                        new = inserted(node, into.step, *args)
+                        order[new] = order[node]
+                        fresh.add(new)
+                        replaced(node, new)
+                        break
+        return module
+
+
+def _is_share(node: fx.Node) -> bool:
+    """Whether ``node`` is one of the shares of a split."""
+    return node.target is operator.getitem and getattr(node.args[0], "target", None) is join.ratio_split
+
+
+def _binary(node: fx.Node) -> bool:
+    """Whether ``node`` is an operation of Python's, which may have a number for an operand."""
+    return node.target in (operator.mul, operator.add, operator.sub)
+
+
+def _ends_at(value: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    before = all(user is node or (order[user] < order[node] and user.target in _READERS) for user in value.users)
+    return before and list(node.args).count(value) == 1

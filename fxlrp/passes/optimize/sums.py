@@ -1,0 +1,52 @@
+"""Sums that are known: relevance that was rescaled adds up to what it was rescaled to."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxlrp.passes.facts import KEY, Emitted
+from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, replaced
+from fxlrp.rules.items import rescale, rescale_to, sum_items
+from fxlrp.rules.routing import unreshape
+
+_RESCALE = ("share", "relevance", "support", "signed", "items", "received_items")
+
+
+class KnownSums(OptimizerPass):
+    """Takes the sum that a node must hand on from the node before, where that one knows it."""
+
+    def run(self, module: fx.GraphModule) -> fx.GraphModule:
+        known: dict[fx.Node, fx.Node] = {}  # relevance with the batch in front, and its sum over each item
+        for node in list(module.graph.nodes):
+            if node.target is unreshape and isinstance(node.args[0], fx.Node) and node.args[0].target is rescale_to:
+                # Whoever reads it as relevance with the batch in front says that it still is there.
+                if node.args[0] in known:
+                    known[node] = known[node.args[0]]
+                continue
+            if node.target is not rescale:
+                continue
+            a = arguments(node, _RESCALE)
+            if a["signed"] is not False:
+                continue
+            source, front = a["relevance"], a["received_items"] is None
+            received = known.get(source) if front else None
+            if received is None:
+                received = self._sum(node, source, a["received_items"])
+                if front:
+                    known[source] = received
+            optional = [a["support"], a["items"]] if a["items"] is not None else [a["support"]]
+            new = inserted(node, rescale_to, a["share"], received, *optional)
+            if a["items"] is None and a["support"] is None:
+                known[new] = received
+            replaced(node, new)
+        return module
+
+    def _sum(self, node: fx.Node, source: fx.Node, items: object) -> fx.Node:
+        """The sum over each item, as early as it can be had: what is summed need then not be kept."""
+        if items is not None:
+            return inserted(node, sum_items, source, items, name=f"{node.name}_received")
+        with node.graph.inserting_after(source):
+            new = node.graph.create_node("call_function", sum_items, (source,), {}, f"{node.name}_received")
+        step: Emitted = node.meta[KEY]
+        new.meta[KEY] = Emitted(step.node, step.rule, "step")
+        return new
