@@ -18,7 +18,7 @@ class Derived(nn.Module):
     Called as a module in the program it computes its values, or hands out those it has. They are
     made anew where a weight was replaced or written to, where the input has another form, and at
     every call where they could not be kept: while torch traces or compiles, while gradients of the
-    weights are recorded, and off the CPU, where they cost little.
+    weights are recorded, for weights made in inference mode, and off the CPU, where they cost little.
 
     torch counts writes to a tensor, but not those through ``.data``. Of these a sample of each
     tensor's elements sees the usual ones, which write all of it; :meth:`forget` is for the others.
@@ -39,7 +39,9 @@ class Derived(nn.Module):
         if torch.compiler.is_compiling():
             return self._made(inputs)
         weights = [self._weight(name) for name in self.names]
-        if not all(plain(value) and value.device.type == "cpu" and not _fake(value) for value in (*weights, *inputs)):
+        if not all(plain(value) and value.device.type == "cpu" for value in (*weights, *inputs)):
+            return self._made(inputs)
+        if not all(map(_counts_writes, weights)):
             return self._made(inputs)
         seen = [(x.shape[1:], x.dtype, x.is_contiguous()) for x in inputs]
         if seen != self._seen or not self._unchanged(weights):
@@ -88,6 +90,6 @@ def _fills(weight: Tensor) -> bool:
     )
 
 
-def _fake(value: Tensor) -> bool:
-    """Whether a tensor is of a kind that stands for others, such as those that only have a shape."""
-    return type(value) not in (Tensor, nn.Parameter)
+def _counts_writes(value: Tensor) -> bool:
+    """Whether torch counts the writes to a tensor: not to inference tensors, nor to those that stand for others."""
+    return type(value) in (Tensor, nn.Parameter) and not value.is_inference()

@@ -209,6 +209,11 @@ class Explainer(Attribution, nn.Module):
         return self.graph_module.graph
 
     @property
+    def emitted(self) -> fx.Graph:
+        """The graph as the rules wrote it, before the optimiser worked on it: what pictures show."""
+        return self._captured_plan("emitted").program(optimized=False).module.graph
+
+    @property
     def code(self) -> str:
         """The Python code that runs, with a comment where a node's relevance begins."""
         from fxlrp.code import commented

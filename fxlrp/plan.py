@@ -157,7 +157,7 @@ class Plan:
 
     def program(
         self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = (),
-        heatmap: bool = False,
+        heatmap: bool = False, optimized: bool = True,
     ) -> Program:
         """The relevance graph, emitted when it is first asked for.
 
@@ -167,8 +167,9 @@ class Plan:
             rows: whether it is for many targets.
             conditions: the modules at whose output it masks relevance.
             heatmap: whether it sums relevance over channels.
+            optimized: whether the optimiser works on it.
         """
-        key = (ledger, mixed or self._casts, rows, conditions, heatmap)
+        key = (ledger, mixed or self._casts, rows, conditions, heatmap, optimized)
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
@@ -178,7 +179,7 @@ class Plan:
                 signs=SINGLE_BRANCH in recipe.optimize, outputs=REUSE_FORWARD in recipe.optimize,
             )
             # A ledger tells what each node does, so none of it is rewritten.
-            program.module = optimize(program.module, () if ledger else recipe.optimize)
+            program.module = optimize(program.module, () if ledger or not optimized else recipe.optimize)
             self._programs[key] = program
         return self._programs[key]
 

@@ -38,7 +38,7 @@ def dot_source(explainer: Explainer, view: str = "both", *, depth: int | None = 
         DrawError: there is no such view, or the depth is not positive.
     """
     _check(view, depth)
-    picture = picture_of(explainer.graph, forward=view != "relevance", relevance=view != "forward")
+    picture = picture_of(explainer.emitted, forward=view != "relevance", relevance=view != "forward")
     if depth is not None:
         picture = collapse(picture, depth)
     return dot_text(picture, "fxlrp")

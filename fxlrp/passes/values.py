@@ -46,7 +46,6 @@ class Values:
         self._shapes: dict[fx.Node, fx.Proxy] = {}
         self._supports: dict[fx.Node, Any] = {}
 
-
     def value(self, node: fx.Node) -> Any:
         """The forward value of a node, in the precision that relevance has."""
         return _Value(self._promoted(node) if self.mixed else self.copies[node], self)

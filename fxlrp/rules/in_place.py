@@ -83,9 +83,9 @@ def ratio_split_into(
         return ratio_split(relevance, skip, residual)
     for r, s, m in _blocks(relevance, skip, residual):
         total = s.abs().add_(m.abs_())
-        m.div_(total).nan_to_num_(nan=0.5).mul_(r)  # 0/0 is a half
-        r.sub_(m)
-    return relevance, residual
+        to_skip = torch.abs(s, out=m).div_(total).nan_to_num_(nan=0.5).mul_(r)  # 0/0 is a half
+        r.sub_(to_skip)
+    return residual, relevance
 
 
 @primitive

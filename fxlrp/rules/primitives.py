@@ -60,7 +60,9 @@ def _first_proxy(values: object) -> fx.Proxy | None:
 
 
 def plain(value: Tensor) -> bool:
-    """Whether a tensor is its elements and no more: no gradient is recorded, no vmap stands behind it."""
+    """Whether a tensor is its elements and no more: no gradient is recorded, no vmap or compiler stands behind it."""
+    if torch.compiler.is_compiling():
+        return False
     recorded = value.requires_grad and torch.is_grad_enabled()
     return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -32,6 +32,18 @@ def emitted(node: fx.Node) -> bool:
     return isinstance(node.meta.get(KEY), Emitted)
 
 
+def weights_only(graph: fx.Graph, constants: Sequence[Any] = ()) -> set[fx.Node]:
+    """The tensors of the model, and the steps that depend on nothing but them, or call one of ``constants``."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        step = node.op == "call_function" and emitted(node)
+        sources = node.all_input_nodes
+        of_weights = bool(sources) and all(source in found for source in sources)
+        if node.op == "get_attr" or (step and (of_weights or node.target in constants)):
+            found.add(node)
+    return found
+
+
 def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of a call by name, ``None`` for those that are left out."""
     given = dict(zip(names, node.args, strict=False))
@@ -47,13 +59,11 @@ def inserted(node: fx.Node, target: Callable[..., Any], *args: Any, name: str | 
     return new
 
 
-def replaced(node: fx.Node, new: fx.Node) -> None:
-    """Let ``new`` stand for ``node``, with its name and what is known of it."""
-    name = node.name
-    node.replace_all_uses_with(new)
-    new.meta[KEY] = node.meta[KEY]
-    node.graph.erase_node(node)
-    new._rename(name)
+def retarget(node: fx.Node, target: Callable[..., Any], *args: Any) -> None:
+    """Let ``node`` call something else; its name, its readers and what is known of it stay."""
+    node.target = target
+    node.args = args
+    node.kwargs = {}
 
 
 def without_dead_code(graph: fx.Graph) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, replaced, without_dead_code
+from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, without_dead_code
 from fxlrp.rules.items import rescale_to
 from fxlrp.rules.operations import convolution_transpose
 from fxlrp.rules.primitives import channel_sum, primitive
@@ -58,4 +58,4 @@ class SumChannels(OptimizerPass):
         )
         if rescaled:
             new = inserted(node, rescale_to, new, scaled.args[1])  # type: ignore[union-attr]
-        replaced(node, inserted(node, without_channel, new))
+        retarget(node, without_channel, new)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, inserted, replaced
+from fxlrp.passes.optimize.base import OptimizerPass, retarget
 from fxlrp.rules import items, join, operations, pooling, primitives
 from fxlrp.rules.in_place import (
     add_into,
@@ -84,14 +84,13 @@ class ReuseMemory(OptimizerPass):
                 continue
             for way in into.ways:
                 args = [node.args[i] for i in way] + list(node.args[len(way) :])
-                written = [args[i] for i in into.writes]
-                if all(isinstance(a, fx.Node) for a in args[:2]) or len(node.args) < 2 or not _binary(node):
-                    if all(target in fresh and _ends_at(target, node, order) for target in written):
-                        new = inserted(node, into.step, *args)
-                        order[new] = order[node]
-                        fresh.add(new)
-                        replaced(node, new)
-                        break
+                if _writes_numbers(node, args) or not all(
+                    args[i] in fresh and _ends_at(args[i], node, order) for i in into.writes
+                ):
+                    continue
+                retarget(node, into.step, *args)
+                fresh.add(node)
+                break
         return module
 
 
@@ -100,9 +99,10 @@ def _is_share(node: fx.Node) -> bool:
     return node.target is operator.getitem and getattr(node.args[0], "target", None) is join.ratio_split
 
 
-def _binary(node: fx.Node) -> bool:
-    """Whether ``node`` is an operation of Python's, which may have a number for an operand."""
-    return node.target in (operator.mul, operator.add, operator.sub)
+def _writes_numbers(node: fx.Node, args: list[Any]) -> bool:
+    """Whether ``node`` is an operation of Python's with a number, not a tensor, for an operand."""
+    binary = node.target in (operator.mul, operator.add, operator.sub)
+    return binary and not all(isinstance(arg, fx.Node) for arg in args[:2])
 
 
 def _ends_at(value: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.passes.facts import KEY, Emitted, facts
-from fxlrp.passes.optimize.base import OptimizerPass, emitted, without_dead_code
+from fxlrp.passes.facts import KEY, Emitted
+from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, without_dead_code
 from fxlrp.rules.norm import batch_norm_scale, batch_norm_shift
 from fxlrp.rules.operations import scale_leading
 from fxlrp.rules.primitives import primitive
@@ -38,11 +38,11 @@ class FoldForwardNorms(OptimizerPass):
 
     def _fold(self, norm: fx.Node) -> None:
         conv, weight, bias, mean, var, training, _, eps, *_ = norm.args
-        if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or len(conv.users) > 1 or training:
+        if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or len(conv.users) > 1 or conv.kwargs or training:
             return
         x, kernel, *rest = conv.args
         own_bias = rest[0] if rest else None
-        graph, known = norm.graph, facts(norm)
+        graph = norm.graph
 
         def step(target: Any, *args: Any) -> fx.Node:
             node = graph.create_node("call_function", target, args, {}, f"{conv.name}_{target.__name__}")
@@ -53,9 +53,4 @@ class FoldForwardNorms(OptimizerPass):
             scale = step(batch_norm_scale, weight, var, eps)
             scaled = step(scale_leading, kernel, scale)
             shift = step(folded_bias, step(batch_norm_shift, scale, bias, mean), scale, own_bias)
-            new = graph.create_node("call_function", conv.target, (x, scaled, shift, *rest[1:]), dict(conv.kwargs))
-        new.meta[KEY] = known
-        name = norm.name
-        norm.replace_all_uses_with(new)
-        graph.erase_node(norm)
-        new._rename(name)
+        retarget(norm, conv.target, x, scaled, shift, *rest[1:])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, replaced, without_dead_code
+from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, weights_only, without_dead_code
 from fxlrp.rules.items import rescale, rescale_to
 from fxlrp.rules.operations import convolution_transpose, transposed_convolution_transpose
 from fxlrp.rules.primitives import divide, primitive, without_padding
@@ -38,13 +38,14 @@ class ConstantDenominators(OptimizerPass):
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
+        of_weights = weights_only(module.graph)
         for node in list(module.graph.nodes):
             if node.target is torch.ones_like and emitted(node) and node.args[0].op == "placeholder":
-                self._fold(node)
+                self._fold(node, of_weights)
         without_dead_code(module.graph)
         return module
 
-    def _fold(self, ones: fx.Node) -> None:
+    def _fold(self, ones: fx.Node, of_weights: set[fx.Node]) -> None:
         for user in list(ones.users):
             if user.target is torch.mul or getattr(user.target, "__name__", "") == "mul":
                 other = user.args[1] if user.args[0] is ones else user.args[0]
@@ -57,20 +58,13 @@ class ConstantDenominators(OptimizerPass):
         for node in ones.graph.nodes:
             sources = node.all_input_nodes
             if node.op == "call_function" and emitted(node) and any(source in constant for source in sources):
-                if all(source in constant or _of_weights(source) for source in sources):
+                if all(source in constant or source in of_weights for source in sources):
                     constant.add(node)
                 elif not _broadcasts(node, constant):
                     return
             elif node.op == "output" and any(source in constant for source in sources):
                 return
-        replaced(ones, inserted(ones, ones_for, ones.args[0]))
-
-
-def _of_weights(node: fx.Node) -> bool:
-    """Whether a value depends on weights alone."""
-    if node.op == "get_attr":
-        return True
-    return emitted(node) and node.op == "call_function" and all(map(_of_weights, node.all_input_nodes))
+        retarget(ones, ones_for, ones.args[0])
 
 
 def _broadcasts(node: fx.Node, constant: set[fx.Node]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxlrp.passes.facts import KEY, Emitted
-from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, replaced
+from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget
 from fxlrp.rules.items import rescale, rescale_to, sum_items
 from fxlrp.rules.routing import unreshape
 
@@ -35,10 +35,9 @@ class KnownSums(OptimizerPass):
                 if front:
                     known[source] = received
             optional = [a["support"], a["items"]] if a["items"] is not None else [a["support"]]
-            new = inserted(node, rescale_to, a["share"], received, *optional)
+            retarget(node, rescale_to, a["share"], received, *optional)
             if a["items"] is None and a["support"] is None:
-                known[new] = received
-            replaced(node, new)
+                known[node] = received
         return module
 
     def _sum(self, node: fx.Node, source: fx.Node, items: object) -> fx.Node:

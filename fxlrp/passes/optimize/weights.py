@@ -10,7 +10,7 @@ from torch import fx
 
 from fxlrp.derived import Derived
 from fxlrp.passes.facts import KEY, Emitted
-from fxlrp.passes.optimize.base import OptimizerPass, emitted, without_dead_code
+from fxlrp.passes.optimize.base import OptimizerPass, retarget, weights_only, without_dead_code
 from fxlrp.passes.optimize.stem import ones_for
 
 MODULE = "derived"
@@ -21,41 +21,21 @@ class FoldWeights(OptimizerPass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         graph = module.graph
-        folded = self._foldable(graph)
+        known = weights_only(graph, (ones_for,))
+        folded = {node: None for node in graph.nodes if node in known and node.op != "get_attr"}
         kept = [node for node in folded if any(user not in folded for user in node.users)]
         if not kept:
             return module
         inputs: Any = list(dict.fromkeys(n.args[0] for n in folded if n.target is ones_for))
         setattr(module, MODULE, Derived(_program(module, folded, inputs, kept)))
-        first = next(node for node in graph.nodes if node.op != "placeholder")
-        with graph.inserting_before(first):
+        last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+        with graph.inserting_after(last):
             call = graph.create_node("call_module", MODULE, tuple(inputs), {}, MODULE)
             call.meta[KEY] = Emitted("", "", "step")
-        for i, node in enumerate(kept):
-            with graph.inserting_before(node):  # taken out where it is first read, it says what it is
-                new = graph.create_node("call_function", getitem, (call, i))
-            new.meta[KEY] = node.meta[KEY]
-            node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in folded)
-            new.meta["name"] = node.name
-        for node in reversed(list(graph.nodes)):
-            if node in folded:
-                graph.erase_node(node)
-        for node in graph.nodes:
-            if "name" in node.meta:
-                node._rename(node.meta.pop("name"))
+        for i, node in enumerate(kept):  # where it was made it is taken out, under its name
+            retarget(node, getitem, call, i)
         without_dead_code(graph)
         return module
-
-    def _foldable(self, graph: fx.Graph) -> dict[fx.Node, None]:
-        """The steps that depend on weights alone, in order."""
-        folded: dict[fx.Node, None] = {}
-        for node in graph.nodes:
-            if node.op != "call_function" or not emitted(node):
-                continue
-            sources = node.all_input_nodes
-            if node.target is ones_for or (sources and all(s.op == "get_attr" or s in folded for s in sources)):
-                folded[node] = None
-        return folded
 
 
 def _program(
