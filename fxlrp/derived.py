@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.rules.primitives import plain
-
-_SAMPLES = 16
+from fxlrp.tensors import Watch, tensor_at, tensor_names, watchable
 
 
 class Derived(nn.Module):
@@ -20,8 +19,8 @@ class Derived(nn.Module):
     every call where they could not be kept: while torch traces or compiles, while gradients of the
     weights are recorded, for weights made in inference mode, and off the CPU, where they cost little.
 
-    torch counts writes to a tensor, but not those through ``.data``. Of these a sample of each
-    tensor's elements sees the usual ones, which write all of it; :meth:`forget` is for the others.
+    How it is told that a weight was written to, and which writes are not seen, :class:`~fxlrp.tensors.Watch`
+    says; :meth:`forget` is for those.
 
     Attributes:
         program: maps the inputs whose shapes matter to a list of tensors.
@@ -30,66 +29,29 @@ class Derived(nn.Module):
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__()
         self.program = program
-        self.names = sorted({str(node.target) for node in program.graph.nodes if node.op == "get_attr"})
+        self.names = tensor_names(program.graph)
         self._seen: Any = None
-        self._watched: list[tuple[Tensor, int, int, Any, bytes]] = []
+        self._watch: Watch | None = None
         self._values: list[Tensor] = []
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         if torch.compiler.is_compiling():
             return self._made(inputs)
-        weights = [self._weight(name) for name in self.names]
+        weights = [tensor_at(self.program, name) for name in self.names]
         if not all(plain(value) and value.device.type == "cpu" for value in (*weights, *inputs)):
             return self._made(inputs)
-        if not all(map(_counts_writes, weights)):
+        if not watchable(weights):
             return self._made(inputs)
         seen = [(x.shape[1:], x.dtype, x.is_contiguous()) for x in inputs]
-        if seen != self._seen or not self._unchanged(weights):
+        if self._watch is None or seen != self._seen or not self._watch.unchanged(weights):
             self._values = self._made(inputs)
-            self._seen, self._watched = seen, [_watch(weight) for weight in weights]
+            self._seen, self._watch = seen, Watch(weights)
         return self._values
 
     def forget(self) -> None:
         """Make the values anew at the next call."""
-        self._seen = None
+        self._watch = None
 
     def _made(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         made: list[Tensor] = self.program(*inputs)
         return made
-
-    def _weight(self, name: str) -> Tensor:
-        found: Any = self.program
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
-
-    def _unchanged(self, weights: list[Tensor]) -> bool:
-        return all(
-            weight is known and weight._version == version and weight.data_ptr() == place
-            and (sample is None or sample.tobytes() == taken)
-            for weight, (known, version, place, sample, taken) in zip(weights, self._watched, strict=True)
-        )  # fmt: skip
-
-
-def _watch(weight: Tensor) -> tuple[Tensor, int, int, Any, bytes]:
-    """A tensor, and what tells whether it was written to: its version, its place, elements from all over it."""
-    sample = None
-    if weight.numel() and weight.dtype in (torch.float32, torch.float64):
-        count = min(weight.numel(), _SAMPLES)
-        dense = torch.as_strided(weight.detach(), (weight.numel(),), (1,)) if _fills(weight) else None
-        if dense is not None:
-            sample = dense[:: weight.numel() // count].numpy()
-    return weight, weight._version, weight.data_ptr(), sample, b"" if sample is None else sample.tobytes()
-
-
-def _fills(weight: Tensor) -> bool:
-    """Whether the elements lie in memory without gaps, in whatever order."""
-    return weight.is_contiguous() or any(
-        weight.dim() == rank and weight.is_contiguous(memory_format=form)
-        for rank, form in ((4, torch.channels_last), (5, torch.channels_last_3d))
-    )
-
-
-def _counts_writes(value: Tensor) -> bool:
-    """Whether torch counts the writes to a tensor: not to inference tensors, nor to those that stand for others."""
-    return type(value) in (Tensor, nn.Parameter) and not value.is_inference()

@@ -20,6 +20,7 @@ from fxlrp.inputs import check_examples, check_inputs, check_target, forward_sha
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.facts import has_facts
 from fxlrp.passes.joins import Join
+from fxlrp.passes.optimize import can_pack
 from fxlrp.plan import Plan, Recipe, may_export
 from fxlrp.rows import check_chunk, run_rows
 from fxlrp.rules.items import item_sum
@@ -295,7 +296,7 @@ class Explainer(Attribution, nn.Module):
             call, tensors = bind(self._weights.model, inputs, named)
             plan = self._plan_for(call, tensors)
         if not torch.compiler.is_compiling():
-            self._weights.refresh()
+            self._weights.refresh(self._recorded)
         check_inputs(plan.inputs, tensors, self._weights.example())
         first = tensors[0]
         classes = plan.class_count(tensors) if target is not None else None
@@ -320,6 +321,11 @@ class Explainer(Attribution, nn.Module):
         classes = isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2
         return len(inputs) > most or classes or (isinstance(last, int) and not isinstance(last, bool))
 
+    @property
+    def _recorded(self) -> bool:
+        """Whether an explanation made now keeps its autograd graph."""
+        return self.differentiable and torch.is_grad_enabled()
+
     def _is_half(self, tensors: list[Tensor]) -> bool:
         """Whether values of half precision may come up."""
         like = self._weights.example()
@@ -331,19 +337,22 @@ class Explainer(Attribution, nn.Module):
         ledger: bool = False, heatmap: bool = False, chunk: int | None = None,
     ) -> dict[str, Any]:
         count = count_rows(conditions, target)
+        mixed = self._is_half(inputs)
+        recorded = self._recorded
         program = plan.program(
-            ledger=ledger, mixed=self._is_half(inputs), rows=target is not None and target.dim() == 2,
+            ledger=ledger, mixed=mixed, rows=target is not None and target.dim() == 2,
             conditions=conditions.modules if conditions else (), heatmap=heatmap,
+            packed=not (ledger or mixed or recorded) and count is None and can_pack(inputs),
         )
         masked: list[Tensor] = []
         if conditions is not None:
             masked = masks(conditions, program.points, plan.forward.graph, plan.shapes(inputs), inputs[0].device)
         if self._weights.add(program.module):
-            self._weights.refresh()
-        mixed = torch.is_autocast_enabled(inputs[0].device.type)
-        run = Mixed(program.module).run if mixed else program.module
+            self._weights.refresh(recorded)
+        autocast = torch.is_autocast_enabled(inputs[0].device.type)
+        run = Mixed(program.module).run if autocast else program.module
         try:
-            with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            with torch.set_grad_enabled(recorded):
                 results: dict[str, Any]
                 if count is None:
                     results = {**run(*inputs, target, *(mask[0] for mask in masked))}

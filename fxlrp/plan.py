@@ -24,7 +24,7 @@ from fxlrp.passes.emit import Program, emit
 from fxlrp.passes.facts import facts
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
-from fxlrp.passes.optimize import REUSE_FORWARD, SINGLE_BRANCH, optimize
+from fxlrp.passes.optimize import PACK_WEIGHTS, REUSE_FORWARD, SINGLE_BRANCH, optimize
 from fxlrp.presets import Preset
 from fxlrp.rules.join import SplitRule
 from fxlrp.rules.rule import Rule
@@ -157,7 +157,7 @@ class Plan:
 
     def program(
         self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = (),
-        heatmap: bool = False, optimized: bool = True,
+        heatmap: bool = False, packed: bool = False, optimized: bool = True,
     ) -> Program:
         """The relevance graph, emitted when it is first asked for.
 
@@ -167,9 +167,11 @@ class Plan:
             rows: whether it is for many targets.
             conditions: the modules at whose output it masks relevance.
             heatmap: whether it sums relevance over channels.
+            packed: whether its weights may be packed for the processor.
             optimized: whether the optimiser works on it.
         """
-        key = (ledger, mixed or self._casts, rows, conditions, heatmap, optimized)
+        packed = packed and PACK_WEIGHTS in self.recipe.optimize and not self._casts
+        key = (ledger, mixed or self._casts, rows, conditions, heatmap, packed, optimized)
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
@@ -179,7 +181,8 @@ class Plan:
                 signs=SINGLE_BRANCH in recipe.optimize, outputs=REUSE_FORWARD in recipe.optimize,
             )
             # A ledger tells what each node does, so none of it is rewritten.
-            program.module = optimize(program.module, () if ledger or not optimized else recipe.optimize)
+            names = [name for name in recipe.optimize if packed or name != PACK_WEIGHTS]
+            program.module = optimize(program.module, () if ledger or not optimized else names)
             self._programs[key] = program
         return self._programs[key]
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxlrp.derived import Derived
+from fxlrp.tensors import Watch, tensor_names, watchable
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
@@ -25,13 +26,14 @@ class Weights:
 
     As long as nothing is converted the tensors are shared, and a replaced parameter
     (``load_state_dict(assign=True)``, ``model.layer.weight = …``) is taken over at the
-    next call. Once :meth:`convert` was used they are copies, made anew at each call.
+    next call. Once :meth:`convert` was used they are copies, made anew where the model's were written to.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._modules: set[int] = set()
         self._slots: list[tuple[Any, str, nn.Module, str]] = []
+        self._copies: dict[tuple[int, str], tuple[Watch, torch.Tensor]] = {}
         self.dtype: torch.dtype | None = None
         self.device: torch.device | None = None
 
@@ -43,8 +45,7 @@ class Weights:
         for child in module.children():
             if isinstance(child, Derived):
                 self.add(child.program)
-        names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-        for name in sorted(names):
+        for name in tensor_names(module.graph):
             *path, leaf = name.split(".")
             try:
                 source: Any = self.model
@@ -87,16 +88,30 @@ class Weights:
                     self.dtype = self.device = None
                 return
 
-    def refresh(self) -> None:
-        """Take over what changed in the model."""
+    def refresh(self, recorded: bool = False) -> None:
+        """Take over what changed in the model; ``recorded``: converted copies lead back to it by autograd."""
         for source, leaf, holder, name in self._slots:
             ours, theirs = _get(holder, name), _get(source, leaf)
             if self.dtype is None and self.device is None:
                 if ours is not theirs:
                     _put(holder, name, theirs)
             else:
-                dtype = self.dtype if theirs.is_floating_point() else None
-                _put(holder, name, theirs.to(device=self.device, dtype=dtype))
+                with torch.set_grad_enabled(recorded):
+                    _put(holder, name, self._converted(source, leaf, theirs))
+
+    def _converted(self, source: Any, leaf: str, theirs: torch.Tensor) -> torch.Tensor:
+        """A tensor of the model as this explainer computes with it."""
+        kept = self._copies.get((id(source), leaf))
+        dtype = self.dtype if theirs.is_floating_point() else theirs.dtype
+        if kept is not None and kept[0].unchanged([theirs]):
+            copy = kept[1]
+            needed = theirs.requires_grad and torch.is_grad_enabled()
+            if copy.dtype == dtype and self.device in (None, copy.device) and not needed:
+                return copy
+        copy = theirs.to(device=self.device, dtype=dtype)
+        if watchable([theirs]) and not copy.requires_grad:
+            self._copies[id(source), leaf] = Watch([theirs]), copy
+        return copy
 
 
 class _Constant:

@@ -353,7 +353,8 @@ def test_it_runs_under_inference_mode(model, x):
 def test_the_graph_module_is_plain_and_code_is_readable(model, x):
     explainer = fxlrp.compile(model)
     assert type(explainer.graph_module).__mro__[1] is torch.fx.GraphModule
-    results = explainer.graph_module(x, None)
+    with torch.no_grad():  # as the explainer runs it
+        results = explainer.graph_module(x, None)
     assert torch.equal(results["relevance"][0], explainer(x).relevance)
     code = explainer.code
     assert "# blocks_0_conv1: ZPlus" in code

@@ -26,6 +26,7 @@ from fxlrp.rules.linearity import conditioned
 from fxlrp.rules.primitives import channel_sum
 from fxlrp.rules.rule import CONDITION, Shares
 from fxlrp.rules.start import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
+from fxlrp.tensors import tensor_at, tensor_names
 from fxlrp.vocabulary import Kind
 
 
@@ -311,13 +312,7 @@ class _Emitter:
     def _assemble(self, modules: dict[str, Any]) -> fx.GraphModule:
         self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         self.graph.lint()
-        tensors: dict[str, Any] = {}
-        for node in self.graph.nodes:
-            if node.op == "get_attr":
-                value: Any = self.forward
-                for part in str(node.target).split("."):
-                    value = getattr(value, part)
-                tensors[str(node.target)] = value
+        tensors = {name: tensor_at(self.forward, name) for name in tensor_names(self.graph)}
         return fx.GraphModule({**tensors, **modules}, self.graph, class_name="Relevance")
 
 

@@ -8,16 +8,15 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import facts
+from fxlrp.tensors import tensor_at
 
 
 def tensor_of(node: Any, forward: fx.GraphModule) -> torch.Tensor | None:
     """The parameter or buffer that ``node`` is; ``None`` where it is none."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    value: Any = forward
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
+    found: torch.Tensor = tensor_at(forward, str(node.target))
+    return found
 
 
 def weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:

@@ -105,11 +105,6 @@ def convolution_transpose(
 ) -> Tensor:
     """The transpose of a convolution, in the shape of its input ``x``."""
     dims = weight.dim() - 2
-    pointwise = weight.shape[2:].numel() == 1 and all(step == 1 for step in stride) and not any(padding)
-    if pointwise and s.shape[1:].numel() > weight.numel():
-        # A convolution too, on CPU up to three times as fast, if there are places enough to lay the weights out anew.
-        parts = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-        return _CONVOLUTION[dims](s, parts, None, groups=groups)
     # Rows of x that no window reached are the output padding of the transpose.
     reached = [
         (s.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1

@@ -15,15 +15,18 @@ from fxlrp.passes.optimize.base import OptimizerPass
 from fxlrp.passes.optimize.channels import SumChannels
 from fxlrp.passes.optimize.in_place import ReuseMemory
 from fxlrp.passes.optimize.norms import FoldForwardNorms
+from fxlrp.passes.optimize.packed import PackWeights, can_pack
 from fxlrp.passes.optimize.shared import ShareSteps
 from fxlrp.passes.optimize.stem import ConstantDenominators
 from fxlrp.passes.optimize.sums import KnownSums
+from fxlrp.passes.optimize.transposes import TransposesAsConvolutions
 from fxlrp.passes.optimize.weights import FoldWeights
 
 SINGLE_BRANCH = "single_branch"
 REUSE_FORWARD = "reuse_forward"
 REUSE_MEMORY = "reuse_memory"
 FOLD_NORMS = "fold_norms"
+PACK_WEIGHTS = "pack_weights"
 
 EMITTED: dict[str, str] = {
     SINGLE_BRANCH: "z⁺ and its kin in one branch where the operand is known to have no negative element",
@@ -36,11 +39,15 @@ PASSES: dict[str, OptimizerPass] = {
     "share_steps": ShareSteps(),
     "known_sums": KnownSums(),
     "sum_channels": SumChannels(),
+    "transposes_as_convolutions": TransposesAsConvolutions(),
     FOLD_NORMS: FoldForwardNorms(),
+    PACK_WEIGHTS: PackWeights(),
     "fold_weights": FoldWeights(),
     REUSE_MEMORY: ReuseMemory(),
 }
 """The passes, in the order in which they run."""
+
+__all__ = ["DEFAULT", "NAMES", "OptimizerPass", "can_pack", "chosen", "optimize"]
 
 NAMES = (*EMITTED, *PASSES)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import KEY, Emitted
+from fxlrp.tensors import tensor_at
 
 
 class OptimizerPass(Pass):
@@ -42,6 +44,21 @@ def weights_only(graph: fx.Graph, constants: Sequence[Any] = ()) -> set[fx.Node]
         if node.op == "get_attr" or (step and (of_weights or node.target in constants)):
             found.add(node)
     return found
+
+
+def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
+    """The shapes of the model's tensors, and of what is made of nothing else; found without computing."""
+    values: dict[fx.Node, Any] = {}
+    known = weights_only(module.graph)
+    for node in module.graph.nodes:
+        if node not in known:
+            continue
+        if node.op == "get_attr":
+            values[node] = tensor_at(module, str(node.target)).detach().to("meta")
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    return {node: value.shape for node, value in values.items() if isinstance(value, Tensor)}
 
 
 def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, retarget
+from fxlrp.passes.optimize.packed import packed_convolution, same_convolution
+from fxlrp.passes.optimize.transposes import interleaved, spaced
 from fxlrp.rules import items, join, operations, pooling, primitives
 from fxlrp.rules.in_place import (
     add_into,
@@ -58,7 +60,7 @@ _FRESH: set[Any] = {
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
     aten.layer_norm.default, aten.group_norm.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
-    *(getattr(aten, name).default for name in _ACTIVATIONS),
+    *(getattr(aten, name).default for name in _ACTIVATIONS), packed_convolution, same_convolution, interleaved, spaced,
 }  # fmt: skip
 """Steps whose result is memory of its own."""
 

@@ -38,7 +38,9 @@ class FoldForwardNorms(OptimizerPass):
 
     def _fold(self, norm: fx.Node) -> None:
         conv, weight, bias, mean, var, training, _, eps, *_ = norm.args
-        if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or len(conv.users) > 1 or conv.kwargs or training:
+        if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or conv.kwargs:
+            return
+        if len(conv.users) > 1 or training:
             return
         x, kernel, *rest = conv.args
         own_bias = rest[0] if rest else None

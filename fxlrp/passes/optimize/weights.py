@@ -5,13 +5,13 @@ from __future__ import annotations
 from operator import getitem
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxlrp.derived import Derived
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, retarget, weights_only, without_dead_code
 from fxlrp.passes.optimize.stem import ones_for
+from fxlrp.tensors import tensor_at, tensor_names
 
 MODULE = "derived"
 
@@ -48,11 +48,5 @@ def _program(
         if node in folded or (node.op == "get_attr" and any(user in folded for user in node.users)):
             copies[node] = graph.node_copy(node, lambda source: copies[source])
     graph.output([copies[node] for node in kept])
-    tensors: dict[str, torch.Tensor] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            value = module
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            tensors[str(node.target)] = value  # type: ignore[assignment]
+    tensors = {name: tensor_at(module, name) for name in tensor_names(graph)}
     return fx.GraphModule(tensors, graph, class_name="Weights")
