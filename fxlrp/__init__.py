@@ -7,7 +7,8 @@ maps = fxlrp.heatmap(explanation.relevance)
 
 from fxlrp import errors, presets, rules, starts, vocabulary
 from fxlrp.compiler import compile
-from fxlrp.explainer import Explainer, Explanation
+from fxlrp.explainer import Explainer
+from fxlrp.explanation import Explanation
 from fxlrp.heatmap import heatmap, quantize_heat
 from fxlrp.ledger import Ledger
 from fxlrp.passes.joins import Join, JoinKind

@@ -17,7 +17,7 @@ from fxlrp.errors import InputError, TargetError
 from fxlrp.rules.items import item_sum
 
 if TYPE_CHECKING:
-    from fxlrp.explainer import Explanation
+    from fxlrp.explanation import Explanation
 
 F = TypeVar("F", bound=Callable[..., Any])
 

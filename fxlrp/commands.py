@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fxlrp import compile, heatmap, quantize_heat
 from fxlrp.errors import InputError, StartError, TargetError
-from fxlrp.explainer import Explainer, Explanation
+from fxlrp.explainer import Explainer
+from fxlrp.explanation import Explanation
 from fxlrp.extras import require
 from fxlrp.heatmap import layer_map
 from fxlrp.images import Preprocess, as_seen, read_image, to_input

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fxlrp.backends import check_backend
 from fxlrp.errors import RuleError, StartError
 from fxlrp.explainer import Explainer
 from fxlrp.passes.optimize import chosen
@@ -29,6 +30,7 @@ def compile(
     output: Any = None,
     checkpoints: Sequence[str] = (),
     example_inputs: Any = None,
+    backend: str | None = None,
     differentiable: bool = False,
     optimize: bool | Sequence[str] = True,
 ) -> Explainer:
@@ -57,6 +59,9 @@ def compile(
         example_inputs: what the model takes: a tensor, a tuple of positional or a dict of
             keyword arguments; needed at once only where the graph is to be looked at before
             the first call.
+        backend: what runs it: ``"eager"`` (also ``None``), ``"inductor"`` (compiled by
+            ``torch.compile`` at the first call, which takes a minute or so) or ``"cudagraphs"``
+            (the same, captured as CUDA graphs). Ledgers, and explanations of several rows, run eagerly.
         differentiable: whether an explanation keeps its autograd graph.
         optimize: ``True``: every optimisation that leaves the model's output as it is, to the bit;
             ``False``: none, for reading; or the names of some (``fxlrp.passes.optimize.NAMES``).
@@ -66,6 +71,7 @@ def compile(
         CaptureError: the model cannot be captured, or uses unknown operations.
         RuleError, PatternError: a preset, rule, split or name does not fit.
         OptimizeError: an optimisation that is asked for is not known.
+        BackendError: a backend that is asked for is not known, or cannot run here.
     """
     recipe = Recipe(
         preset=preset_named(preset),
@@ -80,10 +86,12 @@ def compile(
     explainer = Explainer(
         model,
         recipe,
+        backend=check_backend(backend),
         differentiable=differentiable,
         recompile=partial(
             compile, preset=preset, rules=rules, split=split, identity_skips=identity_skips, start=start,
-            output=output, checkpoints=checkpoints, differentiable=differentiable, optimize=optimize,
+            output=output, checkpoints=checkpoints, backend=backend,
+            differentiable=differentiable, optimize=optimize,
         ),
     )  # fmt: skip
     explainer._capture(example_inputs)

@@ -53,6 +53,10 @@ class OptimizeError(FxlrpError, ValueError):
     """An optimisation was asked for that there is not."""
 
 
+class BackendError(FxlrpError, RuntimeError):
+    """A backend does not exist, is not to be had here, or cannot compile an explanation."""
+
+
 class StartError(FxlrpError, ValueError):
     """The starting relevance does not fit the output of the model."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
+from fxlrp.backends import EAGER, Compiled, raise_for
 from fxlrp.capture import Call, bind, input_counts
 from fxlrp.conditions import Conditions, count_rows, masks, read_conditions
-from fxlrp.errors import CaptureError, ConditionError, InputError, NotCapturedError, TargetError
+from fxlrp.errors import BackendError, CaptureError, ConditionError, InputError, NotCapturedError, TargetError
+from fxlrp.explanation import Explanation
 from fxlrp.inputs import check_examples, check_inputs, check_target, forward_shapes
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.facts import has_facts
@@ -28,39 +29,6 @@ from fxlrp.summary import Summary, summarize
 from fxlrp.weights import Weights
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Relevance, and what it explains.
-
-    Where several targets or conditions were asked for, all but the output has an axis of rows
-    behind the batch: relevance (batch, rows, ...), target and start (batch, rows).
-
-    Attributes:
-        relevance: like the input, (batch, ...); a tuple of them for several inputs. For an
-            input of tokens it is that of their embeddings, (batch, tokens, features).
-        output: what the model returns.
-        target: (batch,), the explained class of each item; ``None`` where a callable start
-            was given no target.
-        start: (batch,), the relevance that entered at the output.
-        checkpoints: by module name, the relevance at the module's input; a tuple where
-            the module takes several values.
-        inputs: the names of the inputs, in the order of ``relevance``.
-    """
-
-    relevance: Any
-    output: Any
-    target: Tensor | None
-    start: Tensor
-    checkpoints: dict[str, Any]
-    inputs: tuple[str, ...] = ()
-
-    @property
-    def by_input(self) -> dict[str, Tensor]:
-        """Relevance by the name of the input."""
-        several = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
-        return dict(zip(self.inputs, several, strict=True))
-
-
 class Explainer(Attribution, nn.Module):
     """A compiled explanation, made by :func:`fxlrp.compile`.
 
@@ -71,15 +39,19 @@ class Explainer(Attribution, nn.Module):
         graph_module: the whole computation, a plain ``torch.fx.GraphModule`` that maps
             ``(*inputs, target)`` to a dict.
         differentiable: whether an explanation keeps its autograd graph.
+        backend: what runs it, ``"eager"``, ``"inductor"`` or ``"cudagraphs"``.
     """
 
     graph_module: fx.GraphModule
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, differentiable: bool, recompile: Callable[[nn.Module], Explainer]
+        self, model: nn.Module, recipe: Recipe, *, backend: str, differentiable: bool,
+        recompile: Callable[[nn.Module], Explainer],
     ) -> None:
         super().__init__()
         self.differentiable = differentiable
+        self.backend = backend
+        self._compiled: dict[int, Compiled] = {}
         # In a tuple, for nn.Module would register a module as a part of this one.
         self._recipe = (recipe,)
         self._weights = Weights(model)
@@ -299,7 +271,8 @@ class Explainer(Attribution, nn.Module):
             self._weights.refresh(self._recorded)
         check_inputs(plan.inputs, tensors, self._weights.example())
         first = tensors[0]
-        classes = plan.class_count(tensors) if target is not None else None
+        counted = target is not None and not torch.compiler.is_compiling()
+        classes = plan.class_count(tensors) if counted else None
         return plan, tensors, check_target(target, first.shape[0], classes, first.device)
 
     def _split(
@@ -339,10 +312,11 @@ class Explainer(Attribution, nn.Module):
         count = count_rows(conditions, target)
         mixed = self._is_half(inputs)
         recorded = self._recorded
+        compiled = self.backend != EAGER and count is None and not ledger and not torch.compiler.is_compiling()
         program = plan.program(
             ledger=ledger, mixed=mixed, rows=target is not None and target.dim() == 2,
             conditions=conditions.modules if conditions else (), heatmap=heatmap,
-            packed=not (ledger or mixed or recorded) and count is None and can_pack(inputs),
+            packed=not (ledger or mixed or recorded or compiled) and count is None and can_pack(inputs),
         )
         masked: list[Tensor] = []
         if conditions is not None:
@@ -350,7 +324,9 @@ class Explainer(Attribution, nn.Module):
         if self._weights.add(program.module):
             self._weights.refresh(recorded)
         autocast = torch.is_autocast_enabled(inputs[0].device.type)
-        run = Mixed(program.module).run if autocast else program.module
+        run: Callable[..., Any] = Mixed(program.module).run if autocast else program.module
+        if compiled:
+            run = self._compiled_for(program.module, autocast)
         try:
             with torch.set_grad_enabled(recorded):
                 results: dict[str, Any]
@@ -358,12 +334,22 @@ class Explainer(Attribution, nn.Module):
                     results = {**run(*inputs, target, *(mask[0] for mask in masked))}
                 else:
                     results = run_rows(run, inputs, target, masked, count, chunk)
-        except RuntimeError:
+        except RuntimeError as error:
             # Shapes that the model cannot take: say which layer, instead of which kernel.
             if not torch.compiler.is_compiling():
                 forward_shapes(plan.forward, inputs)
+            if compiled:
+                raise_for(error, self.backend)
             raise
         return {**results, "rows": program.rows}
+
+    def _compiled_for(self, module: fx.GraphModule, autocast: bool) -> Compiled:
+        if autocast:
+            raise BackendError(
+                f"backend={self.backend!r} does not run under torch.autocast: convert the explainer, by .to(dtype), "
+                "or compile it with backend='eager'"
+            )
+        return self._compiled.setdefault(id(module), Compiled(module, self.backend))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Explainer:
         # nn.Module would convert the tensors in place, and they are the model's.

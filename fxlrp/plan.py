@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,6 +101,10 @@ class Plan:
         recipe: what was asked for.
         call: the call that it was captured for; ``None`` where it was traced symbolically.
         dtype: the floating point type that it was captured in, for export writes casts down.
+        forward: the forward graph, canonical, annotated, with joins and rules.
+        explained: the node where relevance starts.
+        casts: whether the model itself casts values that carry signal.
+        inputs: what the graph says of each input.
     """
 
     captured: Captured
@@ -112,9 +115,14 @@ class Plan:
     _shapes: tuple[Any, Shapes] | None = None
     _classes: int | None = None
 
-    @cached_property
-    def forward(self) -> fx.GraphModule:
-        """The forward graph, canonical, annotated, with joins and rules."""
+    def __post_init__(self) -> None:
+        # Plain attributes, which torch.compile can follow where an explainer is compiled as a whole.
+        self.forward = self._annotated()
+        self.explained = self._explained()
+        self.casts = self._casts()
+        self.inputs = input_specs(self.forward, self.captured.shapes)
+
+    def _annotated(self) -> fx.GraphModule:
         recipe = self.recipe
         forward = canonicalize(self.captured)
         for step in (
@@ -126,24 +134,15 @@ class Plan:
             forward = step(forward)
         return forward
 
-    @cached_property
-    def explained(self) -> fx.Node:
-        """The node where relevance starts."""
+    def _explained(self) -> fx.Node:
         outputs: Any = next(node for node in self.forward.graph.nodes if node.op == "output").args[0]
         if not isinstance(outputs[0], fx.Node) or not facts(outputs[0]).signal:
             raise CaptureError("the output does not depend on the input")
         return outputs[0]
 
-    @cached_property
     def _casts(self) -> bool:
-        """Whether the model itself casts values that carry signal."""
         cast = torch.ops.aten.to.dtype
         return any(node.target is cast and facts(node).signal for node in self.forward.graph.nodes)
-
-    @cached_property
-    def inputs(self) -> list[InputSpec]:
-        """What the graph says of each input."""
-        return input_specs(self.forward, self.captured.shapes)
 
     @property
     def joins(self) -> list[Join]:
@@ -170,14 +169,14 @@ class Plan:
             packed: whether its weights may be packed for the processor.
             optimized: whether the optimiser works on it.
         """
-        packed = packed and PACK_WEIGHTS in self.recipe.optimize and not self._casts
-        key = (ledger, mixed or self._casts, rows, conditions, heatmap, packed, optimized)
+        packed = packed and PACK_WEIGHTS in self.recipe.optimize and not self.casts
+        key = (ledger, mixed or self.casts, rows, conditions, heatmap, packed, optimized)
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
             program = emit(
                 self.forward, self.explained, recipe.start, recipe.checkpoints,
-                ledger=ledger, mixed=mixed or self._casts, rows=rows, conditions=conditions, heatmap=heatmap,
+                ledger=ledger, mixed=mixed or self.casts, rows=rows, conditions=conditions, heatmap=heatmap,
                 signs=SINGLE_BRANCH in recipe.optimize, outputs=REUSE_FORWARD in recipe.optimize,
             )
             # A ledger tells what each node does, so none of it is rewritten.

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import further_arguments
 from fxlrp.errors import InputError
-from fxlrp.explainer import Explainer, Explanation
+from fxlrp.explainer import Explainer
+from fxlrp.explanation import Explanation
 
 
 def smooth(
