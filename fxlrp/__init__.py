@@ -9,6 +9,7 @@ from fxlrp import errors, presets, rules, starts, vocabulary
 from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer
 from fxlrp.explanation import Explanation
+from fxlrp.exports import SavedExplainer, load
 from fxlrp.heatmap import heatmap, quantize_heat
 from fxlrp.ledger import Ledger
 from fxlrp.passes.joins import Join, JoinKind
@@ -20,6 +21,7 @@ from fxlrp.text import token_relevance
 __version__ = "0.1.0"
 
 __all__ = [
-    "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "compile", "errors", "heatmap",
-    "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "starts", "token_relevance", "vocabulary",
+    "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "SavedExplainer", "compile",
+    "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "starts",
+    "token_relevance", "vocabulary",
 ]  # fmt: skip

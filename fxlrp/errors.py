@@ -57,6 +57,10 @@ class BackendError(FxlrpError, RuntimeError):
     """A backend does not exist, is not to be had here, or cannot compile an explanation."""
 
 
+class ExportError(FxlrpError, RuntimeError):
+    """An explanation cannot be exported as asked, or a file holds none."""
+
+
 class StartError(FxlrpError, ValueError):
     """The starting relevance does not fit the output of the model."""
 

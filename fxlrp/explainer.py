@@ -15,9 +15,17 @@ from fxlrp.attribution import Attribution
 from fxlrp.backends import EAGER, Compiled, raise_for
 from fxlrp.capture import Call, bind, input_counts
 from fxlrp.conditions import Conditions, count_rows, masks, read_conditions
-from fxlrp.errors import BackendError, CaptureError, ConditionError, InputError, NotCapturedError, TargetError
+from fxlrp.errors import (
+    BackendError,
+    CaptureError,
+    ConditionError,
+    ExportError,
+    InputError,
+    NotCapturedError,
+    TargetError,
+)
 from fxlrp.explanation import Explanation
-from fxlrp.inputs import check_examples, check_inputs, check_target, forward_shapes
+from fxlrp.inputs import InputSpec, check_examples, check_inputs, check_target, forward_shapes
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.facts import has_facts
 from fxlrp.passes.joins import Join
@@ -58,6 +66,7 @@ class Explainer(Attribution, nn.Module):
         self._plan: Plan | None = None
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
+        self._last: tuple[Plan, list[Any]] | None = None  # the form of the inputs of the last call
         self._recompile = recompile
         self._counts = input_counts(model) if isinstance(model, nn.Module) else (0, 0)
 
@@ -139,6 +148,54 @@ class Explainer(Attribution, nn.Module):
         heat: Tensor
         (heat,) = self._run(plan, tensors, target, None, heatmap=True)["relevance"]
         return heat
+
+    def save(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+        """Save the explanation as a file that runs without the model's Python code; :func:`fxlrp.load` reads it.
+
+        It holds the program, as ``torch.export`` writes it down, and the weights as they are now. The batch
+        stays free; other axes are those of the examples. The result is checked against this explainer.
+
+        Args:
+            path: the file; its name ends in .pt2.
+            example_inputs: what the model takes: a tensor, a tuple of positional or a dict of keyword
+                arguments; ``None``: inputs like those of the last call.
+
+        Raises:
+            ExportError: it cannot be exported, or nothing says what the inputs look like.
+            InputError: an example does not fit the model.
+        """
+        from fxlrp.exports.saved import save
+
+        return save(self, path, example_inputs)
+
+    def export_aot(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+        """Compile the explanation ahead of time, by AOTInductor, into a package without Python.
+
+        :func:`fxlrp.load` reads it, and so does ``torch::inductor::AOTIModelPackageLoader`` of C++. It runs
+        on the kind of device that it was compiled on. Arguments are those of :meth:`save`.
+
+        Raises:
+            ExportError, InputError: as for :meth:`save`.
+            BackendError: Inductor cannot compile here.
+        """
+        from fxlrp.exports.saved import package
+
+        return package(self, path, example_inputs)
+
+    def export_onnx(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+        """Write the explanation as ONNX, and check it in onnxruntime.
+
+        Its inputs are the model's, by name, and ``target``, (batch,) of int64, where -1 asks for the predicted
+        class; its outputs are ``relevance``, ``output``, ``explained_class``, ``start``, ``checkpoint.NAME``.
+        The batch is a free axis. Arguments are those of :meth:`save`; the name of the file ends in .onnx.
+
+        Raises:
+            ExportError, InputError: as for :meth:`save`.
+            MissingExtraError: onnx, onnxscript or onnxruntime is not installed (extra ``onnx``).
+        """
+        from fxlrp.exports.onnx import export_onnx
+
+        return export_onnx(self, path, example_inputs)
 
     def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
@@ -271,6 +328,8 @@ class Explainer(Attribution, nn.Module):
             self._weights.refresh(self._recorded)
         check_inputs(plan.inputs, tensors, self._weights.example())
         first = tensors[0]
+        if not torch.compiler.is_compiling():
+            self._last = plan, [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         counted = target is not None and not torch.compiler.is_compiling()
         classes = plan.class_count(tensors) if counted else None
         return plan, tensors, check_target(target, first.shape[0], classes, first.device)
@@ -298,6 +357,19 @@ class Explainer(Attribution, nn.Module):
     def _recorded(self) -> bool:
         """Whether an explanation made now keeps its autograd graph."""
         return self.differentiable and torch.is_grad_enabled()
+
+    def _example(self, example_inputs: Any) -> tuple[Plan, list[Tensor], bool]:
+        """The plan for example inputs, these or some like the last ones, and whether they are of half precision."""
+        if example_inputs is None:
+            if self._last is None:
+                raise ExportError(
+                    "nothing says what the inputs look like: call the explainer once before, or give example_inputs="
+                )
+            plan, forms = self._last
+            tensors = [_filled(form, spec) for form, spec in zip(forms, plan.inputs, strict=True)]
+        else:
+            plan, tensors, _ = self._prepare(*_arguments(example_inputs), None)
+        return plan, tensors, self._is_half(tensors)
 
     def _is_half(self, tensors: list[Tensor]) -> bool:
         """Whether values of half precision may come up."""
@@ -377,6 +449,15 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,), {}
+
+
+def _filled(form: tuple[Any, ...], spec: InputSpec) -> Tensor:
+    """An input of a form: noise, or numbers that an embedding has."""
+    shape, dtype, device = form
+    if spec.integer:
+        return torch.ones(shape, dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
 
 def _rebuild(

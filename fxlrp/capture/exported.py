@@ -86,7 +86,7 @@ def export(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any 
 
 
 def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.export.ExportedProgram:
-    with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), _quiet():
+    with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), quiet():
         program = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
         return program.run_decompositions({})
 
@@ -114,7 +114,7 @@ def _axes(call: Call, examples: Sequence[Tensor], *, free: bool) -> tuple[dict[i
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch.export logs and prints what it is about to raise; the error says it."""
     logs = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx", "torch._export")]
     before = [log.level for log in logs]

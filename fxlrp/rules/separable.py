@@ -34,7 +34,7 @@ class SeparableOperation(FixedOperation):
 
 @dataclass(frozen=True)
 class ByAxis(LinearOperation):
-    """``operation`` with its weights changed: ``"ones"``, ``"squared"``, ``"positive"`` or ``"negative"``."""
+    """``operation`` with its weights changed: ``"ones"``, ``"squared"``, ``"positive"``, ``"negative"``, ``"same"``."""
 
     operation: SeparableOperation
     change: str
@@ -75,6 +75,8 @@ def _through(x: Tensor, products: list[list[Tensor]]) -> Tensor:
 def _products(operation: SeparableOperation, x: Tensor, change: str) -> list[list[Tensor]]:
     """The changed weights as a sum of products of a matrix (out, in) an axis."""
     matrices = [_matrix(operation, x, axis) for axis in range(x.dim() - 2)]
+    if change == "same":
+        return [matrices]
     if change == "ones":
         return [[(matrix != 0).to(x.dtype) for matrix in matrices]]
     if change == "squared":

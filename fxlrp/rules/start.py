@@ -116,7 +116,7 @@ class Against:
         other = self._of(output, index)
         if other.shape != target.shape:
             raise StartError(f"against() takes a class, or one an item, ({len(target)},), not {tuple(other.shape)}")
-        if bool(((other < 0) | (other >= classes)).any()):
+        if not torch.compiler.is_compiling() and bool(((other < 0) | (other >= classes)).any()):
             raise StartError(f"against() takes classes from 0 to {classes - 1}, not {other.tolist()}")
         chosen = torch.zeros_like(output).scatter(1, index, output.gather(1, index))
         against = other.unsqueeze(1)

@@ -1,0 +1,134 @@
+"""Explanations as ONNX, which other runtimes execute."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.capture.exported import quiet
+from fxlrp.errors import ExportError
+from fxlrp.exports.portable import check_path, exported
+from fxlrp.exports.saved import check_results
+from fxlrp.extras import require
+from fxlrp.files import whole
+from fxlrp.rules.pooling import (
+    AdaptiveAveragePool,
+    AveragePool,
+    Upsample,
+    adaptive_average_pool_transpose,
+    average_pool_transpose,
+    upsample_transpose,
+)
+from fxlrp.rules.primitives import primitive
+from fxlrp.rules.separable import by_axis_transpose
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+METADATA = "fxlrp"
+"""The key of the file's metadata under which its signature is, as JSON."""
+
+
+def export_onnx(explainer: Explainer, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+    """What :meth:`fxlrp.Explainer.export_onnx` does."""
+    path = Path(path)
+    onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
+    require("onnxscript", "onnx")
+    check_path(path, (".onnx",))
+    found = exported(explainer, example_inputs, portable=without_backward_operations)
+    names = [*(spec.name for spec in found.signature.inputs), *(["target"] if found.signature.takes_target else [])]
+    # A name of ONNX is of one value.
+    outputs = [{"target": "explained_class"}.get(name, name) for name in found.signature.outputs]
+    outputs = [f"{name}_out" if name in names else name for name in outputs]
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                found.program, input_names=names, output_names=outputs, dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error).split("## Exception summary")[-1].strip().splitlines()[0]
+        raise ExportError(f"this explanation cannot be written as ONNX: {reason}") from error
+    assert program is not None
+    program.model.metadata_props[METADATA] = found.signature.dump()
+    with whole(path) as beside:
+        program.save(beside, external_data=False)
+        _name_batch(onnx, beside)
+        onnx.checker.check_model(str(beside))
+        check_results(found, OnnxSession(runtime, beside))
+    return path
+
+
+def _name_batch(onnx: Any, path: Path) -> None:
+    """Let the free axis be called ``batch``."""
+    model = onnx.load(str(path))
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    old = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == old:
+                dim.dim_param = "batch"
+    onnx.save(model, str(path))
+
+
+class OnnxSession:
+    """An ONNX file as a function of tensors."""
+
+    def __init__(self, runtime: Any, path: Path) -> None:
+        self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.names = [value.name for value in self.session.get_inputs()]
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        given = {name: tensor.cpu().numpy() for name, tensor in zip(self.names, tensors, strict=True)}
+        return [torch.as_tensor(value) for value in self.session.run(None, given)]
+
+
+def without_backward_operations(program: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a program in which the transposes of pooling and resizing are products with a matrix an axis.
+
+    torch has operations of its own for them; ONNX has none.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    for node in graph.nodes:
+        if node.target in _BY_AXIS:
+            node.target = _BY_AXIS[node.target]
+    return fx.GraphModule(program, graph, class_name="Relevance")
+
+
+@primitive
+def average_by_axis(
+    s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """The transpose of average pooling as products with matrices."""
+    pool = AveragePool(kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    return by_axis_transpose(s, x, pool, "same")
+
+
+@primitive
+def adaptive_by_axis(s: Tensor, x: Tensor, dims: int) -> Tensor:
+    """The transpose of adaptive average pooling as products with matrices."""
+    return by_axis_transpose(s, x, AdaptiveAveragePool(list(s.shape[2:])), "same")
+
+
+@primitive
+def upsample_by_axis(
+    s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
+) -> Tensor:
+    """The transpose of upsampling as products with matrices."""
+    size = list(s.shape[2:]) if scales is None else None
+    return by_axis_transpose(s, x, Upsample(mode, size, align_corners, scales), "same")
+
+
+_BY_AXIS = {
+    average_pool_transpose: average_by_axis,
+    adaptive_average_pool_transpose: adaptive_by_axis,
+    upsample_transpose: upsample_by_axis,
+}

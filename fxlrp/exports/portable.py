@@ -1,0 +1,252 @@
+"""An explanation as a function of tensors alone, which is what can be exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture.exported import example_batch, quiet
+from fxlrp.errors import ExportError
+from fxlrp.explanation import Explanation
+from fxlrp.inputs import InputSpec
+from fxlrp.passes.optimize.base import retarget
+from fxlrp.rules.primitives import primitive
+from fxlrp.rules.start import resolve_target
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+PREDICTED = -1
+"""The target that stands for the predicted class."""
+
+_PLAIN = (dict, list, tuple)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an exported explanation takes and gives.
+
+    Attributes:
+        inputs: what is known of each input.
+        dtypes: of the inputs, such as ``"float32"``.
+        outputs: the names of what it returns, a tensor each.
+        structure: of the explanation that these make up, as ``torch.utils._pytree`` writes it down.
+        takes_target: whether a target (batch,) of classes follows the inputs; ``PREDICTED`` asks for
+            the predicted one.
+        classes: how many classes there are; ``None`` where the output is not (batch, classes).
+        about: what was compiled: the model's class, preset, and versions.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    dtypes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    structure: str
+    takes_target: bool
+    classes: int | None
+    about: dict[str, str]
+
+    def dump(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str) -> Signature:
+        """From what :meth:`dump` wrote."""
+        known = json.loads(text)
+        for spec in known["inputs"]:
+            spec["shape"] = None if spec["shape"] is None else tuple(spec["shape"])
+        known["inputs"] = tuple(InputSpec(**spec) for spec in known["inputs"])
+        return cls(**{**known, "dtypes": tuple(known["dtypes"]), "outputs": tuple(known["outputs"])})
+
+    def explanation(self, results: Sequence[Tensor]) -> Explanation:
+        """The explanation that the returned tensors make up."""
+        found: Explanation = pytree.tree_unflatten(list(results), pytree.treespec_loads(self.structure))
+        return found
+
+
+class Portable(nn.Module):
+    """Maps ``(*inputs, target)``, tensors all, to the tensors of an explanation.
+
+    Args:
+        program: the relevance graph.
+        takes_target: whether the last argument is the target.
+        returns: what the model returns.
+        inputs: the names of the inputs.
+    """
+
+    def __init__(
+        self, program: fx.GraphModule, *, takes_target: bool, returns: pytree.TreeSpec, inputs: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.program = _with_open_target(program) if takes_target else program
+        self.takes_target = takes_target
+        self.returns = (returns,)
+        self.inputs = inputs
+        self.training = False
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        results = self.program(*tensors) if self.takes_target else self.program(*tensors, None)
+        leaves: list[Tensor] = pytree.tree_leaves(self.explanation(results))
+        return leaves
+
+    def explanation(self, results: dict[str, Any]) -> Explanation:
+        """What the program gave, put together; the model's own types of output become plain ones."""
+        output = pytree.tree_unflatten(results["output"], self.returns[0])
+        relevance = results["relevance"]
+        return Explanation(
+            relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
+            output=_plain(output),
+            target=results["target"],
+            start=results["start"],
+            checkpoints=results["checkpoints"],
+            inputs=self.inputs,
+        )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported explanation.
+
+    Attributes:
+        program: the ``torch.export.ExportedProgram``.
+        signature: what it takes and gives.
+        examples: inputs, and a target where it takes one, that it was exported with.
+        expected: the tensors of the explainer's own explanation of the first two of them.
+    """
+
+    program: torch.export.ExportedProgram
+    signature: Signature
+    examples: tuple[Tensor, ...]
+    expected: tuple[Tensor, ...]
+
+
+@primitive
+def open_target(output: Tensor, target: Tensor) -> Tensor:
+    """The target, or the predicted class where it is ``PREDICTED``: (batch,)."""
+    return torch.where(target < 0, output.argmax(dim=1), target)
+
+
+def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any = None) -> Exported:
+    """Export the explanation of ``explainer`` with ``torch.export``; the batch stays free.
+
+    Args:
+        explainer: a compiled explanation.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; ``None``: inputs
+            like those of its last call.
+        portable: a pass over the program, before it is exported.
+
+    Raises:
+        ExportError: there is no example, or the explanation cannot be exported.
+        InputError: an example does not fit the model.
+    """
+    plan, tensors, mixed = explainer._example(example_inputs)
+    program = plan.program(mixed=mixed).module
+    explainer._weights.add(program)
+    explainer._weights.refresh()
+    program = program if portable is None else portable(program)
+    names = tuple(spec.name for spec in plan.inputs)
+    inputs = example_batch(tensors)
+    with torch.no_grad():
+        first = program(*(tensor[:1] for tensor in inputs), None)
+    takes_target = first["target"] is not None
+    module = Portable(program, takes_target=takes_target, returns=plan.returns, inputs=names)
+    explanation = module.explanation(first)
+    spec = pytree.tree_structure(explanation)
+    signature = Signature(
+        inputs=tuple(_spec(spec, tensor) for spec, tensor in zip(plan.inputs, inputs, strict=True)),
+        dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in inputs),
+        outputs=_output_names(explanation),
+        structure=pytree.treespec_dumps(spec),
+        takes_target=takes_target,
+        classes=plan.class_count(tensors) if takes_target else None,
+        about=_about(explainer),
+    )
+    open_targets = torch.full((len(inputs[0]),), PREDICTED, device=inputs[0].device)
+    examples = (*inputs, open_targets) if takes_target else inputs
+    batch = torch.export.Dim("batch", min=1, max=2**31)
+    axes: Any = {"tensors": tuple({0: batch} for _ in examples)}
+    try:
+        with torch.no_grad(), quiet():
+            found = torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
+    except Exception as error:
+        reason = str(error).strip().split("\n\n")[0]
+        raise ExportError(f"this explanation cannot be exported by torch.export: {reason}") from error
+    own = explainer._run(plan, [tensor[:2] for tensor in inputs], None, None)
+    expected = pytree.tree_leaves(module.explanation(own))
+    return Exported(found, signature, examples, tuple(expected))
+
+
+def like(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference, relative to the largest value of the same tensor."""
+    worst = 0.0
+    for result, wanted in zip(results, expected, strict=True):
+        scale = float(wanted.abs().max()) if wanted.is_floating_point() else 1.0
+        if wanted.numel():
+            worst = max(worst, float((result - wanted).abs().max()) / (scale or 1.0))
+    return worst
+
+
+def check_path(path: Any, suffixes: tuple[str, ...]) -> None:
+    """Raise where a file cannot be written under this name.
+
+    Raises:
+        ExportError: the suffix is another one, or there is no such folder.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ExportError(f"{path}: the name of the file must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: there is no folder {path.parent}")
+
+
+def _with_open_target(program: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a program whose target may be ``PREDICTED``."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    module = fx.GraphModule(program, graph, class_name="Relevance")
+    for node in graph.nodes:
+        if node.target is resolve_target:
+            retarget(node, open_target, *node.args)
+    module.recompile()
+    return module
+
+
+def _spec(spec: InputSpec, example: Tensor) -> InputSpec:
+    shape: tuple[int | str, ...] = ("batch", *example.shape[1:])
+    return InputSpec(spec.name, integer=spec.integer, entries=spec.entries, shape=shape)
+
+
+def _plain(output: Any) -> Any:
+    """An output without the model's own types: dicts, lists, tuples and tensors."""
+    if isinstance(output, dict):
+        return {str(key): _plain(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return type(output)(map(_plain, output)) if type(output) in _PLAIN else tuple(map(_plain, output))
+    return output
+
+
+def _output_names(explanation: Explanation) -> tuple[str, ...]:
+    names = []
+    for path, _ in pytree.tree_flatten_with_path(explanation)[0]:
+        first, *rest = (str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
+        if first == "relevance" and rest:
+            rest = [explanation.inputs[int(rest[0])]]
+        names.append(".".join([{"checkpoints": "checkpoint"}.get(first, first), *rest]))
+    return tuple(names)
+
+
+def _about(explainer: Explainer) -> dict[str, str]:
+    import fxlrp
+
+    (recipe,) = explainer._recipe
+    return {
+        "model": type(explainer._weights.model).__name__, "preset": recipe.preset.name,
+        "fxlrp": fxlrp.__version__, "torch": torch.__version__,
+    }

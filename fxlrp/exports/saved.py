@@ -1,0 +1,180 @@
+"""Explanations in files that run without the model's Python code."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.attribution import Attribution
+from fxlrp.errors import BackendError, ExportError, InputError, TargetError
+from fxlrp.explanation import Explanation
+from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
+from fxlrp.files import whole
+from fxlrp.heatmap import heatmap
+from fxlrp.inputs import check_inputs, check_target
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+SIGNATURE = "fxlrp.json"
+_TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "int64": 0.0, "int32": 0.0}
+_COMPILED = "aotinductor"
+
+
+def save(explainer: Explainer, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+    """What :meth:`fxlrp.Explainer.save` does."""
+    path = Path(path)
+    check_path(path, (".pt2",))
+    found = exported(explainer, example_inputs)
+    check_results(found, found.program.module())
+    with whole(path) as beside:
+        torch.export.save(found.program, beside, extra_files={SIGNATURE: found.signature.dump()})
+    return path
+
+
+def package(explainer: Explainer, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+    """What :meth:`fxlrp.Explainer.export_aot` does."""
+    path = Path(path)
+    check_path(path, (".pt2",))
+    found = exported(explainer, example_inputs)
+    settings = {"aot_inductor.metadata": {SIGNATURE: found.signature.dump()}, "freezing": True}
+    with whole(path) as beside:
+        try:
+            with torch.no_grad():
+                torch._inductor.aoti_compile_and_package(
+                    found.program, package_path=str(beside), inductor_configs=settings
+                )
+        except Exception as error:
+            raise BackendError(f"Inductor cannot compile this explanation: {error}") from error
+        check_results(found, load(beside)._run)
+    return path
+
+
+def check_results(found: Exported, run: Callable[..., Any]) -> None:
+    """Raise where what was exported does not give what the explainer gives.
+
+    Raises:
+        ExportError: it does not.
+    """
+    with torch.no_grad():
+        results = run(*(example[:2] for example in found.examples))
+    worst = like(results, found.expected)
+    limit = max(_TOLERANCES.get(dtype, 1e-2) for dtype in found.signature.dtypes)
+    if not worst <= limit:
+        raise ExportError(f"the exported explanation differs from the explainer's by {worst:.1e} of the largest value")
+
+
+class SavedExplainer(Attribution, nn.Module):
+    """An explanation read from a file: called as the explainer is that it was saved from.
+
+    It takes inputs of the shape that it was exported with, any batch, and one target an item. It
+    has weights of its own, and needs neither the model nor its code.
+
+    Attributes:
+        signature: what it takes and gives.
+        device: where its weights are.
+    """
+
+    def __init__(self, run: Callable[..., Any], signature: Signature, device: torch.device) -> None:
+        super().__init__()
+        self._run = run
+        self.signature = signature
+        self.device = device
+
+    def forward(self, *inputs: Any, target: Any = None, **named: Any) -> Explanation:
+        """Explain ``inputs``, tensors (batch, ...), in order or by name.
+
+        Args:
+            *inputs: what the model takes.
+            **named: the same, by name.
+            target: the class to explain: ``None`` (the predicted one), an int, or an integer tensor (batch,).
+
+        Raises:
+            InputError: an input does not fit.
+            TargetError: the target is no class of the model, or several are given.
+        """
+        return self._explain(inputs, named, target)
+
+    def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
+        tensors = self._in_order(inputs, named)
+        for spec, dtype, tensor in zip(self.signature.inputs, self.signature.dtypes, tensors, strict=False):
+            if isinstance(tensor, Tensor) and tensor.dtype != getattr(torch, dtype):
+                raise InputError(f"input {spec.name} is {tensor.dtype}; it was exported for torch.{dtype}")
+        check_inputs(self.signature.inputs, tensors, None)
+        for spec, tensor in zip(self.signature.inputs, tensors, strict=True):
+            if tensor.device != self.device:
+                raise InputError(f"input {spec.name} is on {tensor.device} and the saved explanation on {self.device}")
+        batch = tensors[0].shape[0]
+        wanted = check_target(target, batch, self.signature.classes, self.device)
+        if wanted is not None and wanted.dim() != 1:
+            raise TargetError("a saved explanation is of one target an item: ask for one at a time")
+        if wanted is not None and not self.signature.takes_target:
+            raise TargetError("this explanation starts at the output whatever the target: give none")
+        if self.signature.takes_target:
+            none = torch.full((batch,), PREDICTED, device=self.device)
+            tensors.append(none if wanted is None else wanted)
+        with torch.no_grad():
+            return self.signature.explanation(self._run(*tensors))
+
+    def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
+        """Relevance summed over channels, (batch, height, width)."""
+        return heatmap(self._explain(inputs, named, target).relevance)
+
+    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+        names = [spec.name for spec in self.signature.inputs]
+        unknown = sorted(named.keys() - set(names[len(inputs) :]))
+        if unknown or len(inputs) + len(named) != len(names):
+            raise InputError(f"the model takes {len(names)} input(s), {', '.join(names)}; give each once")
+        return [*inputs, *(named[name] for name in names[len(inputs) :])]
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> SavedExplainer:
+    """Read an explanation that :meth:`fxlrp.Explainer.save` or ``export_aot`` wrote.
+
+    Args:
+        path: the file.
+        device: where it is to run; ``None``: where it was saved from. A compiled package runs on
+            its own kind of device only.
+
+    Raises:
+        ExportError: the file is no such explanation.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: there is no such file") from error
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ExportError(f"{path} is no saved explanation: {error}") from error
+    if any(_COMPILED in name for name in names):
+        return _load_package(path, device)
+    if not any(name.endswith(SIGNATURE) for name in names):
+        raise ExportError(f"{path} is no explanation that fxlrp saved")
+    extra: dict[str, Any] = {SIGNATURE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    if device is not None:
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, str(device))
+    where = next(iter(program.state_dict.values())).device if program.state_dict else torch.device(device or "cpu")
+    return SavedExplainer(program.module(check_guards=False), Signature.read(extra[SIGNATURE]), where)
+
+
+def _load_package(path: Path, device: str | torch.device | None) -> SavedExplainer:
+    compiled = torch._inductor.aoti_load_package(str(path))
+    known = compiled.get_metadata()
+    if SIGNATURE not in known:
+        raise ExportError(f"{path} is no explanation that fxlrp compiled")
+    where = torch.device(known.get("AOTI_DEVICE_KEY", "cpu"))
+    if device is not None and torch.device(device).type != where.type:
+        raise ExportError(f"{path} was compiled for {where.type}, and cannot run on {device}")
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    return SavedExplainer(compiled, Signature.read(known[SIGNATURE]), where)
