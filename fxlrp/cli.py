@@ -1,4 +1,4 @@
-"""The command line: ``fxlrp explain`` and ``fxlrp graph``.
+"""The command line: ``fxlrp explain``, ``fxlrp graph`` and ``fxlrp export``.
 
 Without the extra ``cli`` this module can be imported, and ``main`` says what to install. It does
 without ``from __future__ import annotations``: typer reads annotations made inside a function.
@@ -56,6 +56,13 @@ def _application() -> Any:
             help="A rule for modules by name or pattern, such as 'layer4.*=Epsilon(1e-6)'; may be repeated.",
         ),
     ]  # fmt: skip
+    StartName = Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient.",
+        ),
+    ]
     Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
     def tell_version(asked: bool) -> None:
@@ -83,13 +90,7 @@ def _application() -> Any:
         preset: PresetName = "conserving",
         rule: Rules = None,
         split: Split = None,
-        start: Annotated[
-            str,
-            typer.Option(
-                metavar="NAME",
-                help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient.",
-            ),
-        ] = "probability",
+        start: StartName = "probability",
         checkpoint: Annotated[
             list[str] | None,
             typer.Option(
@@ -145,6 +146,45 @@ def _application() -> Any:
 
         with _reported(debug):
             draw_graph(model, weights, preset, split, out, rule or ())
+
+    @app.command()
+    def export(
+        model: Model,
+        out: Annotated[
+            Path,
+            typer.Option(metavar="FILE", help="A .pt2 file, for fxlrp.load or torch.export.load, or an .onnx file."),
+        ],
+        weights: Weights = None,
+        preset: PresetName = "conserving",
+        rule: Rules = None,
+        split: Split = None,
+        start: StartName = "probability",
+        checkpoint: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="MODULE", show_default=False,
+                help="Also give the relevance at this module's input; may be repeated.",
+            ),
+        ] = None,
+        compiled: Annotated[
+            bool, typer.Option("--compiled", help="Compile the .pt2 by AOTInductor for this kind of machine.")
+        ] = False,
+        size: Annotated[
+            int | None,
+            typer.Option(min=1, metavar="PX", help="Height and width of the images; else as preprocessed."),
+        ] = None,
+        debug: Debug = False,
+    ) -> None:
+        """Write the explanation as a file that runs without the model's Python code."""
+        from fxlrp.commands import ExportOptions, export_explanation
+
+        with _reported(debug):
+            export_explanation(
+                ExportOptions(
+                    model=model, out=out, weights=weights, preset=preset, rules=rule or (), split=split, start=start,
+                    checkpoints=checkpoint or (), compiled=compiled, size=size,
+                )
+            )  # fmt: skip
 
     return app
 

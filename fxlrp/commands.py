@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fxlrp import compile, heatmap, quantize_heat
-from fxlrp.errors import InputError, StartError, TargetError
+from fxlrp.errors import ExportError, InputError, StartError, TargetError
 from fxlrp.explainer import Explainer
 from fxlrp.explanation import Explanation
+from fxlrp.exports.portable import check_path
 from fxlrp.extras import require
 from fxlrp.heatmap import layer_map
 from fxlrp.images import Preprocess, as_seen, read_image, to_input
@@ -53,6 +54,22 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """The options of ``fxlrp export``, as its help describes them."""
+
+    model: str
+    out: Path
+    weights: Path | None = None
+    preset: str = "conserving"
+    rules: Sequence[str] = ()
+    split: str | None = None
+    start: str = "probability"
+    checkpoints: Sequence[str] = ()
+    compiled: bool = False
+    size: int | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """Images explained together."""
 
@@ -72,8 +89,7 @@ def explain_images(options: ExplainOptions) -> None:
     require("matplotlib", "draw")
     preset_named(options.preset)
     rules = read_rules(options.rules)
-    if options.start not in _STARTS:
-        raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}")
+    _start(options.start)
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
     device = _device(options.device)
@@ -128,6 +144,42 @@ def draw_graph(
     out.parent.mkdir(parents=True, exist_ok=True)
     explainer.draw(str(out))
     print(out)
+
+
+def export_explanation(options: ExportOptions) -> None:
+    """Write a model's explanation as a file, and say what it takes and gives.
+
+    Raises:
+        FxlrpError: whatever can be wrong, and before the model is built where it can be known by then.
+    """
+    preset_named(options.preset)
+    rules = read_rules(options.rules)
+    check_path(options.out, (".pt2", ".onnx"))
+    onnx = options.out.suffix.lower() == ".onnx"
+    if onnx and options.compiled:
+        raise ExportError("--compiled makes a .pt2 file; an .onnx file is compiled by what runs it")
+    loaded = load_model(options.model, options.weights)
+    explainer = compile(
+        loaded.model, options.preset, rules=rules, split=options.split, start=_start(options.start),
+        checkpoints=options.checkpoints,
+    )  # fmt: skip
+    example = _example(loaded)
+    if options.size is not None:
+        example = example.new_zeros(*example.shape[:2], options.size, options.size)
+    if onnx:
+        explainer.export_onnx(options.out, example)
+    elif options.compiled:
+        explainer.export_aot(options.out, example)
+    else:
+        explainer.save(options.out, example)
+    shape = ", ".join(map(str, ("batch", *example.shape[1:])))
+    print(f"{options.out}  {options.out.stat().st_size / 2**20:.1f} MiB, for inputs ({shape}) and a target (batch)")
+
+
+def _start(name: str) -> str:
+    if name not in _STARTS:
+        raise StartError(f"--start {name}: choose one of {', '.join(_STARTS)}")
+    return name
 
 
 def _example(loaded: LoadedModel) -> Tensor:

@@ -37,6 +37,7 @@ class Signature:
         dtypes: of the inputs, such as ``"float32"``.
         outputs: the names of what it returns, a tensor each.
         structure: of the explanation that these make up, as ``torch.utils._pytree`` writes it down.
+        absent: the places in it where there is no tensor but ``None``.
         takes_target: whether a target (batch,) of classes follows the inputs; ``PREDICTED`` asks for
             the predicted one.
         classes: how many classes there are; ``None`` where the output is not (batch, classes).
@@ -47,6 +48,7 @@ class Signature:
     dtypes: tuple[str, ...]
     outputs: tuple[str, ...]
     structure: str
+    absent: tuple[int, ...]
     takes_target: bool
     classes: int | None
     about: dict[str, str]
@@ -62,11 +64,16 @@ class Signature:
         for spec in known["inputs"]:
             spec["shape"] = None if spec["shape"] is None else tuple(spec["shape"])
         known["inputs"] = tuple(InputSpec(**spec) for spec in known["inputs"])
-        return cls(**{**known, "dtypes": tuple(known["dtypes"]), "outputs": tuple(known["outputs"])})
+        for name in ("dtypes", "outputs", "absent"):
+            known[name] = tuple(known[name])
+        return cls(**known)
 
     def explanation(self, results: Sequence[Tensor]) -> Explanation:
         """The explanation that the returned tensors make up."""
-        found: Explanation = pytree.tree_unflatten(list(results), pytree.treespec_loads(self.structure))
+        leaves: list[Tensor | None] = list(results)
+        for place in self.absent:
+            leaves.insert(place, None)
+        found: Explanation = pytree.tree_unflatten(leaves, pytree.treespec_loads(self.structure))
         return found
 
 
@@ -92,8 +99,7 @@ class Portable(nn.Module):
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         results = self.program(*tensors) if self.takes_target else self.program(*tensors, None)
-        leaves: list[Tensor] = pytree.tree_leaves(self.explanation(results))
-        return leaves
+        return present(self.explanation(results))
 
     def explanation(self, results: dict[str, Any]) -> Explanation:
         """What the program gave, put together; the model's own types of output become plain ones."""
@@ -163,6 +169,7 @@ def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any 
         dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in inputs),
         outputs=_output_names(explanation),
         structure=pytree.treespec_dumps(spec),
+        absent=tuple(i for i, leaf in enumerate(pytree.tree_leaves(explanation)) if leaf is None),
         takes_target=takes_target,
         classes=plan.class_count(tensors) if takes_target else None,
         about=_about(explainer),
@@ -178,8 +185,12 @@ def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any 
         reason = str(error).strip().split("\n\n")[0]
         raise ExportError(f"this explanation cannot be exported by torch.export: {reason}") from error
     own = explainer._run(plan, [tensor[:2] for tensor in inputs], None, None)
-    expected = pytree.tree_leaves(module.explanation(own))
-    return Exported(found, signature, examples, tuple(expected))
+    return Exported(found, signature, examples, tuple(present(module.explanation(own))))
+
+
+def present(explanation: Explanation) -> list[Tensor]:
+    """The tensors of an explanation, in order."""
+    return [leaf for leaf in pytree.tree_leaves(explanation) if leaf is not None]
 
 
 def like(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -234,7 +245,9 @@ def _plain(output: Any) -> Any:
 
 def _output_names(explanation: Explanation) -> tuple[str, ...]:
     names = []
-    for path, _ in pytree.tree_flatten_with_path(explanation)[0]:
+    for path, leaf in pytree.tree_flatten_with_path(explanation)[0]:
+        if leaf is None:
+            continue
         first, *rest = (str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
         if first == "relevance" and rest:
             rest = [explanation.inputs[int(rest[0])]]
