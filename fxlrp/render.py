@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from fxlrp.errors import ImageError, InputError
 from fxlrp.extras import require
+from fxlrp.files import whole
 
 COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
 """Matplotlib's names of the colour maps; people who do not tell red from green can read both."""
@@ -186,16 +186,8 @@ def save_png(picture: Tensor, path: str | os.PathLike[str]) -> Path:
         raise ImageError(f"{path}: pictures are written as PNG, so the name must end in .png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                Image.fromarray(picture.numpy()).save(file, format="PNG")
-            # mkstemp makes files that nobody else may read.
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with whole(path) as beside:
+            Image.fromarray(picture.numpy()).save(beside, format="PNG")
     except OSError as error:
         raise ImageError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
@@ -257,10 +249,3 @@ def _quantile(values: Tensor, share: float) -> Tensor:
     # Not torch.quantile: it refuses more than 16 million values, and a map may have more.
     place = max(1, math.ceil(share * values.numel()))
     return values.kthvalue(place).values
-
-
-def _umask() -> int:
-    # There is no way to read it without setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import pytest
@@ -414,18 +413,11 @@ def test_a_failed_write_leaves_the_old_file(residual, tmp_path, monkeypatch):
     path = tmp_path / "graph.dot"
     path.write_text("old")
 
-    def fail(self, target):
+    def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(type(path), "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         residual[0].draw(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["graph.dot"]
-
-
-def test_the_text_of_a_resnet50_takes_well_under_a_second():
-    explainer = compiled(models.resnet50())
-    start = time.perf_counter()
-    dot_source(explainer)
-    assert time.perf_counter() - start < 1

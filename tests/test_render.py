@@ -187,7 +187,7 @@ def test_a_failure_leaves_the_older_picture_and_nothing_half_written(tmp_path, m
     before = (tmp_path / "a.png").read_bytes()
 
     def half(self, file, **_):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)

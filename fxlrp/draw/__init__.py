@@ -16,6 +16,7 @@ from fxlrp.draw.picture import collapse
 from fxlrp.draw.reading import picture_of
 from fxlrp.errors import DrawError
 from fxlrp.extras import require
+from fxlrp.files import whole
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -69,7 +70,9 @@ def draw(explainer: Explainer, path: str | os.PathLike[str], view: str = "both",
     if path.is_dir():
         raise DrawError(f"cannot draw {path}: it is a folder")
     text = dot_source(explainer, view, depth=depth)
-    _write(path, text.encode() if kind in TEXT else _render(text, kind))
+    content = text.encode() if kind in TEXT else _render(text, kind)
+    with whole(path) as beside:
+        beside.write_bytes(content)
     return path
 
 
@@ -94,13 +97,3 @@ def _render(text: str, kind: str) -> bytes:
         said = (error.stderr or b"").decode(errors="replace").strip()
         raise DrawError(f"Graphviz could not render the picture as {kind}: {said or error}") from error
     return rendered
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside it first, then in its place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
