@@ -7,7 +7,8 @@ Each returns what the step itself would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,19 @@ def add_into(target: Tensor, other: Tensor) -> Tensor:
 def subtract_into(target: Tensor, other: Tensor) -> Tensor:
     """``target − other``, into ``target``."""
     return target.sub_(other) if _takes(target, other) else target - other
+
+
+def activation_into(name: str) -> Callable[..., Tensor]:
+    """The activation of ATen of this name, into its operand; autograd needs that, and gets a new tensor."""
+    new, into = getattr(torch.ops.aten, name).default, getattr(torch.ops.aten, f"{name}_").default
+
+    @primitive
+    def activate(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        activated: Tensor = (into if plain(x) else new)(x, *args, **kwargs)
+        return activated
+
+    activate.__name__ = activate.__qualname__ = f"{name}_into"
+    return activate
 
 
 @primitive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -47,7 +48,10 @@ def weights_only(graph: fx.Graph, constants: Sequence[Any] = ()) -> set[fx.Node]
 
 
 def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
-    """The shapes of the model's tensors, and of what is made of nothing else; found without computing."""
+    """The shapes of the model's tensors, and of what is made of nothing else; found without computing.
+
+    Of a step that looks at the numbers, which then are not there, no shape is told.
+    """
     values: dict[fx.Node, Any] = {}
     known = weights_only(module.graph)
     for node in module.graph.nodes:
@@ -55,9 +59,10 @@ def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
             continue
         if node.op == "get_attr":
             values[node] = tensor_at(module, str(node.target)).detach().to("meta")
-        else:
+        elif all(source in values for source in node.all_input_nodes):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = node.target(*args, **kwargs)
+            with suppress(Exception):
+                values[node] = node.target(*args, **kwargs)
     return {node: value.shape for node, value in values.items() if isinstance(value, Tensor)}
 
 

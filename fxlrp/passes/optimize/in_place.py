@@ -15,6 +15,7 @@ from fxlrp.passes.optimize.packed import packed_convolution, same_convolution
 from fxlrp.passes.optimize.transposes import interleaved, spaced
 from fxlrp.rules import items, join, operations, pooling, primitives
 from fxlrp.rules.in_place import (
+    activation_into,
     add_into,
     divide_into,
     multiply_into,
@@ -49,7 +50,7 @@ _INTO: dict[Any, Into] = {
     operator.sub: Into(subtract_into),
     items.rescale_to: Into(rescale_into),
     join.ratio_split: Into(ratio_split_into, writes=(0, 2)),
-    **{getattr(aten, name).default: Into(getattr(aten, f"{name}_").default) for name in _ACTIVATIONS},
+    **{getattr(aten, name).default: Into(activation_into(name)) for name in _ACTIVATIONS},
 }
 
 _FRESH: set[Any] = {

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, weights_only, without_dead_code
+from fxlrp.rules import primitives
 from fxlrp.rules.items import rescale, rescale_to
 from fxlrp.rules.operations import convolution_transpose, transposed_convolution_transpose
 from fxlrp.rules.primitives import divide, primitive, without_padding
 
 _ALIKE: dict[Any, tuple[int, ...]] = {divide: (1,), without_padding: (1,), rescale: (2,), rescale_to: (2,)}
 """Which arguments of a step may be one for all items."""
+
+_KEEP_FRONT: set[Any] = {
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear,
+    torch.ops.aten.constant_pad_nd.default, torch.ones_like, torch.zeros_like, torch.mul, torch.add,
+    operator.mul, operator.add, operator.sub, operator.truediv,
+    primitives.positive, primitives.negative, primitives.squared, primitives.stabilize, primitives.without_padding,
+}  # fmt: skip
+"""Steps after which the batch still is the first axis, and an item what it is alone."""
 
 _TRANSPOSES = (convolution_transpose, transposed_convolution_transpose)
 
@@ -59,6 +70,8 @@ class ConstantDenominators(OptimizerPass):
             sources = node.all_input_nodes
             if node.op == "call_function" and emitted(node) and any(source in constant for source in sources):
                 if all(source in constant or source in of_weights for source in sources):
+                    if node.target not in _KEEP_FRONT:
+                        return
                     constant.add(node)
                 elif not _broadcasts(node, constant):
                     return
