@@ -1,1 +1,1 @@
-"""Benchmarks: how many models compile and conserve, beside other implementations."""
+"""Benchmarks: how many models compile and conserve, and how fast, beside other implementations."""

@@ -7,12 +7,10 @@ the end; what already has a row is not measured again.
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from fnmatch import fnmatch
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +19,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from benchmarks.origin import CORES, MEMORY, commit, versions
 from benchmarks.peers import PEERS
-from benchmarks.processes import ROOT, Job, measured
+from benchmarks.processes import Job, measured
 from benchmarks.report import coverage_page
 from benchmarks.table import COVERAGE, PEER_COVERAGE, Table
 from benchmarks.zoo import ZOOS, smallest_classifiers
 
 HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
 
 
 class Rate(ProgressColumn):
@@ -109,7 +107,7 @@ def _sweep(
     todo: list[Job], tables: dict[bool, Table], console: Console, *, jobs: int, timeout: float, threads: int
 ) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    made = f"{_versions()}; {_commit()}; {threads} thread{'s' if threads > 1 else ''}"
+    made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
         console=console, speed_estimate_period=3600,
@@ -145,29 +143,6 @@ def _in_order(table: Table) -> list[dict[str, str]]:
         return order.get(key, len(order)), peers.index(row["peer"]) if row.get("peer") in peers else 0, row.get("dtype")
 
     return sorted(table.rows.values(), key=place)
-
-
-def _versions() -> str:
-    found = []
-    for package in ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum"):
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-def _commit() -> str:
-    """Which state of the code was measured."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "fxlrp")
-        return f"commit {git('rev-parse', '--short', 'HEAD')}" + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "no commit"
 
 
 def _command() -> str:

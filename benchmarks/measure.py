@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, help="GiB that it may use")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    _bounded(options.memory)
+    bounded(options.memory)
     zoo, _, name = options.spec.partition(":")
     row: Row = {"status": "failed"} | ({"peer": options.peer} if options.peer else {})
 
@@ -180,7 +180,7 @@ def main() -> None:
     write()
 
 
-def _bounded(memory: float | None) -> None:
+def bounded(memory: float | None) -> None:
     """A process that asks for too much gets an error; if all together do, one of these is to end, not the sweep."""
     if memory:
         limit = int(memory * 2**30)

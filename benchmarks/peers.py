@@ -8,8 +8,12 @@ errors that a user would work around in the same way.
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,62 +39,133 @@ class Share:
     how: str = ""
 
 
+# Set-up: what has to be done once, and returns what explains images --------------------------------
+
+Explain = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From images to the output of the model and the relevance of the images."""
+
+
+def zennit_set_up(model: nn.Module, composite: str, canonizer: Any | None) -> Explain:
+    """Attach a composite of zennit; its hooks stay on the model."""
+    import zennit.composites
+    from zennit.attribution import Gradient
+
+    rules = getattr(zennit.composites, composite)(canonizers=None if canonizer is None else [canonizer])
+    attributor = Gradient(model=model, composite=rules)
+    attributor.__enter__()
+
+    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
+        output, relevance = attributor(images.clone(), _at_predicted)
+        return output.detach(), relevance
+
+    return explain
+
+
+def captum_set_up(model: nn.Module, output: Tensor) -> Explain:
+    """LRP of Captum, which must be told the class: that of ``output``, what the model returns for the images."""
+    from captum.attr import LRP
+
+    method, target = LRP(model), output.argmax(dim=1)
+    return lambda images: (output, method.attribute(images.clone(), target=target).detach())
+
+
+def autolrp_set_up(model: nn.Module, composite: bool) -> Explain:
+    """From the sum of the predicted logits: one pass for a batch, in which relevance adds up to one."""
+    import autolrp
+
+    config = autolrp.LRPConfig.composite() if composite else autolrp.LRPConfig()
+
+    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
+        wrapped = autolrp.tensor(images)
+        output = model(wrapped)
+        output.gather(1, output.argmax(dim=1, keepdim=True)).sum().lrp(config=config)
+        return output.detach().as_subclass(Tensor), wrapped.relevance.as_subclass(Tensor)
+
+    return explain
+
+
+def lxt_set_up(model: nn.Module, patches: dict[Any, Callable[[Any], bool]]) -> Explain:
+    """Patch the classes of which torchvision's vision transformer is made; then relevance is gradient × input."""
+    for target, patch in patches.items():
+        patch(target)
+
+    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = images.clone().requires_grad_()
+        output = model(leaf)
+        (gradient,) = torch.autograd.grad(output.amax(dim=1).sum(), leaf)
+        return output.detach(), leaf.detach() * gradient
+
+    return explain
+
+
+def lxt_patches() -> dict[Any, Callable[[Any], bool]]:
+    """The patches of ``lxt.efficient`` for torchvision's vision transformer.
+
+    They are what its ``monkey_patch`` applies. The package also imports its patches for language models, which
+    fails beside versions of transformers that it does not know; then those for the vision transformer are
+    imported alone.
+    """
+    import lxt
+
+    try:
+        importlib.import_module("lxt.efficient")
+    except ImportError:
+        folder = Path(lxt.__file__).parent / "efficient"
+        for name, path in (("lxt.efficient", folder), ("lxt.efficient.models", folder / "models")):
+            sys.modules[name] = package = ModuleType(name)
+            package.__path__ = [str(path)]
+    patches: dict[Any, Callable[[Any], bool]] = importlib.import_module("lxt.efficient.models.vit_torch").cp_LRP
+    return patches
+
+
+# Shares: what of the start reaches the input -----------------------------------------------------
+
+
 def _fxlrp(model: nn.Module, images: Tensor) -> Share:
     explanation = fxlrp.compile(model)(images)
     return Share(explanation.start.double(), _sums(explanation.relevance), "probability", "preset conserving")
 
 
 def _autolrp(composite: bool) -> Callable[[nn.Module, Tensor], Share]:
-    def explain(model: nn.Module, images: Tensor) -> Share:
-        import autolrp
-
-        config = autolrp.LRPConfig.composite() if composite else autolrp.LRPConfig()
+    def share(model: nn.Module, images: Tensor) -> Share:
         out_of_place(model)
-        sums = []
-        for i in range(len(images)):
-            wrapped = autolrp.tensor(images[i : i + 1])
-            output = model(wrapped)
-            # Whatever the logit is, it propagates shares of one.
-            output[0, int(output.argmax())].lrp(config=config)
-            sums.append(wrapped.relevance.as_subclass(Tensor).double().sum())
-        relevance = torch.stack(sums)
+        explain = autolrp_set_up(model, composite)
+        # One at a time: whatever the logit is, it propagates shares of one.
+        relevance = torch.cat([_sums(explain(images[i : i + 1])[1]) for i in range(len(images))])
         return Share(torch.ones_like(relevance), relevance, "one", "LRPConfig.composite()" if composite else "BASE")
 
-    return explain
+    return share
 
 
 def _zennit(composite: str) -> Callable[[nn.Module, Tensor], Share]:
-    def explain(model: nn.Module, images: Tensor) -> Share:
-        import zennit.composites
-        from zennit.attribution import Gradient
-
+    def share(model: nn.Module, images: Tensor) -> Share:
         out_of_place(model)
-        canonizer, applied = _canonizer(model, images)
-        rules = getattr(zennit.composites, composite)(canonizers=[canonizer] if applied else None)
-        with Gradient(model=model, composite=rules) as attributor:
-            output, relevance = attributor(images.clone(), _at_predicted)
+        canonizer, applied = zennit_canonizer(model, images)
+        output, relevance = zennit_set_up(model, composite, canonizer if applied else None)(images)
         how = type(canonizer).__name__ if applied else f"no canonizer ({type(canonizer).__name__} does not apply)"
-        return Share(output.detach().double().amax(dim=1), _sums(relevance), how=how)
+        return Share(output.double().amax(dim=1), _sums(relevance), how=how)
 
-    return explain
+    return share
 
 
 def _captum(model: nn.Module, images: Tensor) -> Share:
-    from captum.attr import LRP
-
     out_of_place(model)
     with torch.no_grad():
-        start, target = model(images).max(dim=1)
-    return Share(start.double(), _sums(LRP(model).attribute(images.clone(), target=target)), how="default rules (ε)")
+        output = model(images)
+    _, relevance = captum_set_up(model, output)(images)
+    return Share(output.double().amax(dim=1), _sums(relevance), how="default rules (ε)")
 
 
-def _canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
+def zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
     """The canonizer of zennit for the model, and whether it applies: does something, and leaves the outputs."""
-    from torchvision.models import VGG, ResNet
+    from torchvision.models import VGG
+    from torchvision.models.resnet import BasicBlock, Bottleneck
     from zennit.canonizers import SequentialMergeBatchNorm
     from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
-    kind = {ResNet: ResNetCanonizer, VGG: VGGCanonizer}.get(type(model), SequentialMergeBatchNorm)
+    kind: Any = VGGCanonizer if isinstance(model, VGG) else SequentialMergeBatchNorm
+    if any(isinstance(module, BasicBlock | Bottleneck) for module in model.modules()):
+        kind = ResNetCanonizer
     trial = copy.deepcopy(model)
     with torch.no_grad():
         before = model(images)

@@ -60,7 +60,7 @@ class Worker:
             return self._row() | {"status": "failed", "reason": f"took longer than {self.timeout:.0f} s"}
         row = self._row()
         if code:
-            row |= {"status": "failed", "reason": self._death(code)}
+            row |= {"status": "failed", "reason": how_it_ended(code, self.log)}
         return row
 
     def end(self) -> None:
@@ -72,13 +72,15 @@ class Worker:
         found = json.loads(self.out.read_text()) if self.out.exists() else {"stage": "start"}
         return {**found, **self.job.identity}
 
-    def _death(self, code: int) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        last = f": {lines[-1][:300]}" if lines else ""
-        if code < 0:
-            memory = ", probably out of memory" if code == -signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{memory}{last}"
-        return f"ended with status {code}{last}"
+
+def how_it_ended(code: int, log: Path) -> str:
+    """Why a process is no more, from its exit status and the last line of what it wrote."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    last = f": {lines[-1][:300]}" if lines else ""
+    if code < 0:
+        memory = ", probably out of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{memory}{last}"
+    return f"ended with status {code}{last}"
 
 
 def measured(

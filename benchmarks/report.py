@@ -43,7 +43,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         "worst total", "worst node", "only constants absorb", "finite",
     ]  # fmt: skip
     lines = []
-    for (zoo, dtype), members in _grouped(rows, lambda row: (row["zoo"], row["dtype"])).items():
+    for (zoo, dtype), members in grouped(rows, lambda row: (row["zoo"], row["dtype"])).items():
         good, limit = [row for row in members if row["status"] == "ok"], LIMITS[dtype]
         lines.append([
             zoo, dtype, len(members), len(good),
@@ -62,12 +62,12 @@ def _made(rows: Sequence[Row], command: str) -> list[str]:
     dates = sorted(row["date"] for row in rows)
     measured = f" Rows were measured from {dates[0]} to {dates[-1]}." if dates else ""
     lines = [f"Made with `python -m benchmarks.coverage`; the last of its runs was `{command}`.{measured}", ""]
-    return lines + [f"- {made}: {len(those)} rows" for made, those in _grouped(rows, lambda row: row["made"]).items()]
+    return lines + [f"- {made}: {len(those)} rows" for made, those in grouped(rows, lambda row: row["made"]).items()]
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:
     failed = [row for row in rows if row["status"] != "ok"]
-    lines = [f"- **{row['zoo']}:{row['name']}** ({row['dtype']}), at {row['stage']}: {_escaped(row['reason'])}"
+    lines = [f"- **{row['zoo']}:{row['name']}** ({row['dtype']}), at {row['stage']}: {escaped(row['reason'])}"
              for row in failed]  # fmt: skip
     broken = [row for row in rows if row["status"] == "ok" and not _conserves(row)]
     lines += [f"- **{row['zoo']}:{row['name']}** ({row['dtype']}), does not conserve: total "
@@ -82,9 +82,9 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     for dtype in precisions:
         columns += [f"worst node, {dtype}", f"total, {dtype}"]
     page = []
-    for zoo, members in _grouped(rows, lambda row: row["zoo"]).items():
+    for zoo, members in grouped(rows, lambda row: row["zoo"]).items():
         lines = []
-        for name, versions in _grouped(members, lambda row: row["name"]).items():
+        for name, versions in grouped(members, lambda row: row["name"]).items():
             by = {row["dtype"]: row for row in versions}
             row = next((by[dtype] for dtype in precisions if dtype in by and by[dtype]["status"] == "ok"), versions[0])
             joins = "/".join(row[f"joins_{kind}"] for kind in ("identity", "projection", "merge"))
@@ -101,15 +101,15 @@ def _peers(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     names = list(dict.fromkeys(row["peer"] for row in rows))
-    models = _grouped(rows, lambda row: row["name"])
+    models = grouped(rows, lambda row: row["name"])
     lines = []
     for name, cells in models.items():
         by = {row["peer"]: row for row in cells}
         lines.append([name, *(_ratio(by.get(peer)) for peer in names)])
     counts = ["within 1 %", *(_count(rows, peer) for peer in names)]
-    failed = [f"- **{row['name']}**, {row['peer']}, at {row['stage']}: {_escaped(row['reason'])}"
+    failed = [f"- **{row['name']}**, {row['peer']}, at {row['stage']}: {escaped(row['reason'])}"
               for row in rows if row["status"] != "ok"]  # fmt: skip
-    used = _grouped((row for row in rows if row["status"] == "ok"), lambda row: (row["peer"], row["start"], row["how"]))
+    used = grouped((row for row in rows if row["status"] == "ok"), lambda row: (row["peer"], row["start"], row["how"]))
     settings = [f"- {peer}: start {start}; {how} ({len(those)})" for (peer, start, how), those in used.items()]
     return [
         "## Peers", "",
@@ -175,7 +175,7 @@ def _seconds(row: Row) -> str:
     return f"{float(row['compile_s']):.2f}" if row["compile_s"] else ""
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     # A reason may hold angle brackets, stars and underscores, all of which mean something here.
     return "`" + text.replace("`", "'") + "`"
 
@@ -187,7 +187,7 @@ def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[object]]) ->
     return [row(columns), "|" + "---|" * len(columns), *map(row, lines)]
 
 
-def _grouped(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
+def grouped(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
     groups: dict[K, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
