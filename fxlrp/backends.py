@@ -57,6 +57,8 @@ class Compiled:
         self.graphs = backend == CUDAGRAPHS
         self._frozen: tuple[Watch, Callable[..., Any]] | None = None
         self._plain: Callable[..., Any] | None = None
+        parts = [module, *(child.program for child in module.children() if isinstance(child, Derived))]
+        self._places = [(part, name) for part in parts for name in tensor_names(part.graph)]
 
     def __call__(self, *args: Any) -> Any:
         """What the program gives.
@@ -67,7 +69,7 @@ class Compiled:
         device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
         if self.graphs and device != "cuda":
             raise BackendError(f"backend='cudagraphs' runs on CUDA devices, and the input is on {device}")
-        weights = _tensors(self.module)
+        weights = [tensor_at(part, name) for part, name in self._places]
         freeze = device == "cpu" and not torch.is_grad_enabled() and watchable(weights)
         run = self._freeze(weights) if freeze else self._compile()
         with _freezing(freeze):
@@ -86,12 +88,6 @@ class Compiled:
             options: Any = {"triton.cudagraphs": True} if self.graphs else None
             self._plain = torch.compile(self.module, fullgraph=True, options=options)
         return self._plain
-
-
-def _tensors(module: fx.GraphModule) -> list[Tensor]:
-    """All tensors that a program reads, those of its folded weights included."""
-    parts = [module, *(child.program for child in module.children() if isinstance(child, Derived))]
-    return [tensor_at(part, name) for part in parts for name in tensor_names(part.graph)]
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def rescale_into(
     if share.device.type != "cpu" or torch.compiler.is_compiling() or not (plain(share) and plain(received)):
         return rescale_to(share, received, support, items)
     total = sum_items(share, items)
-    empty = total <= smallest_denominator(share.dtype) * received.abs()
-    if bool(empty.any()):
+    smallest = smallest_denominator(share.dtype)
+    if not all(there > smallest * abs(wanted) for there, wanted in zip(total.tolist(), received.tolist(), strict=True)):
         return rescale_to(share, received, support, items)
     return share.mul_(spread_items(received / total, share, items))
