@@ -17,7 +17,7 @@ class Derived(nn.Module):
     Called as a module in the program it computes its values, or hands out those it has. They are
     made anew where a weight was replaced or written to, where the input has another form, and at
     every call where they could not be kept: while torch traces or compiles, while gradients of the
-    weights are recorded, for weights made in inference mode, and off the CPU, where they cost little.
+    weights are recorded, in inference mode, and off the CPU, where they cost little.
 
     How it is told that a weight was written to, and which writes are not seen, :class:`~fxlrp.tensors.Watch`
     says; :meth:`forget` is for those.
@@ -30,9 +30,7 @@ class Derived(nn.Module):
         super().__init__()
         self.program = program
         self.names = tensor_names(program.graph)
-        self._seen: Any = None
-        self._watch: Watch | None = None
-        self._values: list[Tensor] = []
+        self._kept: tuple[Any, Watch, list[Tensor]] | None = None
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         if torch.compiler.is_compiling():
@@ -40,17 +38,17 @@ class Derived(nn.Module):
         weights = [tensor_at(self.program, name) for name in self.names]
         if not all(plain(value) and value.device.type == "cpu" for value in (*weights, *inputs)):
             return self._made(inputs)
-        if not watchable(weights):
+        if torch.is_inference_mode_enabled() or not watchable(weights):
             return self._made(inputs)
         seen = [(x.shape[1:], x.dtype, x.is_contiguous()) for x in inputs]
-        if self._watch is None or seen != self._seen or not self._watch.unchanged(weights):
-            self._values = self._made(inputs)
-            self._seen, self._watch = seen, Watch(weights)
-        return self._values
+        kept = self._kept  # read once: another thread may put others in its place
+        if kept is None or kept[0] != seen or not kept[1].unchanged(weights):
+            self._kept = kept = seen, Watch(weights), self._made(inputs)
+        return kept[2]
 
     def forget(self) -> None:
         """Make the values anew at the next call."""
-        self._watch = None
+        self._kept = None
 
     def _made(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         made: list[Tensor] = self.program(*inputs)

@@ -174,10 +174,13 @@ class Plan:
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
+            mixed = mixed or self.casts
             program = emit(
                 self.forward, self.explained, recipe.start, recipe.checkpoints,
-                ledger=ledger, mixed=mixed or self.casts, rows=rows, conditions=conditions, heatmap=heatmap,
-                signs=SINGLE_BRANCH in recipe.optimize, outputs=REUSE_FORWARD in recipe.optimize,
+                ledger=ledger, mixed=mixed, rows=rows, conditions=conditions, heatmap=heatmap,
+                signs=SINGLE_BRANCH in recipe.optimize,
+                # An output of half precision is rounded more than a denominator may be.
+                outputs=REUSE_FORWARD in recipe.optimize and not mixed,
             )
             # A ledger tells what each node does, so none of it is rewritten.
             names = [name for name in recipe.optimize if packed or name != PACK_WEIGHTS]

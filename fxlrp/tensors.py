@@ -63,12 +63,26 @@ def _as_seen(tensor: Tensor, seen: _Seen) -> bool:
 
 
 def _look(tensor: Tensor) -> _Seen:
-    sample = None
+    sample: Any = None
     known = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-    if known and tensor.numel() and _fills(tensor):
-        dense = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,))
-        sample = dense[:: max(1, tensor.numel() // _SAMPLES)].numpy()
+    if known and tensor.numel():
+        step = max(1, tensor.numel() // _SAMPLES)
+        if _fills(tensor):
+            sample = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,))[::step].numpy()
+        else:
+            sample = _Scattered(tensor.detach().numpy(), step)
     return _Seen(tensor, tensor._version, tensor.data_ptr(), sample, b"" if sample is None else sample.tobytes())
+
+
+class _Scattered(NamedTuple):
+    """Elements of an array of any layout, as they are when they are asked for."""
+
+    array: Any
+    step: int
+
+    def tobytes(self) -> bytes:
+        taken: bytes = self.array.flat[:: self.step].tobytes()
+        return taken
 
 
 def _fills(tensor: Tensor) -> bool:

@@ -109,7 +109,7 @@ class Weights:
             if copy.dtype == dtype and self.device in (None, copy.device) and not needed:
                 return copy
         copy = theirs.to(device=self.device, dtype=dtype)
-        if watchable([theirs]) and not copy.requires_grad:
+        if watchable([theirs, copy]) and not copy.requires_grad:
             self._copies[id(source), leaf] = Watch([theirs]), copy
         return copy
 

@@ -355,6 +355,7 @@ PLAIN = {
 }  # fmt: skip
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("name", PLAIN)
@@ -493,7 +494,7 @@ FRESH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("step", FRESH, ids=str)
+@pytest.mark.parametrize("step", FRESH, ids=range(len(FRESH)).__iter__())
 def test_what_a_step_makes_is_memory_of_its_own_where_it_changes_nothing(step):
     assert step in in_place._FRESH
     for shape in ((2, 4, 6, 6), (1, 4, 1, 6), (1, 4, 6, 6)):

@@ -21,10 +21,15 @@ _CACHED = 1 << 22
 """Bytes of an item from which on a processor keeps its second pass over it in cache; smaller ones go together."""
 
 
+def _writable(*tensors: Tensor) -> bool:
+    """Whether tensors may be written to: autograd, where it is on, may have kept any of them for later."""
+    return not torch.is_grad_enabled() and all(map(plain, tensors))
+
+
 def _takes(target: Tensor, other: Tensor) -> bool:
     """Whether the result of a step on both is of the form of ``target``, and may be written there."""
     return (
-        isinstance(target, Tensor) and isinstance(other, Tensor) and plain(target) and plain(other)
+        isinstance(target, Tensor) and isinstance(other, Tensor) and _writable(target, other)
         and other.dtype == target.dtype and other.shape == target.shape
     )  # fmt: skip
 
@@ -78,7 +83,7 @@ def activation_into(name: str) -> Callable[..., Tensor]:
 
     @primitive
     def activate(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        activated: Tensor = (into if plain(x) else new)(x, *args, **kwargs)
+        activated: Tensor = (into if _writable(x) else new)(x, *args, **kwargs)
         return activated
 
     activate.__name__ = activate.__qualname__ = f"{name}_into"
@@ -107,7 +112,7 @@ def rescale_into(
     share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
 ) -> Tensor:
     """:func:`~fxlrp.rules.items.rescale_to`, into ``share``; on a processor without work for items that need none."""
-    if share.device.type != "cpu" or torch.compiler.is_compiling() or not (plain(share) and plain(received)):
+    if share.device.type != "cpu" or torch.compiler.is_compiling() or not _writable(share, received):
         return rescale_to(share, received, support, items)
     total = sum_items(share, items)
     smallest = smallest_denominator(share.dtype)

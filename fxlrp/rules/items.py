@@ -107,7 +107,7 @@ def sum_items(value: Tensor, items: Items | None = None, dtype: torch.dtype | No
         return value.sum(dtype=dtype).reshape(1)
     axis = 0 if items is None else items[0] % value.dim()
     dims = [d for d in range(value.dim()) if d != axis]
-    rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype)
+    rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
     if items is None:
         return rows
     _, outer, batch = items

@@ -65,7 +65,7 @@ _FRESH: set[Any] = {
 }  # fmt: skip
 """Steps whose result is memory of its own."""
 
-_READERS: set[Any] = _FRESH | {items.sum_items, items.item_sum, join.ratio_split, getattr} | {
+_READERS: set[Any] = _FRESH | {items.sum_items, items.item_sum, join.ratio_split} | {
     into.step for into in _INTO.values()
 }  # fmt: skip
 """Steps that read their operands and keep no hold of their memory."""
@@ -108,6 +108,11 @@ def _writes_numbers(node: fx.Node, args: list[Any]) -> bool:
     return binary and not all(isinstance(arg, fx.Node) for arg in args[:2])
 
 
+def _reads(user: fx.Node) -> bool:
+    """Whether ``user`` keeps no hold of the memory that it reads; of attributes a shape alone does not."""
+    return user.target in _READERS or (user.target is getattr and str(user.args[1]) == "shape")
+
+
 def _ends_at(value: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    before = all(user is node or (order[user] < order[node] and user.target in _READERS) for user in value.users)
+    before = all(user is node or (order[user] < order[node] and _reads(user)) for user in value.users)
     return before and list(node.args).count(value) == 1
