@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated
 
 import torch
@@ -18,17 +18,6 @@ from benchmarks.report import markdown_table
 from examples.demo import PHOTOS, photo_folder
 from examples.efficientnet_lite0 import load
 from fxlrp.images import read_image, to_input
-
-
-@contextmanager
-def rounded_convolutions() -> Iterator[None]:
-    """Let oneDNN round the operands of float32 convolutions to bfloat16."""
-    conv = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
-    before, conv.fp32_precision = conv.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        conv.fp32_precision = before
 
 
 def main(
@@ -50,9 +39,6 @@ def main(
     low = x.to(torch.bfloat16)
     ways: dict[str, tuple[Callable[[], fxlrp.Explanation], Callable[[], object]]] = {
         "float32": (lambda: explainers[0](x, target=exact.target), nullcontext),
-        "bfloat16 convolutions (`mkldnn.conv.fp32_precision`)": (
-            lambda: explainers[0](x, target=exact.target), rounded_convolutions,
-        ),
         "autocast to bfloat16": (
             lambda: explainers[0](x, target=exact.target), lambda: torch.autocast("cpu", torch.bfloat16),
         ),

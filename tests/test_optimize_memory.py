@@ -88,10 +88,10 @@ def assert_same_to_the_bit(explanation, plain):
 OTHERS = tuple(name for name in NAMES if name != REUSE_MEMORY)
 
 
-def assert_memory_makes_no_difference(model, *inputs, **options):
-    """The same with and without; to the bit, unless steps around it lay values out otherwise."""
-    known_sums = ("known_sums",)
-    for others, same in (((), assert_same_to_the_bit), (known_sums, assert_same_to_the_bit), (OTHERS, assert_same)):
+def assert_memory_makes_no_difference(model, *inputs, exact=True, **options):
+    """The same with and without; to the bit, unless values of several layouts meet, which add up in another order."""
+    first = assert_same_to_the_bit if exact else assert_same
+    for others, same in (((), first), (("known_sums",), first), (OTHERS, assert_same)):
         plain = explained(model, *inputs, optimize=others, **options)
         explainer = fxlrp.compile(
             model, chosen_preset(options.get("preset", "conserving")), optimize=(*others, REUSE_MEMORY),
@@ -132,7 +132,7 @@ def test_random_convolutions(plan, preset):
 @settings(max_examples=2)
 @given(token_net_plans(), st.sampled_from(["conserving", "attnlrp"]))
 def test_random_networks_of_tokens(plan, preset):
-    assert_memory_makes_no_difference(*random_tokens(plan), preset=preset)
+    assert_memory_makes_no_difference(*random_tokens(plan), exact=False, preset=preset)
 
 
 ANY_PRESET = st.sampled_from(sorted(set(fxlrp.PRESETS) - {"epsilon_gamma_box", "otsuki2024", "otsuki2024_mixture"}))
@@ -156,7 +156,7 @@ def test_random_convolutions_at_length(plan, preset, seed):
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(token_net_plans(), st.sampled_from(["conserving", "attnlrp", "cp_lrp"]), st.integers(0, 5))
 def test_random_networks_of_tokens_at_length(plan, preset, seed):
-    assert_memory_makes_no_difference(*random_tokens(plan, seed), preset=preset)
+    assert_memory_makes_no_difference(*random_tokens(plan, seed), exact=False, preset=preset)
 
 
 SLOWLY = [pytest.param(split, marks=pytest.mark.slow) for split in ("signed", "residual", "skip")]
