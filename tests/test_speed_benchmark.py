@@ -108,11 +108,14 @@ def test_without_the_yardstick_all_fail(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"),
-    [("sleep 60", "took longer than 1 s"), ("kill -KILL $$", "killed by SIGKILL, probably out of memory: last words")],
+    ("command", "timeout", "reason"),
+    [
+        ("sleep 60", 1, "took longer than 1 s"),
+        ("kill -KILL $$", 60, "killed by SIGKILL, probably out of memory: last words"),
+    ],
 )
-def test_a_worker_that_hangs_or_dies_fails(command, reason, tmp_path):
-    worker = Worker("yard", CASE, Settings(timeout=1))
+def test_a_worker_that_hangs_or_dies_fails(command, timeout, reason, tmp_path):
+    worker = Worker("yard", CASE, Settings(timeout=timeout))
     worker.log = tmp_path / "log.txt"
     worker.log.write_text("last words")
     with subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker.process:

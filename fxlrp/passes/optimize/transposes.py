@@ -24,7 +24,7 @@ def flipped(weight: Tensor, groups: int) -> Tensor:
     """Weights (out, in / groups, *kernel) of a convolution as those of its transpose: (in, out / groups, *kernel)."""
     dims = list(range(2, weight.dim()))
     parts = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-    return parts.flip(dims).contiguous(memory_format=torch.channels_last if len(dims) == 2 else torch.contiguous_format)
+    return parts.flip(dims).contiguous(memory_format=_format(weight))
 
 
 @primitive
@@ -39,7 +39,13 @@ def phases(weight: Tensor, stride: int) -> Tensor:
     missing = taps * stride - kernel
     full = F.pad(weight, (0, missing, 0, missing)).reshape(out, channels, taps, stride, taps, stride)
     apart = full.flip(2, 4).permute(1, 3, 5, 0, 2, 4)
-    return apart.reshape(channels * stride**2, out, taps, taps).contiguous(memory_format=torch.channels_last)
+    return apart.reshape(channels * stride**2, out, taps, taps).contiguous(memory_format=_format(weight))
+
+
+def _format(weight: Tensor) -> torch.memory_format:
+    """That of the weights, for a convolution's result is laid out as they are."""
+    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not weight.is_contiguous() else torch.contiguous_format
 
 
 @primitive
