@@ -56,6 +56,12 @@ def steps(graph):
 # Names ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimize", [None, 3])
+def test_what_is_neither_a_truth_nor_names_is_an_error(optimize):
+    with pytest.raises(OptimizeError, match="give True, False, or some of 'single_branch'"):
+        fxlrp.compile(tour()[0], optimize=optimize)
+
+
 @pytest.mark.parametrize("asked", ["fold", ["fold_weights", "unrolling"], ["single_branch", 3]])
 def test_an_unknown_name_is_told_and_the_known_ones_are_listed(asked):
     model, _ = signed()
@@ -188,7 +194,7 @@ STACKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", ["conserving", "epsilon_plus_flat"])
+@pytest.mark.parametrize("preset", ["conserving", pytest.param("epsilon_plus_flat", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", STACKS)
 def test_every_form_of_convolution_is_explained_alike(name, preset):
     model, x = stack(replace(STACKS[name], zeros=True))
@@ -305,8 +311,10 @@ def test_heatmaps_of_every_form_of_first_layer(name):
     assert_close(fxlrp.compile(model, optimize=NAMES).heatmap(x), relevance.sum(1), 1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("preset", ["conserving", "epsilon_plus", "attnlrp"])
+@pytest.mark.parametrize(("preset", "dtype"), [
+    ("conserving", torch.bfloat16), ("conserving", torch.float16), ("epsilon_plus", torch.float16),
+    ("attnlrp", torch.bfloat16),
+])  # fmt: skip
 def test_models_of_half_precision(preset, dtype):
     model, x = (attention if preset == "attnlrp" else tour)(torch.float32)
     model, x = model.to(dtype), x.to(dtype)
@@ -438,7 +446,10 @@ def assert_same_gradients(model, x, optimize=True, **options):
         assert (a - b).abs().max() <= 1e-9 * largest
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "attnlrp"])
+@pytest.mark.parametrize("preset", [
+    "conserving", "epsilon_plus", "attnlrp",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("otsuki2024", "epsilon_gamma_box")),
+])  # fmt: skip
 def test_gradients_are_the_same(preset):
     if preset == "attnlrp":
         model, x = attention()

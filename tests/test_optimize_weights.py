@@ -610,7 +610,7 @@ def test_shapes_may_change_between_calls():
 
 
 @needs_packing
-@pytest.mark.parametrize("change", [in_place, data_in_place, data_replaced, loaded, assigned, replaced])
+@pytest.mark.parametrize("change", [in_place, data_in_place, loaded, assigned])
 def test_packed_weights_follow(change):
     model, x = wide(), image()
     explainer = fxlrp.compile(model)

@@ -59,10 +59,12 @@ def chosen(optimize: bool | Sequence[str]) -> tuple[str, ...]:
     """What ``compile(optimize=…)`` asks for.
 
     Raises:
-        OptimizeError: a name is none of ``NAMES``.
+        OptimizeError: it is neither a truth nor names, or a name is none of ``NAMES``.
     """
     if isinstance(optimize, bool):
         return DEFAULT if optimize else ()
+    if not isinstance(optimize, str | Iterable):
+        raise OptimizeError(f"optimize={optimize!r}: give True, False, or some of {', '.join(map(repr, NAMES))}")
     wanted = [optimize] if isinstance(optimize, str) else list(optimize)
     for name in wanted:
         if name not in NAMES:
