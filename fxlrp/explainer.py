@@ -388,7 +388,7 @@ class Explainer(Attribution, nn.Module):
         program = plan.program(
             ledger=ledger, mixed=mixed, rows=target is not None and target.dim() == 2,
             conditions=conditions.modules if conditions else (), heatmap=heatmap,
-            packed=not (ledger or mixed or recorded or compiled) and count is None and can_pack(inputs),
+            packed=not (ledger or mixed or recorded or compiled) and can_pack(inputs),
         )
         masked: list[Tensor] = []
         if conditions is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.items import Items, rescale_to, spread_items, sum_items
-from fxlrp.rules.join import ratio_split
+from fxlrp.rules.join import ratio, ratio_split
 from fxlrp.rules.primitives import divide, plain, primitive, smallest_denominator
 
 _CACHED = 1 << 22
@@ -32,6 +32,17 @@ def _takes(target: Tensor, other: Tensor) -> bool:
         isinstance(target, Tensor) and isinstance(other, Tensor) and _writable(target, other)
         and other.dtype == target.dtype and other.shape == target.shape
     )  # fmt: skip
+
+
+def _takes_rows(target: Tensor, other: Tensor) -> bool:
+    """The same for steps that ``torch.vmap`` does in place too, if it is the target that has rows."""
+    if _takes(target, other):
+        return True
+    tensors = isinstance(target, Tensor) and isinstance(other, Tensor)
+    if not tensors or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    rows = torch._C._functorch.is_batchedtensor(target)
+    return rows and other.dtype == target.dtype and other.shape == target.shape
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -62,19 +73,19 @@ def divide_into(relevance: Tensor, z: Tensor, signed: bool = True) -> Tensor:
 @primitive
 def multiply_into(target: Tensor, factor: Tensor) -> Tensor:
     """``target · factor``, into ``target``."""
-    return target.mul_(factor) if _takes(target, factor) else target * factor
+    return target.mul_(factor) if _takes_rows(target, factor) else target * factor
 
 
 @primitive
 def add_into(target: Tensor, other: Tensor) -> Tensor:
     """``target + other``, into ``target``."""
-    return target.add_(other) if _takes(target, other) else target + other
+    return target.add_(other) if _takes_rows(target, other) else target + other
 
 
 @primitive
 def subtract_into(target: Tensor, other: Tensor) -> Tensor:
     """``target − other``, into ``target``."""
-    return target.sub_(other) if _takes(target, other) else target - other
+    return target.sub_(other) if _takes_rows(target, other) else target - other
 
 
 def activation_into(name: str) -> Callable[..., Tensor]:
@@ -99,7 +110,10 @@ def ratio_split_into(
     if skip_support is not None or residual_support is not None:
         return ratio_split(relevance, skip, residual, skip_support, residual_support)
     if not (_takes(relevance, skip) and _takes(residual, skip)):
-        return ratio_split(relevance, skip, residual)
+        if not _takes_rows(relevance, skip):
+            return ratio_split(relevance, skip, residual)
+        to_skip = relevance * ratio(skip, residual)
+        return to_skip, relevance.sub_(to_skip)
     for r, s, m in _blocks(relevance, skip, residual):
         total = s.abs().add_(m.abs_())
         to_skip = torch.abs(s, out=m).div_(total).nan_to_num_(nan=0.5).mul_(r)  # 0/0 is a half

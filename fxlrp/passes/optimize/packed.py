@@ -67,8 +67,27 @@ class Packed:
         if packed is None:
             assert dense is not None
             return F.conv2d(x, dense, bias, *how)
+        result: Tensor = _Convolve.apply(x, packed, bias, how)
+        return result
+
+
+class _Convolve(torch.autograd.Function):
+    """The convolution by packed weights, which torch.vmap does not know: its rows are more of a batch."""
+
+    @staticmethod
+    def forward(x: Tensor, packed: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
         stride, padding, *rest = how
         return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, padding, stride, *rest, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        """Nothing is differentiated here."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, packed: Tensor, bias: Any, how: Any) -> tuple[Tensor, int]:
+        rows = x.movedim(in_dims[0], 0)
+        result: Tensor = _Convolve.apply(rows.flatten(0, 1), packed, bias, how)
+        return result.reshape(*rows.shape[:2], *result.shape[1:]), 0
 
 
 def _laid_out(weight: Tensor, x: Tensor, how: tuple[Any, ...]) -> Tensor:
