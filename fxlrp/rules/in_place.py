@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.items import Items, rescale_to, spread_items, sum_items
-from fxlrp.rules.join import ratio, ratio_split
+from fxlrp.rules.join import ratio, ratio_split, signed_split
 from fxlrp.rules.primitives import divide, plain, primitive, smallest_denominator
 
 _CACHED = 1 << 22
@@ -34,15 +34,22 @@ def _takes(target: Tensor, other: Tensor) -> bool:
     )  # fmt: skip
 
 
-def _takes_rows(target: Tensor, other: Tensor) -> bool:
-    """The same for steps that ``torch.vmap`` does in place too, if it is the target that has rows."""
-    if _takes(target, other):
-        return True
-    tensors = isinstance(target, Tensor) and isinstance(other, Tensor)
-    if not tensors or torch.compiler.is_compiling() or torch.is_grad_enabled():
+def _takes_broadcast(target: Tensor, other: Tensor) -> bool:
+    """The same where ``other`` is spread over the target, or only the target has the rows of ``torch.vmap``."""
+    if not (isinstance(target, Tensor) and isinstance(other, Tensor)) or other.dtype != target.dtype:
         return False
-    rows = torch._C._functorch.is_batchedtensor(target)
-    return rows and other.dtype == target.dtype and other.shape == target.shape
+    if not (_writable(target, other) or _has_rows(target)):
+        return False
+    surplus = target.dim() - other.dim()
+    sizes = zip(other.shape, target.shape[surplus:], strict=True)
+    return surplus >= 0 and all(size in (1, mine) for size, mine in sizes)
+
+
+def _has_rows(target: Tensor) -> bool:
+    """Whether ``torch.vmap`` gave ``target`` rows, and it may be written to."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return torch._C._functorch.is_batchedtensor(target)
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -56,36 +63,48 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 @primitive
-def divide_into(relevance: Tensor, z: Tensor, signed: bool = True) -> Tensor:
-    """:func:`~fxlrp.rules.primitives.divide`, into ``z``."""
+def divide_into(
+    relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0.0, *, spare: bool = False
+) -> Tensor:
+    """:func:`~fxlrp.rules.primitives.divide`, into ``z``.
+
+    ``spare``: nobody reads ``relevance`` again, so that it takes the quotient where it has rows and ``z`` has none.
+    """
     if not _takes(z, relevance):
-        return divide(relevance, z, signed)
-    smallest = smallest_denominator(z.dtype)
+        if spare and _has_rows(relevance) and plain(z) and z.shape == relevance.shape and z.dtype == relevance.dtype:
+            return relevance.div_(_denominator(z, signed, epsilon))
+        return divide(relevance, z, signed, epsilon)
     for r, d in _blocks(relevance, z):
-        if signed:
-            d.masked_fill_(d.abs() <= smallest, float("inf"))
-        else:
-            torch.threshold_(d, smallest, float("inf"))
-        torch.div(r, d, out=d)
+        torch.div(r, _denominator(d, signed, epsilon), out=d)
     return z
+
+
+def _denominator(z: Tensor, signed: bool, epsilon: float) -> Tensor:
+    """What :func:`~fxlrp.rules.primitives.divide` divides by, into ``z``."""
+    if epsilon and signed:  # a number, not a truth, for each sign: that way all of it is fast
+        return z.add_(torch.lt(z, 0, out=torch.empty_like(z)).mul_(-2 * epsilon).add_(epsilon))
+    if epsilon:
+        return z.add_(epsilon)
+    smallest = smallest_denominator(z.dtype)
+    return z.masked_fill_(z.abs() <= smallest, float("inf")) if signed else torch.threshold_(z, smallest, float("inf"))
 
 
 @primitive
 def multiply_into(target: Tensor, factor: Tensor) -> Tensor:
     """``target · factor``, into ``target``."""
-    return target.mul_(factor) if _takes_rows(target, factor) else target * factor
+    return target.mul_(factor) if _takes_broadcast(target, factor) else target * factor
 
 
 @primitive
 def add_into(target: Tensor, other: Tensor) -> Tensor:
     """``target + other``, into ``target``."""
-    return target.add_(other) if _takes_rows(target, other) else target + other
+    return target.add_(other) if _takes_broadcast(target, other) else target + other
 
 
 @primitive
 def subtract_into(target: Tensor, other: Tensor) -> Tensor:
     """``target − other``, into ``target``."""
-    return target.sub_(other) if _takes_rows(target, other) else target - other
+    return target.sub_(other) if _takes_broadcast(target, other) else target - other
 
 
 def activation_into(name: str) -> Callable[..., Tensor]:
@@ -110,7 +129,7 @@ def ratio_split_into(
     if skip_support is not None or residual_support is not None:
         return ratio_split(relevance, skip, residual, skip_support, residual_support)
     if not (_takes(relevance, skip) and _takes(residual, skip)):
-        if not _takes_rows(relevance, skip):
+        if not (_has_rows(relevance) and relevance.shape == skip.shape == residual.shape):
             return ratio_split(relevance, skip, residual)
         to_skip = relevance * ratio(skip, residual)
         return to_skip, relevance.sub_(to_skip)
@@ -122,14 +141,33 @@ def ratio_split_into(
 
 
 @primitive
+def signed_split_into(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """:func:`~fxlrp.rules.join.signed_split`, into ``relevance``."""
+    if not (_takes(relevance, skip) and _takes(relevance, residual)):
+        return signed_split(relevance, skip, residual, epsilon)
+    to_skip = torch.empty_like(skip)
+    for r, s, m, share in _blocks(relevance, skip, residual, to_skip):
+        torch.mul(r.div_(_denominator(torch.add(s, m, out=share), True, epsilon)), s, out=share)
+        r.mul_(m)
+    return to_skip, relevance
+
+
+def _holds_everywhere(truth: Tensor) -> bool:
+    """Whether ``truth`` is true, for each of its rows too where ``torch.vmap`` gave it some."""
+    while torch._C._functorch.is_batchedtensor(truth):
+        truth = torch._C._functorch.get_unwrapped(truth)
+    return bool(truth.all())
+
+
+@primitive
 def rescale_into(
     share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
 ) -> Tensor:
     """:func:`~fxlrp.rules.items.rescale_to`, into ``share``; on a processor without work for items that need none."""
-    if share.device.type != "cpu" or torch.compiler.is_compiling() or not _writable(share, received):
+    if share.device.type != "cpu" or not (_has_rows(share) or _writable(share, received)):
         return rescale_to(share, received, support, items)
     total = sum_items(share, items)
-    smallest = smallest_denominator(share.dtype)
-    if not all(there > smallest * abs(wanted) for there, wanted in zip(total.tolist(), received.tolist(), strict=True)):
+    nothing = received == 0  # then there is nothing in the share either, and its sum is no divisor
+    if not _holds_everywhere(nothing | (total > smallest_denominator(share.dtype) * received.abs())):
         return rescale_to(share, received, support, items)
-    return share.mul_(spread_items(received / total, share, items))
+    return share.mul_(spread_items(received / total.masked_fill(nothing, 1), share, items))

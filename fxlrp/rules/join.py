@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import primitive, stabilize
+from fxlrp.rules.primitives import divide, primitive, stabilize
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
 
 
@@ -62,6 +62,20 @@ def ratio_split(
     return to_skip, relevance - to_skip
 
 
+@primitive
+def signed_split(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Relevance in proportion to the terms of the sum: what skip and residual receive."""
+    s = divide(relevance, skip + residual, True, epsilon)
+    return s * skip, s * residual
+
+
+@primitive
+def kept_by_stabilizer(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> Tensor:
+    """What :func:`signed_split` gives to neither."""
+    total = skip + residual
+    return divide(relevance, total, True, epsilon) * (stabilize(total, epsilon) - total)
+
+
 class RatioSplit(SplitRule):
     """``R_s = R |h_s| / (|h_m| + |h_s|)``, ``R_m = R − R_s`` (Otsuki et al., ECCV 2024, Eq. 5).
 
@@ -106,10 +120,9 @@ class SignedSplit(SplitRule):
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
         skip_support: Tensor | None = None, residual_support: Tensor | None = None,
     ) -> Shares:
-        total = skip + residual
-        denominator = stabilize(total, self.epsilon)
-        s = relevance / denominator
-        return Shares([s * skip, s * residual], {STABILIZER: lambda: s * (denominator - total)})
+        terms = relevance, skip, residual, self.epsilon
+        shares = signed_split(*terms)
+        return Shares([shares[0], shares[1]], {STABILIZER: lambda: kept_by_stabilizer(*terms)})
 
 
 class ResidualOnly(SplitRule):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import primitive, stabilize
+from fxlrp.rules.primitives import divide, primitive
 from fxlrp.rules.rule import BIAS, Rule, Shares
 
 
@@ -28,7 +28,7 @@ class NormEpsilon(Rule):
 
     def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, back: Callable[[Tensor], Tensor]) -> Shares:
         """Share ``relevance`` of the norm's ``output`` out over ``x``; ``back`` is the transposed map."""
-        s = relevance / stabilize(output, self.epsilon)
+        s = divide(relevance, output, True, self.epsilon)
         share = x * back(s)
         return Shares([share], {BIAS: lambda: relevance - share})
 

@@ -134,8 +134,14 @@ def smallest_denominator(dtype: torch.dtype) -> float:
 
 
 @primitive
-def divide(relevance: Tensor, z: Tensor, signed: bool = True) -> Tensor:
-    """``relevance / z``, and exactly zero where ``z`` vanishes; ``signed``: whether ``z`` may be negative."""
+def divide(relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0.0) -> Tensor:
+    """``relevance / z``.
+
+    Where ``z`` vanishes it is exactly zero, or with an ``epsilon`` ``z`` is stabilised first.
+    ``signed``: whether ``z`` may be negative.
+    """
+    if epsilon:
+        return relevance / stabilize(z, epsilon)
     stands = (z.abs() if signed else z) > smallest_denominator(z.dtype)
     # R / inf is 0, and so is its derivative: no NaN on the way back either.
     return relevance / torch.where(stands, z, float("inf"))

@@ -21,6 +21,7 @@ from fxlrp.rules.in_place import (
     multiply_into,
     ratio_split_into,
     rescale_into,
+    signed_split_into,
     subtract_into,
 )
 
@@ -50,8 +51,11 @@ _INTO: dict[Any, Into] = {
     operator.sub: Into(subtract_into),
     items.rescale_to: Into(rescale_into),
     join.ratio_split: Into(ratio_split_into, writes=(0, 2)),
+    join.signed_split: Into(signed_split_into),
     **{getattr(aten, name).default: Into(activation_into(name)) for name in _ACTIVATIONS},
 }
+
+_SPLITS = (join.ratio_split, join.signed_split)
 
 _FRESH: set[Any] = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, torch.matmul,
@@ -65,7 +69,7 @@ _FRESH: set[Any] = {
 }  # fmt: skip
 """Steps whose result is memory of its own."""
 
-_READERS: set[Any] = _FRESH | {items.sum_items, items.item_sum, join.ratio_split} | {
+_READERS: set[Any] = _FRESH | {items.sum_items, items.item_sum, *_SPLITS} | {
     into.step for into in _INTO.values()
 }  # fmt: skip
 """Steps that read their operands and keep no hold of their memory."""
@@ -91,7 +95,10 @@ class ReuseMemory(OptimizerPass):
                     args[i] in fresh and _ends_at(args[i], node, order) for i in into.writes
                 ):
                     continue
+                spare = into.step is divide_into and args[0] in fresh and _ends_at(args[0], node, order)
                 retarget(node, into.step, *args)
+                if spare:
+                    node.kwargs = {"spare": True}
                 fresh.add(node)
                 break
         return module
@@ -99,7 +106,7 @@ class ReuseMemory(OptimizerPass):
 
 def _is_share(node: fx.Node) -> bool:
     """Whether ``node`` is one of the shares of a split."""
-    return node.target is operator.getitem and getattr(node.args[0], "target", None) is join.ratio_split
+    return node.target is operator.getitem and getattr(node.args[0], "target", None) in _SPLITS
 
 
 def _writes_numbers(node: fx.Node, args: list[Any]) -> bool:

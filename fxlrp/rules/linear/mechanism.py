@@ -236,8 +236,9 @@ class _Quotient:
         if z is None:
             return
         self.z = z
-        self.denominator = stabilize(self.z, rule.stabilizer) if rule.stabilizer else self.z
-        self.s = divide(self.relevance, self.denominator, not rule.keeps_sign)
+        self.epsilon = rule.stabilizer
+        stabilizer = (self.epsilon,) if self.epsilon else ()
+        self.s = divide(self.relevance, z, not rule.keeps_sign, *stabilizer)
 
     def shares(self, x: Tensor) -> list[Tensor]:
         """The relevance that each term gives to the operand ``x``."""
@@ -253,7 +254,7 @@ class _Quotient:
 
     def kept_by_stabilizer(self) -> Tensor:
         """What the stabilizer keeps."""
-        return self.relevance if self.s is None else self.s * (self.denominator - self.z)
+        return self.relevance if self.s is None else self.s * (stabilize(self.z, self.epsilon) - self.z)
 
     def vanished(self) -> Tensor:
         """The relevance whose denominator vanishes."""
