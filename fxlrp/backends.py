@@ -43,8 +43,8 @@ def check_backend(name: str | None) -> str:
 class Compiled:
     """A program that ``torch.compile`` compiles when it is first called, and again for inputs of another form.
 
-    On the CPU, where relevance is not differentiated, the weights are frozen: what is made of them is
-    computed once and laid out for the processor. Where they were written to since, the program
+    On the CPU, where relevance is not differentiated, weights below float64 are frozen: what is made of
+    them is computed once and laid out for the processor. Where they were written to since, the program
     is compiled anew.
 
     Args:
@@ -70,7 +70,9 @@ class Compiled:
         if self.graphs and device != "cuda":
             raise BackendError(f"backend='cudagraphs' runs on CUDA devices, and the input is on {device}")
         weights = [tensor_at(part, name) for part, name in self._places]
-        freeze = device == "cpu" and not torch.is_grad_enabled() and watchable(weights)
+        # Inductor lays out weights by oneDNN, which has no float64 and does not say so.
+        lays_out = all(weight.dtype != torch.float64 for weight in weights)
+        freeze = device == "cpu" and not torch.is_grad_enabled() and lays_out and watchable(weights)
         run = self._freeze(weights) if freeze else self._compile()
         with _freezing(freeze):
             results = run(*args)

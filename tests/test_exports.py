@@ -26,11 +26,11 @@ def explainer(x):
     return fxlrp.compile(calibrated(Small(), x), checkpoints=("conv",))
 
 
-def assert_same(saved, explainer, *inputs, limit=1e-5):
+def assert_same(saved, explainer, *inputs, limit=1e-5, outputs=1e-5):
     for target in (None, 1, torch.arange(len(inputs[0])) % 3):
         explanation, expected = saved(*inputs, target=target), explainer(*inputs, target=target)
         assert_close(explanation.relevance, expected.relevance, limit)
-        assert_close(explanation.output, expected.output, limit)
+        assert_close(explanation.output, expected.output, outputs)
         assert_close(explanation.start, expected.start, limit)
         assert torch.equal(explanation.target, expected.target)
         assert explanation.checkpoints.keys() == expected.checkpoints.keys()
@@ -181,8 +181,8 @@ def test_files_that_hold_no_explanation_are_told(tmp_path):
 
 
 def test_a_result_that_differs_is_not_written(explainer, x, tmp_path, monkeypatch):
-    monkeypatch.setattr("fxlrp.exports.saved.like", lambda results, expected: 1e-3)
-    with pytest.raises(ExportError, match=r"differs from the explainer's by 1\.0e-03"):
+    monkeypatch.setattr("fxlrp.exports.saved.like", lambda results, expected: 2e-3)
+    with pytest.raises(ExportError, match=r"differs from the explainer's by 2\.0e-03"):
         explainer.save(tmp_path / "net.pt2", x)
     assert not list(tmp_path.iterdir())
 
@@ -205,13 +205,13 @@ def run_onnx(path, x, target):
     return dict(zip(names, map(torch.tensor, session.run(None, given)), strict=True))
 
 
-def assert_onnx_agrees(path, explainer, x, limit=1e-5):
+def assert_onnx_agrees(path, explainer, x, limit=1e-5, outputs=1e-5):
     for images in (x, x[:1]):
         for target in (1, -1):
             expected = explainer(images, target=None if target < 0 else target)
             found = run_onnx(path, images, target)
             assert_close(found["relevance"], expected.relevance, limit)
-            assert_close(found["output"], expected.output, limit)
+            assert_close(found["output"], expected.output, outputs)
             assert torch.equal(found["explained_class"], expected.target)
 
 
@@ -258,6 +258,9 @@ def test_a_compiled_package_is_the_explainers(explainer, x, tmp_path):
 # Whole networks -------------------------------------------------------------------------------------
 
 NETS = ("resnet50", "efficientnet_b0", "convnext_tiny", "vit_b_16")
+# The last digits of a deep network's output, and so of its probabilities, are those of its own rounding, which a
+# compiler changes: float32 lies up to 2e-5 from float64 here. Maps are compared that start with one.
+OUTPUTS = 5e-5
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -267,30 +270,30 @@ def network(request):
     torch.manual_seed(0)
     model = usable(models.get_model(request.param, weights=None), 3, 224, 224)
     size = 224 if request.param == "vit_b_16" else 96
-    return fxlrp.compile(model), noise(3, size, size)
+    return fxlrp.compile(model, start="one"), noise(3, size, size)
 
 
 @pytest.mark.slow
 def test_whole_networks_are_saved(network, tmp_path):
     explainer, x = network
-    assert_same(fxlrp.load(explainer.save(tmp_path / "net.pt2", x)), explainer, x)
+    assert_same(fxlrp.load(explainer.save(tmp_path / "net.pt2", x)), explainer, x, outputs=OUTPUTS)
 
 
 @pytest.mark.slow
 def test_whole_networks_become_onnx(network, tmp_path):
     pytest.importorskip("onnxruntime")
     explainer, x = network
-    assert_onnx_agrees(explainer.export_onnx(tmp_path / "net.onnx", x), explainer, x)
+    assert_onnx_agrees(explainer.export_onnx(tmp_path / "net.onnx", x), explainer, x, outputs=OUTPUTS)
 
 
 @pytest.mark.slow
 def test_whole_networks_are_compiled_ahead(network, tmp_path):
     explainer, x = network
-    assert_same(fxlrp.load(explainer.export_aot(tmp_path / "net.pt2", x)), explainer, x)
+    assert_same(fxlrp.load(explainer.export_aot(tmp_path / "net.pt2", x)), explainer, x, outputs=OUTPUTS)
 
 
 @pytest.mark.slow
 def test_whole_networks_run_on_inductor(network):
     explainer, x = network
-    compiled = fxlrp.compile(explainer._weights.model, backend="inductor")
-    assert_same(compiled, explainer, x)
+    compiled = fxlrp.compile(explainer._weights.model, backend="inductor", start="one")
+    assert_same(compiled, explainer, x, outputs=OUTPUTS)
