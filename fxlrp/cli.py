@@ -1,4 +1,4 @@
-"""The command line: ``fxlrp explain``, ``fxlrp graph`` and ``fxlrp export``.
+"""The command line: ``fxlrp explain``, ``graph``, ``export``, ``evaluate`` and ``report``.
 
 Without the extra ``cli`` this module can be imported, and ``main`` says what to install. It does
 without ``from __future__ import annotations``: typer reads annotations made inside a function.
@@ -185,6 +185,49 @@ def _application() -> Any:
                     checkpoints=checkpoint or (), compiled=compiled, size=size,
                 )
             )  # fmt: skip
+
+    @app.command()
+    def evaluate(
+        config: Annotated[
+            Path, typer.Argument(metavar="CONFIG", help="A configuration, in TOML.", show_default=False)
+        ],
+        out: Annotated[
+            Path | None, typer.Option(metavar="FOLDER", help="Where the results go; else as the configuration says.")
+        ] = None,
+        retry_failed: Annotated[
+            bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
+        ] = False,
+        report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+        debug: Debug = False,
+    ) -> None:
+        """Evaluate explanation methods on a data set; run again, it goes on where it was stopped.
+
+        Several processes: torchrun --nproc-per-node N -m fxlrp evaluate CONFIG
+        """
+        from fxlrp.evaluation.command import run_evaluation
+
+        with _reported(debug):
+            run_evaluation(config, out, retry_failed=retry_failed, report=report)
+
+    @app.command("report")
+    def report_command(
+        config: Annotated[
+            Path, typer.Argument(metavar="CONFIG", help="The configuration that was run.", show_default=False)
+        ],
+        out: Annotated[
+            Path | None, typer.Option(metavar="FOLDER", help="Where the results are; else as the configuration says.")
+        ] = None,
+        to: Annotated[
+            Path | None, typer.Option(metavar="FOLDER", help="Where the report goes; else beside the results.")
+        ] = None,
+        gallery: Annotated[bool, typer.Option(help="Show the best and the worst maps.")] = True,
+        debug: Debug = False,
+    ) -> None:
+        """Write the report of an evaluation anew, from its results."""
+        from fxlrp.evaluation.command import run_report
+
+        with _reported(debug):
+            run_report(config, out, to, gallery=gallery)
 
     return app
 

@@ -77,6 +77,22 @@ class ImageError(FxlrpError, ValueError):
     """A file cannot be read as an image."""
 
 
+class EvaluationError(FxlrpError, RuntimeError):
+    """An evaluation cannot be run as asked, or there are no results of one."""
+
+
+class ConfigError(FxlrpError, ValueError):
+    """A configuration cannot be read, or something in it is nothing that there is."""
+
+
+class DataError(FxlrpError, ValueError):
+    """A data set is not there, not laid out as it should be, or has too few images."""
+
+
+class MethodError(FxlrpError, RuntimeError):
+    """A method does not exist, or cannot explain a model."""
+
+
 class MissingExtraError(FxlrpError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -1,0 +1,5 @@
+"""``python -m fxlrp`` is ``fxlrp``, for ``torchrun -m fxlrp evaluate CONFIG``."""
+
+from fxlrp.cli import main
+
+main()

@@ -1,0 +1,259 @@
+"""Insertion, deletion and the ID score: how a model's probability answers to the pixels that a map names first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxlrp.errors import EvaluationError, InputError, TargetError
+
+TIES = ("strict", "plateau")
+BASELINES = ("black", "mean", "blurred")
+
+Normalize = Callable[[Tensor], Tensor]
+"""From images (batch, channels, height, width) in [0, 1] to what the model takes."""
+
+_BLUR_SIGMA = 10.0
+"""Pixels, for an image of 224; in proportion for others."""
+
+
+class PlateauWarning(UserWarning):
+    """Scores by plateaus say little about maps with ties."""
+
+
+class Curves(NamedTuple):
+    """The probability of the explained class after each step.
+
+    Attributes:
+        pixels: (steps,), how many pixels were named by then.
+        insertion: (batch, steps).
+        deletion: (batch, steps).
+    """
+
+    pixels: Tensor
+    insertion: Tensor
+    deletion: Tensor
+
+
+@dataclass(frozen=True)
+class InsertionDeletion:
+    """What :func:`insertion_deletion` measured.
+
+    Attributes:
+        insertion: (batch,), the area under the insertion curve, between 0 and 1.
+        deletion: (batch,), the area under the deletion curve, between 0 and 1.
+        curves: the curves themselves.
+        tied: (batch,), the share of pixels whose attribution another pixel has as well.
+    """
+
+    insertion: Tensor
+    deletion: Tensor
+    curves: Curves
+    tied: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """(batch,), ID: insertion − deletion."""
+        return self.insertion - self.deletion
+
+
+def insertion_deletion(
+    model: nn.Module, images: Tensor, heatmaps: Tensor, targets: int | Sequence[int] | Tensor, *, step: int,
+    ties: str = "strict", baseline: str | float | Tensor = "black", normalize: Normalize | None = None,
+    batch_size: int = 64,
+) -> InsertionDeletion:  # fmt: skip
+    """Insertion, deletion and ID (Petsiuk et al., BMVC 2018; Otsuki et al., ECCV 2024, Eqs. 9 and 10).
+
+    Pixels are sorted by attribution, the highest first. After n = step, 2·step, … pixels the insertion image
+    holds those pixels on the baseline, and the deletion image has the baseline in their place; the last step
+    names all of them. An area is taken by the trapezoid rule over the steps, and divided by their span.
+
+    Args:
+        model: from images to logits, (batch, classes); in eval mode.
+        images: (batch, channels, height, width), between 0 and 1.
+        heatmaps: (batch, height, width).
+        targets: the class whose probability is followed: one for all, or one an image.
+        step: how many pixels at a time.
+        ties: among pixels of one attribution ``"strict"`` takes the upper left first, so that n pixels are n
+            pixels (the definition in the paper); ``"plateau"`` takes every pixel that attains the attribution
+            of the n-th (what the paper's released code does).
+        baseline: what stands where a pixel is missing: ``"black"``, the ``"mean"`` of each image's channels, the
+            image ``"blurred"``, a number, or a tensor that broadcasts to the images.
+        normalize: applied to the images after pixels were replaced; ``None``: the model takes [0, 1].
+        batch_size: how many images the model sees at once.
+
+    Returns:
+        Areas, curves and the share of tied pixels, on the device of the images.
+
+    Warns:
+        PlateauWarning: plateaus were asked for and pixels tie: such scores can be high for maps without worth.
+
+    Raises:
+        InputError: shapes do not fit, values are not finite, images are not within [0, 1], or ``step``,
+            ``ties`` or ``baseline`` is nothing that there is.
+        TargetError: a target is no class, or they are not one an image.
+        EvaluationError: the model does not give logits (batch, classes), or is in training mode.
+    """
+    _check(model, images, heatmaps, step, ties, batch_size)
+    classes = _targets(targets, images)
+    base = baseline_images(images, baseline)
+    entry = entries(heatmaps, ties)
+    tied = tied_share(heatmaps)
+    if ties == "plateau" and bool((tied > 0).any()):
+        warnings.warn(
+            f"{tied.mean():.0%} of the pixels tie, and plateaus enter the image at once: "
+            'such scores can be high for maps without worth; ties="strict" is the definition',
+            PlateauWarning, stacklevel=2,
+        )  # fmt: skip
+    total = images.shape[-2] * images.shape[-1]
+    pixels = torch.arange(1, -(-total // step) + 1, device=images.device).mul_(step).clamp_(max=total)
+    found = torch.empty(2, len(images), len(pixels), dtype=torch.float64, device=images.device)
+    places = found.view(-1)
+    with torch.inference_mode():
+        for where, batch in _masked(images, base, entry, pixels, batch_size):
+            logits = model(batch if normalize is None else normalize(batch))
+            places[where] = _probabilities(logits, classes[where // len(pixels) % len(images)])
+    insertion, deletion = found
+    return InsertionDeletion(area(insertion), area(deletion), Curves(pixels, insertion, deletion), tied)
+
+
+def entries(heatmaps: Tensor, ties: str = "strict") -> Tensor:
+    """After how many pixels each pixel is named: it is in the first n where its entry is below n.
+
+    Args:
+        heatmaps: (batch, height, width).
+        ties: ``"strict"``: its place in the order of attributions, which are all different;
+            ``"plateau"``: the place of the first pixel of the same attribution.
+
+    Returns:
+        (batch, height · width), integers.
+    """
+    values, order = heatmaps.flatten(1).sort(dim=1, descending=True, stable=True)
+    place = torch.arange(values.shape[1], device=values.device).expand_as(order)
+    if ties == "plateau":
+        first = torch.ones_like(values, dtype=torch.bool)
+        first[:, 1:] = values[:, 1:] != values[:, :-1]
+        place = torch.where(first, place, 0).cummax(dim=1).values
+    return torch.empty_like(order).scatter_(1, order, place)
+
+
+def tied_share(heatmaps: Tensor) -> Tensor:
+    """The share of pixels whose attribution another pixel has as well: (batch, height, width) to (batch,)."""
+    values = heatmaps.flatten(1).sort(dim=1).values
+    same = values[:, 1:] == values[:, :-1]
+    tied = F.pad(same, (0, 1)) | F.pad(same, (1, 0))
+    return tied.double().mean(dim=1)
+
+
+def area(curve: Tensor) -> Tensor:
+    """The area under curves by the trapezoid rule, divided by their span: (..., steps) to (...)."""
+    if curve.shape[-1] == 1:
+        return curve[..., 0]
+    return (curve.sum(dim=-1) - (curve[..., 0] + curve[..., -1]) / 2) / (curve.shape[-1] - 1)
+
+
+def baseline_images(images: Tensor, baseline: str | float | Tensor = "black") -> Tensor:
+    """What stands where a pixel is missing, in the shape of ``images``.
+
+    Raises:
+        InputError: there is no such baseline, or it does not fit.
+    """
+    if isinstance(baseline, Tensor):
+        try:
+            return baseline.to(images).expand_as(images)
+        except RuntimeError as error:
+            shapes = f"{tuple(baseline.shape)} does not broadcast to {tuple(images.shape)}"
+            raise InputError(f"the baseline does not fit the images: {shapes}") from error
+    if isinstance(baseline, int | float) and not isinstance(baseline, bool):
+        return torch.full_like(images, float(baseline))
+    if baseline == "black":
+        return torch.zeros_like(images)
+    if baseline == "mean":
+        return images.mean(dim=(-2, -1), keepdim=True).expand_as(images)
+    if baseline == "blurred":
+        return blurred(images, _BLUR_SIGMA * min(images.shape[-2:]) / 224)
+    raise InputError(f"baseline={baseline!r}: choose among {', '.join(map(repr, BASELINES))}, a number or a tensor")
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images, (batch, channels, height, width), under a Gaussian of ``sigma`` pixels; borders are mirrored."""
+    radius = max(1, round(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    channels = images.shape[1]
+    for axis in (2, 3):
+        shape = [1, 1, 1, 1]
+        shape[axis] = len(kernel)
+        weight = kernel.reshape(shape).expand(channels, *shape[1:])
+        reach = min(radius, images.shape[axis] - 1)  # as far as there is something to mirror
+        padding = [0, 0, reach, reach] if axis == 2 else [reach, reach, 0, 0]
+        images = F.pad(images, padding, mode="reflect")
+        images = F.pad(images, [p and radius - reach for p in padding], mode="replicate")
+        images = F.conv2d(images, weight, groups=channels)
+    return images
+
+
+def _masked(
+    images: Tensor, base: Tensor, entry: Tensor, pixels: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of all curves in batches, with the places of their results among (2, batch, steps)."""
+    count, steps = len(images), len(pixels)
+    for where in torch.split(torch.arange(2 * count * steps, device=images.device), batch_size):
+        item, named = where // steps % count, pixels[where % steps]
+        shown = entry[item] < named[:, None]
+        shown ^= (where >= count * steps)[:, None]  # deletion shows what insertion does not
+        mask = shown.view(-1, 1, *images.shape[-2:])
+        yield where, torch.where(mask, images[item], base[item])
+
+
+def _probabilities(logits: Tensor, classes: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise EvaluationError(f"insertion and deletion need a model that gives logits (batch, classes), not {got}")
+    if int(classes.max()) >= logits.shape[1]:
+        raise TargetError(f"class {int(classes.max())} is out of range: the model has {logits.shape[1]} classes")
+    return logits.double().softmax(dim=1).gather(1, classes[:, None])[:, 0]
+
+
+def _check(model: nn.Module, images: Tensor, heatmaps: Tensor, step: int, ties: str, batch_size: int) -> None:
+    if model.training:
+        raise EvaluationError("the model is in training mode: call model.eval() first")
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not images.numel():
+        raise InputError("images are a floating point tensor (batch, channels, height, width), and not empty")
+    expected = (images.shape[0], *images.shape[2:])
+    if not isinstance(heatmaps, Tensor) or heatmaps.shape != expected:
+        got = tuple(heatmaps.shape) if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
+        raise InputError(f"there is one map an image, of its size: heatmaps must be {expected}, not {got}")
+    if not bool(torch.isfinite(heatmaps).all()):
+        raise InputError("the heatmaps hold NaN or infinity, which have no place in an order")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):
+        raise InputError(
+            f"images must lie in [0, 1], these reach from {low:.3g} to {high:.3g}: pixels are replaced before "
+            "normalisation, which goes into normalize="
+        )
+    if ties not in TIES:
+        raise InputError(f"ties={ties!r}: choose {' or '.join(map(repr, TIES))}")
+    for name, number in (("step", step), ("batch_size", batch_size)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InputError(f"{name}={number!r}: give a whole number of at least 1")
+
+
+def _targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
+    classes = torch.as_tensor(targets, device=images.device)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TargetError(f"targets are class numbers, not {classes.dtype}")
+    if classes.dim() == 0:
+        classes = classes.expand(len(images))
+    if classes.shape != (len(images),):
+        raise TargetError(f"there are {len(images)} images and targets of shape {tuple(classes.shape)}: one an image")
+    if int(classes.min()) < 0:
+        raise TargetError(f"class {int(classes.min())} is out of range")
+    return classes.long()

@@ -1,0 +1,230 @@
+"""An evaluation from its configuration to its results."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp.errors import FxlrpError
+from fxlrp.evaluation.agreement import randomization_check
+from fxlrp.evaluation.config import Config
+from fxlrp.evaluation.costs import measure_costs
+from fxlrp.evaluation.data import Sample
+from fxlrp.evaluation.items import Item, load_item
+from fxlrp.evaluation.measure import Prepared, failed, measure, one_line, prepare_all
+from fxlrp.evaluation.methods import MethodSpec, prepare
+from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
+from fxlrp.evaluation.workers import Workers
+from fxlrp.files import whole
+from fxlrp.images import Preprocess
+from fxlrp.models import load_model
+
+_STAGES = 8
+"""Layers, evenly spaced, after which maps of randomised weights are compared."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, in this process.
+
+    Attributes:
+        done: images of this process that are done.
+        total: images of this process.
+        before: images that an earlier run did.
+        seconds: since the first image was begun.
+        failures: images of this process of which something failed.
+        sample: the image that was done last.
+    """
+
+    done: int
+    total: int
+    before: int
+    seconds: float
+    failures: int
+    sample: Sample | None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to.
+
+    Attributes:
+        images: how many there are in the results.
+        before: how many an earlier run did.
+        failures: images of which something failed, in this process.
+        unavailable: by method, why it cannot explain this model.
+    """
+
+    images: int
+    before: int
+    failures: int
+    unavailable: dict[str, str]
+
+
+def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bool = False) -> Finished | None:
+    """Run an evaluation, or what an earlier run left of it.
+
+    Under ``torchrun`` every process calls this and does its part; the results are the same for any number of them.
+
+    Args:
+        config: what to do.
+        progress: called after every image of this process.
+        retry_failed: try again what failed in an earlier run.
+
+    Returns:
+        What came of it; ``None`` in all processes but the first.
+
+    Raises:
+        FxlrpError: something in the configuration cannot be had; nothing has been written then.
+    """
+    torch.set_num_threads(config.run.threads)
+    workers = Workers(config.run.device)
+    samples = config.samples()
+    model, preprocess = load_subject(config, workers.device)
+    store = Store(config.out, [(entry.spec.name, n) for entry in config.methods for n in entry.levels])
+    with workers:
+        done = workers.agree(_opened(store, config, samples, retry_failed) if workers.first else None)
+        mine = workers.share([sample for sample in samples if sample.index not in done])
+        before = sum(sample.index in done for sample in samples)
+        run = _Run(config, model, preprocess, store, workers.device)
+        failures = run.all(mine, before, progress)
+        workers.wait()
+        if not workers.first:
+            return None
+        store.merge()
+        run.extras(samples)
+        return Finished(len(samples), before, failures, run.unavailable())
+
+
+def _opened(store: Store, config: Config, samples: Sequence[Sample], retry_failed: bool) -> Any:
+    """The images that are done already, or the error that says why the folder cannot be used."""
+    try:
+        store.open(config.fingerprint(), {"title": config.title, "images": len(samples), "fxlrp": fxlrp.__version__,
+                                          "torch": torch.__version__})  # fmt: skip
+        store.clean()
+        if retry_failed:
+            store.forget_failed()
+        return store.done()
+    except FxlrpError as error:
+        return error
+
+
+def load_subject(config: Config, device: torch.device | str) -> tuple[nn.Module, Preprocess]:
+    """The model of a configuration, and its preprocessing.
+
+    Raises:
+        WeightsError: there is no such model, or its weights do not fit.
+    """
+    weights = config.model.weights
+    loaded = load_model(config.model.spec, None if weights is None else config.folder / weights)
+    assert loaded.preprocess is not None
+    return loaded.model.to(device).requires_grad_(False), loaded.preprocess
+
+
+class _Run:
+    """One process' part of an evaluation."""
+
+    def __init__(
+        self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, device: torch.device
+    ) -> None:
+        self.config, self.model, self.preprocess, self.store, self.device = config, model, preprocess, store, device
+        self.methods: list[Prepared] | None = None
+
+    def all(self, samples: Sequence[Sample], before: int, progress: Report | None) -> int:
+        """Do the images; how many of them something failed of."""
+        failures, begun = 0, time.perf_counter()
+        for done, sample in enumerate(samples, start=1):
+            failures += not self.one(sample)
+            if progress is not None:
+                progress(Progress(done, len(samples), before, time.perf_counter() - begun, failures, sample))
+        return failures
+
+    def one(self, sample: Sample) -> bool:
+        """Do an image and keep what was found; whether all went well."""
+        maps = None
+        try:
+            item = load_item(sample, self.preprocess, self.device)
+            methods = self._methods(item)
+            rows, maps = measure(item, methods, self.model, self.config.metrics)
+        except FxlrpError as error:
+            rows = failed(sample, self.config.methods, one_line(error))
+        self.store.add(sample.index, rows, maps if self.config.run.maps else None, sample.label)
+        return all(row["status"] != "failed" for row in rows)
+
+    def _methods(self, item: Item) -> list[Prepared]:
+        if self.methods is None:
+            self.methods = prepare_all(self.config.methods, self.model, item.input, self.config.metrics)
+        return self.methods
+
+    def extras(self, samples: Sequence[Sample]) -> None:
+        """What is measured on a few images once the others are done: costs, and maps of randomised weights."""
+        wanted = [name for name, there in ((COSTS, True), (RANDOMIZED, self.config.metrics.randomize)) if there]
+        missing = [name for name in wanted if not (self.config.out / name).exists()]
+        if not missing:
+            return
+        items = self._first_items(samples, max(1, self.config.metrics.randomize))
+        if not items:
+            return
+        methods = self._methods(items[0])
+        if COSTS in missing:
+            self._keep(COSTS, measure_costs(items[0], items[0].sample.label or 0, methods, self.model))
+        if RANDOMIZED in missing:
+            self._keep(RANDOMIZED, self._randomized(items, methods))
+
+    def _first_items(self, samples: Sequence[Sample], count: int) -> list[Item]:
+        items: list[Item] = []
+        for sample in samples:
+            if len(items) == count:
+                break
+            with suppress(FxlrpError):
+                items.append(load_item(sample, self.preprocess, self.device))
+        return items
+
+    def _randomized(self, items: Sequence[Item], methods: Sequence[Prepared]) -> dict[str, Any]:
+        """By method, the mean rank correlation with the trained model's maps after each stage."""
+        inputs = [item.input for item in items]
+        with torch.no_grad():
+            targets = [self.model(x).argmax(1) for x in inputs]
+        layers: list[str] = []
+        found: dict[str, list[float | None]] = {}
+        for method in methods:
+            if method.explain is None:
+                continue
+            spec = method.entry.spec
+
+            def explain(model: nn.Module, spec: MethodSpec = spec) -> Callable[[Tensor, Tensor], Tensor]:
+                made = prepare(spec, model, inputs[0])
+                return lambda x, target: torch.cat([
+                    made(x[i : i + 1], target[i : i + 1]).heatmaps for i in range(len(x))
+                ])  # fmt: skip
+
+            try:
+                stages = list(randomization_check(self.model, explain, torch.cat(inputs), torch.cat(targets),
+                                                  stages=_STAGES))  # fmt: skip
+            except Exception as error:  # a library may raise anything; the other methods go on
+                warnings.warn(f"{spec.name} on randomised weights: {one_line(error)}", stacklevel=2)
+                continue
+            layers = [stage.layer for stage in stages]
+            means = [float(stage.correlation.nanmean()) for stage in stages]
+            found[spec.name] = [None if math.isnan(mean) else mean for mean in means]
+        return {"images": len(items), "layers": layers, "methods": found}
+
+    def _keep(self, name: str, value: dict[str, Any]) -> None:
+        with whole(self.config.out / name) as path:
+            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def unavailable(self) -> dict[str, str]:
+        return {m.entry.spec.name: m.reason for m in self.methods or [] if m.explain is None}
