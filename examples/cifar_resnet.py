@@ -5,7 +5,6 @@
 Checkpoints of https://github.com/akamaster/pytorch_resnet_cifar10 fit.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
@@ -24,15 +23,17 @@ class Block(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
         self.grows = (width - inputs) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         if self.grows:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.grows, self.grows))
-        return torch.relu(out + x)
+        return self.relu2(out + x)
 
 
 class CifarResNet(nn.Module):
@@ -42,6 +43,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
         stages, inputs = [], 16
         for width in (16, 32, 64):
             blocks = []
@@ -53,7 +55,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 

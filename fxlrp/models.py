@@ -125,13 +125,31 @@ def _timm(name: str, state: dict[str, Any] | None) -> LoadedModel:
     return LoadedModel(model, transform, imagenet_classes() if class_count(model) == 1000 else None)
 
 
-def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
+def import_callable(target: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names; modules in the current folder are found too.
+
+    Raises:
+        WeightsError: there is no such function.
+    """
     module_name, _, function = target.partition(":")
     if not module_name or not function:
-        raise WeightsError(f"python:{target} does not name a callable: write python:package.module:callable")
+        raise WeightsError(f"{target} does not name a callable: write python:package.module:callable")
     with _current_folder_importable():
         try:
-            made = _attribute(importlib.import_module(module_name), function, module_name)()
+            return _attribute(importlib.import_module(module_name), function, module_name)
+        except FxlrpError:
+            raise
+        except ModuleNotFoundError as error:
+            raise WeightsError(f"{target} cannot be imported from here: {error}") from error
+        except Exception as error:
+            raise WeightsError(f"{target} failed: {type(error).__name__}: {error}") from error
+
+
+def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
+    function = import_callable(target)
+    with _current_folder_importable():
+        try:
+            made = function()
         except FxlrpError:
             raise
         except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from fxlrp.evaluation.agreement import Randomized, randomization_check, rank_correlation
 from fxlrp.evaluation.config import Config, parse_config, read_config
+from fxlrp.evaluation.conservation import conservation
 from fxlrp.evaluation.insertion import Curves, InsertionDeletion, PlateauWarning, insertion_deletion
 from fxlrp.evaluation.methods import KINDS, Attribution, MethodSpec, prepare
 from fxlrp.evaluation.quantus import quantus_scores
@@ -10,6 +11,6 @@ from fxlrp.evaluation.runner import Finished, Progress, evaluate
 
 __all__ = [
     "KINDS", "Attribution", "Config", "Curves", "Finished", "InsertionDeletion", "MethodSpec", "PlateauWarning",
-    "Progress", "Randomized", "evaluate", "insertion_deletion", "parse_config", "prepare", "quantus_scores",
-    "randomization_check", "rank_correlation", "read_config", "write_report",
+    "Progress", "Randomized", "conservation", "evaluate", "insertion_deletion", "parse_config", "prepare",
+    "quantus_scores", "randomization_check", "rank_correlation", "read_config", "write_report",
 ]  # fmt: skip

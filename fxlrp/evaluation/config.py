@@ -21,6 +21,7 @@ from fxlrp.evaluation import data as datasets
 from fxlrp.evaluation.data import Sample
 from fxlrp.evaluation.insertion import BASELINES, TIES
 from fxlrp.evaluation.methods import KINDS, MethodSpec
+from fxlrp.evaluation.paper import ROLES
 from fxlrp.extras import require
 
 T = TypeVar("T")
@@ -97,13 +98,13 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """``[run]``: where and how; what of this is given differently leaves the results as they are.
+    """``[run]``: where and how.
 
     Attributes:
         out: the folder of the results, relative to the configuration's folder.
         device: ``"cpu"``, ``"cuda"`` (each process its own), ``"cuda:1"``, …
-        threads: of torch, in each process. Sums of floating point numbers depend on it in their last digits, so it
-            does not follow the number of processes.
+        threads: of torch, in each process. The last digits of sums depend on it, so that it is given here and does
+            not follow from the number of processes.
         maps: whether the maps themselves are kept, in HDF5.
         title: the report's headline; else made of model and data.
     """
@@ -178,7 +179,7 @@ class Config:
             "data": dataclasses.asdict(self.data) | {"name": None},
             "metrics": dataclasses.asdict(self.metrics) | {"failure": None},
             "methods": [dataclasses.asdict(entry) | {"paper": None, "group": None} for entry in self.methods],
-            "maps": self.run.maps,
+            "run": {"maps": self.run.maps, "threads": self.run.threads},
         }
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -286,18 +287,20 @@ def _methods(table: Any) -> list[Entry]:
         paper = _value(options.pop("paper", None), str | None, f"methods.{name}.paper")
         if kind not in KINDS:
             raise ConfigError(f"methods.{name}.kind = {kind!r}: choose among {', '.join(KINDS)}")
+        if paper is not None and paper not in ROLES:
+            raise ConfigError(f"methods.{name}.paper = {paper!r}: choose among {', '.join(ROLES)}")
         if any(level == 1 or level < 0 for level in levels):
             raise ConfigError(f"methods.{name}.levels = {list(levels)}: levels are at least 2, or 0 for none")
-        _check_options(name, kind, options)
+        _check_options(f"methods.{name} (kind {kind})", kind, options)
         found.append(Entry(MethodSpec(name, kind, options), levels, paper))
     return found
 
 
-def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
+def _check_options(where: str, kind: str, options: Mapping[str, Any]) -> None:
     import inspect
 
     parameters = [p.name for p in inspect.signature(KINDS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    _known(options, parameters, f"methods.{name} (kind {kind})")
+    _known(options, parameters, where)
 
 
 def _sweep(table: Any) -> list[Entry]:
@@ -313,7 +316,7 @@ def _sweep(table: Any) -> list[Entry]:
         axes = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
         for values in itertools.product(*axes.values()):
             options = dict(zip(axes, values, strict=True))
-            _check_options(name, "fxlrp", options)
+            _check_options(f"sweep.{name}", "fxlrp", options)
             varied = [f"{key}={_text(options[key])}" for key, value in axes.items() if len(value) > 1]
             label = f"{name}: {', '.join(varied)}" if varied else name
             found.append(Entry(MethodSpec(label, "fxlrp", options), levels, group=name))

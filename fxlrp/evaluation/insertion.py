@@ -89,7 +89,7 @@ def insertion_deletion(
         batch_size: how many images the model sees at once.
 
     Returns:
-        Areas, curves and the share of tied pixels, on the device of the images.
+        Areas, curves and the share of tied pixels, on the model's device.
 
     Warns:
         PlateauWarning: plateaus were asked for and pixels tie: such scores can be high for maps without worth.
@@ -101,6 +101,8 @@ def insertion_deletion(
         EvaluationError: the model does not give logits (batch, classes), or is in training mode.
     """
     _check(model, images, heatmaps, step, ties, batch_size)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), images.device)
+    images, heatmaps = images.to(device), heatmaps.to(device)
     classes = _targets(targets, images)
     base = baseline_images(images, baseline)
     entry = entries(heatmaps, ties)

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxlrp.errors import MethodError
+from fxlrp.errors import FxlrpError, MethodError
+from fxlrp.evaluation.conservation import INPUT, arrived
 from fxlrp.evaluation.insertion import blurred
 from fxlrp.extras import require
 from fxlrp.heatmap import heatmap
+from fxlrp.models import import_callable
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def prepare(spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tu
         raise MethodError(f"method {spec.name!r}: kind {spec.kind!r} is none of {', '.join(KINDS)}")
     try:
         return KINDS[spec.kind](model, example, checkpoints, **spec.options)
-    except MethodError:
-        raise
+    except FxlrpError as error:
+        raise MethodError(str(error)) from error
     except TypeError as error:
         if "argument" in str(error):
             raise MethodError(f"method {spec.name!r}: {error}") from error
@@ -115,8 +117,8 @@ def _fxlrp(
         maps = _enlarged(heatmap(relevance), inputs)
         if smooth:
             maps = blurred(maps[:, None], smooth * min(inputs.shape[-2:]) / 224)[:, 0]
-        sums = {"input": explanation.relevance, **{name: explanation.checkpoints[name] for name in checkpoints}}
-        return Attribution(maps, explanation.start, {k: v.flatten(1).double().sum(1) for k, v in sums.items()})
+        sums = arrived(explanation)
+        return Attribution(maps, explanation.start, {name: sums[name] for name in (INPUT, *checkpoints)})
 
     return explain
 
@@ -147,12 +149,15 @@ def _integrated_gradients(
 def _guided_backprop(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:
     """Guided Backpropagation (Springenberg et al., 2015)."""
     attr = require("captum.attr", "evaluate")
+    _needs_modules(model, (nn.ReLU,), "Guided Backprop", "an ordinary gradient")
     return _tried(_of_captum(attr.GuidedBackprop(_own(model))), example)
 
 
 def _deep_lift(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:
     """DeepLIFT (Shrikumar et al., ICML 2017), from zero."""
     attr = require("captum.attr", "evaluate")
+    nonlinear = tuple(require("captum.attr._core.deep_lift", "evaluate").SUPPORTED_NON_LINEAR)
+    _needs_modules(model, nonlinear, "DeepLIFT", "input × gradient")
     return _tried(_of_captum(attr.DeepLift(_own(model))), example)
 
 
@@ -160,6 +165,13 @@ def _input_x_gradient(model: nn.Module, example: Tensor, checkpoints: tuple[str,
     """Input × gradient (Shrikumar et al., 2016)."""
     attr = require("captum.attr", "evaluate")
     return _tried(_of_captum(attr.InputXGradient(model)), example)
+
+
+def _needs_modules(model: nn.Module, kinds: tuple[type[nn.Module], ...], what: str, otherwise: str) -> None:
+    """Raise where a method that hooks into modules would find none, and would silently be another method."""
+    if not any(type(module) in kinds for module in model.modules()):
+        why = f"this model has none: it would be {otherwise}"
+        raise MethodError(f"{what} hooks into modules such as nn.ReLU, and {why}")
 
 
 def _of_captum(attribution: Any, **options: Any) -> Explain:
@@ -243,8 +255,8 @@ def _random(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, 
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
         maps = []
         for image in inputs:
-            content = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())
-            generator = torch.Generator().manual_seed(seed * 2**32 + content)
+            content = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes(), seed & 0xFFFFFFFF)
+            generator = torch.Generator().manual_seed(content)
             maps.append(torch.rand(image.shape[-2:], generator=generator))
         return Attribution(torch.stack(maps).to(inputs))
 
@@ -263,6 +275,31 @@ def _edges(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> E
     return explain
 
 
+# Others -------------------------------------------------------------------------------------------
+
+
+def _python(
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, function: str,
+    options: Mapping[str, Any] | None = None,
+) -> Explain:  # fmt: skip
+    """A method of one's own: ``package.module:function``.
+
+    The function takes the model and ``options``, and returns a function from inputs, (batch, channels, height,
+    width), and classes, (batch,), to maps, (batch, height, width).
+    """
+    made = import_callable(function)(model, **(options or {}))
+
+    def explain(inputs: Tensor, targets: Tensor) -> Attribution:
+        maps = made(inputs, targets)
+        expected = (len(inputs), *inputs.shape[-2:])
+        if not isinstance(maps, Tensor) or maps.shape != expected:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise MethodError(f"{function} must give maps {expected}, not {got}")
+        return Attribution(maps.detach())
+
+    return explain
+
+
 KINDS: dict[str, Callable[..., Explain]] = {
     "fxlrp": _fxlrp,
     "captum_lrp": _captum_lrp,
@@ -274,6 +311,7 @@ KINDS: dict[str, Callable[..., Explain]] = {
     "score_cam": _score_cam,
     "random": _random,
     "edges": _edges,
+    "python": _python,
 }
 """The kinds of methods."""
 

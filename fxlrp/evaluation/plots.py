@@ -118,18 +118,20 @@ def scores(found: Sequence[Group], ties: Sequence[str], path: Path) -> bool:
 
 
 def gallery(
-    images: Sequence[tuple[str, npt.NDArray[Any], Mapping[str, tuple[npt.NDArray[Any], str]]]], path: Path
-) -> bool:
+    images: Sequence[tuple[str, npt.NDArray[Any], Mapping[str, tuple[npt.NDArray[Any], str]]]],
+    methods: Sequence[str], path: Path,
+) -> bool:  # fmt: skip
     """Images in rows, maps of methods in columns.
 
     Args:
         images: of each its caption, the picture (height, width, 3) in [0, 1], and by method its map (height, width)
             with a caption.
+        methods: in the order in which they are shown.
         path: a PNG file.
     """
     if not images:
         return False
-    methods = list(dict.fromkeys(name for _, _, maps in images for name in maps))
+    methods = [name for name in methods if any(name in maps for _, _, maps in images)]
     plt = _pyplot()
     figure, axes = plt.subplots(len(images), 1 + len(methods), figsize=(1.6 * (1 + len(methods)), 1.85 * len(images)),
                                 squeeze=False, layout="constrained")  # fmt: skip

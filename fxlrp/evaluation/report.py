@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,12 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
     """
     store = Store(config.out, [(entry.spec.name, n) for entry in config.methods for n in entry.levels])
     store.merge()
-    rows = store.read().to_pylist()
-    if not rows:
+    results = store.read()
+    if not len(results):
         raise EvaluationError(f"{config.out} holds no results")
     folder = folder or config.out / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    page = _Page(config, folder, rows)
+    page = _Page(config, folder, results)
     page.write(Gallery(config) if gallery else None)
     return folder / "report.md"
 
@@ -51,9 +50,9 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
 class _Page:
     """A report while it is written."""
 
-    def __init__(self, config: Config, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-        self.config, self.folder, self.rows = config, folder, rows
-        self.found = groups(rows)
+    def __init__(self, config: Config, folder: Path, results: Any) -> None:
+        self.config, self.folder, self.results = config, folder, results
+        self.found = groups(results)
         self.text: list[str] = []
 
     def write(self, gallery: Gallery | None) -> None:
@@ -73,13 +72,14 @@ class _Page:
 
     def _head(self) -> None:
         config, metrics = self.config, self.config.metrics
-        images = len({row["index"] for row in self.rows})
-        correct = _one_an_image(self.rows, lambda row: row["label"] is not None and row["predicted"] == row["label"])
-        known = _one_an_image(self.rows, lambda row: row["predicted"] is not None and row["label"] is not None)
+        rows = self.results.select(["index", "label", "predicted"]).to_pylist()
+        images = len({row["index"] for row in rows})
+        known = {row["index"]: row for row in rows if row["predicted"] is not None and row["label"] is not None}
+        correct = sum(row["predicted"] == row["label"] for row in known.values())
         self._add(f"# {config.title}")
         told = [f"{images} images"]
         if known:
-            told.append(f"of which the model gets {100 * correct / known:.1f} % right")
+            told.append(f"of which the model gets {100 * correct / len(known):.1f} % right")
         what = "the label" if metrics.target == "label" else "the predicted class"
         self._add(
             f"{', '.join(told)}. Explained and followed: {what}. {metrics.step} pixels a step, "
@@ -127,7 +127,7 @@ class _Page:
                           "Relevance that arrived against relevance that entered")  # fmt: skip
 
     def _agreement(self) -> None:
-        names, matrix = agreement(self.rows)
+        names, matrix = agreement(self.results)
         if plots.agreement(names, matrix, self._at("agreement.png")):
             self._add("## Agreement", "Spearman's rank correlation of maps, pixel by pixel, mean over the images.")
             self._picture("agreement.png", True, "Agreement of methods")
@@ -155,6 +155,7 @@ class _Page:
         if lead is None:
             return
         order = np.argsort(-lead.score(tie), kind="stable")
+        methods = [entry.spec.name for entry in self.config.methods]
         self._add("## Galleries", f"Images by the ID of {title(lead.method, lead.levels)}, {TIE_NAMES[tie]}.")
         for name, picked in (("best", order[:_SHOWN]), ("worst", order[::-1][:_SHOWN])):
             try:
@@ -163,7 +164,7 @@ class _Page:
                 self._add(f"No gallery of the {name}: {error}")
                 return
             file = f"gallery_{name}.png"
-            self._picture(file, plots.gallery(images, self._at(file)), f"The {name} images")
+            self._picture(file, plots.gallery(images, methods, self._at(file)), f"The {name} images")
 
     def _lead(self, tie: str) -> Group | None:
         """The method by which galleries are sorted: the paper's proposed one, or else the first."""
@@ -199,6 +200,3 @@ class _Page:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return found
 
-
-def _one_an_image(rows: Sequence[dict[str, Any]], holds: Callable[[dict[str, Any]], bool]) -> int:
-    return len({row["index"] for row in rows if holds(row)})

@@ -64,7 +64,7 @@ class Finished:
     Attributes:
         images: how many there are in the results.
         before: how many an earlier run did.
-        failures: images of which something failed, in this process.
+        failures: images among them of which something failed.
         unavailable: by method, why it cannot explain this model.
     """
 
@@ -100,13 +100,13 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
         mine = workers.share([sample for sample in samples if sample.index not in done])
         before = sum(sample.index in done for sample in samples)
         run = _Run(config, model, preprocess, store, workers.device)
-        failures = run.all(mine, before, progress)
+        run.all(mine, before, progress)
         workers.wait()
         if not workers.first:
             return None
         store.merge()
         run.extras(samples)
-        return Finished(len(samples), before, failures, run.unavailable())
+        return Finished(len(samples), before, len(store.failed()), run.unavailable())
 
 
 def _opened(store: Store, config: Config, samples: Sequence[Sample], retry_failed: bool) -> Any:
@@ -143,14 +143,13 @@ class _Run:
         self.config, self.model, self.preprocess, self.store, self.device = config, model, preprocess, store, device
         self.methods: list[Prepared] | None = None
 
-    def all(self, samples: Sequence[Sample], before: int, progress: Report | None) -> int:
-        """Do the images; how many of them something failed of."""
+    def all(self, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
+        """Do the images."""
         failures, begun = 0, time.perf_counter()
         for done, sample in enumerate(samples, start=1):
             failures += not self.one(sample)
             if progress is not None:
                 progress(Progress(done, len(samples), before, time.perf_counter() - begun, failures, sample))
-        return failures
 
     def one(self, sample: Sample) -> bool:
         """Do an image and keep what was found; whether all went well."""

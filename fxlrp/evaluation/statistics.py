@@ -81,31 +81,35 @@ class Group:
         return f"insertion_{ties}" in self.columns and len(self.index) > 0
 
 
-_NUMBERS = ("probability", "tied", "start")
+_SCORES = [f"{what}_{tie}" for what in ("insertion", "deletion") for tie in ("strict", "plateau")]
+_CURVES = [f"{what}_curve_{tie}" for what in ("insertion", "deletion") for tie in ("strict", "plateau")]
+_SMALL = ["index", "method", "levels", "status", "reason", "probability", "tied", "start", "checkpoints", *_SCORES]
 
 
-def groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Group]:
-    """The rows of a results table by method and levels, in the order in which they first come."""
-    sorted_rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        sorted_rows.setdefault((row["method"], row["levels"]), []).append(row)
-    return {key: _group(*key, entries) for key, entries in sorted_rows.items()}
+def groups(table: Any) -> dict[tuple[str, int], Group]:
+    """The rows of a results table by method and levels, in the order in which they first come.
+
+    Args:
+        table: a pyarrow table, as :meth:`fxlrp.evaluation.store.Store.read` gives it.
+    """
+    places: dict[tuple[str, int], list[int]] = {}
+    rows = table.select(_SMALL).to_pylist()  # curves are long, and taken as arrays
+    for i, row in enumerate(rows):
+        places.setdefault((row["method"], row["levels"]), []).append(i)
+    return {key: _group(*key, [rows[i] for i in at], at, table) for key, at in places.items()}
 
 
-def _group(method: str, levels: int, rows: Sequence[Mapping[str, Any]]) -> Group:
+def _group(method: str, levels: int, rows: Sequence[Mapping[str, Any]], places: Sequence[int], table: Any) -> Group:
     fine = [row for row in rows if row["status"] == "ok"]
     unavailable = next((row["reason"] for row in rows if row["status"] == "unavailable"), None)
-    numbers = [*_NUMBERS, *(f"{what}_{tie}" for what in ("insertion", "deletion") for tie in ("strict", "plateau"))]
     columns = {
         name: np.asarray([row[name] for row in fine], dtype=np.float64)
-        for name in numbers
+        for name in ("probability", "tied", "start", *_SCORES)
         if fine and all(row[name] is not None for row in fine)
     }
-    curves = {
-        name: np.asarray([row[name] for row in fine], dtype=np.float64)
-        for name in (f"{what}_curve_{tie}" for what in ("insertion", "deletion") for tie in ("strict", "plateau"))
-        if fine and all(row[name] for row in fine) and len({len(row[name]) for row in fine}) == 1
-    }
+    kept = [i for i, row in zip(places, rows, strict=True) if row["status"] == "ok"]
+    measured = table.select(_CURVES).take(np.asarray(kept, dtype=np.int64))
+    curves = {name: curve for name in _CURVES if (curve := _curve(measured.column(name))) is not None}
     sums: list[dict[str, float]] = [dict(row["checkpoints"] or ()) for row in fine]
     names = list(sums[0]) if sums else []
     checkpoints = {name: np.asarray([entry[name] for entry in sums]) for name in names if all(name in e for e in sums)}
@@ -115,14 +119,24 @@ def _group(method: str, levels: int, rows: Sequence[Mapping[str, Any]]) -> Group
     )  # fmt: skip
 
 
+def _curve(column: Any) -> Array | None:
+    """A column of lists as an array (images, steps); ``None`` where some are missing or of another length."""
+    whole = column.combine_chunks()
+    lengths = set(whole.value_lengths().to_pylist())
+    if len(lengths) != 1 or not (steps := lengths.pop()):
+        return None
+    return np.asarray(whole.flatten().to_numpy(zero_copy_only=False), dtype=np.float64).reshape(len(whole), steps)
+
+
 def difference(first: Group, second: Group, ties: str, seed: int = 0) -> Estimate:
     """By how much the ID of ``first`` is above that of ``second``, on the images that both have."""
     shared, a, b = np.intersect1d(first.index, second.index, return_indices=True)
     return estimate(first.score(ties)[a] - second.score(ties)[b], seed) if len(shared) else estimate(np.empty(0))
 
 
-def agreement(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], Array]:
+def agreement(table: Any) -> tuple[list[str], Array]:
     """The mean rank correlation of each pair of methods: names, and a matrix with NaN where there is none."""
+    rows = table.select(["method", "agreement"]).to_pylist()
     names = list(dict.fromkeys(row["method"] for row in rows if row["agreement"]))
     place = {name: i for i, name in enumerate(names)}
     total, count = np.zeros((2, len(names), len(names)))

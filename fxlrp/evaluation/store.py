@@ -110,17 +110,19 @@ class Store:
     def forget_failed(self) -> int:
         """Drop the images of which something failed, so that they are tried again; how many there were."""
         self.merge()
-        if not self.results.exists():
-            return 0
-        pc = require("pyarrow.compute", "evaluate")
-        table = self.read()
-        failed = set(table.filter(pc.equal(table["status"], "failed"))["index"].to_pylist())
+        failed = self.failed() if self.results.exists() else set()
         if failed:
-            pa = require("pyarrow", "evaluate")
+            pa, pc = require("pyarrow", "evaluate"), require("pyarrow.compute", "evaluate")
+            table = self.read()
             kept = pc.invert(pc.is_in(table["index"], pa.array(sorted(failed), pa.int64())))
             self._write(self.results, table.filter(kept))
             self._merge_maps(drop=failed)
         return len(failed)
+
+    def failed(self) -> set[int]:
+        """The images among the merged results of which something failed."""
+        table = self.read(["index", "status"]).to_pylist()
+        return {row["index"] for row in table if row["status"] == "failed"}
 
     def add(self, index: int, rows: Sequence[Row], maps: Maps | None = None, label: int | None = None) -> None:
         """Keep what was found for an image: from here on it is done."""

@@ -1,0 +1,127 @@
+"""Configurations: what they hold, and that nothing wrong in one goes through."""
+
+import pytest
+
+from fxlrp.errors import ConfigError
+from fxlrp.evaluation import parse_config, read_config
+
+GIVEN = {
+    "model": {"spec": "torchvision:resnet18"},
+    "data": {"kind": "npz", "path": "images.npz"},
+    "methods": {"relevance": {"preset": "conserving"}},
+}
+
+
+def changed(**sections):
+    table = {name: dict(section) for name, section in GIVEN.items()}
+    for name, section in sections.items():
+        table[name] = section if name in ("methods", "sweep") else table.get(name, {}) | section
+    return table
+
+
+def test_a_configuration_with_everything(tmp_path):
+    (tmp_path / "all.toml").write_text(
+        """
+        [model]
+        spec = "torchvision:resnet50"
+        weights = "resnet50.pth"
+        [data]
+        kind = "imagenet"
+        path = "imagenet"
+        count = 1000
+        seed = 3
+        [metrics]
+        step = 500
+        ties = ["strict", "plateau"]
+        baseline = 0.5
+        checkpoints = ["layer1.0", "layer4.2"]
+        [run]
+        out = "results"
+        device = "cuda"
+        maps = true
+        [methods."ratio, all skips"]
+        preset = "otsuki2024"
+        levels = [0, 8]
+        paper = "iv"
+        [methods.Grad-CAM]
+        kind = "grad_cam"
+        layer = "layer4"
+        [sweep.gamma]
+        rules = [{"layer4.*" = "Gamma(0.1)"}, {"layer4.*" = "Gamma(0.25)"}]
+        split = ["ratio", "signed"]
+        preset = "epsilon_plus"
+        """
+    )
+    config = read_config(tmp_path / "all.toml")
+    assert config.out == tmp_path / "results"
+    assert config.metrics.ties == ("strict", "plateau")
+    assert config.metrics.baseline == 0.5
+    first, cam, *swept = config.methods
+    assert (first.spec.name, first.spec.kind, first.levels, first.paper) == ("ratio, all skips", "fxlrp", (0, 8), "iv")
+    assert cam.spec.options == {"layer": "layer4"}
+    assert len(swept) == 4
+    assert swept[0].spec.name == 'gamma: rules={"layer4.*": "Gamma(0.1)"}, split=ratio'
+    assert all(entry.spec.options["preset"] == "epsilon_plus" and entry.group == "gamma" for entry in swept)
+
+
+def test_what_is_left_out_has_defaults(tmp_path):
+    config = parse_config(GIVEN, tmp_path)
+    assert config.metrics.ties == ("strict",)
+    assert config.metrics.step == 500
+    assert config.run.threads == 1
+    assert config.title == "torchvision:resnet18 on npz"
+
+
+def test_the_fingerprint_changes_with_the_results_alone(tmp_path):
+    plain = parse_config(GIVEN, tmp_path).fingerprint()
+    for section in ({"run": {"out": "x", "device": "cuda", "title": "T"}}, {"metrics": {"failure": 0.2}},
+                    {"model": {"name": "N"}}):  # fmt: skip
+        assert parse_config(changed(**section), tmp_path).fingerprint() == plain
+    for section in ({"metrics": {"step": 7}}, {"data": {"count": 3}}, {"run": {"maps": True}},
+                    {"run": {"threads": 2}}, {"methods": {"relevance": {"preset": "epsilon"}}}):  # fmt: skip
+        assert parse_config(changed(**section), tmp_path).fingerprint() != plain
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"metrics": {"stpe": 5}}, r"\[metrics\] has no 'stpe': did you mean 'step'\?"),
+        ({"metrics": {"step": "five"}}, "metrics.step = 'five': a value of type int is expected"),
+        ({"metrics": {"step": True}}, "metrics.step = True"),
+        ({"metrics": {"step": 0}}, "metrics.step = 0: at least 1"),
+        ({"metrics": {"ties": ["loose"]}}, "metrics.ties = 'loose': choose strict or plateau"),
+        ({"metrics": {"baseline": "white"}}, "metrics.baseline = 'white'"),
+        ({"metrics": {"target": "both"}}, "choose label or predicted"),
+        ({"data": {"kind": "mnist"}}, "data.kind = 'mnist': choose imagenet, cub, folder or npz"),
+        ({"data": {"part": "half"}}, "choose development or confirmation"),
+        ({"data": {"count": 3, "per_class": 1}}, "gives count and per_class"),
+        ({"data": {"count": 0}}, "data.count = 0"),
+        ({"methods": {}}, "there are no methods"),
+        ({"methods": {"a": {"kind": "lime"}}}, "methods.a.kind = 'lime': choose among fxlrp, captum_lrp"),
+        ({"methods": {"a": {"prest": "x"}}}, r"methods.a \(kind fxlrp\) has no 'prest': did you mean 'preset'\?"),
+        ({"methods": {"a": {"levels": [1]}}}, "levels are at least 2, or 0"),
+        ({"methods": {"a": {"paper": "v"}}}, "methods.a.paper = 'v'"),
+        ({"methods": {"a": 3}}, "methods.a must be a table"),
+        ({"sweep": {"s": {"splits": ["ratio"]}}}, "sweep.s has no 'splits': did you mean 'split'"),
+        ({"sweep": {"relevance": {"preset": "conserving"}}}, "two methods are called 'relevance'"),
+        ({"report": {"out": "x"}}, "the configuration has no 'report'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_its_place(section, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(changed(**section), tmp_path)
+
+
+def test_missing_sections_and_files_are_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"\[model\] is missing"):
+        parse_config({"data": GIVEN["data"]}, tmp_path)
+    with pytest.raises(ConfigError, match=r"\[data\] lacks .*'path'"):
+        parse_config({**GIVEN, "data": {"kind": "npz"}}, tmp_path)
+    with pytest.raises(ConfigError, match=r"nowhere\.toml cannot be read"):
+        read_config(tmp_path / "nowhere.toml")
+    (tmp_path / "broken.toml").write_text("[model\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not TOML"):
+        read_config(tmp_path / "broken.toml")
+    (tmp_path / "wrong.toml").write_text('[model]\nspec = "torchvision:resnet18"\n')
+    with pytest.raises(ConfigError, match=r"wrong\.toml: \[data\] is missing"):
+        read_config(tmp_path / "wrong.toml")

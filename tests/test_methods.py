@@ -1,0 +1,167 @@
+"""The methods that evaluations compare: what each gives, and what is told where one cannot run."""
+
+import evaluation_nets
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import assert_close, assert_unchanged, snapshot
+from evaluation_nets import Net
+from torch import nn
+
+import fxlrp
+from fxlrp.errors import MethodError
+from fxlrp.evaluation import KINDS, MethodSpec, conservation, prepare, quantus_scores
+from fxlrp.evaluation.methods import last_spatial
+
+LIBRARIES = {
+    "captum_lrp": "captum", "integrated_gradients": "captum", "guided_backprop": "captum", "deep_lift": "captum",
+    "input_x_gradient": "captum", "grad_cam": "pytorch_grad_cam", "score_cam": "pytorch_grad_cam",
+}  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Net().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 8, 8)
+
+
+def explained(model, x, kind, targets=(0, 2), **options):
+    return prepare(MethodSpec("m", kind, options), model, x[:1])(x, torch.tensor(targets))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "python"])
+def test_every_kind_gives_a_map_an_image_and_leaves_the_model_alone(model, x, kind):
+    if kind in LIBRARIES:
+        pytest.importorskip(LIBRARIES[kind])
+    before = snapshot(model, x)
+    found = explained(model, x, kind)
+    assert found.heatmaps.shape == (2, 8, 8)
+    assert torch.isfinite(found.heatmaps).all()
+    assert not found.heatmaps.requires_grad
+    assert_unchanged(before, snapshot(model, x))
+    for i in range(2):
+        alone = explained(model, x[i : i + 1], kind, targets=[(0, 2)[i]])
+        assert_close(alone.heatmaps[0], found.heatmaps[i], 1e-3 if kind == "captum_lrp" else 1e-5)
+
+
+def test_relevance_is_the_explainers(model, x):
+    found = prepare(MethodSpec("m", "fxlrp", {"preset": "epsilon_plus", "start": "logit"}), model, x[:1], ("block",))(
+        x, torch.tensor([0, 2])
+    )
+    explainer = fxlrp.compile(model, "epsilon_plus", start="logit", checkpoints=("block",))
+    explanation = explainer(x, target=torch.tensor([0, 2]))
+    assert_close(found.heatmaps, fxlrp.heatmap(explanation.relevance), 1e-6)
+    assert_close(found.start, explanation.start)
+    assert found.checkpoints.keys() == {"input", "block"}
+    shares = conservation(explanation)
+    for name, total in found.checkpoints.items():
+        assert_close(total / explanation.start, shares[name], 1e-6)
+
+
+def test_rules_stages_and_smoothing(model, x):
+    options = {"rules": {"block": "Epsilon(1e-3)"}, "split": "symmetric", "identity_skips": False}
+    found = explained(model, x, "fxlrp", **options)
+    rules = {"block": fxlrp.rules.Epsilon(1e-3)}
+    explainer = fxlrp.compile(model, rules=rules, split="symmetric", identity_skips=False)
+    assert_close(found.heatmaps, fxlrp.heatmap(explainer(x, target=torch.tensor([0, 2])).relevance), 1e-6)
+    at = explained(model, x, "fxlrp", at="pool")
+    explanation = fxlrp.compile(model, checkpoints=("pool",))(x, target=torch.tensor([0, 2]))
+    assert_close(at.heatmaps, explanation.checkpoints["pool"].sum(1), 1e-6)
+    plain, smooth = (explained(model, x, "fxlrp", smooth=s).heatmaps for s in (0.0, 40.0))
+    assert smooth.std() < plain.std()
+
+
+def test_maps_of_a_stage_are_enlarged(x):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    found = explained(model.eval(), x, "fxlrp", at="2").heatmaps
+    small = fxlrp.compile(model, checkpoints=("2",))(x, target=torch.tensor([0, 2])).checkpoints["2"].sum(1)
+    assert_close(found, F.interpolate(small[:, None], (8, 8), mode="bilinear")[:, 0], 1e-6)
+
+
+def test_captum_agrees_where_it_says_the_same(model, x):
+    pytest.importorskip("captum")
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).gather(1, torch.tensor([[0], [2]])).sum(), x)
+    assert_close(explained(model, x, "input_x_gradient").heatmaps, (x * gradient).sum(1).detach(), 1e-5)
+    completeness = explained(model, x, "integrated_gradients", steps=200).heatmaps.sum(dim=(1, 2))
+    logits, base = model(x), model(torch.zeros_like(x))
+    expected = (logits - base).gather(1, torch.tensor([[0], [2]]))[:, 0].detach()
+    assert_close(completeness, expected, 2e-2)
+
+
+def test_methods_that_would_be_another_one_are_refused(x):
+    pytest.importorskip("captum")
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.conv(x)).mean(dim=(2, 3)))
+
+    for kind in ("guided_backprop", "deep_lift"):
+        with pytest.raises(MethodError, match="this model has none: it would be"):
+            explained(Functional().eval(), x, kind)
+
+
+def test_the_last_feature_map_is_found(model, x):
+    assert last_spatial(model, x) == "relu2"
+    resnet = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert last_spatial(resnet, x) == "0"
+    with pytest.raises(MethodError, match="no module gives a feature map"):
+        last_spatial(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), x)
+
+
+def test_what_cannot_be_prepared_is_told(model, x):
+    for spec, message in (
+        (MethodSpec("m", "lime"), "kind 'lime' is none of fxlrp"),
+        (MethodSpec("m", "fxlrp", {"preset": "nothing"}), "nothing"),
+        (MethodSpec("m", "random", {"seeds": 1}), "seeds"),
+        (MethodSpec("m", "grad_cam", {"layer": "nowhere"}), "nowhere"),
+        (MethodSpec("m", "python", {"function": "evaluation_nets"}), "does not name a callable"),
+    ):
+        with pytest.raises(MethodError, match=message):
+            prepare(spec, model, x[:1])
+
+
+def test_missing_libraries_are_named_with_their_extra(model, x, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.delitem(sys.modules, "captum.attr", raising=False)
+    with pytest.raises(MethodError, match=r"fxlrp\[evaluate\]"):
+        explained(model, x, "captum_lrp")
+
+
+def test_random_maps_depend_on_the_image_and_seed_alone(model, x):
+    first, again = (explained(model, x, "random").heatmaps for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(explained(model, x.flip(0), "random").heatmaps, first.flip(0))
+    assert not torch.equal(explained(model, x, "random", seed=1).heatmaps, first)
+
+
+def test_edges_are_where_the_image_changes(model):
+    x = torch.zeros(1, 3, 8, 8)
+    x[..., 4:] = 1
+    heat = explained(model, x, "edges", targets=[0]).heatmaps[0]
+    assert (heat[:, 3:5] > 0).all()
+    assert (heat[:, :3] == 0).all()
+    assert (heat[:, 5:] == 0).all()
+
+
+def test_metrics_of_quantus(model, x):
+    quantus = pytest.importorskip("quantus")
+    found = explained(model, x, "fxlrp")
+    metric = quantus.Sparseness(disable_warnings=True, abs=True)
+    scores = quantus_scores(metric, model, x, found.heatmaps, torch.tensor([0, 2]))
+    assert scores.shape == (2,)
+    assert ((scores > 0) & (scores < 1)).all()
+    assert evaluation_nets.CLASSES == 3
