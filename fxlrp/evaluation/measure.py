@@ -146,8 +146,10 @@ def _measured(
 ) -> Row:
     maps = found.heatmaps if not levels else quantize_heat(found.heatmaps, levels)
     row: Row = {"tied": float(tied_share(maps)[0])}
+    result: InsertionDeletion | None = None
     for ties in metrics.ties:
-        result = _insertion_deletion(item, maps, target, model, metrics, ties)
+        if result is None or row["tied"]:  # where no pixels tie one rule is the other
+            result = _insertion_deletion(item, maps, target, model, metrics, ties)
         row |= {
             f"insertion_{ties}": float(result.insertion[0]),
             f"deletion_{ties}": float(result.deletion[0]),

@@ -7,7 +7,7 @@ lets a primitive look at shapes that are known only when the graph runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
@@ -25,7 +25,9 @@ def primitive(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        proxy = _first_proxy((*args, *kwargs.values()))
+        proxy = _first_proxy(args)
+        if proxy is None and kwargs:
+            proxy = _first_proxy(kwargs.values())
         if proxy is None:
             return function(*args, **kwargs)
         return cast(T, proxy.tracer.create_proxy("call_function", call, args, dict(kwargs)))
@@ -48,11 +50,11 @@ def along(step: Callable[..., object]) -> Callable[[Along], Along]:
     return register
 
 
-def _first_proxy(values: object) -> fx.Proxy | None:
-    if isinstance(values, fx.Proxy):
-        return values
-    if isinstance(values, tuple | list):
-        for value in values:
+def _first_proxy(values: Iterable[object]) -> fx.Proxy | None:
+    for value in values:  # one loop and no call for each, since every step of a program comes through here
+        if isinstance(value, fx.Proxy):
+            return value
+        if isinstance(value, tuple | list):
             found = _first_proxy(value)
             if found is not None:
                 return found

@@ -67,8 +67,21 @@ class Packed:
         if packed is None:
             assert dense is not None
             return F.conv2d(x, dense, bias, *how)
-        result: Tensor = _Convolve.apply(x, packed, bias, how)
-        return result
+        return _applied(x, packed, bias, how)
+
+
+def _applied(x: Tensor, packed: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+    """The convolution; a function of autograd, which is slow to call, only where ``torch.vmap`` must be told."""
+    if plain(x):
+        return _convolve(x, packed, bias, how)
+    result: Tensor = _Convolve.apply(x, packed, bias, how)
+    return result
+
+
+def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+    stride, padding, *rest = how
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, padding, stride, *rest, "none", [], "")
+    return result
 
 
 class _Convolve(torch.autograd.Function):
@@ -76,8 +89,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, packed: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
-        stride, padding, *rest = how
-        return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, padding, stride, *rest, "none", [], "")
+        return _convolve(x, packed, bias, how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -86,7 +98,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, packed: Tensor, bias: Any, how: Any) -> tuple[Tensor, int]:
         rows = x.movedim(in_dims[0], 0)
-        result: Tensor = _Convolve.apply(rows.flatten(0, 1), packed, bias, how)
+        result = _applied(rows.flatten(0, 1), packed, bias, how)
         return result.reshape(*rows.shape[:2], *result.shape[1:]), 0
 
 
