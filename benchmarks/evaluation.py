@@ -59,7 +59,7 @@ def line(name: str, size: int, step: int, ties: str, batch_size: int, rounds: in
     torch.manual_seed(0)
     model: nn.Module = CifarResNet(56) if name.startswith("cifar") else torchvision.models.get_model(name, weights=None)
     model = usable(model, 3, size, size)
-    image, heat = torch.rand(1, 3, size, size), torch.rand(1, size, size)
+    image, heat = torch.rand(1, 3, size, size), torch.randperm(size * size).reshape(1, size, size).float()
     passes = 2 * -(-size * size // step)
     batches = [noise(3, size, size, batch=min(batch_size, passes - start)) for start in range(0, passes, batch_size)]
 

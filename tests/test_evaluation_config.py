@@ -1,5 +1,7 @@
 """Configurations: what they hold, and that nothing wrong in one goes through."""
 
+from pathlib import Path
+
 import pytest
 
 from fxlrp.errors import ConfigError
@@ -125,3 +127,13 @@ def test_missing_sections_and_files_are_told(tmp_path):
     (tmp_path / "wrong.toml").write_text('[model]\nspec = "torchvision:resnet18"\n')
     with pytest.raises(ConfigError, match=r"wrong\.toml: \[data\] is missing"):
         read_config(tmp_path / "wrong.toml")
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "evaluation"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_example_configurations_are_right(path):
+    config = read_config(path)
+    assert {entry.paper for entry in config.methods} >= {"i", "ii", "iii", "iv", "mixture", "grad_cam"}
+    assert config.metrics.ties == ("strict", "plateau")

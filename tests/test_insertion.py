@@ -175,7 +175,7 @@ def test_blurring_keeps_a_flat_image_and_smooths_others():
 def test_plateaus_warn_and_name_the_share_of_tied_pixels():
     model, images, maps = case(batch=1)
     quantized = fxlrp.quantize_heat(maps, 4)
-    with pytest.warns(PlateauWarning, match=r"9\d% of the pixels tie"):
+    with pytest.warns(PlateauWarning, match=r"9\d(\.\d)? % of the pixels tie"):
         insertion_deletion(model, images, quantized, 0, step=4, ties="plateau")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

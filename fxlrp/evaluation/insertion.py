@@ -109,7 +109,7 @@ def insertion_deletion(
     tied = tied_share(heatmaps)
     if ties == "plateau" and bool((tied > 0).any()):
         warnings.warn(
-            f"{tied.mean():.0%} of the pixels tie, and plateaus enter the image at once: "
+            f"{100 * tied.mean():.3g} % of the pixels tie, and plateaus enter the image at once: "
             'such scores can be high for maps without worth; ties="strict" is the definition',
             PlateauWarning, stacklevel=2,
         )  # fmt: skip
