@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks.report import markdown_table
 from benchmarks.rows import Timed
 from benchmarks.speed_models import CifarResNet
 from benchmarks.subjects import noise, usable
 from fxlrp.evaluation import insertion_deletion
+from fxlrp.tables import markdown
 
 HERE = Path(__file__).parent
 
@@ -49,7 +49,7 @@ def main(
         f"Made with `{command}`, {datetime.now(timezone.utc):%Y-%m-%d}; torch {torch.__version__}, CPU "
         f"({platform.processor() or platform.machine()}, {threads} thread(s)). The two take turns, {rounds} rounds "
         "after one to warm up. Times are medians; the ratio is the median of the rounds' ratios.", "",
-        *markdown_table(columns, lines),
+        markdown(columns, lines),
     ]) + "\n")  # fmt: skip
     console.print(f"written: {out}")
 

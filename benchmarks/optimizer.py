@@ -9,7 +9,7 @@ from rich.console import Console
 
 from benchmarks.interleaved import COLUMNS, KEY
 from benchmarks.origin import CORES, MEMORY
-from benchmarks.report import grouped, markdown_table
+from benchmarks.report import grouped
 from benchmarks.speed import Names, checked, sweep
 from benchmarks.speed_methods import Method, fxlrp_method
 from benchmarks.speed_models import known, native_size
@@ -17,6 +17,7 @@ from benchmarks.speed_process import Case, Settings
 from benchmarks.speed_sheet import number, sheets
 from benchmarks.table import Row, Table
 from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
+from fxlrp.tables import markdown
 
 HERE = Path(__file__).parent
 ALL = "all"
@@ -87,7 +88,7 @@ def page(rows: Iterable[Row]) -> str:
     for sheet in sheets(rows):
         for model in sheet.models:
             those = [row for row in sheet.rows if row["model"] == model]
-            lines += [f"## {model}, {sheet.name}", "", *_made(those), "", *_table(those), ""]
+            lines += [f"## {model}, {sheet.name}", "", *_made(those), "", _table(those), ""]
     lines += ["## The optimisations", "", *_described()]
     return "\n".join(lines) + "\n"
 
@@ -101,7 +102,7 @@ def _made(rows: list[Row]) -> list[str]:
     ]
 
 
-def _table(rows: list[Row]) -> list[str]:
+def _table(rows: list[Row]) -> str:
     batches = sorted({int(row["batch"]) for row in rows})
     by = {name: {int(row["batch"]): row for row in those}
           for name, those in grouped(rows, lambda row: row["method"]).items()}  # fmt: skip
@@ -110,7 +111,7 @@ def _table(rows: list[Row]) -> list[str]:
         columns += [f"time, batch {batch}", f"memory, batch {batch}"]
     names = [*(name for name in METHODS if name in by), *(name for name in by if name not in METHODS)]
     lines = [[name, *(cell for batch in batches for cell in _cells(by[name].get(batch)))] for name in names]
-    return markdown_table(columns, lines)
+    return markdown(columns, lines)
 
 
 def _cells(row: Row | None) -> list[str]:

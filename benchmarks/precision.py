@@ -14,10 +14,10 @@ import typer
 from torch import Tensor
 
 import fxlrp
-from benchmarks.report import markdown_table
 from examples.demo import PHOTOS, photo_folder
 from examples.efficientnet_lite0 import load
 from fxlrp.images import read_image, to_input
+from fxlrp.tables import markdown
 
 
 def main(
@@ -58,7 +58,7 @@ def main(
         [name, *errors(found[name], exact), f"{statistics.median(times[name]) / base:.2f}"] for name in ways
     ]
     columns = ["precision", "largest difference", "rank correlation", "Σ R / start − 1", "time"]
-    print("\n".join(markdown_table(columns, rows)))
+    print(markdown(columns, rows))
 
 
 def errors(found: fxlrp.Explanation, exact: fxlrp.Explanation) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from benchmarks.table import Row
+from fxlrp.tables import markdown, verbatim
 
 K = TypeVar("K")
 
@@ -32,12 +33,12 @@ def coverage_page(rows: Iterable[Row], peers: Iterable[Row], command: str) -> st
     """The whole page."""
     rows, peers = list(rows), list(peers)
     return "\n".join([
-        "# Coverage", "", *_summary(rows), "", *_made([*rows, *peers], command), "", DEFINITIONS,
+        "# Coverage", "", _summary(rows), "", *_made([*rows, *peers], command), "", DEFINITIONS,
         *_failures(rows), "", *_tables(rows), *_peers(peers),
     ])  # fmt: skip
 
 
-def _summary(rows: Sequence[Row]) -> list[str]:
+def _summary(rows: Sequence[Row]) -> str:
     columns = [
         "zoo", "precision", "models", "compile and run", "outputs bit-identical", "conserve", "at every node",
         "worst total", "worst node", "only constants absorb", "finite",
@@ -54,7 +55,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
             sum(_only_constants(row) for row in good),
             sum(row["finite"] == "True" for row in good),
         ])  # fmt: skip
-    return markdown_table(columns, lines)
+    return markdown(columns, lines)
 
 
 def _made(rows: Sequence[Row], command: str) -> list[str]:
@@ -67,7 +68,7 @@ def _made(rows: Sequence[Row], command: str) -> list[str]:
 
 def _failures(rows: Sequence[Row]) -> list[str]:
     failed = [row for row in rows if row["status"] != "ok"]
-    lines = [f"- **{row['zoo']}:{row['name']}** ({row['dtype']}), at {row['stage']}: {escaped(row['reason'])}"
+    lines = [f"- **{row['zoo']}:{row['name']}** ({row['dtype']}), at {row['stage']}: {verbatim(row['reason'])}"
              for row in failed]  # fmt: skip
     broken = [row for row in rows if row["status"] == "ok" and not _conserves(row)]
     lines += [f"- **{row['zoo']}:{row['name']}** ({row['dtype']}), does not conserve: total "
@@ -92,7 +93,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
             for dtype in precisions:
                 line += _errors(by.get(dtype))
             lines.append([*line, row["absorbed"], row["outputs"]])
-        page += [f"## {zoo}", "", *markdown_table([*columns, "absorbed", "outputs"], lines), ""]
+        page += [f"## {zoo}", "", markdown([*columns, "absorbed", "outputs"], lines), ""]
     return page
 
 
@@ -107,7 +108,7 @@ def _peers(rows: Sequence[Row]) -> list[str]:
         by = {row["peer"]: row for row in cells}
         lines.append([name, *(_ratio(by.get(peer)) for peer in names)])
     counts = ["within 1 %", *(_count(rows, peer) for peer in names)]
-    failed = [f"- **{row['name']}**, {row['peer']}, at {row['stage']}: {escaped(row['reason'])}"
+    failed = [f"- **{row['name']}**, {row['peer']}, at {row['stage']}: {verbatim(row['reason'])}"
               for row in rows if row["status"] != "ok"]  # fmt: skip
     used = grouped((row for row in rows if row["status"] == "ok"), lambda row: (row["peer"], row["start"], row["how"]))
     settings = [f"- {peer}: start {start}; {how} ({len(those)})" for (peer, start, how), those in used.items()]
@@ -115,7 +116,7 @@ def _peers(rows: Sequence[Row]) -> list[str]:
         "## Peers", "",
         "Σ relevance at the input / start, of the item farthest from 1; bold within 1 %. Each peer is used as its "
         "documentation does, explains the predicted class from a start of its own, and gets activations out of place.",
-        "", *markdown_table(["model", *names], [*lines, counts]), "",
+        "", markdown(["model", *names], [*lines, counts]), "",
         "Settings, with how many models they served:", "", *settings, "", "Failures:", "",
         *(failed or ["None."]), "",
     ]  # fmt: skip
@@ -173,18 +174,6 @@ def _worst(rows: Sequence[Row], column: str) -> str:
 
 def _seconds(row: Row) -> str:
     return f"{float(row['compile_s']):.2f}" if row["compile_s"] else ""
-
-
-def escaped(text: str) -> str:
-    # A reason may hold angle brackets, stars and underscores, all of which mean something here.
-    return "`" + text.replace("`", "'") + "`"
-
-
-def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
-    def row(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return [row(columns), "|" + "---|" * len(columns), *map(row, lines)]
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:

@@ -18,8 +18,8 @@ from rich.console import Console
 from torch import Tensor
 
 import fxlrp
-from benchmarks.report import markdown_table
 from benchmarks.subjects import noise, usable
+from fxlrp.tables import markdown
 
 HERE = Path(__file__).parent
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -74,7 +74,7 @@ def main(
             lines.append(line(what, name, *pair, difference))
             console.print("  ".join(lines[-1]))
     columns = ["what", "memory format", "one call", "K calls", "ratio", "processor time: ratio", "largest difference"]
-    table = markdown_table(columns, lines)
+    table = markdown(columns, lines)
     out.write_text(page(table, model, layer, rows, batch, size, rounds) + "\n")
     console.print(f"written: {out}")
 
@@ -113,7 +113,7 @@ def line(what: str, memory_format: str, together: Timed, apart: Timed, differenc
     return [what, memory_format, *seconds, *(f"{ratio:.2f}" for ratio in ratios), f"{difference:.1e}"]
 
 
-def page(table: Sequence[str], model: str, layer: str, rows: int, batch: int, size: int, rounds: int) -> str:
+def page(table: str, model: str, layer: str, rows: int, batch: int, size: int, rounds: int) -> str:
     """What was measured and how, around the table."""
     command = shlex.join(["python", "-m", "benchmarks.rows", *sys.argv[1:]])
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
@@ -124,7 +124,7 @@ def page(table: Sequence[str], model: str, layer: str, rows: int, batch: int, si
         f"Made with `{command}`, {datetime.now(timezone.utc):%Y-%m-%d}; torch {torch.__version__}, CPU ({machine}).",
         f"The two ways take turns, {rounds} rounds after one to warm up. Times are medians; a ratio is the median of "
         "the rounds' ratios. Processor time tells what other work on the machine does not change.", "",
-        *table,
+        table,
     ])  # fmt: skip
 
 

@@ -10,13 +10,13 @@ from rich.console import Console
 
 from benchmarks.interleaved import COLUMNS, KEY
 from benchmarks.origin import CORES, MEMORY
-from benchmarks.report import escaped, markdown_table
 from benchmarks.speed import Names, checked, sweep
 from benchmarks.speed_methods import METHODS, YARDSTICK
 from benchmarks.speed_plot import COLOURS, ratio_axis
 from benchmarks.speed_process import Case, Settings
 from benchmarks.speed_sheet import number, sheets
 from benchmarks.table import Row, Table
+from fxlrp.tables import markdown, verbatim
 
 HERE = Path(__file__).parent
 TIMED = (
@@ -103,9 +103,9 @@ def page(rows: Iterable[Row]) -> str:
         for axis in AXES.values():
             found = _by_value(sheet.rows, axis)
             if found:
-                lines += [f"### {axis.title}", "", *_table(axis, found), ""]
+                lines += [f"### {axis.title}", "", _table(axis, found), ""]
     failed = [f"- **{row['method']}**, {row['model']}, batch {row['batch']}, {row['size']} × {row['size']}, at "
-              f"{row['stage']}: {escaped(row['reason'])}" for row in rows if row["status"] != "ok"]  # fmt: skip
+              f"{row['stage']}: {verbatim(row['reason'])}" for row in rows if row["status"] != "ok"]  # fmt: skip
     return "\n".join([*lines, "## Failures", "", *(failed or ["None."])]) + "\n"
 
 
@@ -132,7 +132,7 @@ def _by_value(rows: Iterable[Row], axis: Axis) -> dict[int, dict[str, Row]]:
     return dict(sorted(found.items()))
 
 
-def _table(axis: Axis, found: dict[int, dict[str, Row]]) -> list[str]:
+def _table(axis: Axis, found: dict[int, dict[str, Row]]) -> str:
     names = [name for name in METHODS if any(name in rows for rows in found.values())]
     ours = next((name for name in names if name.startswith("fxlrp")), None)
     columns = [axis.label, *names, *([f"set-up, {ours}"] if ours else [])]
@@ -140,7 +140,7 @@ def _table(axis: Axis, found: dict[int, dict[str, Row]]) -> list[str]:
     for value, rows in found.items():
         line = [str(value), *(_cell(rows.get(name)) for name in names)]
         lines.append([*line, _set_up(rows.get(ours))] if ours else line)
-    return markdown_table(columns, lines)
+    return markdown(columns, lines)
 
 
 def _cell(row: Row | None) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.report import escaped, grouped, markdown_table
+from benchmarks.report import grouped
 from benchmarks.speed_methods import METHODS, ROOFS, SAME_RULES, YARDSTICK
 from benchmarks.speed_sheet import COMPILED, EAGER, Sheet, fastest, number, quotient, sheets
 from benchmarks.table import Row
+from fxlrp.tables import markdown, verbatim
 
 DEFINITIONS = """\
 Each method has a process of its own, and the processes take turns, one call each a round, so that all see the same
@@ -101,7 +102,7 @@ def _claims(sheet: Sheet) -> list[str]:
         "The default preset of fxlrp and whichever peer is fastest by whatever rules, where both run; times as "
         "multiples of autograd. That a peer runs does not say that its relevance is conserved: "
         "[coverage.md](coverage.md) tells.", "",
-        *told, "", *markdown_table(columns, lines), "",
+        *told, "", markdown(columns, lines), "",
     ]  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def _same_rules(sheet: Sheet) -> list[str]:
         "### Beside the peer with the same rules, or the nearest", "",
         "Time of the peer / time of fxlrp, both eager. autolrp's composite has no like in fxlrp; the default preset is "
         "nearest.", "",
-        *markdown_table(["peer", "fxlrp", "batch", *sheet.models], lines), "",
+        markdown(["peer", "fxlrp", "batch", *sheet.models], lines), "",
     ]  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def _times(sheet: Sheet, batch: int) -> list[str]:
         f"### Time, batch {batch}", "",
         "As multiples of autograd, whose seconds are given; the fastest explanation in bold. "
         f"{_sizes(sheet, batch)}", "",
-        *markdown_table(["method", *sheet.models], _by_model(sheet, batch, cell)), "",
+        markdown(["method", *sheet.models], _by_model(sheet, batch, cell)), "",
         f"Memory formats: {formats}.", "",
     ]  # fmt: skip
 
@@ -196,7 +197,7 @@ def _roof(sheet: Sheet, batch: int) -> list[str]:
         "z⁺ takes three passes through the convolutions: the forward one, the one through W⁺, and its transpose. The "
         "roof is three times the forward pass of the same kind (eager, channels-last, compiled, replayed); the share "
         "is that time / the time of fxlrp.", "",
-        *markdown_table(["method", *sheet.models], lines), "",
+        markdown(["method", *sheet.models], lines), "",
     ]  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def _memory(sheet: Sheet, batch: int) -> list[str]:
         "MiB beyond model and images, of the process, or on CUDA of torch's allocator: at the peak of all, set-up and "
         "first call included / of one call, beyond what is held between calls / held between calls. What was freed is "
         "given back to the system before the last two.", "",
-        *markdown_table(["method", *sheet.models], _by_model(sheet, batch, cell)), "",
+        markdown(["method", *sheet.models], _by_model(sheet, batch, cell)), "",
     ]  # fmt: skip
 
 
@@ -234,7 +235,7 @@ def _throughput(sheet: Sheet) -> list[str]:
         "### Latency and throughput", "",
         "Median time of one image, and the most images a second, with the batch in brackets. These are of the clock: "
         "rows of different runs may have seen the machine in different states, which the ratios above leave out.", "",
-        *markdown_table(["method", *sheet.models], lines), "",
+        markdown(["method", *sheet.models], lines), "",
     ]  # fmt: skip
 
 
@@ -248,7 +249,7 @@ def _set_up(sheet: Sheet) -> list[str]:
         "### Set-up", "",
         f"Seconds until the explainer is there (imports not counted) + of its first call, which compiles where that is "
         f"lazy; batch {batch}, compilers without caches.", "",
-        *markdown_table(["method", *sheet.models], _by_model(sheet, batch, cell)), "",
+        markdown(["method", *sheet.models], _by_model(sheet, batch, cell)), "",
     ]  # fmt: skip
 
 
@@ -260,7 +261,7 @@ def _failures(sheet: Sheet) -> list[str]:
     ).items():
         where = ", ".join(f"{model} (batch {', '.join(row['batch'] for row in rows)})"
                           for model, rows in grouped(those, lambda row: row["model"]).items())  # fmt: skip
-        lines.append(f"- **{method}**, {where}, at {stage}: {escaped(reason)}")
+        lines.append(f"- **{method}**, {where}, at {stage}: {verbatim(reason)}")
     return ["### Failures", "", *(lines or ["None."]), ""]
 
 

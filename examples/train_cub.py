@@ -157,7 +157,7 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            total, count = total + float(loss) * len(images), count + len(images)
+            total, count = total + float(loss.detach()) * len(images), count + len(images)
         return total / count
 
     @torch.no_grad()

@@ -35,6 +35,7 @@ class Attribution:
     """What Captum asks of an attribution method, for an :class:`fxlrp.Explainer` to inherit."""
 
     def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
+        """An explanation of inputs by position and by name; the explainer has it."""
         raise NotImplementedError
 
     @_wrapped

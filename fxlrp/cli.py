@@ -63,6 +63,12 @@ def _application() -> Any:
             help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient.",
         ),
     ]
+    Configuration = Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="The configuration, in TOML.", show_default=False)
+    ]
+    Results = Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The folder of results; else as the configuration says.")
+    ]
     Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
     def tell_version(asked: bool) -> None:
@@ -188,12 +194,8 @@ def _application() -> Any:
 
     @app.command()
     def evaluate(
-        config: Annotated[
-            Path, typer.Argument(metavar="CONFIG", help="A configuration, in TOML.", show_default=False)
-        ],
-        out: Annotated[
-            Path | None, typer.Option(metavar="FOLDER", help="Where the results go; else as the configuration says.")
-        ] = None,
+        config: Configuration,
+        out: Results = None,
         retry_failed: Annotated[
             bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
         ] = False,
@@ -211,12 +213,8 @@ def _application() -> Any:
 
     @app.command("report")
     def report_command(
-        config: Annotated[
-            Path, typer.Argument(metavar="CONFIG", help="The configuration that was run.", show_default=False)
-        ],
-        out: Annotated[
-            Path | None, typer.Option(metavar="FOLDER", help="Where the results are; else as the configuration says.")
-        ] = None,
+        config: Configuration,
+        out: Results = None,
         to: Annotated[
             Path | None, typer.Option(metavar="FOLDER", help="Where the report goes; else beside the results.")
         ] = None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,25 +17,24 @@ from fxlrp.errors import (
     BackendError,
     CaptureError,
     ConditionError,
-    ExportError,
     InputError,
     NotCapturedError,
     TargetError,
 )
 from fxlrp.explanation import Explanation
-from fxlrp.inputs import InputSpec, check_examples, check_inputs, check_target, forward_shapes
+from fxlrp.inputs import arguments_of, check_examples, check_inputs, check_target, forward_shapes
+from fxlrp.inspection import Inspection
 from fxlrp.ledger import Ledger, build_ledger
 from fxlrp.passes.facts import has_facts
-from fxlrp.passes.joins import Join
 from fxlrp.passes.optimize import can_pack
 from fxlrp.plan import Plan, Recipe, may_export
+from fxlrp.portability import Portability
 from fxlrp.rows import check_chunk, run_rows
 from fxlrp.rules.items import item_sum
-from fxlrp.summary import Summary, summarize
 from fxlrp.weights import Weights
 
 
-class Explainer(Attribution, nn.Module):
+class Explainer(Attribution, Inspection, Portability, nn.Module):
     """A compiled explanation, made by :func:`fxlrp.compile`.
 
     It uses the model's own tensors and follows their updates; it never changes the model.
@@ -81,7 +78,7 @@ class Explainer(Attribution, nn.Module):
                 raise
             self._untraceable = reason
         if example_inputs is not None:
-            args, kwargs = _arguments(example_inputs)
+            args, kwargs = arguments_of(example_inputs)
             self._plan_for(*bind(model, args, kwargs))
 
     def forward(
@@ -149,54 +146,6 @@ class Explainer(Attribution, nn.Module):
         (heat,) = self._run(plan, tensors, target, None, heatmap=True)["relevance"]
         return heat
 
-    def save(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
-        """Save the explanation as a file that runs without the model's Python code; :func:`fxlrp.load` reads it.
-
-        It holds the program, as ``torch.export`` writes it down, and the weights as they are now. The batch
-        stays free; other axes are those of the examples. The result is checked against this explainer.
-
-        Args:
-            path: the file; its name ends in .pt2.
-            example_inputs: what the model takes: a tensor, a tuple of positional or a dict of keyword
-                arguments; ``None``: inputs like those of the last call.
-
-        Raises:
-            ExportError: it cannot be exported, or nothing says what the inputs look like.
-            InputError: an example does not fit the model.
-        """
-        from fxlrp.exports.saved import save
-
-        return save(self, path, example_inputs)
-
-    def export_aot(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
-        """Compile the explanation ahead of time, by AOTInductor, into a package without Python.
-
-        :func:`fxlrp.load` reads it, and so does ``torch::inductor::AOTIModelPackageLoader`` of C++. It runs
-        on the kind of device that it was compiled on. Arguments are those of :meth:`save`.
-
-        Raises:
-            ExportError, InputError: as for :meth:`save`.
-            BackendError: Inductor cannot compile here.
-        """
-        from fxlrp.exports.saved import package
-
-        return package(self, path, example_inputs)
-
-    def export_onnx(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
-        """Write the explanation as ONNX, and check it in onnxruntime.
-
-        Its inputs are the model's, by name, and ``target``, (batch,) of int64, where -1 asks for the predicted
-        class; its outputs are ``relevance``, ``output``, ``explained_class``, ``start``, ``checkpoint.NAME``.
-        The batch is a free axis. Arguments are those of :meth:`save`; the name of the file ends in .onnx.
-
-        Raises:
-            ExportError, InputError: as for :meth:`save`.
-            MissingExtraError: onnx, onnxscript or onnxruntime is not installed (extra ``onnx``).
-        """
-        from fxlrp.exports.onnx import export_onnx
-
-        return export_onnx(self, path, example_inputs)
-
     def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
 
@@ -216,62 +165,6 @@ class Explainer(Attribution, nn.Module):
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
         rows = results["rows"]
         return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
-
-    @property
-    def capture(self) -> str:
-        """How the model was captured: ``"symbolic"`` or ``"export"``."""
-        return self._captured_plan("capture").captured.way
-
-    @property
-    def joins(self) -> list[Join]:
-        """The adds where a skip and a residual branch meet."""
-        return self._captured_plan("joins").joins
-
-    def summary(self) -> Summary:
-        """Print which node runs which rule, and why; return it as rows."""
-        found = summarize(self._captured_plan("summary").forward)
-        print(found)
-        return found
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph of :attr:`graph_module`."""
-        return self.graph_module.graph
-
-    @property
-    def emitted(self) -> fx.Graph:
-        """The graph as the rules wrote it, before the optimiser worked on it: what pictures show."""
-        return self._captured_plan("emitted").program(optimized=False).module.graph
-
-    @property
-    def code(self) -> str:
-        """The Python code that runs, with a comment where a node's relevance begins."""
-        from fxlrp.code import commented
-
-        return commented(self.graph_module)
-
-    @property
-    def dot(self) -> str:
-        """The picture as DOT text, the language of Graphviz; needs neither Graphviz nor its package."""
-        from fxlrp.draw import dot_source
-
-        return dot_source(self)
-
-    def draw(self, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None) -> Path:
-        """Draw the forward graph, the rules beside it and the way of relevance; return the file's path.
-
-        Args:
-            path: the file; its suffix says what to write: svg, png, pdf, or dot or gv for DOT text.
-            view: ``"both"``, ``"forward"`` or ``"relevance"``.
-            depth: draw modules at this depth as one box each; ``None``: everything.
-
-        Raises:
-            DrawError: it cannot be drawn as asked, or Graphviz is missing.
-            MissingExtraError: the package ``graphviz`` is not installed.
-        """
-        from fxlrp.draw import draw
-
-        return draw(self, path, view, depth=depth)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, by copy.deepcopy or pickle, is compiled anew from the copied model.
@@ -358,19 +251,6 @@ class Explainer(Attribution, nn.Module):
         """Whether an explanation made now keeps its autograd graph."""
         return self.differentiable and torch.is_grad_enabled()
 
-    def _example(self, example_inputs: Any) -> tuple[Plan, list[Tensor], bool]:
-        """The plan for example inputs, these or some like the last ones, and whether they are of half precision."""
-        if example_inputs is None:
-            if self._last is None:
-                raise ExportError(
-                    "nothing says what the inputs look like: call the explainer once before, or give example_inputs="
-                )
-            plan, forms = self._last
-            tensors = [_filled(form, spec) for form, spec in zip(forms, plan.inputs, strict=True)]
-        else:
-            plan, tensors, _ = self._prepare(*_arguments(example_inputs), None)
-        return plan, tensors, self._is_half(tensors)
-
     def _is_half(self, tensors: list[Tensor]) -> bool:
         """Whether values of half precision may come up."""
         like = self._weights.example()
@@ -443,21 +323,6 @@ class Mixed(fx.Interpreter):
         self.device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
         self.extra_traceback = False  # an error of a rule or a start is raised as it is
         return super().run(*args, **kwargs)
-
-
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,), {}
-
-
-def _filled(form: tuple[Any, ...], spec: InputSpec) -> Tensor:
-    """An input of a form: noise, or numbers that an embedding has."""
-    shape, dtype, device = form
-    if spec.integer:
-        return torch.ones(shape, dtype=dtype, device=device)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
 
 def _rebuild(

@@ -300,3 +300,10 @@ class _ShapeInterpreter(fx.Interpreter):
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs, a tensor, a tuple of positional or a dict of keyword arguments, as those of a call."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,), {}

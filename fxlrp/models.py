@@ -134,28 +134,28 @@ def import_callable(target: str) -> Callable[..., Any]:
     module_name, _, function = target.partition(":")
     if not module_name or not function:
         raise WeightsError(f"{target} does not name a callable: write python:package.module:callable")
-    with _current_folder_importable():
-        try:
-            return _attribute(importlib.import_module(module_name), function, module_name)
-        except FxlrpError:
-            raise
-        except ModuleNotFoundError as error:
-            raise WeightsError(f"{target} cannot be imported from here: {error}") from error
-        except Exception as error:
-            raise WeightsError(f"{target} failed: {type(error).__name__}: {error}") from error
+    with _code_of(target):
+        return _attribute(importlib.import_module(module_name), function, module_name)
+
+
+@contextmanager
+def _code_of(target: str) -> Iterator[None]:
+    """Somebody's code, to be run here: it is found in the current folder too, and what it raises is told as its own."""
+    try:
+        with _current_folder_importable():
+            yield
+    except FxlrpError:
+        raise
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"{target} cannot be imported from here: {error}") from error
+    except Exception as error:
+        raise WeightsError(f"{target} failed: {type(error).__name__}: {error}") from error
 
 
 def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
     function = import_callable(target)
-    with _current_folder_importable():
-        try:
-            made = function()
-        except FxlrpError:
-            raise
-        except ModuleNotFoundError as error:
-            raise WeightsError(f"python:{target} cannot be imported from here: {error}") from error
-        except Exception as error:
-            raise WeightsError(f"python:{target} failed: {type(error).__name__}: {error}") from error
+    with _code_of(target):
+        made = function()
     if isinstance(made, LoadedModel):
         loaded = made
     elif isinstance(made, tuple) and len(made) == 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -14,3 +14,17 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
     return "\n".join([row(columns), rule, *map(row, lines)])
+
+
+def markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """The same for Markdown."""
+
+    def row(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([row(columns), "|" + "---|" * len(columns), *map(row, lines)])
+
+
+def verbatim(text: str) -> str:
+    """Text for a cell of Markdown as it is: an error may hold angle brackets, stars and underscores."""
+    return "`" + text.replace("`", "'") + "`" if text else ""

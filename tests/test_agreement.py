@@ -10,7 +10,7 @@ from torch import nn
 
 from fxlrp.errors import InputError
 from fxlrp.evaluation import randomization_check, rank_correlation
-from fxlrp.evaluation.agreement import ranks
+from fxlrp.evaluation.agreement import rank_correlations, ranks
 
 
 def test_rank_correlation_is_spearmans():
@@ -31,6 +31,15 @@ def test_rank_correlation_of_the_same_and_of_the_reverse():
     assert math.isnan(rank_correlation(maps[:1], torch.ones(1, 4, 5)).item())
     with pytest.raises(InputError, match="cannot be compared"):
         rank_correlation(maps, maps[:, :2])
+
+
+def test_all_pairs_at_once_are_what_each_pair_is():
+    torch.manual_seed(0)
+    maps = torch.cat([torch.randn(3, 4, 5), torch.randint(0, 3, (2, 4, 5)).float(), torch.ones(1, 4, 5)])
+    table = rank_correlations(maps)
+    for i in range(6):
+        row = rank_correlation(maps[i].expand_as(maps), maps)
+        assert torch.allclose(table[i], row, atol=1e-12, equal_nan=True)
 
 
 def test_ranks_share_the_mean_where_values_tie():

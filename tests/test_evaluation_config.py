@@ -129,11 +129,26 @@ def test_missing_sections_and_files_are_told(tmp_path):
         read_config(tmp_path / "wrong.toml")
 
 
+def test_methods_can_stand_in_a_file_of_their_own(tmp_path):
+    (tmp_path / "methods.toml").write_text('[methods.a]\npreset = "epsilon"\n[methods.b]\nkind = "edges"\n')
+    main = '[model]\nspec = "torchvision:resnet18"\n[data]\nkind = "npz"\npath = "x.npz"\n'
+    (tmp_path / "main.toml").write_text(f'include = ["methods.toml"]\n{main}[methods.a]\npreset = "conserving"\n')
+    first, second = read_config(tmp_path / "main.toml").methods
+    assert (first.spec.name, first.spec.options) == ("a", {"preset": "conserving"})  # the nearer one stands
+    assert second.spec.kind == "edges"
+    (tmp_path / "methods.toml").write_text('[run]\nout = "elsewhere"\n')
+    with pytest.raises(ConfigError, match=r"main\.toml: methods\.toml has no 'run'"):
+        read_config(tmp_path / "main.toml")
+    (tmp_path / "methods.toml").unlink()
+    with pytest.raises(ConfigError, match=r"main\.toml: methods\.toml cannot be read"):
+        read_config(tmp_path / "main.toml")
+
+
 EXAMPLES = Path(__file__).parents[1] / "examples" / "evaluation"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_example_configurations_are_right(path):
-    config = read_config(path)
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*_*.toml")))
+def test_the_example_configurations_are_right(name):
+    config = read_config(EXAMPLES / name)
     assert {entry.paper for entry in config.methods} >= {"i", "ii", "iii", "iv", "mixture", "grad_cam"}
     assert config.metrics.ties == ("strict", "plateau")

@@ -29,8 +29,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 HERE = Path(__file__).parent
 
 METHODS = {
-    "conserving": {"levels": [0, 4], "paper": "iv"},
-    "symmetric": {"split": "symmetric", "identity_skips": False, "levels": [0, 4], "paper": "i"},
+    "conserving": {"levels": [0, 8], "paper": "iv"},
+    "symmetric": {"split": "symmetric", "identity_skips": False, "levels": [0, 8], "paper": "i"},
     "bright": {"kind": "python", "function": "evaluation_nets:brightness", "options": {"power": 2.0}},
     "random": {"kind": "random"},
     "edges": {"kind": "edges"},
@@ -105,7 +105,7 @@ def test_every_image_and_method_has_its_row(tmp_path):
     assert (finished.images, finished.before, finished.failures, finished.unavailable) == (6, 0, 0, {})
     assert [(p.done, p.total) for p in seen] == [(i, 6) for i in range(1, 7)]
     found = rows(given.out)
-    methods = [("conserving", 0), ("conserving", 4), ("symmetric", 0), ("symmetric", 4), ("bright", 0), ("random", 0),
+    methods = [("conserving", 0), ("conserving", 8), ("symmetric", 0), ("symmetric", 8), ("bright", 0), ("random", 0),
                ("edges", 0)]  # fmt: skip
     indices = sorted({row["index"] for row in found})
     assert [(row["index"], row["method"], row["levels"]) for row in found] == [
@@ -126,7 +126,7 @@ def test_rows_hold_what_the_metrics_give(tmp_path):
     explainer = fxlrp.compile(loaded.model, checkpoints=("block", "fc"))
     explanation = explainer(item.input, target=sample.label)
     heat = fxlrp.heatmap(explanation.relevance)
-    for levels, maps in ((0, heat), (4, fxlrp.quantize_heat(heat, 4))):
+    for levels, maps in ((0, heat), (8, fxlrp.quantize_heat(heat, 8))):
         key = (sample.index, "conserving", levels)
         (row,) = [r for r in rows(given.out) if (r["index"], r["method"], r["levels"]) == key]
         for ties in ("strict", "plateau"):
@@ -287,7 +287,7 @@ def test_a_method_that_cannot_run_on_the_model_is_told_with_its_reason(tmp_path)
     assert "has no 'nowhere'" in finished.unavailable["nowhere"]
     assert finished.failures == 0
     page = write_report(given, gallery=False).read_text()
-    assert "cannot run: ValueError: not on this model" in page
+    assert "cannot run: `ValueError: not on this model`" in page
 
 
 def test_maps_of_a_wrong_shape_are_a_failure(tmp_path):
@@ -359,7 +359,9 @@ def test_a_report_has_every_table_and_picture(tmp_path):
     for headline in ("All methods", "Table 1", "Table 2", "Table 3", "Table C", "What of the paper's ordering holds",
                      "Cost", "Conservation", "Agreement", "Maps of a randomised model", "Galleries"):  # fmt: skip
         assert f"## {headline}" in text, headline
-    assert "with Heat Quantization" in text or "symmetric, 4 levels" in text
+    table_3 = text.split("## Table 3")[1].split("##")[0]
+    assert re.search(r"\| symmetric \|.*\| 37\.6 \|", table_3)
+    assert re.search(r"\| symmetric, 8 levels \|.*\| 51\.0 \|", table_3)
     pictures = set(re.findall(r"\]\((.+?\.png)\)", text))
     assert pictures == {"scores.png", "curves_strict.png", "curves_plateau.png", "conservation.png", "agreement.png",
                         "gallery_best.png", "gallery_worst.png"}  # fmt: skip

@@ -13,7 +13,8 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import EvaluationError, InputError, TargetError
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
-from fxlrp.evaluation.insertion import area, baseline_images, blurred, entries, tied_share
+from fxlrp.evaluation.insertion import area, baseline_images, blurred, entries
+from fxlrp.evaluation.ties import tied_share
 
 
 class Small(nn.Module):

@@ -399,8 +399,10 @@ def test_a_step_reads_what_it_does_not_write(name):
     given = arguments(*(values(3, 4, 5) for _ in range(3)))
     mine = [value.clone() for value in given]
     into(*mine)
-    writes = written if isinstance(written, tuple) else (written,)
-    assert all(torch.equal(mine[i], given[i]) for i in range(len(given)) if i not in writes and written is not None)
+    writes = written if isinstance(written, tuple) else (written or 0,)  # None: it may write into the first
+    kept = [i for i in range(len(given)) if i not in writes]
+    assert kept
+    assert all(torch.equal(mine[i], given[i]) for i in kept)
 
 
 BROADCAST = {
@@ -479,6 +481,9 @@ def test_a_split_of_broadcast_operands():
     expected = ratio_split(relevance, skip, residual)
     mine = [value.clone() for value in (relevance, skip, residual)]
     assert all(map(torch.equal, steps.ratio_split_into(*mine), expected))
+    assert all(map(torch.equal, mine, (relevance, skip, residual)))
+    expected = signed_split(*mine, 0.1)
+    assert all(map(torch.equal, steps.signed_split_into(*mine, 0.1), expected))
     assert all(map(torch.equal, mine, (relevance, skip, residual)))
     support = (values(3, 4, 5) > 0).double()
     expected = ratio_split(*mine, support, None)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from test_evaluation_data import write_cub
 
-from examples import train_cub
 from examples.train_cub import Recipe, Training, build, load_samples, loaders
 from fxlrp.errors import DataError
 
@@ -108,4 +107,3 @@ def test_weights_of_other_classes_lend_all_but_the_last_layer(tmp_path):
     made = build(Recipe(model="resnet18"), 4, tmp_path / "w.pt")
     assert (made.conv1.weight == 0.5).all()
     assert made.fc.weight.shape == (4, 512)
-    assert train_cub.main.__doc__

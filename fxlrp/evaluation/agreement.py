@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import InputError
+from fxlrp.evaluation.ties import first_places, last_places
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -27,21 +28,26 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """
     if first.shape != second.shape or first.dim() < 2:
         raise InputError(f"maps of shape {tuple(first.shape)} and {tuple(second.shape)} cannot be compared")
-    a, b = (ranks(value.flatten(1)) for value in (first, second))
-    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    return (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    return (standard_ranks(first) * standard_ranks(second)).sum(dim=1)
+
+
+def rank_correlations(maps: Tensor) -> Tensor:
+    """Spearman's rank correlation of each map with each other: (maps, height, width) to (maps, maps), float64."""
+    ranked = standard_ranks(maps)
+    return ranked @ ranked.T
+
+
+def standard_ranks(maps: Tensor) -> Tensor:
+    """The ranks of pixels, of mean zero and length one: (batch, ...) to (batch, pixels); NaN for a constant map."""
+    centred = ranks(maps.flatten(1))
+    centred -= centred.mean(dim=1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True)
 
 
 def ranks(values: Tensor) -> Tensor:
     """The rank of each element of (batch, n), from 0; what ties shares the mean of its ranks. float64."""
     ordered, order = values.sort(dim=1, stable=True)
-    place = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    differs = ordered[:, 1:] != ordered[:, :-1]
-    edge = torch.ones_like(ordered[:, :1], dtype=torch.bool)
-    first = torch.where(torch.cat([edge, differs], 1), place, 0).cummax(dim=1).values
-    last_seen = torch.where(torch.cat([differs, edge], 1), place, values.shape[1])
-    last = last_seen.flip(1).cummin(dim=1).values.flip(1)
-    mean = (first + last).double() / 2
+    mean = (first_places(ordered) + last_places(ordered)).double() / 2
     return torch.empty_like(mean).scatter_(1, order, mean)
 
 

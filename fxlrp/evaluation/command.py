@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fxlrp.evaluation.config import Config, read_config
+from fxlrp.evaluation.config import Config
+from fxlrp.evaluation.reading import read_config
 from fxlrp.evaluation.report import write_report
 from fxlrp.evaluation.runner import Progress, evaluate
 from fxlrp.evaluation.workers import rank

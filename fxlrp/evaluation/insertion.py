@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxlrp.errors import EvaluationError, InputError, TargetError
+from fxlrp.evaluation.ties import first_places, tied_share
 
 TIES = ("strict", "plateau")
 BASELINES = ("black", "mean", "blurred")
@@ -138,19 +139,7 @@ def entries(heatmaps: Tensor, ties: str = "strict") -> Tensor:
     """
     values, order = heatmaps.flatten(1).sort(dim=1, descending=True, stable=True)
     place = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    if ties == "plateau":
-        first = torch.ones_like(values, dtype=torch.bool)
-        first[:, 1:] = values[:, 1:] != values[:, :-1]
-        place = torch.where(first, place, 0).cummax(dim=1).values
-    return torch.empty_like(order).scatter_(1, order, place)
-
-
-def tied_share(heatmaps: Tensor) -> Tensor:
-    """The share of pixels whose attribution another pixel has as well: (batch, height, width) to (batch,)."""
-    values = heatmaps.flatten(1).sort(dim=1).values
-    same = values[:, 1:] == values[:, :-1]
-    tied = F.pad(same, (0, 1)) | F.pad(same, (1, 0))
-    return tied.double().mean(dim=1)
+    return torch.empty_like(order).scatter_(1, order, first_places(values) if ties == "plateau" else place)
 
 
 def area(curve: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import EvaluationError, FxlrpError, MethodError
-from fxlrp.evaluation.agreement import rank_correlation
+from fxlrp.evaluation.agreement import rank_correlations
 from fxlrp.evaluation.config import Entry, MetricsConfig
 from fxlrp.evaluation.data import Sample
-from fxlrp.evaluation.insertion import InsertionDeletion, PlateauWarning, insertion_deletion, tied_share
+from fxlrp.evaluation.insertion import InsertionDeletion, PlateauWarning, insertion_deletion
 from fxlrp.evaluation.items import Item
 from fxlrp.evaluation.methods import Attribution, Explain, prepare
 from fxlrp.evaluation.store import Maps, Row
+from fxlrp.evaluation.ties import tied_share
 from fxlrp.heatmap import quantize_heat
 
 
@@ -72,6 +73,7 @@ def measure(
     }  # fmt: skip
     attributions = {m.entry.spec.name: _attribution(m, inputs, target) for m in methods}
     maps = _maps(attributions)
+    agreements = _agreements(maps) if metrics.agreement else {}
     rows = []
     for method in methods:
         name = method.entry.spec.name
@@ -81,8 +83,7 @@ def measure(
             if isinstance(found, Attribution):
                 try:
                     row |= _measured(item, found, levels, target, model, metrics)
-                    if metrics.agreement and not levels:
-                        row["agreement"] = _agreement(name, maps)
+                    row |= {} if levels else {"agreement": agreements.get(name)}
                 except Exception as error:  # one map must not cost the others
                     row |= {"status": "failed", "reason": one_line(error)}
             else:
@@ -173,7 +174,13 @@ def _insertion_deletion(
         )  # fmt: skip
 
 
-def _agreement(name: str, maps: Mapping[str, Tensor]) -> list[tuple[str, float]]:
-    """The rank correlation with every other method's map; of a constant map there is none."""
-    found = [(other, float(rank_correlation(maps[name], value)[0])) for other, value in maps.items() if other != name]
-    return [(other, value) for other, value in found if not math.isnan(value)]
+def _agreements(maps: Mapping[str, Tensor]) -> dict[str, list[tuple[str, float]]]:
+    """By method, the rank correlation with every other method's map; of a constant map there is none."""
+    if not maps:
+        return {}
+    table = rank_correlations(torch.cat(list(maps.values()))).tolist()
+    pairs = {name: dict(zip(maps, row, strict=True)) for name, row in zip(maps, table, strict=True)}
+    return {
+        name: [(other, value) for other, value in row.items() if other != name and not math.isnan(value)]
+        for name, row in pairs.items()
+    }

@@ -16,6 +16,7 @@ from fxlrp.evaluation.statistics import Group, agreement, groups
 from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
 from fxlrp.evaluation.tables import TIE_NAMES, title
 from fxlrp.files import whole
+from fxlrp.tables import markdown, verbatim
 
 _SHOWN = 5
 """Images in a gallery of the best, and in one of the worst."""
@@ -112,7 +113,7 @@ class _Page:
         if costs:
             lines = [[name, f"{ratio:.2f}"] for name, ratio in costs.items()]
             self._add("## Cost", "Time of one image / that of a forward pass, median of rounds in turn.",
-                      tables.markdown(["method", "time / forward"], lines))  # fmt: skip
+                      markdown(["method", "time / forward"], lines))  # fmt: skip
         for tie in config.metrics.ties:
             plain = [group for group in found.values() if not group.levels and group.measured(tie)]
             name = f"curves_{tie}.png"
@@ -146,7 +147,7 @@ class _Page:
             f"Weights made random from the output down to the layer of the line (Adebayo et al., 2018), "
             f"{found['images']} images: mean rank correlation with the maps of the trained model. A map that stays as "
             "it is does not rest on what the model has learned.",
-            tables.markdown(["down to", *methods], lines),
+            markdown(["down to", *methods], lines),
         )
 
     def _galleries(self, gallery: Gallery) -> None:
@@ -174,14 +175,14 @@ class _Page:
 
     def _failures(self) -> None:
         lines = [
-            [str(index), title(group.method, group.levels), reason]
+            [str(index), title(group.method, group.levels), verbatim(reason)]
             for group in self.found.values()
             for index, reason in group.failed.items()
         ]
         if lines:
             more = f" The first 50 of {len(lines)}." if len(lines) > 50 else ""
             self._add("## What failed", f"Images that a method gave no score for.{more}",
-                      tables.markdown(["image", "method", "reason"], lines[:50]))  # fmt: skip
+                      markdown(["image", "method", "reason"], lines[:50]))  # fmt: skip
 
     # Writing --------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,10 @@ import numpy as np
 from fxlrp.evaluation import paper
 from fxlrp.evaluation.config import Config, Entry
 from fxlrp.evaluation.statistics import Group, difference, estimate
+from fxlrp.tables import markdown, verbatim
 
 Groups = Mapping[tuple[str, int], Group]
 TIE_NAMES = {"strict": "strict order", "plateau": "plateaus"}
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def title(method: str, levels: int) -> str:
@@ -38,7 +33,8 @@ def all_methods(found: Groups, config: Config) -> str:
     rows = []
     for (method, levels), group in found.items():
         if group.unavailable is not None:
-            rows.append([title(method, levels), f"cannot run: {group.unavailable}", *[""] * (len(columns) - 2)])
+            reason = f"cannot run: {verbatim(group.unavailable)}"
+            rows.append([title(method, levels), reason, *[""] * (len(columns) - 2)])
             continue
         row = [title(method, levels), _images(group)]
         for tie in ties:
@@ -188,7 +184,7 @@ def write_csv(found: Groups, config: Config, path: Path) -> None:
 
 def _scores(group: Group, config: Config) -> list[str]:
     if group.unavailable is not None:
-        return [f"cannot run: {group.unavailable}", *[""] * (3 * len(config.metrics.ties) - 1)]
+        return [f"cannot run: {verbatim(group.unavailable)}", *[""] * (3 * len(config.metrics.ties) - 1)]
     cells = []
     for tie in config.metrics.ties:
         if group.measured(tie):

@@ -69,6 +69,11 @@ def plain(value: Tensor) -> bool:
     return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether a tensor is laid out in channels-last, and so that this can be told from the usual layout."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 @primitive
 def positive(weight: Tensor) -> Tensor:
     """The positive part, w⁺ or x⁺."""

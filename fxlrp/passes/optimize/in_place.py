@@ -33,19 +33,21 @@ class Into(NamedTuple):
 
     Attributes:
         step: the function.
-        ways: orders of the step's arguments to call it with; it writes into the first ``writes`` of them.
-        writes: how many arguments it writes into.
+        ways: orders of the step's first arguments to call it with.
+        writes: the arguments, in that order, that it writes into.
+        spare: one that it may write into besides, told by ``spare=True``, where nobody reads that again either.
     """
 
     step: Callable[..., Any]
     ways: tuple[tuple[int, ...], ...] = ((0,),)
     writes: tuple[int, ...] = (0,)
+    spare: int | None = None
 
 
 _ACTIVATIONS = ("relu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "hardtanh", "gelu", "elu", "leaky_relu")
 
 _INTO: dict[Any, Into] = {
-    primitives.divide: Into(divide_into, writes=(1,)),
+    primitives.divide: Into(divide_into, writes=(1,), spare=0),
     operator.mul: Into(multiply_into, ((1, 0), (0, 1))),
     operator.add: Into(add_into, ((0, 1), (1, 0))),
     operator.sub: Into(subtract_into),
@@ -91,13 +93,12 @@ class ReuseMemory(OptimizerPass):
                 continue
             for way in into.ways:
                 args = [node.args[i] for i in way] + list(node.args[len(way) :])
-                if _writes_numbers(node, args) or not all(
-                    args[i] in fresh and _ends_at(args[i], node, order) for i in into.writes
-                ):
+                nodes = ((i, arg) for i, arg in enumerate(args) if isinstance(arg, fx.Node))
+                free = {i for i, arg in nodes if arg in fresh and _ends_at(arg, node, order)}
+                if _writes_numbers(node, args) or not free.issuperset(into.writes):
                     continue
-                spare = into.step is divide_into and args[0] in fresh and _ends_at(args[0], node, order)
                 retarget(node, into.step, *args)
-                if spare:
+                if into.spare in free:
                     node.kwargs = {"spare": True}
                 fresh.add(node)
                 break

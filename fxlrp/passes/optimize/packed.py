@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, arguments, emitted, inserted, retarget, weight_shapes
-from fxlrp.rules.primitives import plain, primitive
+from fxlrp.rules.primitives import channels_last, plain, primitive
 
 aten = torch.ops.aten
 _C: Any = torch._C  # what it holds is not typed throughout
@@ -34,10 +34,8 @@ def can_pack(inputs: Sequence[Tensor]) -> bool:
     if not hasattr(_NN, "mkldnn_reorder_conv2d_weight"):
         return False
     return all(
-        x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4 and plain(x)
-        and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        for x in inputs
-    )  # fmt: skip
+        x.device.type == "cpu" and x.dtype == torch.float32 and plain(x) and channels_last(x) for x in inputs
+    )
 
 
 class Packed:
@@ -132,7 +130,7 @@ def same_convolution(
 ) -> Tensor:
     """A convolution of the model: by packed weights where torch would call oneDNN in the same way, to the bit."""
     how = stride, padding, dilation, groups
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if channels_last(x):
         backend = _C._select_conv_backend(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
         if backend == _C._ConvBackend.Mkldnn:
             return laid_out.convolve(x, bias, how)

@@ -13,7 +13,7 @@ from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, weights
 from fxlrp.rules import primitives
 from fxlrp.rules.items import rescale, rescale_to
 from fxlrp.rules.operations import convolution_transpose, transposed_convolution_transpose
-from fxlrp.rules.primitives import divide, primitive, without_padding
+from fxlrp.rules.primitives import channels_last, divide, primitive, without_padding
 
 _ALIKE: dict[Any, tuple[int, ...]] = {divide: (1,), without_padding: (1,), rescale: (2,), rescale_to: (2,)}
 """Which arguments of a step may be one for all items."""
@@ -32,12 +32,8 @@ _TRANSPOSES = (convolution_transpose, transposed_convolution_transpose)
 @primitive
 def ones_for(x: Tensor) -> Tensor:
     """Ones in the form of one item of ``x``: (1, ...)."""
-    form = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    form = torch.channels_last if channels_last(x) else torch.contiguous_format
     return torch.ones((1, *x.shape[1:]), dtype=x.dtype, device=x.device).contiguous(memory_format=form)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class ConstantDenominators(OptimizerPass):

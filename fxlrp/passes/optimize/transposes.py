@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, weight_shapes
 from fxlrp.rules.operations import convolution_transpose
-from fxlrp.rules.primitives import primitive
+from fxlrp.rules.primitives import channels_last, primitive
 
 _CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _WORTH = 1.5
@@ -44,8 +44,7 @@ def phases(weight: Tensor, stride: int) -> Tensor:
 
 def _format(weight: Tensor) -> torch.memory_format:
     """That of the weights, for a convolution's result is laid out as they are."""
-    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last and not weight.is_contiguous() else torch.contiguous_format
+    return torch.channels_last if channels_last(weight) else torch.contiguous_format
 
 
 @primitive

@@ -237,8 +237,7 @@ class _Quotient:
             return
         self.z = z
         self.epsilon = rule.stabilizer
-        stabilizer = (self.epsilon,) if self.epsilon else ()
-        self.s = divide(self.relevance, z, not rule.keeps_sign, *stabilizer)
+        self.s = divide(self.relevance, z, not rule.keeps_sign, self.epsilon)
 
     def shares(self, x: Tensor) -> list[Tensor]:
         """The relevance that each term gives to the operand ``x``."""

@@ -1,0 +1,75 @@
+"""The methods that are compared: fxlrp in all its ways, baselines from well-kept libraries, and floors.
+
+A method is a name and a few options. :func:`prepare` makes it into a function from one image and its class to an
+:class:`Attribution`; what cannot be made says why with a :class:`~fxlrp.errors.MethodError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxlrp.errors import FxlrpError, MethodError
+from fxlrp.evaluation.methods import cams, captum, floors, own, relevance
+from fxlrp.evaluation.methods.base import Attribution, Explain
+
+__all__ = ["KINDS", "Attribution", "Explain", "MethodSpec", "prepare"]
+
+KINDS: dict[str, Callable[..., Explain]] = {
+    "fxlrp": relevance.relevance,
+    "captum_lrp": captum.captum_lrp,
+    "integrated_gradients": captum.integrated_gradients,
+    "guided_backprop": captum.guided_backprop,
+    "deep_lift": captum.deep_lift,
+    "input_x_gradient": captum.input_x_gradient,
+    "grad_cam": cams.grad_cam,
+    "score_cam": cams.score_cam,
+    "random": floors.noise,
+    "edges": floors.edges,
+    "python": own.imported,
+}
+"""The kinds of methods: from a model, an example, checkpoints and options to the function that explains."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as a configuration names it.
+
+    Attributes:
+        name: what tables call it.
+        kind: one of :data:`KINDS`.
+        options: those of that kind.
+    """
+
+    name: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prepare(spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tuple[str, ...] = ()) -> Explain:
+    """The function that explains ``model`` by a method.
+
+    Args:
+        spec: the method.
+        model: from images to logits, in eval mode. It is not changed: what changes a model gets a copy.
+        example: what the model takes, (1, channels, height, width).
+        checkpoints: modules at whose input relevance is added up, by methods that propagate it.
+
+    Raises:
+        MethodError: there is no such method, or this model cannot be explained by it.
+    """
+    if spec.kind not in KINDS:
+        raise MethodError(f"method {spec.name!r}: kind {spec.kind!r} is none of {', '.join(KINDS)}")
+    try:
+        return KINDS[spec.kind](model, example, checkpoints, **spec.options)
+    except FxlrpError as error:
+        raise MethodError(str(error)) from error
+    except TypeError as error:
+        if "argument" in str(error):
+            raise MethodError(f"method {spec.name!r}: {error}") from error
+        raise MethodError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # a library may raise anything where it cannot follow a model
+        raise MethodError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,52 @@
+"""Relevance by fxlrp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxlrp.compiler import compile
+from fxlrp.evaluation.conservation import INPUT, arrived
+from fxlrp.evaluation.insertion import blurred
+from fxlrp.evaluation.methods.base import Attribution, Explain
+from fxlrp.heatmap import heatmap
+from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
+from fxlrp.rule_text import read_rules
+
+
+def relevance(
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, preset: str = "conserving",
+    rules: Mapping[str, str] | None = None, split: str | None = None, identity_skips: bool = True,
+    start: str = "probability", at: str | None = None, smooth: float = 0.0, differentiable: bool = False,
+) -> Explain:  # fmt: skip
+    """Relevance by a preset of fxlrp.
+
+    ``rules`` are texts, as the command line takes them; ``at`` shows the map at the input of a module, enlarged;
+    ``smooth`` is the σ in pixels of a Gaussian over the map, for an image of 224.
+    """
+    wanted = tuple(dict.fromkeys((*checkpoints, *([at] if at else []))))
+    explainer = compile(
+        model, preset, rules=read_rules([f"{k}={v}" for k, v in (rules or {}).items()]), split=split,
+        identity_skips=identity_skips, start=start, checkpoints=wanted, example_inputs=example,
+        # Weights are packed from the second call on, which changes the last digits: the first image would differ.
+        optimize=tuple(name for name in DEFAULT if name != PACK_WEIGHTS),
+    )  # fmt: skip
+
+    def explain(inputs: Tensor, targets: Tensor) -> Attribution:
+        explanation = explainer(inputs, target=targets)
+        shown = explanation.relevance if at is None else explanation.checkpoints[at]
+        maps = _enlarged(heatmap(shown), inputs)
+        if smooth:
+            maps = blurred(maps[:, None], smooth * min(inputs.shape[-2:]) / 224)[:, 0]
+        sums = arrived(explanation)
+        return Attribution(maps, explanation.start, {name: sums[name] for name in (INPUT, *checkpoints)})
+
+    return explain
+
+
+def _enlarged(maps: Tensor, inputs: Tensor) -> Tensor:
+    if maps.shape[-2:] == inputs.shape[-2:]:
+        return maps
+    return F.interpolate(maps[:, None], inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
