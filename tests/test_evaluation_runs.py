@@ -23,6 +23,7 @@ from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_r
 from fxlrp.evaluation.items import load_item
 from fxlrp.evaluation.measure import measure
 from fxlrp.evaluation.store import RESULTS, Store
+from fxlrp.evaluation.workers import Workers
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -404,3 +405,13 @@ def test_a_sweep_is_told_by_rank_with_costs(tmp_path):
     scores = [float(x) for x in re.findall(r"\| (-?[\d.]+) \(", section)]
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
+
+
+def test_processes_share_the_work_and_do_nothing_twice(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(Workers("cpu").share(range(10)))
+    assert sorted(number for share in shares for number in share) == list(range(10))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
