@@ -17,7 +17,7 @@ from fxlrp.rules.rule import GRADIENT, Rule, Shares
 
 
 class Gradient(Rule):
-    """The derivative: ``R_i = Σ_j R_j ∂z_j/∂x_i``, for an operation of any kind."""
+    """The derivative, ``R_i = Σ_j R_j ∂z_j/∂x_i``, of any operation (Simonyan et al., ICLR Workshop 2014)."""
 
     def __call__(self, relevance: Tensor, back: Callable[[Tensor], list[Tensor]]) -> Shares:
         """Share out ``relevance``; ``back`` is the transposed derivative, one tensor an operand."""

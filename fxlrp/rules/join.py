@@ -126,7 +126,10 @@ class SignedSplit(SplitRule):
 
 
 class ResidualOnly(SplitRule):
-    """All of the relevance to the residual branch, nothing to the skip."""
+    """All of the relevance to the residual branch, nothing to the skip.
+
+    At identity skips: "projections only", variants (i) and (iii) of Otsuki et al. (ECCV 2024, Table 2).
+    """
 
     keeps_sign = True
 
@@ -138,7 +141,7 @@ class ResidualOnly(SplitRule):
 
 
 class SkipOnly(SplitRule):
-    """All of the relevance to the skip, nothing to the residual branch."""
+    """All of the relevance to the skip, nothing to the residual branch; for ablations."""
 
     keeps_sign = True
 
@@ -150,7 +153,7 @@ class SkipOnly(SplitRule):
 
 
 class FixedSplit(SplitRule):
-    """A fixed proportion: ``R_s = λ R`` to the skip, ``R_m = (1 − λ) R`` to the residual branch.
+    """A fixed proportion, for ablations: ``R_s = λ R`` to the skip, ``R_m = (1 − λ) R`` to the residual branch.
 
     Args:
         skip: λ, between 0 and 1.

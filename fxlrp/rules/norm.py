@@ -37,7 +37,8 @@ class Fold(Rule):
     """Batch norm in eval mode as a part of the linear operation next to it; relevance passes it unchanged.
 
     The operation's rule then sees weights and bias with the norm's scale and shift in them: those of
-    the operation that the norm follows, or else, where the norm comes first, of the one that reads it.
+    the operation that the norm follows, or else, where the norm comes first, of the one that reads it
+    (Hui & Binder, IWANN 2019; Guillemot et al., arXiv:2002.11018).
     Where there is neither, the norm passes relevance on all the same. The model's tensors stay as they are.
     """
 

@@ -71,7 +71,7 @@ class Rule:
 
 
 class Pass(Rule):
-    """Relevance passes unchanged to the one operand: ``R_i = R_i``."""
+    """Relevance passes unchanged to the one operand, as through an activation (Bach et al., PLOS ONE 2015)."""
 
     keeps_sign = True
 

@@ -145,7 +145,7 @@ class SelectionRule(Rule):
 
 
 class Winner(SelectionRule):
-    """The winner of each window takes its relevance; of equal elements the first."""
+    """The winner of each window takes its relevance (Bach et al., PLOS ONE 2015); of equal elements the first."""
 
     keeps_sign = True
 

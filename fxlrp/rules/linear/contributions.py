@@ -33,7 +33,7 @@ class Epsilon(LinearRule):
 
 
 class Norm(Epsilon):
-    """Each input by its contribution: the ε rule where there are no parameters, as zennit names it.
+    """Each input by its contribution: zennit's name (Anders et al., 2021) for the ε rule where there are no parameters.
 
     For average pooling, means and sums; for a join the same is ``SignedSplit``.
     """
