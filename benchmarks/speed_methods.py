@@ -194,10 +194,10 @@ METHODS: dict[str, Method] = {
 SAME_RULES = {
     "zennit EpsilonPlus": ("fxlrp channels-last epsilon_plus",),
     "captum LRP": ("fxlrp channels-last epsilon",),
-    "autolrp composite": ("fxlrp eager", "fxlrp channels-last"),
+    "autolrp composite": ("fxlrp channels-last epsilon_plus",),
     "lxt": ("fxlrp eager cp_lrp",),
 }
-"""By peer, the methods of fxlrp whose rules are the same or nearest; the fastest of them is compared."""
+"""By peer, the methods of fxlrp with the same rules; the fastest of them is compared."""
 
 ROOFS = {
     "fxlrp eager": "forward",

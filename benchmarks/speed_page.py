@@ -122,9 +122,9 @@ def _same_rules(sheet: Sheet) -> list[str]:
             if any(cells):
                 lines.append([peer, " or ".join(ours), batch, *cells])
     return [
-        "### Beside the peer with the same rules, or the nearest", "",
-        "Time of the peer / time of fxlrp, both eager. autolrp's composite has no like in fxlrp; the default preset is "
-        "nearest.", "",
+        "### Beside the peer with the same rules", "",
+        "Time of the peer / time of fxlrp, both eager. Those of zennit and autolrp are z⁺ in convolutions and ε "
+        "elsewhere.", "",
         markdown(["peer", "fxlrp", "batch", *sheet.models], lines), "",
     ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from fxlrp.passes.optimize.channels import SumChannels
 from fxlrp.passes.optimize.in_place import ReuseMemory
 from fxlrp.passes.optimize.norms import FoldForwardNorms
 from fxlrp.passes.optimize.packed import PackWeights, can_pack
+from fxlrp.passes.optimize.parts import OnePart
 from fxlrp.passes.optimize.shared import ShareSteps
 from fxlrp.passes.optimize.stem import ConstantDenominators
 from fxlrp.passes.optimize.sums import KnownSums
@@ -35,6 +36,7 @@ EMITTED: dict[str, str] = {
 """What rules do with what is known when they are emitted, and what it brings."""
 
 PASSES: dict[str, OptimizerPass] = {
+    "one_part": OnePart(),
     "constant_denominators": ConstantDenominators(),
     "share_steps": ShareSteps(),
     "known_sums": KnownSums(),

@@ -1,0 +1,124 @@
+"""The optimiser's ``one_part``: a layer whose output receives relevance in one part alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from optimize_nets import assert_changes_nothing, explained
+from torch import nn
+
+import fxlrp
+from fxlrp.passes.optimize import parts
+
+DOUBLE = torch.float64
+WIDTH, HEADS = 12, 3
+
+
+def by_chunk(qkv):
+    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+
+
+def by_sizes(qkv):
+    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.split([WIDTH, WIDTH, WIDTH], dim=-1))
+
+
+def by_size(qkv):
+    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.split(WIDTH, dim=-1))
+
+
+def by_select(qkv):
+    parted = qkv.reshape(*qkv.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+    return parted[0], parted[1], parted[-1]
+
+
+def by_unbind(qkv):
+    return qkv.reshape(*qkv.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def heads_first(qkv):
+    """The parts are not the first of the axes that features are parted into: no part of the weights is one of them."""
+    return qkv.reshape(*qkv.shape[:2], HEADS, 3, WIDTH // HEADS).permute(3, 0, 2, 1, 4).unbind(0)
+
+
+WAYS = {way.__name__: way for way in (by_chunk, by_sizes, by_size, by_select, by_unbind)}
+
+
+class Net(nn.Module):
+    """Self-attention whose queries, keys and values are one product, with a skip, and a head.
+
+    Args:
+        way: how the three are told apart.
+        bias: of that product.
+    """
+
+    def __init__(self, way, bias=True):
+        super().__init__()
+        self.way = way
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=bias)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = self.way(self.qkv(self.norm(x)))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head((x + self.proj(mixed)).mean(1))
+
+
+def net(way, dtype=DOUBLE, **options):
+    torch.manual_seed(0)
+    return Net(way, **options).to(dtype).eval(), torch.randn(2, 5, WIDTH, dtype=dtype)
+
+
+def narrowed(model, x, **options):
+    """Which parts of weights the relevance program takes."""
+    explainer = fxlrp.compile(model, **options)
+    explainer(x)
+    return [node.args[1:] for node in explainer.graph.nodes if node.target is parts.outputs_of]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("preset", ["conserving", "cp_lrp", "epsilon_plus", "otsuki2024"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_changes_nothing(way, preset, bias):
+    model, x = net(way, bias=bias)
+    for optimize in (("one_part",), ("one_part", "reuse_forward"), True):
+        assert_changes_nothing(model, x, optimize=optimize, preset=preset)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_other_parts_are_not_computed(way):
+    model, x = net(way)
+    assert narrowed(model, x, optimize=("one_part",)) == [(2 * WIDTH, WIDTH)] * 4  # z⁺: two products each way
+    assert narrowed(model, x, preset="cp_lrp", optimize=("one_part", "reuse_forward")) == [(2 * WIDTH, WIDTH)]
+
+
+def test_values_that_lie_between_others_keep_all():
+    model, x = net(heads_first)
+    assert_changes_nothing(model, x, optimize=("one_part",))
+    assert not narrowed(model, x, optimize=("one_part",))
+
+
+def test_relevance_through_all_parts_keeps_all():
+    model, x = net(by_chunk)
+    assert not narrowed(model, x, preset="attnlrp", optimize=("one_part",))
+
+
+def test_several_targets_checkpoints_and_conditions():
+    model, x = net(by_unbind)
+    assert_changes_nothing(model, x, optimize=("one_part",), checkpoints=("qkv", "norm"))
+    plain, small = (fxlrp.compile(model, optimize=optimize) for optimize in (False, True))
+    for options in ({"target": range(4)}, {"target": 1, "conditions": [{"qkv": [26]}, {"proj": [3]}]}):
+        expected = plain(x, **options).relevance
+        assert (small(x, **options).relevance - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+def test_weights_that_change_are_seen():
+    model, x = net(by_chunk)
+    explainer = fxlrp.compile(model)
+    explainer(x)
+    with torch.no_grad():
+        model.qkv.weight.add_(0.1)
+    expected = explained(model, x, optimize=False).relevance
+    assert (explainer(x).relevance - expected).abs().max() <= 1e-12 * expected.abs().max()
