@@ -23,6 +23,8 @@ from fxlrp.rules.routing import rebind, unpermute, unreshape, unselect, unsplit
 aten = torch.ops.aten
 
 _ADD = (operator.add, torch.add)
+_ADDED_UP: dict[Any, int] = {sum_items: 0, rescale: 1}
+"""Steps that take of an argument nothing but its sum, and which argument."""
 
 
 @primitive
@@ -107,7 +109,7 @@ def _multiplies(product: fx.Node) -> bool:
 
 def _adds_up(user: fx.Node, relevance: fx.Node) -> bool:
     """Whether ``user`` takes of the relevance nothing but its sum."""
-    place = {sum_items: 0, rescale: 1}.get(user.target)  # type: ignore[call-overload]
+    place = _ADDED_UP.get(user.target)
     return place is not None and [i for i, arg in enumerate(user.args) if arg is relevance] == [place]
 
 
@@ -115,8 +117,8 @@ def _split(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
     """The one piece that has relevance, of a layer's output that was chunked or split along its features."""
     if relevance.target is not unsplit:
         return None
-    pieces: Any
-    pieces, split, dim = relevance.args
+    given: Any = relevance.args
+    pieces, split, dim = given
     if len(pieces) != 1 or dim != -1:
         return None
     (index, small), how = pieces[0], split.args[1]
@@ -131,6 +133,7 @@ def _axis(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
     back: Any = relevance.args[0]
     if relevance.target is not unreshape or getattr(back, "target", None) is not unpermute:
         return None
+    permuted: Any
     entry, dims = back.args
     if getattr(entry, "target", None) is unselect:
         small, shape, dim, index = entry.args
