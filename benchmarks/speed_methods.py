@@ -183,7 +183,10 @@ METHODS: dict[str, Method] = {
     "fxlrp inductor otsuki2024": fxlrp_method(rules="otsuki2024", channels_last=True, backend="inductor"),
     "fxlrp channels-last epsilon_plus": fxlrp_method(rules="epsilon_plus", channels_last=True),
     "fxlrp channels-last epsilon": fxlrp_method(rules="epsilon", channels_last=True),
+    "fxlrp inductor epsilon_plus": fxlrp_method(rules="epsilon_plus", channels_last=True, backend="inductor"),
+    "fxlrp inductor epsilon": fxlrp_method(rules="epsilon", channels_last=True, backend="inductor"),
     "fxlrp eager cp_lrp": fxlrp_method(rules="cp_lrp", models="vit_*"),
+    "fxlrp inductor cp_lrp": fxlrp_method(rules="cp_lrp", models="vit_*", backend="inductor"),
     "zennit EpsilonPlus": Method(_zennit, "peer", "zennit", rules="z⁺ in convolutions, else ε"),
     "captum LRP": Method(_captum, "peer", "captum", rules="ε"),
     "autolrp": Method(_autolrp(composite=False), "peer", "autolrp", rules="its default, ε"),
@@ -192,12 +195,12 @@ METHODS: dict[str, Method] = {
 }
 
 SAME_RULES = {
-    "zennit EpsilonPlus": ("fxlrp channels-last epsilon_plus",),
-    "captum LRP": ("fxlrp channels-last epsilon",),
-    "autolrp composite": ("fxlrp channels-last epsilon_plus",),
-    "lxt": ("fxlrp eager cp_lrp",),
+    "zennit EpsilonPlus": ("fxlrp channels-last epsilon_plus", "fxlrp inductor epsilon_plus"),
+    "captum LRP": ("fxlrp channels-last epsilon", "fxlrp inductor epsilon"),
+    "autolrp composite": ("fxlrp channels-last epsilon_plus", "fxlrp inductor epsilon_plus"),
+    "lxt": ("fxlrp eager cp_lrp", "fxlrp inductor cp_lrp"),
 }
-"""By peer, the methods of fxlrp with the same rules; the fastest of them is compared."""
+"""By peer, the methods of fxlrp with the same rules."""
 
 ROOFS = {
     "fxlrp eager": "forward",

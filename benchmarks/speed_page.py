@@ -116,14 +116,14 @@ def _summary(gains: Sequence[float]) -> str:
 
 def _same_rules(sheet: Sheet) -> list[str]:
     lines = []
-    for peer, ours in SAME_RULES.items():
+    for peer, ours in ((peer, name) for peer, names in SAME_RULES.items() for name in names):
         for batch in sheet.batches:
-            cells = [_gain(sheet.get(model, batch, peer), sheet.best(model, batch, ours)) for model in sheet.models]
-            if any(cells):
-                lines.append([peer, " or ".join(ours), batch, *cells])
+            pairs = [(sheet.get(model, batch, peer), sheet.get(model, batch, ours)) for model in sheet.models]
+            if any(mine is not None for _, mine in pairs):
+                lines.append([peer, ours, batch, *(_gain(*pair) for pair in pairs)])
     return [
         "### Beside the peer with the same rules", "",
-        "Time of the peer / time of fxlrp, both eager. Those of zennit and autolrp are z⁺ in convolutions and ε "
+        "Time of the peer / time of fxlrp. The rules of zennit's and autolrp's composites are z⁺ in convolutions and ε "
         "elsewhere.", "",
         markdown(["peer", "fxlrp", "batch", *sheet.models], lines), "",
     ]  # fmt: skip
