@@ -32,7 +32,7 @@ def _wrapped(method: F) -> F:
 
 
 class Attribution:
-    """What Captum asks of an attribution method, for an :class:`fxlrp.Explainer` to inherit."""
+    """Base of :class:`fxlrp.Explainer`: what Captum asks of an attribution method."""
 
     def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
         """An explanation of inputs by position and by name; the explainer has it."""

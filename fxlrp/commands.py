@@ -330,6 +330,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+    # Which of these torch raises depends on the device: for one that it was not built for, such as mps, the last.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
         raise InputError(f"--device {name} cannot be used here: {first}") from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Inspection:
-    """What can be asked of a compiled explanation, for an :class:`fxlrp.Explainer` to inherit."""
+    """Base of :class:`fxlrp.Explainer`: what can be asked of a compiled explanation."""
 
     graph_module: fx.GraphModule
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Portability:
-    """How an explanation is written to files, for an :class:`fxlrp.Explainer` to inherit."""
+    """Base of :class:`fxlrp.Explainer`: how an explanation is written to files."""
 
     _last: tuple[Plan, list[Any]] | None
     """The form of the inputs of the last call; the explainer has it, and the two below."""

@@ -25,7 +25,7 @@ Weight = Any
 
 
 class LinearOperation:
-    """A map that is linear in ``x`` once the weights are fixed."""
+    """Base of the linear operations: maps that are linear in ``x`` once the weights are fixed."""
 
     channel_axis = 1
     """The axis of the operand's channels, or features."""
@@ -50,11 +50,14 @@ class LinearOperation:
         return self, change(weight)
 
     def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
-        """The operation and the weights with a norm behind it in them, which scales what is along axis 1."""
+        """The operation and the weights with a norm behind it in them, which scales what is along axis 1.
+
+        Asked only of operations with weights of their own: those without have no norm in them.
+        """
         raise NotImplementedError
 
     def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
-        """The operation and the weights with a norm before it in them, which scales what is along axis 1."""
+        """As :meth:`scaled_outputs`, with a norm before it."""
         raise NotImplementedError
 
 

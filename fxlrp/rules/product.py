@@ -53,7 +53,7 @@ class ProductRule(Rule):
         raise NotImplementedError
 
     def attention(self, relevance: Tensor, attention: Attention) -> Shares:
-        """Share ``relevance`` of an attention out over query, key and value."""
+        """Share ``relevance`` of an attention out over query, key and value; asked where ``through_weights`` holds."""
         raise NotImplementedError
 
 

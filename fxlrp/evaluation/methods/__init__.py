@@ -67,9 +67,5 @@ def prepare(spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tu
         return KINDS[spec.kind](model, example, checkpoints, **spec.options)
     except FxlrpError as error:
         raise MethodError(str(error)) from error
-    except TypeError as error:
-        if "argument" in str(error):
-            raise MethodError(f"method {spec.name!r}: {error}") from error
-        raise MethodError(f"{type(error).__name__}: {error}") from error
     except Exception as error:  # a library may raise anything where it cannot follow a model
         raise MethodError(f"{type(error).__name__}: {error}") from error

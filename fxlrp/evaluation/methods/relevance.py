@@ -19,7 +19,7 @@ from fxlrp.rule_text import read_rules
 def relevance(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, preset: str = "conserving",
     rules: Mapping[str, str] | None = None, split: str | None = None, identity_skips: bool = True,
-    start: str = "probability", at: str | None = None, smooth: float = 0.0, differentiable: bool = False,
+    start: str = "probability", at: str | None = None, smooth: float = 0.0,
 ) -> Explain:  # fmt: skip
     """Relevance by a preset of fxlrp.
 

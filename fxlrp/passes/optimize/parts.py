@@ -82,8 +82,6 @@ def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
     totals = [user for user in relevance.users if user not in shares]
     if not all(map(_multiplies, products)) or not all(_adds_up(user, relevance) for user in totals):
         return
-    if any(list(share.args).count(relevance) > 1 for share in shares):
-        return
     weights: set[Any] = {product.args[1] for product in products}
     sizes = {shapes[weight][0] for weight in weights if len(shapes.get(weight, ())) == 2}
     if len(sizes) != 1 or not weights <= shapes.keys():
