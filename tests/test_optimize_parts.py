@@ -8,6 +8,7 @@ from torch import nn
 
 import fxlrp
 from fxlrp.passes.optimize import parts
+from fxlrp.rules import routing
 
 DOUBLE = torch.float64
 WIDTH, HEADS = 12, 3
@@ -71,11 +72,15 @@ def net(way, dtype=DOUBLE, **options):
     return Net(way, **options).to(dtype).eval(), torch.randn(2, 5, WIDTH, dtype=dtype)
 
 
-def narrowed(model, x, **options):
-    """Which parts of weights the relevance program takes."""
+def program(model, x, **options):
     explainer = fxlrp.compile(model, **options)
     explainer(x)
-    return [node.args[1:] for node in explainer.graph.nodes if node.target is parts.outputs_of]
+    return explainer.graph
+
+
+def narrowed(model, x, **options):
+    """Which parts of weights the relevance program takes."""
+    return [node.args[1:] for node in program(model, x, **options).nodes if node.target is parts.outputs_of]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -85,6 +90,15 @@ def test_changes_nothing(way, preset, bias):
     model, x = net(way, bias=bias)
     for optimize in (("one_part",), ("one_part", "reuse_forward"), True):
         assert_changes_nothing(model, x, optimize=optimize, preset=preset)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_zeros_of_the_others_are_not_made(way):
+    model, x = net(way)
+    with_zeros = {routing.unsplit, routing.unselect, routing.rebind}
+    for optimize, made in ((False, True), (("one_part",), False)):
+        targets = {node.target for node in program(model, x, optimize=optimize).nodes}
+        assert bool(targets & with_zeros) is made
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
