@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from fxlrp.plan import Plan, Recipe, may_export
 from fxlrp.portability import Portability
 from fxlrp.rows import check_chunk, run_rows
 from fxlrp.rules.items import item_sum
+from fxlrp.times import Step, measure
 from fxlrp.weights import Weights
 
 
@@ -126,6 +127,7 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
             start=results["start"],
             checkpoints=results["checkpoints"],
             inputs=tuple(spec.name for spec in plan.inputs),
+            pictures=tensors[0] if len(tensors) == 1 and _are_pictures(tensors[0]) else None,
         )
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
@@ -146,6 +148,30 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         (heat,) = self._run(plan, tensors, target, None, heatmap=True)["relevance"]
         return heat
 
+    def relevance_of(
+        self, *inputs: Any, nodes: Sequence[str], target: Any = None, **named: Any
+    ) -> dict[str, Tensor]:
+        """The relevance of values inside the model, by the name of the node that makes each.
+
+        The names are those of ``summary()``, ``ledger()`` and ``joins``; other arguments are those of an explanation.
+
+        Args:
+            *inputs: what the model takes.
+            nodes: names of nodes.
+            target: the class to explain, as for an explanation.
+            **named: what the model takes, by name.
+
+        Returns:
+            In the shape of each value.
+
+        Raises:
+            PatternError: no relevance reaches a node of a name that is given.
+            InputError, TargetError, CaptureError: as for an explanation.
+        """
+        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
+        found: dict[str, Tensor] = self._run(plan, tensors, target, None, nodes=tuple(nodes)).get("nodes", {})
+        return found
+
     def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
 
@@ -165,6 +191,21 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
         rows = results["rows"]
         return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
+
+    def node_times(self, *inputs: Any, target: Any = None, **named: Any) -> dict[Step, float]:
+        """Milliseconds of each node, and of the propagation of its relevance, for the arguments of an explanation.
+
+        The program as the rules wrote it, run step by step: it tells where time goes, and not how long an
+        optimised explanation takes.
+
+        Raises:
+            InputError, TargetError, CaptureError: as for an explanation.
+        """
+        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
+        program = plan.program(mixed=self._is_half(tensors), optimized=False)
+        if self._weights.add(program.module):
+            self._weights.refresh(False)
+        return measure(program.module, (*tensors, target))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, by copy.deepcopy or pickle, is compiled anew from the copied model.
@@ -259,15 +300,16 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
 
     def _run(
         self, plan: Plan, inputs: list[Tensor], target: Tensor | None, conditions: Conditions | None, *,
-        ledger: bool = False, heatmap: bool = False, chunk: int | None = None,
+        ledger: bool = False, heatmap: bool = False, nodes: tuple[str, ...] = (), chunk: int | None = None,
     ) -> dict[str, Any]:
         count = count_rows(conditions, target)
         mixed = self._is_half(inputs)
         recorded = self._recorded
-        compiled = self.backend != EAGER and count is None and not ledger and not torch.compiler.is_compiling()
+        looked_at = ledger or bool(nodes)
+        compiled = self.backend != EAGER and count is None and not looked_at and not torch.compiler.is_compiling()
         program = plan.program(
             ledger=ledger, mixed=mixed, rows=target is not None and target.dim() == 2,
-            conditions=conditions.modules if conditions else (), heatmap=heatmap,
+            conditions=conditions.modules if conditions else (), heatmap=heatmap, nodes=nodes,
             packed=not (ledger or mixed or recorded or compiled) and can_pack(inputs),
         )
         masked: list[Tensor] = []
@@ -308,6 +350,10 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         self._weights.convert(fn)
         self._weights.refresh()
         return self
+
+
+def _are_pictures(value: Tensor) -> bool:
+    return value.dim() == 4 and value.shape[1] in (1, 3) and value.is_floating_point()
 
 
 class Mixed(fx.Interpreter):

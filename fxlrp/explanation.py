@@ -27,6 +27,8 @@ class Explanation:
         checkpoints: by module name, the relevance at the module's input; a tuple where
             the module takes several values.
         inputs: the names of the inputs, in the order of ``relevance``.
+        pictures: the input, where it is one batch of pictures (batch, 1 or 3, height, width): what a notebook
+            shows relevance on.
     """
 
     relevance: Any
@@ -35,6 +37,13 @@ class Explanation:
     start: Tensor
     checkpoints: dict[str, Any]
     inputs: tuple[str, ...] = ()
+    pictures: Tensor | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        """Relevance over the first pictures, for a notebook; ``None`` where it is no map of pictures."""
+        from fxlrp.render import contact_sheet
+
+        return contact_sheet(self.pictures, self.relevance)
 
     @property
     def by_input(self) -> dict[str, Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,30 +31,55 @@ def heatmap(relevance: Tensor) -> Tensor:
 def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
     """The map of relevance inside a network, enlarged to the picture it belongs to: the sum over channels.
 
-    Channels may come first or last: what is as long beside its height as the picture is the map.
+    Channels may come first or last: what is as long beside its height as the picture is the map. Of tokens those
+    are left out that come before the patches (class and register tokens).
 
     Args:
-        relevance: of one item, (channels, rows, columns) or (rows, columns, channels).
+        relevance: of one item, (channels, rows, columns), (rows, columns, channels) or (tokens, channels).
         height: of the picture.
         width: of the picture.
 
     Returns:
         (height, width), or ``None`` where it has no rows and columns in the picture's proportions.
     """
-    if relevance.dim() != 3:
+    found = map_size(relevance.shape, height, width)
+    if found is None:
         return None
+    rows, columns = found
+    if relevance.dim() == 2:
+        sums = relevance[len(relevance) - rows * columns :].sum(dim=1).reshape(rows, columns)
+    else:
+        sums = relevance.sum(dim=0 if tuple(relevance.shape[1:]) == found else 2)
+    return F.interpolate(sums[None, None].float(), (height, width), mode="bilinear")[0, 0]
+
+
+_BEFORE = 8
+"""As many tokens may come before the patches, less one."""
+
+
+def map_size(shape: Sequence[int], height: int, width: int) -> tuple[int, int] | None:
+    """The rows and columns of a value inside a network, as :func:`layer_map` finds them.
+
+    Args:
+        shape: of one item.
+        height: of the picture.
+        width: of the picture.
+    """
 
     def fits(rows: int, columns: int) -> bool:
         return abs(rows * width - columns * height) <= max(height, width)  # to one row or column
 
-    channels, rows, columns = relevance.shape
-    if fits(rows, columns):
-        found = relevance.sum(dim=0)
-    elif fits(channels, rows):
-        found = relevance.sum(dim=2)
-    else:
-        return None
-    return F.interpolate(found[None, None].float(), (height, width), mode="bilinear")[0, 0]
+    if len(shape) == 3:
+        first, second, third = shape
+        if fits(second, third):
+            return second, third
+        return (first, second) if fits(first, second) else None
+    if len(shape) == 2:
+        for count in range(shape[0], max(shape[0] - _BEFORE, 1), -1):
+            rows = round(math.sqrt(count * height / width))
+            if rows > 1 and count % rows == 0 and rows * width == count // rows * height:
+                return rows, count // rows
+    return None
 
 
 def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> Tensor:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fxlrp.passes.joins import Join
-from fxlrp.plan import Plan
+from fxlrp.plan import Plan, Recipe
 from fxlrp.summary import Summary, summarize
+from fxlrp.weights import Weights
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
+    from fxlrp.ledger import Ledger
 
 
 class Inspection:
     """Base of :class:`fxlrp.Explainer`: what can be asked of a compiled explanation."""
 
     graph_module: fx.GraphModule
+    _recipe: tuple[Recipe]
+    _weights: Weights
+    _last: tuple[Plan, list[Any]] | None
 
     def _captured_plan(self, asked: str) -> Plan:
         """The plan in use; the explainer has it, and raises where ``asked`` is not known yet."""
@@ -42,9 +49,25 @@ class Inspection:
         return found
 
     @property
+    def model_name(self) -> str:
+        """The class of the model."""
+        return type(self._weights.model).__name__
+
+    @property
+    def preset_name(self) -> str:
+        """The name of the preset that it was compiled with."""
+        (recipe,) = self._recipe
+        return recipe.preset.name
+
+    @property
     def graph(self) -> fx.Graph:
         """The graph of :attr:`graph_module`."""
         return self.graph_module.graph
+
+    @property
+    def model_graph(self) -> fx.Graph:
+        """The model's own graph, in canonical form, with the facts that are known of each node and its rule."""
+        return self._captured_plan("model_graph").forward.graph
 
     @property
     def emitted(self) -> fx.Graph:
@@ -65,13 +88,28 @@ class Inspection:
 
         return dot_source(cast("Explainer", self))
 
-    def draw(self, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None) -> Path:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every forward value in the last call, by the name of its node; empty before the first one."""
+        if self._last is None:
+            return {}
+        plan, forms = self._last
+        inputs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in forms]
+        found = plan.shapes(inputs).items()
+        return {node.name: tuple(shape) for node, shape in found if isinstance(shape, torch.Size)}
+
+    def draw(
+        self, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None,
+        ledger: Ledger | None = None,
+    ) -> Path:  # fmt: skip
         """Draw the forward graph, the rules beside it and the way of relevance; return the file's path.
 
         Args:
             path: the file; its suffix says what to write: svg, png, pdf, or dot or gv for DOT text.
             view: ``"both"``, ``"forward"`` or ``"relevance"``.
             depth: draw modules at this depth as one box each; ``None``: everything.
+            ledger: of :meth:`Explainer.ledger`: also draw how much relevance flows where, what splits make of it,
+                and what absorbs it.
 
         Raises:
             DrawError: it cannot be drawn as asked, or Graphviz is missing.
@@ -79,4 +117,37 @@ class Inspection:
         """
         from fxlrp.draw import draw
 
-        return draw(cast("Explainer", self), path, view, depth=depth)
+        return draw(cast("Explainer", self), path, view, depth=depth, ledger=ledger)
+
+    def explore(
+        self, images: Any = None, *, target: Any = None, host: str = "localhost", port: int = 8080,
+        browser: bool = True,
+    ) -> None:  # fmt: skip
+        """Serve the graph to a browser in Model Explorer, until it is stopped.
+
+        Arguments and errors are those of :func:`fxlrp.explorer.explore`.
+        """
+        from fxlrp.explorer import explore
+
+        explore(cast("Explainer", self), images, target=target, host=host, port=port, browser=browser)
+
+    def _repr_svg_(self) -> str | None:
+        """The picture, for a notebook; small enough to look at. ``None`` where it cannot be drawn."""
+        from fxlrp.draw import thumbnail
+
+        return thumbnail(cast("Explainer", self))
+
+    def report(
+        self, images: Tensor, path: str | os.PathLike[str], *, target: Any = None,
+        class_names: Sequence[str] | None = None, photos: Sequence[Any] | None = None, title: str | None = None,
+    ) -> Path:  # fmt: skip
+        """Write a page on how relevance flows through the model: one HTML file, without a network.
+
+        Photograph and map, relevance at every stage, how each join shares it, the accounts of all nodes, and sums
+        against what entered. Arguments and errors are those of :func:`fxlrp.report.write_report`.
+        """
+        from fxlrp.report import write_report
+
+        return write_report(
+            cast("Explainer", self), images, path, target=target, class_names=class_names, photos=photos, title=title
+        )

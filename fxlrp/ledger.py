@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -13,13 +14,14 @@ from fxlrp.tables import table
 
 @dataclass(frozen=True)
 class RowHead:
-    """What is known of a row before the graph runs: the node, and why it may absorb."""
+    """What is known of a row before the graph runs: the node, why it may absorb, and whom it hands relevance to."""
 
     node: str
     path: str
     kind: str
     rule: str
     reasons: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Row:
         path: the module that it belongs to.
         kind, rule: what it is, and the rule that it ran.
         received: the relevance that reached it.
-        handed_on: what it handed to its operands.
+        to: what it handed to each of its operands, by the name of the operand's node.
+        handed_on: the sum of that.
         absorbed: what it kept, summed over ``by_reason``.
         by_reason: what it kept, by reason.
         rescaled: what had a vanishing denominator and was handed on all the same.
@@ -42,6 +45,7 @@ class Row:
     kind: str
     rule: str
     received: Tensor
+    to: dict[str, Tensor]
     handed_on: Tensor
     absorbed: Tensor
     by_reason: dict[str, Tensor]
@@ -107,24 +111,26 @@ class Ledger:
 
 
 def build_ledger(
-    heads: Sequence[RowHead], amounts: Sequence[Sequence[Tensor]], start: Tensor, relevance: Tensor
+    heads: Sequence[RowHead], amounts: Sequence[Sequence[Any]], start: Tensor, relevance: Tensor
 ) -> Ledger:
     """Put the amounts that a ledger graph computed into rows.
 
     Args:
         heads: one a row.
-        amounts: for each row received, handed on, rescaled, then one amount a reason.
+        amounts: for each row received, a list of what was handed to each operand, rescaled, then one amount a reason.
         start: (batch,), what entered.
         relevance: (batch,), what arrived.
     """
     rows = []
     absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}
-    for head, (received, handed_on, rescaled, *rest) in zip(heads, amounts, strict=True):
+    for head, (received, handed, rescaled, *rest) in zip(heads, amounts, strict=True):
         by_reason = dict(zip(head.reasons, rest, strict=True))
         for reason, amount in by_reason.items():
             absorbed[reason] = absorbed.get(reason, 0) + amount
         kept = sum(rest, start.new_zeros(start.shape))
+        to = dict(zip(head.operands, handed, strict=True))
+        handed_on = sum(handed, start.new_zeros(start.shape))
         rows.append(
-            Row(head.node, head.path, head.kind, head.rule, received, handed_on, kept, by_reason, rescaled)
+            Row(head.node, head.path, head.kind, head.rule, received, to, handed_on, kept, by_reason, rescaled)
         )
     return Ledger(rows, start, relevance, absorbed)

@@ -156,7 +156,7 @@ class Plan:
 
     def program(
         self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = (),
-        heatmap: bool = False, packed: bool = False, optimized: bool = True,
+        heatmap: bool = False, nodes: tuple[str, ...] = (), packed: bool = False, optimized: bool = True,
     ) -> Program:
         """The relevance graph, emitted when it is first asked for.
 
@@ -166,18 +166,19 @@ class Plan:
             rows: whether it is for many targets.
             conditions: the modules at whose output it masks relevance.
             heatmap: whether it sums relevance over channels.
+            nodes: the forward nodes whose relevance it gives beside.
             packed: whether its weights may be packed for the processor.
             optimized: whether the optimiser works on it.
         """
         packed = packed and PACK_WEIGHTS in self.recipe.optimize and not self.casts
-        key = (ledger, mixed or self.casts, rows, conditions, heatmap, packed, optimized)
+        key = (ledger, mixed or self.casts, rows, conditions, heatmap, nodes, packed, optimized)
         if key not in self._programs:
             recipe = self.recipe
             assert recipe.start is not None
             mixed = mixed or self.casts
             program = emit(
                 self.forward, self.explained, recipe.start, recipe.checkpoints,
-                ledger=ledger, mixed=mixed, rows=rows, conditions=conditions, heatmap=heatmap,
+                ledger=ledger, mixed=mixed, rows=rows, conditions=conditions, heatmap=heatmap, nodes=nodes,
                 signs=SINGLE_BRANCH in recipe.optimize,
                 # An output of half precision is rounded more than a denominator may be.
                 outputs=REUSE_FORWARD in recipe.optimize and not mixed,

@@ -5,6 +5,7 @@ Needs the extra ``draw``. Pictures are uint8 tensors (height, width, 3).
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from fxlrp.errors import ImageError, InputError
+from fxlrp.errors import ImageError, InputError, MissingExtraError
 from fxlrp.extras import require
 from fxlrp.files import whole
 
@@ -24,6 +25,9 @@ COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
 # Contrast, brightness and colour of the photograph under an overlay: no relevance is white in the
 # one colour map, black in the other.
 _BACKGROUND = {"symmetric": (0.6, 0.38, 0.3), "positive": (0.8, 0.0, 0.5)}
+
+_SHOWN = 6
+"""Images in the picture of an explanation."""
 
 _NO_VALUE = 0.5  # Grey, where a heatmap holds NaN or infinity.
 
@@ -145,6 +149,44 @@ def to_photo(picture: Any) -> Tensor:
         picture: as :func:`overlay` takes it.
     """
     return _to_bytes(_photo(picture))
+
+
+def stretched(image: Tensor) -> Tensor:
+    """An image as a model takes it as a photograph: its least value black, its largest white.
+
+    Args:
+        image: (1 or 3, height, width).
+
+    Returns:
+        (3, height, width), between 0 and 1.
+    """
+    low, high = image.min(), image.max()
+    return ((image.detach().float() - low) / (high - low).clamp(min=1e-12)).expand(3, -1, -1)
+
+
+def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
+    """The first few images with their relevance laid over them, side by side, as PNG.
+
+    Args:
+        images: (batch, 1 or 3, height, width), as the model takes them.
+        relevance: in the same shape.
+
+    Returns:
+        ``None`` where these are no pictures and their relevance, or matplotlib or Pillow is missing.
+    """
+    if images is None or not isinstance(relevance, Tensor) or relevance.shape != images.shape:
+        return None
+    try:
+        maps = relevance.detach().float().sum(dim=1).cpu()
+        colors = fitting_colors(maps)
+        shown = zip(images[:_SHOWN].cpu(), maps[:_SHOWN], strict=True)
+        sheet = torch.cat([enlarge(overlay(stretched(image), heat, colors), 224) for image, heat in shown], dim=1)
+        from PIL import Image
+    except (MissingExtraError, ImportError):
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(sheet.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def enlarge(picture: Tensor, shortest: int = 448) -> Tensor:

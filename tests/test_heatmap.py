@@ -81,6 +81,17 @@ def test_sizes_that_were_rounded_on_the_way_are_those_of_the_picture(shape, size
     assert torch.allclose(layer_map(torch.ones(shape), *size), torch.full(size, 8.0))
 
 
-@pytest.mark.parametrize("shape", [(8,), (197, 768), (8, 4, 12), (2, 8, 4, 4)])
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_tokens_are_a_map_without_those_before_the_patches(before):
+    tokens = torch.zeros(before + 12, 6)
+    tokens[:before] = 100
+    tokens[before + 5] = 0.5  # the second row, the second column
+    enlarged = layer_map(tokens, 33, 44)
+    assert enlarged.shape == (33, 44)
+    assert enlarged[16, 16] == enlarged.max() == 3
+    assert enlarged[:5].abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", [(8,), (190, 768), (8, 4, 12), (2, 8, 4, 4)])
 def test_what_has_no_rows_and_columns_of_the_picture_is_no_map(shape):
     assert layer_map(torch.ones(shape), 64, 64) is None

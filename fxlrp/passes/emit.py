@@ -50,8 +50,9 @@ class Program:
 def emit(
     forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, checkpoints: tuple[str, ...] = (), *,
     ledger: bool = False, mixed: bool = False, rows: bool = False,
-    conditions: tuple[str, ...] = (), heatmap: bool = False, signs: bool = True, outputs: bool = True,
-) -> Program:
+    conditions: tuple[str, ...] = (), heatmap: bool = False, nodes: tuple[str, ...] = (), signs: bool = True,
+    outputs: bool = True,
+) -> Program:  # fmt: skip
     """Write the relevance of ``output`` back to the inputs.
 
     Args:
@@ -65,16 +66,18 @@ def emit(
         rows: whether the target is one of many, see :class:`Program`.
         conditions: names of modules at whose output relevance is masked.
         heatmap: return relevance summed over its channels.
+        nodes: names of forward nodes whose relevance is wanted.
         signs: tell rules which values have no negative element.
         outputs: give rules the forward values of the layers themselves.
 
     Raises:
-        PatternError: a checkpoint or a condition is no module that the graph passes through.
+        PatternError: a checkpoint or a condition is no module that the graph passes through, or no relevance
+            reaches a node that is wanted.
         RuleError: a rule does with relevance what conditions do not understand.
     """
     values: dict[str, bool] = {"mixed": mixed, "signs": signs, "outputs": outputs}
     emitter = _Emitter(forward, output, ledger=ledger, rows=rows, conditions=conditions, values=values)
-    return emitter.run(start, checkpoints, heatmap)
+    return emitter.run(start, checkpoints, heatmap, nodes)
 
 
 class _Emitter:
@@ -98,9 +101,11 @@ class _Emitter:
         self.keeps_ledger = ledger
         self.many = rows
         self.rows: list[RowHead] = []
-        self.amounts: list[list[fx.Proxy]] = []
+        self.amounts: list[list[Any]] = []  # a row: received, to each operand, rescaled, kept by each reason
 
-    def run(self, start: Start | nn.Module, checkpoints: tuple[str, ...], heatmap: bool) -> Program:
+    def run(
+        self, start: Start | nn.Module, checkpoints: tuple[str, ...], heatmap: bool, nodes: tuple[str, ...]
+    ) -> Program:
         output = self.output
         inputs = [node for node in self.forward.graph.nodes if node.op == "placeholder"]
         target = self._placeholder("target", self.copies[inputs[-1]])
@@ -130,6 +135,8 @@ class _Emitter:
             "start": total(beginning, *self.values.where(output)),
             "checkpoints": {name: self._checkpoint(name) for name in checkpoints},
         }
+        if nodes:
+            results["nodes"] = {name: self._relevance_of(name) for name in nodes}
         if self.keeps_ledger:
             results["ledger"] = self.amounts
         self.graph.output(fx.node.map_aggregate(results, lambda v: v.node if isinstance(v, fx.Proxy) else v))
@@ -160,6 +167,13 @@ class _Emitter:
         if not found:
             return torch.zeros_like(self.values.value(node), dtype=torch.float32)
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+    def _relevance_of(self, name: str) -> Any:
+        """The relevance of the forward node of this name."""
+        found = next((value for node, value in self.received.items() if node.name == name), None)
+        if found is None or isinstance(found, list):
+            raise PatternError(f"node {name!r}: no relevance reaches a node of this name, or it is a list")
+        return found
 
     # The rules, kind by kind ---------------------------------------------------------------
 
@@ -204,8 +218,8 @@ class _Emitter:
                 at = self.values.where(node)
                 sums: list[Any] = [item_sum(amount, *at) for amount in (before, kept, before - kept)]
                 nothing: Any = torch.zeros_like(sums[0])
-                self.amounts.append([*sums[:2], nothing, sums[2]])
-                self.rows.append(RowHead(node.name, name, CONDITION, "", (CONDITION,)))
+                self.amounts.append([sums[0], [sums[1]], nothing, sums[2]])
+                self.rows.append(RowHead(node.name, name, CONDITION, "", (CONDITION,), (node.name,)))
         if len(self.points) == masked:
             return
         self.received[node] = _added(list(parts.values()))
@@ -241,25 +255,24 @@ class _Emitter:
         here = self.values.where(node)
         places = self._places(known, relevance, here)
         received = _added([item_sum(part, *at) for part, at in zip(parts, places, strict=True)])
-        handed = [
-            item_sum(share, *self.values.where(operand))
-            for (_, operand), share in zip(known.operands, shares.operands, strict=True)
-            if share is not None
-        ]
-        nothing = torch.zeros_like(received)
-        row = [received, _added(handed) if handed else nothing]
-        for amount in (shares.rescaled, *shares.absorbed.values()):
-            kept: Any = nothing if amount is None else amount()
+        handed: dict[str, Any] = {}
+        for (_, operand), share in zip(known.operands, shares.operands, strict=True):
+            if share is not None:
+                amount = item_sum(share, *self.values.where(operand))
+                handed[operand.name] = handed[operand.name] + amount if operand.name in handed else amount
+        row: list[Any] = [received, list(handed.values())]
+        for kind in (shares.rescaled, *shares.absorbed.values()):
+            kept: Any = [] if kind is None else kind()
             parts = kept if isinstance(kept, list) else [kept]
-            row.append(nothing if amount is None else _added([item_sum(part, *here) for part in parts]))
+            row.append(_added([item_sum(part, *here) for part in parts]) if parts else torch.zeros_like(received))
         reasons = list(shares.absorbed)
         if shares.rest is not None:
-            row.append(_added([received, *(-amount for amount in row[1:2] + row[3:])]))
+            row.append(_added([received, *(-amount for amount in (*handed.values(), *row[3:]))]))
             reasons.append(shares.rest)
         self.amounts.append(row)
         path = known.origin.path
         rule = repr(known.rule) if known.rule else ""
-        self.rows.append(RowHead(node.name, path, str(known.kind), rule, tuple(reasons)))
+        self.rows.append(RowHead(node.name, path, str(known.kind), rule, tuple(reasons), tuple(handed)))
 
     def _places(self, known: Facts, relevance: Relevance, here: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Where the batch is in each part of a node's relevance."""
