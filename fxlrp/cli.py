@@ -122,6 +122,10 @@ def _application() -> Any:
             typer.Option(min=0, metavar="PX", help="Blur the map in the picture; else 1 pixel, 0 for a quantized one."),
         ] = None,
         ledger: Annotated[bool, typer.Option(help="Account for what was absorbed; about doubles the time.")] = True,
+        report: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="Also write a page on how relevance flows, .html, of all images."),
+        ] = None,
         debug: Debug = False,
     ) -> None:
         """Explain images: a PNG with the heatmap on the photograph for each, and what it adds up to."""
@@ -133,7 +137,7 @@ def _application() -> Any:
                     images=images, model=model, weights=weights, target=target, preset=preset,
                     rules=rule or (), split=split, start=start, checkpoints=checkpoint or (), out=out, device=device,
                     batch_size=batch_size, colors=colors, quantize=quantize, smooth=smooth,
-                    ledger=ledger,
+                    ledger=ledger, report=report,
                 )
             )  # fmt: skip
 
@@ -144,14 +148,37 @@ def _application() -> Any:
         preset: PresetName = "conserving",
         rule: Rules = None,
         split: Split = None,
-        out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing.")] = Path("graph.svg"),
+        out: Annotated[
+            Path, typer.Option(metavar="FILE", help="The drawing: .svg, .png, .pdf, or .dot for Graphviz' text.")
+        ] = Path("graph.svg"),
+        view: Annotated[
+            str, typer.Option(metavar="NAME", help="both, forward (the model) or relevance (its rules).")
+        ] = "both",
+        depth: Annotated[
+            int | None, typer.Option(min=1, metavar="N", help="Draw modules at this depth as one box each.")
+        ] = None,
+        flow: Annotated[
+            Path | None, typer.Option(metavar="IMAGE", help="Explain this image and draw how much relevance flows.")
+        ] = None,
+        target: Annotated[
+            str | None, typer.Option(metavar="CLASS", help="The class to explain; else the predicted one.")
+        ] = None,
+        explore: Annotated[
+            Path | None,
+            typer.Option(metavar="IMAGE", help="Explain this image; show the graph in a browser, in Model Explorer."),
+        ] = None,
         debug: Debug = False,
     ) -> None:
-        """Draw the graph that computes the explanation."""
-        from fxlrp.commands import draw_graph
+        """Draw the graph that computes the explanation, or look at it in a browser."""
+        from fxlrp.commands import GraphOptions, draw_graph
 
         with _reported(debug):
-            draw_graph(model, weights, preset, split, out, rule or ())
+            draw_graph(
+                GraphOptions(
+                    model=model, weights=weights, preset=preset, split=split, rules=rule or (), out=out, view=view,
+                    depth=depth, flow=flow, target=target, explore=explore,
+                )
+            )  # fmt: skip
 
     @app.command()
     def export(

@@ -51,6 +51,24 @@ class ExplainOptions:
     quantize: int | None = None
     smooth: float | None = None
     ledger: bool = True
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """The options of ``fxlrp graph``, as its help describes them."""
+
+    model: str
+    out: Path = Path("graph.svg")
+    weights: Path | None = None
+    preset: str = "conserving"
+    split: str | None = None
+    rules: Sequence[str] = ()
+    view: str = "both"
+    depth: int | None = None
+    flow: Path | None = None
+    target: str | None = None
+    explore: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -93,11 +111,16 @@ def explain_images(options: ExplainOptions) -> None:
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
     device = _device(options.device)
+    if options.report is not None and options.report.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--report {options.report}: a report is a page, so the name must end in .html")
     for path in options.images:
         read_image(path)
     places = picture_paths(options.images, options.out)
     loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
+    if options.report is not None:
+        assert loaded.preprocess is not None
+        _equally_large(options.images, loaded.preprocess)
     explainer = compile(
         loaded.model.to(device), options.preset, rules=rules, split=options.split, start=options.start,
         checkpoints=options.checkpoints,
@@ -122,27 +145,59 @@ def explain_images(options: ExplainOptions) -> None:
                     text.append(line)
                 console.print(text, soft_wrap=True)
                 progress.advance(task)
+    if options.report is not None:
+        assert loaded.preprocess is not None
+        photos = [as_seen(read_image(path), loaded.preprocess) for path in options.images]
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        together = _equally_large(options.images, loaded.preprocess).to(device)
+        explainer.report(together, options.report, target=target, class_names=loaded.classes, photos=photos)
+        console.print(f"report        {options.report}", soft_wrap=True)
 
 
-def draw_graph(
-    model: str, weights: Path | None, preset: str, split: str | None, out: Path, rules: Sequence[str] = ()
-) -> None:
-    """Draw the graph of a model's explainer into a file.
+def _equally_large(paths: Sequence[Path], preprocess: Preprocess) -> Tensor:
+    """The images as one batch.
+
+    Raises:
+        InputError: preprocessed they differ in size.
+    """
+    inputs = [to_input(read_image(path), preprocess) for path in paths]
+    if len({value.shape for value in inputs}) > 1:
+        raise InputError("--report needs images that the preprocessing makes equally large")
+    return torch.stack(inputs)
+
+
+def draw_graph(options: GraphOptions) -> None:
+    """Draw the graph of a model's explainer into a file, or show it in Model Explorer.
 
     Raises:
         FxlrpError: whatever can be wrong.
     """
-    preset_named(preset)
-    overrides = read_rules(rules)
+    preset_named(options.preset)
+    overrides = read_rules(options.rules)
+    out, shown = options.out, options.explore or options.flow
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
+    picture = None if shown is None else read_image(shown)
+    if options.target is not None and picture is None:
+        raise InputError("--target is the class of an image: give one, by --flow or --explore")
+    if options.explore is not None:
+        require("model_explorer", "explorer")
     with warnings.catch_warnings():
-        # The drawing is the same with random weights, and no picture goes in.
-        warnings.simplefilter("ignore", ModelWarning)
-        loaded = load_model(model, weights)
-    explainer = compile(loaded.model, preset, rules=overrides, split=split, example_inputs=_example(loaded))
+        if picture is None:  # the drawing is the same with random weights
+            warnings.simplefilter("ignore", ModelWarning)
+        loaded = load_model(options.model, options.weights)
+    target = class_number(options.target, loaded.classes)
+    example = _example(loaded)
+    explainer = compile(loaded.model, options.preset, rules=overrides, split=options.split, example_inputs=example)
+    if picture is not None:
+        assert loaded.preprocess is not None
+        example = to_input(picture, loaded.preprocess).unsqueeze(0)
+    if options.explore is not None:
+        explainer.explore(example, target=target)
+        return
+    ledger = None if picture is None else explainer.ledger(example, target=target)
     out.parent.mkdir(parents=True, exist_ok=True)
-    explainer.draw(str(out))
+    explainer.draw(str(out), options.view, depth=options.depth, ledger=ledger)
     print(out)
 
 

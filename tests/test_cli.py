@@ -370,3 +370,38 @@ def test_no_two_pictures_share_a_place_and_none_is_an_image_given(tmp_path):
 def test_an_existing_folder_may_be_called_like_a_picture(tmp_path):
     (tmp_path / "maps.png").mkdir()
     assert picture_paths([tmp_path / "a.png"], tmp_path / "maps.png") == [tmp_path / "maps.png" / "a_relevance.png"]
+
+
+def test_graph_of_an_image_tells_how_much_flows(run):
+    asked = ("--out", "flow.dot", "--flow", "a.png", "--view", "relevance", "--target", "Crane")
+    assert run("graph", *MODEL, *asked)[0] == 0
+    assert "100.00 %" in Path("flow.dot").read_text()
+
+
+def test_a_target_without_an_image_is_an_error(run):
+    code, _, err = run("graph", *MODEL, "--out", "graph.dot", "--target", "Crane")
+    assert code == 1
+    assert "--target is the class of an image" in err
+    assert not Path("graph.dot").exists()
+
+
+def test_explain_writes_a_report_of_all_images(run):
+    code, out, _ = run("explain", "a.png", "a.png", *MODEL, "--report", "pages/flow.html")
+    assert code == 0
+    assert "report        pages/flow.html" in out
+    assert Path("pages/flow.html").read_text().count('alt="relevance over the image"') == 2
+
+
+def test_a_report_of_images_of_several_sizes_is_an_error(folder):
+    from torchvision import transforms
+
+    from fxlrp.commands import _equally_large
+
+    with pytest.raises(fxlrp.errors.InputError, match="equally large"):
+        _equally_large([Path("a.png"), Path("b.jpg")], transforms.ToTensor())
+
+
+def test_a_report_is_a_page(run):
+    code, _, err = run("explain", "a.png", *MODEL, "--report", "flow.txt")
+    assert code == 1
+    assert "must end in .html" in err

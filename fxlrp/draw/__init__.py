@@ -1,6 +1,7 @@
 """Pictures of an explainer: the forward graph, the rules beside it, and how relevance runs back.
 
 explainer.draw("graph.svg")
+explainer.draw("flow.svg", ledger=explainer.ledger(images))    # with the relevance that flows
 explainer.dot                       # DOT text, without Graphviz
 """
 
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxlrp.draw.dot import dot_text
+from fxlrp.draw.flow import Flow, mark, weigh
 from fxlrp.draw.picture import collapse
 from fxlrp.draw.reading import picture_of
-from fxlrp.errors import DrawError
+from fxlrp.errors import DrawError, MissingExtraError, NotCapturedError
 from fxlrp.extras import require
 from fxlrp.files import whole
+from fxlrp.ledger import Ledger
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -25,8 +28,13 @@ VIEWS = ("both", "forward", "relevance")
 TEXT = ("dot", "gv")
 RENDERED = ("svg", "png", "pdf")
 
+_THUMBNAIL = 150
+"""The most things in a picture for a notebook, unless the model's own children are more."""
 
-def dot_source(explainer: Explainer, view: str = "both", *, depth: int | None = None) -> str:
+
+def dot_source(
+    explainer: Explainer, view: str = "both", *, depth: int | None = None, ledger: Ledger | None = None
+) -> str:
     """The picture of ``explainer`` as DOT text; needs no other package or program.
 
     Args:
@@ -34,18 +42,31 @@ def dot_source(explainer: Explainer, view: str = "both", *, depth: int | None = 
         view: ``"both"``, ``"forward"`` or ``"relevance"``.
         depth: draw modules at this depth closed, as one box each: 1 for the model's own
             children. ``None``: everything open.
+        ledger: of this explainer, from ``explainer.ledger(images)``: arrows are as thick as the share of the
+            relevance that flows there, splits tell the shares of skip and residual, and what absorbs is marked;
+            means over the batch.
 
     Raises:
-        DrawError: there is no such view, or the depth is not positive.
+        DrawError: there is no such view, the depth is not positive, or the ledger is of another model or of no
+            relevance.
     """
     _check(view, depth)
-    picture = picture_of(explainer.emitted, forward=view != "relevance", relevance=view != "forward")
+    graph = explainer.emitted
+    picture = picture_of(graph, forward=view != "relevance", relevance=view != "forward", shapes=explainer.shapes)
+    flow = None if ledger is None else Flow(ledger, {node.name for node in graph.nodes})
+    if flow is not None:
+        mark(picture, flow)
     if depth is not None:
         picture = collapse(picture, depth)
+    if flow is not None:
+        weigh(picture, flow)
     return dot_text(picture, "fxlrp")
 
 
-def draw(explainer: Explainer, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None) -> Path:
+def draw(
+    explainer: Explainer, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None,
+    ledger: Ledger | None = None,
+) -> Path:  # fmt: skip
     """Write the picture of ``explainer`` to a file and return its path.
 
     The suffix says what is written: ``.svg``, ``.png`` and ``.pdf`` are rendered by Graphviz,
@@ -56,9 +77,10 @@ def draw(explainer: Explainer, path: str | os.PathLike[str], view: str = "both",
         path: the file.
         view: as for :func:`dot_source`.
         depth: as for :func:`dot_source`.
+        ledger: as for :func:`dot_source`.
 
     Raises:
-        DrawError: suffix, folder, view or depth will not do, or Graphviz is missing or fails.
+        DrawError: suffix, folder, view, depth or ledger will not do, or Graphviz is missing or fails.
         MissingExtraError: the Python package ``graphviz`` is not installed.
     """
     path = Path(path)
@@ -69,11 +91,29 @@ def draw(explainer: Explainer, path: str | os.PathLike[str], view: str = "both",
         raise DrawError(f"cannot draw {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise DrawError(f"cannot draw {path}: it is a folder")
-    text = dot_source(explainer, view, depth=depth)
+    text = dot_source(explainer, view, depth=depth, ledger=ledger)
     content = text.encode() if kind in TEXT else _render(text, kind)
     with whole(path) as beside:
         beside.write_bytes(content)
     return path
+
+
+def thumbnail(explainer: Explainer) -> str | None:
+    """The picture as SVG, modules closed until it is of a size to look at.
+
+    Returns:
+        ``None`` where it cannot be drawn: the model is not captured yet, or Graphviz is missing.
+    """
+    try:
+        picture = picture_of(explainer.emitted)
+        depths = range(1 + max((len(thing.origin.calls) for thing in picture.things.values()), default=0), 0, -1)
+        for depth in depths:
+            small = collapse(picture, depth)
+            if len(small.things) <= _THUMBNAIL:
+                break
+        return _render(dot_text(small, "fxlrp"), "svg").decode()
+    except (DrawError, MissingExtraError, NotCapturedError):
+        return None  # a notebook then shows the text
 
 
 def _check(view: str, depth: int | None) -> None:

@@ -15,7 +15,14 @@ from fxlrp.draw.picture import RELEVANCE, Arrow, Picture, Role, Thing, Way, call
 _INK, _GREY = "#333333", "#8C8C8C"
 _BLUE, _ORANGE, _VERMILLION, _GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 _BLUE_TINT, _ORANGE_TINT, _VERMILLION_TINT, _GREEN_TINT = "#DCEEF9", "#FCEFD0", "#F9D9C4", "#CFEDE3"
-_YELLOW = "#F0E442"
+_YELLOW, _PURPLE = "#F0E442", "#CC79A7"
+
+_ABSORBS = {"color": _PURPLE, "penwidth": "3"}
+_WORTH_TELLING = 5e-5
+"""What is absorbed is told from this share of what entered on, which is 0.01 %, rounded."""
+
+_THIN, _THICK = 0.4, 7.0
+"""The width of an arrow without relevance, and what all of it adds."""
 
 _SHAPES: dict[Role, dict[str, str]] = {
     Role.INPUT: {"shape": "oval", "style": "filled", "fillcolor": _GREEN_TINT, "color": _GREEN},
@@ -76,7 +83,7 @@ def dot_text(picture: Picture, name: str) -> str:
             f"  node [{_attributes(_NODE)}];",
             f"  edge [{_attributes(_EDGE)}];",
             *_Clusters(picture).lines(),
-            *(f"  {_arrow(arrow, backwards=both)}" for arrow in picture.arrows),
+            *(f"  {_arrow(arrow, picture.shares.get(arrow), backwards=both)}" for arrow in picture.arrows),
             *_legend(picture),
             "}\n",
         ]
@@ -143,13 +150,22 @@ class _Branch:
 def _thing(thing: Thing, around: str) -> str:
     """The statement of one thing, its path shortened to what the cluster ``around`` does not say."""
     title = thing.title.removeprefix(f"{around}.") if around else thing.title
-    label = "\n".join(line for line in (title, thing.detail) if line)
-    return f"{quote(thing.name)} [{_attributes({'label': label, 'tooltip': thing.tooltip} | _SHAPES[thing.role])}];"
+    absorbs = _absorbs(thing)
+    kept = f"absorbs {100 * thing.absorbed:.2f} %" if absorbs else ""
+    label = "\n".join(line for line in (title, thing.detail, kept) if line)
+    look = _SHAPES[thing.role] | (_ABSORBS if absorbs else {})
+    return f"{quote(thing.name)} [{_attributes({'label': label, 'tooltip': thing.tooltip} | look)}];"
 
 
-def _arrow(arrow: Arrow, *, backwards: bool) -> str:
-    """One arrow; relevance beside the forward part points upwards, from lower ranks to higher ones."""
+def _absorbs(thing: Thing) -> bool:
+    return abs(thing.absorbed) >= _WORTH_TELLING
+
+
+def _arrow(arrow: Arrow, share: float | None, *, backwards: bool) -> str:
+    """One arrow, as thick as its share; relevance beside the forward part points upwards, to higher ranks."""
     attributes = dict(_LINES[arrow.way])
+    if share is not None:
+        attributes |= {"penwidth": f"{_THIN + _THICK * min(abs(share), 1):.2f}", "tooltip": f"{100 * share:.2f} %"}
     source, target = arrow.source, arrow.target
     if backwards and arrow.way in (Way.RELEVANCE, Way.RELEVANCE_SKIP):
         source, target = target, source
@@ -161,26 +177,28 @@ def _legend(picture: Picture) -> Iterator[str]:
     """A cluster that explains the shapes and lines that occur, and only those."""
     roles = {thing.role for thing in picture.things.values()}
     ways = {arrow.way for arrow in picture.arrows}
-    entries: list[str] = []
-    lines: list[str] = []
-    for role, sample, meaning in _MEANINGS:
-        if role in roles:
-            name, text = f"legend {role.value}", f"legend {role.value} meaning"
-            entries.append(name)
-            lines.append(f"    {quote(name)} [{_attributes({'label': sample} | _SHAPES[role])}];")
-            lines.append(f"    {_legend_text(text, meaning)}")
-            lines.append(f"    {_beside(name, text, {'style': 'invis'})}")
+    weighed = {arrow.way for arrow in picture.shares}
+    hidden = {"style": "invis"}
+    entries = [
+        (role.value, {"label": sample} | _SHAPES[role], meaning, hidden)
+        for role, sample, meaning in _MEANINGS if role in roles
+    ]  # fmt: skip
+    if any(map(_absorbs, picture.things.values())):
+        look = {"label": "absorbs 1 %"} | _SHAPES[Role.RULE] | _ABSORBS
+        entries.append(("absorbs", look, "keeps a share of what entered", hidden))
     for way, meaning in _LINE_MEANINGS:
         if way in ways:
-            name, text = f"legend {way.value}", f"legend {way.value} meaning"
-            entries.append(name)
-            lines.append(f"    {quote(name)} [shape=point, style=invis];")
-            lines.append(f"    {_legend_text(text, meaning)}")
-            lines.append(f"    {_beside(name, text, _LINES[way])}")
+            told = f"{meaning}: the thicker the more" if way in weighed else meaning
+            entries.append((way.value, {"shape": "point"} | hidden, told, _LINES[way]))
     yield f"  subgraph {quote('cluster_legend')} {{"
     yield f"    label=legend; style=filled; color={quote('#F7F7F7')}; fontsize=11;"
-    yield from lines
-    yield from (f"    {quote(above)} -> {quote(below)} [style=invis];" for above, below in pairwise(entries))
+    for name, look, meaning, line in entries:
+        sample, text = f"legend {name}", f"legend {name} meaning"
+        yield f"    {quote(sample)} [{_attributes(look)}];"
+        yield f"    {_legend_text(text, meaning)}"
+        yield f"    {_beside(sample, text, line)}"
+    for above, below in pairwise(entries):
+        yield f"    {quote(f'legend {above[0]}')} -> {quote(f'legend {below[0]}')} [style=invis];"
     yield "  }"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NamedTuple
 
 from fxlrp.passes.facts import Origin
 
@@ -43,6 +45,22 @@ class Way(Enum):
     """No flow: from a forward thing to the rule that belongs to it."""
 
 
+START = "the start"
+"""Who hands the output its relevance; a space keeps it apart from the names of nodes, which are identifiers."""
+
+
+class Handing(NamedTuple):
+    """Relevance that one node hands another; both are nodes of the forward graph, by name.
+
+    Attributes:
+        value: whose relevance it is.
+        reader: who hands it, or :data:`START`; ``""``: all readers together.
+    """
+
+    value: str
+    reader: str = ""
+
+
 @dataclass
 class Thing:
     """One node of the picture.
@@ -55,6 +73,9 @@ class Thing:
         tooltip: what a reader sees who points at it.
         origin: the modules around it.
         of: the forward thing that it belongs to.
+        node: the forward node that it is, or whose rule it is.
+        branches: of a join or its split, the forward nodes of skip and residual.
+        absorbed: how much relevance it keeps, as a share of what entered, where that is known.
     """
 
     name: str
@@ -64,6 +85,9 @@ class Thing:
     tooltip: str = ""
     origin: Origin = field(default_factory=Origin)
     of: str | None = None
+    node: str = ""
+    branches: tuple[str, str] = ("", "")
+    absorbed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,20 +100,27 @@ class Arrow:
 
 
 class Picture:
-    """Things by name and the arrows between them, each in the order in which they were added."""
+    """Things by name and the arrows between them, each in the order in which they were added.
+
+    Attributes:
+        things: by name.
+        arrows: each with the relevance that flows along it, the other way round for an arrow of values.
+        shares: how much that is, as a share of what entered, where it is known.
+    """
 
     def __init__(self) -> None:
         self.things: dict[str, Thing] = {}
-        self.arrows: dict[Arrow, None] = {}
+        self.arrows: dict[Arrow, set[Handing]] = {}
+        self.shares: dict[Arrow, float] = {}
 
     def add(self, thing: Thing) -> None:
         """Add a thing."""
         self.things[thing.name] = thing
 
-    def link(self, source: str, target: str, way: Way) -> None:
+    def link(self, source: str, target: str, way: Way, handings: Iterable[Handing] = ()) -> None:
         """Add an arrow, once; a thing does not point at itself."""
         if source != target:
-            self.arrows[Arrow(source, target, way)] = None
+            self.arrows.setdefault(Arrow(source, target, way), set()).update(handings)
 
 
 def collapse(picture: Picture, depth: int) -> Picture:
@@ -114,10 +145,10 @@ def collapse(picture: Picture, depth: int) -> Picture:
         if box.role is Role.SUM:  # the value that it belongs to may be inside a box
             box.origin = _cut(box.origin, depth, closed)
         small.add(box)
-    for arrow in picture.arrows:
+    for arrow, handings in picture.arrows.items():
         source, target = small.things[homes[arrow.source]], small.things[homes[arrow.target]]
         if arrow.way is not Way.OF or target.of == source.name:
-            small.link(source.name, target.name, _shown(arrow.way, source, target))
+            small.link(source.name, target.name, _shown(arrow.way, source, target), handings)
     return small
 
 
@@ -170,14 +201,17 @@ def _box(name: str, things: list[Thing], depth: int) -> Thing:
     call, (path, kind) = origin.calls[depth - 1], origin.modules[depth - 1]
     title = call_name(call, path)
     around = _cut(origin, depth, {call})
+    absorbed = sum(thing.absorbed for thing in things)
     if things[0].role not in RELEVANCE:
         joins = sum(thing.role is Role.JOIN for thing in things)
         detail = f"{kind.__name__}, {joins} join{'s' * (joins > 1)}" if joins else kind.__name__
-        return Thing(name, Role.MODULE, title, detail, f"{title}: {kind.__name__}, {len(things)} operations", around)
+        tooltip = f"{title}: {kind.__name__}, {len(things)} operations"
+        return Thing(name, Role.MODULE, title, detail, tooltip, around, absorbed=absorbed)
     rules = Counter(_rule(thing) for thing in things if thing.role in (Role.RULE, Role.SPLIT, Role.RULES))
     lines = [f"{count} × {rule}" if count > 1 else rule for rule, count in rules.items()] or ["moved back"]
     tooltip = "\n".join([f"{title}: {kind.__name__}", *lines])
-    return Thing(name, Role.RULES, lines[0], "\n".join(lines[1:]), tooltip, around, of=f"module of {call}")
+    of = f"module of {call}"
+    return Thing(name, Role.RULES, lines[0], "\n".join(lines[1:]), tooltip, around, of=of, absorbed=absorbed)
 
 
 def _rule(thing: Thing) -> str:

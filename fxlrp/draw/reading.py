@@ -10,29 +10,39 @@ no place of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
-from fxlrp.draw.picture import Picture, Role, Thing, Way
+from fxlrp.draw.picture import START, Handing, Picture, Role, Thing, Way
 from fxlrp.passes.facts import KEY, Emitted, Origin, facts, has_facts
 from fxlrp.vocabulary import Kind
 
-# A space keeps them apart from the names of nodes, which are identifiers.
-_OUTPUT, _START = "the output", "the start"
+_OUTPUT = "the output"
 
 
-def picture_of(graph: fx.Graph, *, forward: bool = True, relevance: bool = True) -> Picture:
-    """The picture of an explainer's graph, or of one part of it."""
+def picture_of(
+    graph: fx.Graph, *, forward: bool = True, relevance: bool = True, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Picture:
+    """The picture of an explainer's graph, or of one part of it.
+
+    Args:
+        graph: the explainer's, as it was emitted.
+        forward: whether to draw the model.
+        relevance: whether to draw its relevance.
+        shapes: of the values of forward nodes, by name, as far as they are known.
+    """
     picture = Picture()
     if forward:
         add_forward(picture, graph)
     if relevance:
         add_relevance(picture, graph, alone=not forward)
     for thing in picture.things.values():
+        if thing.node in (shapes or {}):
+            thing.tooltip += f"\nshape: {' × '.join(map(str, (shapes or {})[thing.node]))}"
         if thing.of in picture.things:
             picture.link(str(thing.of), thing.name, Way.OF)
     return picture
@@ -75,19 +85,27 @@ def add_forward(picture: Picture, graph: fx.Graph) -> None:
         if not _carries_signal(node):
             continue
         title, detail = _label(node, sizes)
-        picture.add(Thing(node.name, _role(node), title, detail, _tooltip(node), _origin(node)))
+        thing = Thing(node.name, _role(node), title, detail, _tooltip(node), _origin(node), node=node.name)
+        picture.add(thing)
         join = facts(node).join
+        if join is not None:
+            thing.branches = join.skip, join.residual
         for source in filter(_carries_signal, node.all_input_nodes):
             if join is None or source.name not in (join.skip, join.residual):
-                picture.link(source.name, node.name, Way.VALUE)
+                picture.link(source.name, node.name, Way.VALUE, [_handed_by(node, source)])
                 continue
             # A value added to itself is both.
             for way, operand in ((Way.SKIP, join.skip), (Way.RESIDUAL, join.residual)):
                 if source.name == operand:
-                    picture.link(source.name, node.name, way)
+                    picture.link(source.name, node.name, way, [_handed_by(node, source)])
     picture.add(Thing(_OUTPUT, Role.OUTPUT, "output", tooltip="what the model returns"))
     for node in filter(_carries_signal, _nodes_in(_results(graph).get("output"))):
-        picture.link(node.name, _OUTPUT, Way.VALUE)
+        picture.link(node.name, _OUTPUT, Way.VALUE, [Handing(node.name, START)])
+
+
+def _handed_by(reader: fx.Node, value: fx.Node) -> Handing:
+    """What a reader hands one of its operands; a piece of a list hands on what it gets itself."""
+    return Handing(reader.name) if reader.target is getitem else Handing(value.name, reader.name)
 
 
 def _role(node: fx.Node) -> Role:
@@ -124,6 +142,13 @@ def _tooltip(node: fx.Node) -> str:
 
 
 # The relevance part -------------------------------------------------------------------------
+
+
+class _Leaving(NamedTuple):
+    """How relevance leaves a thing."""
+
+    way: Way
+    handings: frozenset[Handing]
 
 
 @dataclass
@@ -163,7 +188,7 @@ class _Flow:
         ]
         self.checkpoints = [_Result(f"checkpoint {n}", None, value) for n, value in returned["checkpoints"].items()]
         self.carriers = self._carriers()
-        self.came: dict[fx.Node, dict[str, Way]] = {}
+        self.came: dict[fx.Node, dict[str, _Leaving]] = {}
         """Of each step, the things that relevance leaves with it."""
 
     def run(self) -> None:
@@ -207,19 +232,21 @@ class _Flow:
                 waiting.extend(node.all_input_nodes)
         return [node for node in seen if node in self.carriers]
 
-    def _place(self, node: fx.Node) -> dict[str, Way]:
+    def _place(self, node: fx.Node) -> dict[str, _Leaving]:
         """Add the thing that ``node`` is a step of, and say what relevance leaves with the step."""
         emitted: Emitted = node.meta[KEY]
         sources = [source for source in node.all_input_nodes if source in self.carriers]
-        group = _START if emitted.rule == "start" else f"{emitted.rule} of {emitted.node}"
+        group = START if emitted.rule == "start" else f"{emitted.rule} of {emitted.node}"
         if self._is_sum(node, sources, group):
-            return {self._sum(node, sources): Way.RELEVANCE}
+            return {self._sum(node, sources): _Leaving(Way.RELEVANCE, frozenset({Handing(emitted.value)}))}
         if emitted.rule == "Pass":  # its one step fits a shape
-            return {name: way for source in sources for name, way in self.came[source].items()}
+            return {name: leaving for source in sources for name, leaving in self.came[source].items()}
         if group not in self.picture.things:
             self.picture.add(self._thing(group, emitted))
         self._link(sources, group)
-        return {group: self._way_out(node, emitted)}
+        reader = START if emitted.rule == "start" else emitted.node
+        handings = {Handing(emitted.value, reader)} if emitted.role == "relevance" else ()
+        return {group: _Leaving(self._way_out(node, emitted), frozenset(handings))}
 
     def _thing(self, group: str, emitted: Emitted) -> Thing:
         if emitted.rule == "start":
@@ -232,7 +259,10 @@ class _Flow:
         rule = "moved back" if role is Role.MOVE else emitted.rule
         named = self.alone and role is not Role.SPLIT
         title, detail = (_label(node, self.sizes)[0], rule) if named else (rule, "")
-        return Thing(group, role, title, detail, _tooltip(node), _origin(node), of=node.name)
+        thing = Thing(group, role, title, detail, _tooltip(node), _origin(node), of=node.name, node=node.name)
+        if known.join is not None:
+            thing.branches = known.join.skip, known.join.residual
+        return thing
 
     def _is_sum(self, node: fx.Node, sources: list[fx.Node], group: str) -> bool:
         """Whether ``node`` adds up what two readers of a value hand it."""
@@ -261,5 +291,5 @@ class _Flow:
 
     def _link(self, sources: Iterable[fx.Node], target: str) -> None:
         for source in sources:
-            for name, way in self.came[source].items():
-                self.picture.link(name, target, way)
+            for name, leaving in self.came[source].items():
+                self.picture.link(name, target, leaving.way, leaving.handings)

@@ -1,0 +1,90 @@
+"""An explainer in Model Explorer: modules that open and close, and relevance as colours of their nodes.
+
+explainer.explore(images)
+
+Needs the extra ``explorer`` (``ai-edge-model-explorer``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxlrp.draw.flow import Flow
+from fxlrp.errors import DrawError
+from fxlrp.explorer.graph import collection
+from fxlrp.explorer.overlays import overlays
+from fxlrp.extras import require
+from fxlrp.files import whole
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+
+def write_graph(
+    explainer: Explainer, path: str | os.PathLike[str], images: Any = None, *, target: Any = None
+) -> list[Path]:
+    """Write the graph, and what there is to say of its nodes, as files that Model Explorer opens.
+
+    Args:
+        explainer: what to show.
+        path: a file name that ends in ``.json``; overlays are written beside it, as ``NAME.relevance.json``, ….
+        images: what the model takes, to explain; ``None``: the graph alone.
+        target: the class to explain, as for an explanation.
+
+    Returns:
+        The paths: the graph's, then those of the overlays.
+
+    Raises:
+        DrawError: the path will not do.
+        InputError, TargetError: as for an explanation.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json" or not path.parent.is_dir():
+        raise DrawError(f"{path}: a graph is written as a .json file, in a folder that is there")
+    flow = None
+    if images is not None:
+        flow = Flow(explainer.ledger(images, target=target), {node.name for node in explainer.emitted.nodes})
+    contents = {path: collection(explainer, flow)}
+    if flow is not None:
+        for name, data in overlays(explainer, flow, images, target).items():
+            contents[path.with_suffix(f".{name.replace(' ', '_')}.json")] = data
+    for place, content in contents.items():
+        with whole(place) as beside:
+            beside.write_text(json.dumps(content), encoding="utf-8")
+    return list(contents)
+
+
+def explore(
+    explainer: Explainer, images: Any = None, *, target: Any = None, host: str = "localhost", port: int = 8080,
+    browser: bool = True,
+) -> None:  # fmt: skip
+    """Serve the graph to a browser, until it is stopped (Ctrl-C).
+
+    Args:
+        explainer: what to show.
+        images: what the model takes, to explain; ``None``: the graph alone.
+        target: the class to explain, as for an explanation.
+        host: where to serve.
+        port: the same; 8080 stands for the first from there on that is free.
+        browser: whether to open the page.
+
+    Raises:
+        MissingExtraError: Model Explorer is not installed.
+        InputError, TargetError: as for an explanation.
+    """
+    server = require("model_explorer", "explorer")
+    with tempfile.TemporaryDirectory(prefix="fxlrp-") as folder:
+        graph, *data = write_graph(explainer, Path(folder) / f"{explainer.model_name}.json", images, target=target)
+        _serve(server, graph, data, host=host, port=port, browser=browser)
+
+
+def _serve(server: Any, graph: Path, data: Sequence[Path], *, host: str, port: int, browser: bool) -> None:
+    config = server.config().add_model_from_path(str(graph))
+    for path in data:
+        config.add_node_data_from_path(str(path))
+    server.visualize_from_config(config, host=host, port=port, no_open_in_browser=not browser)

@@ -1,0 +1,47 @@
+"""What there is to say of each node, as colours: relevance, share of the skip, absorbed, milliseconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from fxlrp.draw.flow import Flow
+from fxlrp.draw.picture import RELEVANCE, Role, Thing
+from fxlrp.explorer.graph import pictures
+from fxlrp.times import Step
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+_GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#d55e00"}]
+
+
+def overlays(explainer: Explainer, flow: Flow, images: Any, target: Any) -> dict[str, dict[str, Any]]:
+    """By name, the data of all graphs: for each node a value."""
+    times = explainer.node_times(images, target=target)
+    found: dict[str, dict[str, Any]] = {}
+    for graph, picture in pictures(explainer, flow).items():
+        values: dict[str, dict[str, float]] = defaultdict(dict)
+        for thing in picture.things.values():
+            for name, value in _values(thing, flow, times).items():
+                values[name][thing.name] = value
+        for name, results in values.items():
+            data = {"results": {node: {"value": value} for node, value in results.items()}, "gradient": _GRADIENT}
+            found.setdefault(name, {})[graph] = data
+    return found
+
+
+def _values(thing: Thing, flow: Flow, times: dict[Step, float]) -> dict[str, float]:
+    row = flow.row(thing.node)
+    values = {}
+    if row is not None:
+        values["relevance %"] = 100 * flow.share(row.received)
+        values["absorbed %"] = 100 * flow.share(row.absorbed)
+        received = flow.share(row.received)
+        if thing.role in (Role.JOIN, Role.SPLIT) and received:
+            skip = row.to.get(thing.branches[0])
+            values["skip %"] = 0.0 if skip is None else 100 * flow.share(skip) / received
+    step = Step(thing.node, thing.role in RELEVANCE)
+    if step in times:
+        values["milliseconds"] = times[step]
+    return {name: round(value, 6) for name, value in values.items()}
