@@ -129,7 +129,7 @@ def _application() -> Any:
         debug: Debug = False,
     ) -> None:
         """Explain images: a PNG with the heatmap on the photograph for each, and what it adds up to."""
-        from fxlrp.commands import ExplainOptions, explain_images
+        from fxlrp.commands.explain import ExplainOptions, explain_images
 
         with _reported(debug):
             explain_images(
@@ -170,7 +170,7 @@ def _application() -> Any:
         debug: Debug = False,
     ) -> None:
         """Draw the graph that computes the explanation, or look at it in a browser."""
-        from fxlrp.commands import GraphOptions, draw_graph
+        from fxlrp.commands.graph import GraphOptions, draw_graph
 
         with _reported(debug):
             draw_graph(
@@ -209,7 +209,7 @@ def _application() -> Any:
         debug: Debug = False,
     ) -> None:
         """Write the explanation as a file that runs without the model's Python code."""
-        from fxlrp.commands import ExportOptions, export_explanation
+        from fxlrp.commands.export import ExportOptions, export_explanation
 
         with _reported(debug):
             export_explanation(

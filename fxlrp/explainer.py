@@ -158,7 +158,7 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         Args:
             *inputs: what the model takes.
             nodes: names of nodes.
-            target: the class to explain, as for an explanation.
+            target: the class to explain, as for an explanation, one an item.
             **named: what the model takes, by name.
 
         Returns:
@@ -169,6 +169,7 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
             InputError, TargetError, CaptureError: as for an explanation.
         """
         plan, tensors, target = self._prepare(*self._split(inputs, named, target))
+        _check_one_target(target, "the relevance of nodes")
         found: dict[str, Tensor] = self._run(plan, tensors, target, None, nodes=tuple(nodes)).get("nodes", {})
         return found
 
@@ -183,8 +184,7 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         """
         plan, tensors, target = self._prepare(*self._split(inputs, named, target))
         asked = read_conditions(conditions)
-        if target is not None and target.dim() == 2:
-            raise TargetError("a ledger is of one target an item: ask for one at a time")
+        _check_one_target(target, "a ledger")
         if asked is not None and asked.many:
             raise ConditionError("a ledger is of one condition, a dict: ask for one at a time")
         results = self._run(plan, tensors, target, asked, ledger=True)
@@ -350,6 +350,11 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         self._weights.convert(fn)
         self._weights.refresh()
         return self
+
+
+def _check_one_target(target: Tensor | None, what: str) -> None:
+    if target is not None and target.dim() == 2:
+        raise TargetError(f"{what} is of one target an item: ask for one at a time")
 
 
 def _are_pictures(value: Tensor) -> bool:

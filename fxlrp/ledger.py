@@ -93,21 +93,30 @@ class Ledger:
             total = total + amount
         return total
 
+    @property
+    def telling(self) -> list[Row]:
+        """The rows without those of nodes that hand on whatever they receive: activations and norms."""
+        return [row for row in self.rows if row.kind not in ("pointwise", "normalisation")]
+
+    def share(self, amount: Tensor) -> float:
+        """An amount, (batch,), as a share of what entered: means over the batch; zero where nothing entered."""
+        start = float(self.start.abs().mean())
+        return float(amount.mean()) / start if start else 0.0
+
     def __str__(self) -> str:
         """A table: amounts are means over the batch, in percent of the start; silent nodes are left out."""
         columns = ("node", "kind", "rule", "received", "handed on", "absorbed", "reason", "rescaled")
         lines = [
-            (row.node, row.kind, row.rule, *(self._share(v) for v in (row.received, row.handed_on, row.absorbed)),
-             row.reason, self._share(row.rescaled))
-            for row in self.rows if row.kind not in ("pointwise", "normalisation")
+            (row.node, row.kind, row.rule, *map(self._percent, (row.received, row.handed_on, row.absorbed)),
+             row.reason, self._percent(row.rescaled))
+            for row in self.telling
         ]  # fmt: skip
-        totals = [(f"absorbed: {name}", "", "", "", "", self._share(v), "", "") for name, v in self.absorbed.items()]
-        end = [("at the input", "", "", self._share(self.relevance), "", "", "", "")]
+        totals = [(f"absorbed: {name}", "", "", "", "", self._percent(v), "", "") for name, v in self.absorbed.items()]
+        end = [("at the input", "", "", self._percent(self.relevance), "", "", "", "")]
         return table(columns, [*lines, *totals, *end])
 
-    def _share(self, amount: Tensor) -> str:
-        start = self.start.abs().mean()
-        return f"{float(100 * amount.mean() / start):.4f} %" if float(start) else f"{float(amount.mean()):.4g}"
+    def _percent(self, amount: Tensor) -> str:
+        return f"{100 * self.share(amount):.4f} %" if bool(self.start.any()) else f"{float(amount.mean()):.4g}"
 
 
 def build_ledger(

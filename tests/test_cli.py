@@ -12,7 +12,7 @@ from PIL import Image
 
 import fxlrp
 from fxlrp import cli
-from fxlrp.commands import class_number
+from fxlrp.commands.arguments import class_number
 from fxlrp.errors import ImageError, TargetError
 from fxlrp.places import picture_paths
 
@@ -395,7 +395,7 @@ def test_explain_writes_a_report_of_all_images(run):
 def test_a_report_of_images_of_several_sizes_is_an_error(folder):
     from torchvision import transforms
 
-    from fxlrp.commands import _equally_large
+    from fxlrp.commands.explain import _equally_large
 
     with pytest.raises(fxlrp.errors.InputError, match="equally large"):
         _equally_large([Path("a.png"), Path("b.jpg")], transforms.ToTensor())

@@ -16,7 +16,7 @@ from fxlrp.draw import dot_source
 from fxlrp.draw.flow import Flow, mark, weigh
 from fxlrp.draw.picture import RELEVANCE, Role, Way, collapse
 from fxlrp.draw.reading import picture_of
-from fxlrp.errors import DrawError, PatternError
+from fxlrp.errors import DrawError, PatternError, TargetError
 from fxlrp.rules import Epsilon
 
 
@@ -91,21 +91,25 @@ def test_relevance_of_a_node_is_that_of_the_checkpoint_there(x):
     explainer = fxlrp.compile(residual(), checkpoints=["blocks.1"])
     value = explainer.joins[0].name
     explanation = explainer(x)
-    user = next(node for node in explainer.emitted.nodes if node.name == value)
     found = explainer.relevance_of(x, nodes=[value, "stem", "x"])
     assert list(found) == [value, "stem", "x"]
     assert_close(found["x"], explanation.relevance)
+    assert_close(found[value], explanation.checkpoints["blocks.1"])
     assert found["stem"].shape == explainer.shapes["stem"]
     rows = {row.node: row for row in explainer.ledger(x)}
     for name in (value, "stem"):
         assert_close(found[name].flatten(1).sum(1), rows[name].received)
-    assert user.name == value
 
 
 def test_a_target_is_the_one_that_is_asked_for(x):
     explainer = fxlrp.compile(residual())
     found = explainer.relevance_of(x, nodes=["stem"], target=1)["stem"]
     assert_close(found.flatten(1).sum(1), explainer(x, target=1).start)
+
+
+def test_several_targets_an_item_are_an_error(x):
+    with pytest.raises(TargetError, match="relevance of nodes is of one target an item"):
+        fxlrp.compile(residual()).relevance_of(x, nodes=["stem"], target=[0, 1])
 
 
 def test_a_node_that_no_relevance_reaches_is_an_error(x):
@@ -199,7 +203,7 @@ def test_without_identity_skips_the_residual_gets_all(x):
     ledger = explainer.ledger(x)
     picture, _ = weighed(explainer, ledger, relevance=False)
     join = next(join for join in explainer.joins if join.kind == "identity")
-    assert "skip 0%, residual 100%" in picture.things[join.name].detail
+    assert "skip 0%, residual 100%" in picture.things[join.name].shares
 
 
 def test_what_absorbs_is_marked_and_what_does_not_is_not(x):
@@ -232,6 +236,17 @@ def test_tooltips_tell_shapes_once_they_are_known(x):
     assert "shape:" not in explainer.dot
     explainer(x)
     assert "shape: 3 × " in explainer.dot
+
+
+def test_a_condition_is_no_node_of_the_picture(x):
+    explainer = fxlrp.compile(residual())
+    ledger = explainer.ledger(x, conditions={"blocks.0.conv1": [1]})
+    picture, flow = weighed(explainer, ledger)
+    rows = {row.node: row for row in ledger if row.kind != "condition"}
+    into, out = into_and_out_of(picture)
+    inside = next(thing for thing in picture.things.values() if thing.node == rows["blocks_0_conv1"].node and thing.of)
+    assert out[inside.name] == pytest.approx(flow.share(rows["blocks_0_conv1"].handed_on))
+    assert into[inside.name] > out[inside.name]  # what the condition took away came this far
 
 
 # What cannot be drawn ---------------------------------------------------------------------------

@@ -172,5 +172,5 @@ def test_a_notebook_shows_an_explainer_as_its_graph(resnet):
     else:
         assert shown.lstrip().startswith("<?xml")
         assert "layer4" in shown
-    late = fxlrp.compile(models.vit_b_32(num_classes=3).eval())
-    assert late._repr_svg_() is None or late.capture
+    late = fxlrp.compile(models.swin_t(num_classes=3).eval())
+    assert late._repr_svg_() is None  # not captured yet

@@ -152,7 +152,7 @@ def _thing(thing: Thing, around: str) -> str:
     title = thing.title.removeprefix(f"{around}.") if around else thing.title
     absorbs = _absorbs(thing)
     kept = f"absorbs {100 * thing.absorbed:.2f} %" if absorbs else ""
-    label = "\n".join(line for line in (title, thing.detail, kept) if line)
+    label = "\n".join(line for line in (title, thing.detail, thing.shares, kept) if line)
     look = _SHAPES[thing.role] | (_ABSORBS if absorbs else {})
     return f"{quote(thing.name)} [{_attributes({'label': label, 'tooltip': thing.tooltip} | look)}];"
 

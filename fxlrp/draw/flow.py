@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 
-from torch import Tensor
-
 from fxlrp.draw.picture import RELEVANCE, START, Handing, Picture, Role, Thing, Way
 from fxlrp.errors import DrawError
 from fxlrp.ledger import Ledger, Row
+from fxlrp.rules.rule import CONDITION
 
 
 class Flow:
-    """A ledger in shares of what entered, means over the batch.
+    """A ledger by who hands what to whom.
+
+    Attributes:
+        share: from an amount, (batch,), to the share that it is of what entered.
 
     Args:
         ledger: the accounts of all nodes.
@@ -27,20 +29,18 @@ class Flow:
         strangers = [row.node for row in ledger if row.node not in nodes]
         if strangers:
             raise DrawError(f"the ledger is of another model: there is no {strangers[0]} in this one")
-        self._start = ledger.start
-        if not float(self._start.abs().mean()):
+        if not bool(ledger.start.any()):
             raise DrawError("no relevance entered, so that nothing flows: explain another class, or another start")
-        self._rows = {row.node: row for row in ledger if row.rule or row.kind == "routing"}
+        self.share = ledger.share
+        self._start = ledger.start
+        rows = [row for row in ledger if row.kind != CONDITION]  # a condition is no node, and not drawn
+        self._rows = {row.node: row for row in rows}
         self._handed: defaultdict[Handing, float] = defaultdict(float)
         self._arrived: defaultdict[str, float] = defaultdict(float)
-        for row in ledger:
+        for row in rows:
             for value, amount in row.to.items():
                 self._handed[Handing(value, row.node)] += self.share(amount)
                 self._arrived[value] += self.share(amount)
-
-    def share(self, amount: Tensor) -> float:
-        """An amount, (batch,), as a share of what entered."""
-        return float(amount.mean() / self._start.abs().mean())
 
     def row(self, node: str) -> Row | None:
         """The account of a node, where it has one."""
@@ -77,7 +77,7 @@ def _tell_branches(thing: Thing, row: Row, flow: Flow) -> None:
     if not received or thing.branches[0] == thing.branches[1]:
         return
     shares = [0.0 if amount is None else flow.share(amount) / received for amount in (skip, residual)]
-    thing.detail += ("\n" if thing.detail else "") + f"skip {shares[0]:.0%}, residual {shares[1]:.0%}"
+    thing.shares = f"skip {shares[0]:.0%}, residual {shares[1]:.0%}"
 
 
 def weigh(picture: Picture, flow: Flow) -> None:

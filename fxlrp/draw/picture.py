@@ -75,6 +75,7 @@ class Thing:
         of: the forward thing that it belongs to.
         node: the forward node that it is, or whose rule it is.
         branches: of a join or its split, the forward nodes of skip and residual.
+        shares: of those, what is to be said of the shares that each gets, where they are known.
         absorbed: how much relevance it keeps, as a share of what entered, where that is known.
     """
 
@@ -87,6 +88,7 @@ class Thing:
     of: str | None = None
     node: str = ""
     branches: tuple[str, str] = ("", "")
+    shares: str = ""
     absorbed: float = 0.0
 
 
@@ -210,8 +212,11 @@ def _box(name: str, things: list[Thing], depth: int) -> Thing:
     rules = Counter(_rule(thing) for thing in things if thing.role in (Role.RULE, Role.SPLIT, Role.RULES))
     lines = [f"{count} × {rule}" if count > 1 else rule for rule, count in rules.items()] or ["moved back"]
     tooltip = "\n".join([f"{title}: {kind.__name__}", *lines])
-    of = f"module of {call}"
-    return Thing(name, Role.RULES, lines[0], "\n".join(lines[1:]), tooltip, around, of=of, absorbed=absorbed)
+    shared = [thing.shares for thing in things if thing.shares]
+    return Thing(
+        name, Role.RULES, lines[0], "\n".join(lines[1:]), tooltip, around, of=f"module of {call}",
+        shares=shared[0] if len(shared) == 1 else "", absorbed=absorbed,
+    )  # fmt: skip
 
 
 def _rule(thing: Thing) -> str:

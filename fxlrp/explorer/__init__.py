@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxlrp.draw.flow import Flow
 from fxlrp.errors import DrawError
-from fxlrp.explorer.graph import collection
+from fxlrp.explorer.graph import collection, pictures
 from fxlrp.explorer.overlays import overlays
 from fxlrp.extras import require
 from fxlrp.files import whole
@@ -49,9 +49,11 @@ def write_graph(
     flow = None
     if images is not None:
         flow = Flow(explainer.ledger(images, target=target), {node.name for node in explainer.emitted.nodes})
-    contents = {path: collection(explainer, flow)}
+    shown = pictures(explainer, flow)
+    contents = {path: collection(explainer.model_name, shown)}
     if flow is not None:
-        for name, data in overlays(explainer, flow, images, target).items():
+        times = explainer.node_times(images, target=target)
+        for name, data in overlays(shown, flow, times).items():
             contents[path.with_suffix(f".{name.replace(' ', '_')}.json")] = data
     for place, content in contents.items():
         with whole(place) as beside:

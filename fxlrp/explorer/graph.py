@@ -22,7 +22,7 @@ _TINTS = {
 
 
 def pictures(explainer: Explainer, flow: Flow | None) -> dict[str, Picture]:
-    """The pictures by the name of their graph, with shares where there is a flow."""
+    """Model and relevance side by side, and each alone, by the name of the graph; with shares where there is a flow."""
     parts = {BOTH: (True, True), MODEL: (True, False), RELEVANCE_GRAPH: (False, True)}
     found = {}
     for name, (forward, relevance) in parts.items():
@@ -34,10 +34,9 @@ def pictures(explainer: Explainer, flow: Flow | None) -> dict[str, Picture]:
     return found
 
 
-def collection(explainer: Explainer, flow: Flow | None = None) -> dict[str, Any]:
-    """The graphs: model and relevance side by side, and each alone."""
-    graphs = [_graph(name, picture) for name, picture in pictures(explainer, flow).items()]
-    return {"label": explainer.model_name, "graphs": graphs}
+def collection(label: str, shown: Mapping[str, Picture]) -> dict[str, Any]:
+    """The graphs of all pictures, under one label."""
+    return {"label": label, "graphs": [_graph(name, picture) for name, picture in shown.items()]}
 
 
 def _graph(name: str, picture: Picture) -> dict[str, Any]:
@@ -81,9 +80,8 @@ def namespace(thing: Thing, *, both: bool) -> str:
 
 
 def _attributes(thing: Thing, rules: list[str], things: Mapping[str, Thing]) -> list[dict[str, Any]]:
-    texts = {"what": thing.role.value, "label": " · ".join(filter(None, (thing.title, *thing.detail.split("\n"))))}
-    lines = thing.tooltip.split("\n")
-    texts["told"] = "; ".join(lines)
+    label = " · ".join(filter(None, (thing.title, *thing.detail.split("\n"), thing.shares)))
+    texts = {"what": thing.role.value, "label": label, "told": "; ".join(thing.tooltip.split("\n"))}
     attributes: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in texts.items() if value]
     if rules:
         attributes.append({"key": "its relevance", "value": {"type": "node_ids", "nodeIds": rules}})

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from fxlrp.draw.flow import Flow
-from fxlrp.draw.picture import RELEVANCE, Role, Thing
-from fxlrp.explorer.graph import pictures
+from fxlrp.draw.picture import RELEVANCE, Picture, Role, Thing
 from fxlrp.times import Step
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
 
 _GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#d55e00"}]
 
 
-def overlays(explainer: Explainer, flow: Flow, images: Any, target: Any) -> dict[str, dict[str, Any]]:
+def overlays(shown: Mapping[str, Picture], flow: Flow, times: dict[Step, float]) -> dict[str, dict[str, Any]]:
     """By name, the data of all graphs: for each node a value."""
-    times = explainer.node_times(images, target=target)
     found: dict[str, dict[str, Any]] = {}
-    for graph, picture in pictures(explainer, flow).items():
+    for graph, picture in shown.items():
         values: dict[str, dict[str, float]] = defaultdict(dict)
         for thing in picture.things.values():
             for name, value in _values(thing, flow, times).items():

@@ -59,7 +59,7 @@ def render(look: Look) -> str:
             images=[_image(look, i) for i in range(len(look.images))],
             mean=_branches(look, slice(None)) if len(look.images) > 1 else [],
             ledger=_accounts(ledger),
-            absorbed=[(reason, _share(ledger, amount)) for reason, amount in ledger.absorbed.items()],
+            absorbed=[(reason, 100 * ledger.share(amount)) for reason, amount in ledger.absorbed.items()],
             sums=_sums_plot(look),
             gradients={name: _gradient(name) for name in COLORS},
         )
@@ -147,17 +147,12 @@ def _join_name(join: Join) -> str:
 def _accounts(ledger: Ledger) -> list[dict[str, Any]]:
     return [
         {
-            "node": row.node, "kind": row.kind, "rule": row.rule, "received": _share(ledger, row.received),
-            "handed": _share(ledger, row.handed_on), "absorbed": _share(ledger, row.absorbed), "reason": row.reason,
-            "rescaled": _share(ledger, row.rescaled),
+            "node": row.node, "kind": row.kind, "rule": row.rule, "received": 100 * ledger.share(row.received),
+            "handed": 100 * ledger.share(row.handed_on), "absorbed": 100 * ledger.share(row.absorbed),
+            "reason": row.reason, "rescaled": 100 * ledger.share(row.rescaled),
         }
-        for row in ledger if row.kind not in ("pointwise", "normalisation")
+        for row in ledger.telling
     ]  # fmt: skip
-
-
-def _share(ledger: Ledger, amount: Tensor) -> float:
-    """In percent of what entered, means over the batch."""
-    return float(100 * amount.mean() / (ledger.start.abs().mean() or 1.0))
 
 
 def _sums_plot(look: Look) -> str:

@@ -1,9 +1,7 @@
-"""What the commands do, once the command line has been read. Needs the extras ``cli`` and ``draw``."""
+"""``fxlrp explain``: a picture of each image, what it adds up to, and a page on how relevance flows."""
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +11,18 @@ import torch
 from torch import Tensor
 
 from fxlrp import compile, heatmap, quantize_heat
-from fxlrp.errors import ExportError, InputError, StartError, TargetError
+from fxlrp.commands.arguments import class_number, device_named, start_named
+from fxlrp.errors import InputError
 from fxlrp.explainer import Explainer
 from fxlrp.explanation import Explanation
-from fxlrp.exports.portable import check_path
 from fxlrp.extras import require
 from fxlrp.heatmap import layer_map
 from fxlrp.images import Preprocess, as_seen, read_image, to_input
-from fxlrp.models import LoadedModel, ModelWarning, load_model
+from fxlrp.models import LoadedModel, load_model
 from fxlrp.places import free_place, identity, picture_paths
 from fxlrp.presets import preset_named
 from fxlrp.render import COLORS, enlarge, fitting_colors, overlay, save_png
 from fxlrp.rule_text import read_rules
-from fxlrp.rules.start import STARTS
-
-# Pictures are of one class; "output" would start at all of them.
-_STARTS = [name for name in STARTS if name != "output"]
 
 
 @dataclass(frozen=True)
@@ -55,39 +49,6 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True)
-class GraphOptions:
-    """The options of ``fxlrp graph``, as its help describes them."""
-
-    model: str
-    out: Path = Path("graph.svg")
-    weights: Path | None = None
-    preset: str = "conserving"
-    split: str | None = None
-    rules: Sequence[str] = ()
-    view: str = "both"
-    depth: int | None = None
-    flow: Path | None = None
-    target: str | None = None
-    explore: Path | None = None
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """The options of ``fxlrp export``, as its help describes them."""
-
-    model: str
-    out: Path
-    weights: Path | None = None
-    preset: str = "conserving"
-    rules: Sequence[str] = ()
-    split: str | None = None
-    start: str = "probability"
-    checkpoints: Sequence[str] = ()
-    compiled: bool = False
-    size: int | None = None
-
-
-@dataclass(frozen=True)
 class Batch:
     """Images explained together."""
 
@@ -107,10 +68,10 @@ def explain_images(options: ExplainOptions) -> None:
     require("matplotlib", "draw")
     preset_named(options.preset)
     rules = read_rules(options.rules)
-    _start(options.start)
+    start_named(options.start)
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
-    device = _device(options.device)
+    device = device_named(options.device)
     if options.report is not None and options.report.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {options.report}: a report is a page, so the name must end in .html")
     for path in options.images:
@@ -118,9 +79,8 @@ def explain_images(options: ExplainOptions) -> None:
     places = picture_paths(options.images, options.out)
     loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
-    if options.report is not None:
-        assert loaded.preprocess is not None
-        _equally_large(options.images, loaded.preprocess)
+    assert loaded.preprocess is not None
+    together = None if options.report is None else _equally_large(options.images, loaded.preprocess)
     explainer = compile(
         loaded.model.to(device), options.preset, rules=rules, split=options.split, start=options.start,
         checkpoints=options.checkpoints,
@@ -145,12 +105,10 @@ def explain_images(options: ExplainOptions) -> None:
                     text.append(line)
                 console.print(text, soft_wrap=True)
                 progress.advance(task)
-    if options.report is not None:
-        assert loaded.preprocess is not None
+    if options.report is not None and together is not None:
         photos = [as_seen(read_image(path), loaded.preprocess) for path in options.images]
         options.report.parent.mkdir(parents=True, exist_ok=True)
-        together = _equally_large(options.images, loaded.preprocess).to(device)
-        explainer.report(together, options.report, target=target, class_names=loaded.classes, photos=photos)
+        explainer.report(together.to(device), options.report, target=target, class_names=loaded.classes, photos=photos)
         console.print(f"report        {options.report}", soft_wrap=True)
 
 
@@ -164,117 +122,6 @@ def _equally_large(paths: Sequence[Path], preprocess: Preprocess) -> Tensor:
     if len({value.shape for value in inputs}) > 1:
         raise InputError("--report needs images that the preprocessing makes equally large")
     return torch.stack(inputs)
-
-
-def draw_graph(options: GraphOptions) -> None:
-    """Draw the graph of a model's explainer into a file, or show it in Model Explorer.
-
-    Raises:
-        FxlrpError: whatever can be wrong.
-    """
-    preset_named(options.preset)
-    overrides = read_rules(options.rules)
-    out, shown = options.out, options.explore or options.flow
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
-    picture = None if shown is None else read_image(shown)
-    if options.target is not None and picture is None:
-        raise InputError("--target is the class of an image: give one, by --flow or --explore")
-    if options.explore is not None:
-        require("model_explorer", "explorer")
-    with warnings.catch_warnings():
-        if picture is None:  # the drawing is the same with random weights
-            warnings.simplefilter("ignore", ModelWarning)
-        loaded = load_model(options.model, options.weights)
-    target = class_number(options.target, loaded.classes)
-    example = _example(loaded)
-    explainer = compile(loaded.model, options.preset, rules=overrides, split=options.split, example_inputs=example)
-    if picture is not None:
-        assert loaded.preprocess is not None
-        example = to_input(picture, loaded.preprocess).unsqueeze(0)
-    if options.explore is not None:
-        explainer.explore(example, target=target)
-        return
-    ledger = None if picture is None else explainer.ledger(example, target=target)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    explainer.draw(str(out), options.view, depth=options.depth, ledger=ledger)
-    print(out)
-
-
-def export_explanation(options: ExportOptions) -> None:
-    """Write a model's explanation as a file, and say what it takes and gives.
-
-    Raises:
-        FxlrpError: whatever can be wrong, and before the model is built where it can be known by then.
-    """
-    preset_named(options.preset)
-    rules = read_rules(options.rules)
-    check_path(options.out, (".pt2", ".onnx"))
-    onnx = options.out.suffix.lower() == ".onnx"
-    if onnx and options.compiled:
-        raise ExportError("--compiled makes a .pt2 file; an .onnx file is compiled by what runs it")
-    loaded = load_model(options.model, options.weights)
-    explainer = compile(
-        loaded.model, options.preset, rules=rules, split=options.split, start=_start(options.start),
-        checkpoints=options.checkpoints,
-    )  # fmt: skip
-    example = _example(loaded)
-    if options.size is not None:
-        example = example.new_zeros(*example.shape[:2], options.size, options.size)
-    if onnx:
-        explainer.export_onnx(options.out, example)
-    elif options.compiled:
-        explainer.export_aot(options.out, example)
-    else:
-        explainer.save(options.out, example)
-    shape = ", ".join(map(str, ("batch", *example.shape[1:])))
-    print(f"{options.out}  {options.out.stat().st_size / 2**20:.1f} MiB, for inputs ({shape}) and a target (batch)")
-
-
-def _start(name: str) -> str:
-    if name not in _STARTS:
-        raise StartError(f"--start {name}: choose one of {', '.join(_STARTS)}")
-    return name
-
-
-def _example(loaded: LoadedModel) -> Tensor:
-    """An input of the model's size, for models that are captured from one."""
-    from PIL import Image
-
-    assert loaded.preprocess is not None
-    return loaded.preprocess(Image.new("RGB", (256, 256))).unsqueeze(0)
-
-
-def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:
-    """The number of a class that is given by number or, in any case of letters, by name.
-
-    Raises:
-        TargetError: no class has this name or number, or several have this name.
-    """
-    if target is None:
-        return None
-    try:
-        number = int(target)
-    except ValueError:
-        pass
-    else:
-        if number < 0 or (classes is not None and number >= len(classes)):
-            known = "" if classes is None else f": there are {len(classes)} classes, 0 to {len(classes) - 1}"
-            raise TargetError(f"--target {target} is no class{known}")
-        return number
-    if classes is None:
-        raise TargetError(f"--target {target}: this model's classes have no names, give a number")
-    numbers = [number for number, name in enumerate(classes) if name.casefold() == target.casefold()]
-    if len(numbers) > 1:
-        several = ", ".join(map(str, numbers))
-        raise TargetError(f"--target {target}: classes {several} all have this name, give the number")
-    if not numbers:
-        lower = {name.casefold(): name for name in classes}
-        parts = [name for key, name in lower.items() if target.casefold() in key]
-        close = parts or [lower[key] for key in difflib.get_close_matches(target.casefold(), lower, n=4, cutoff=0.5)]
-        hint = f": did you mean {', '.join(close[:4])}?" if close else ""
-        raise TargetError(f"--target {target} is no class of this model{hint}")
-    return numbers[0]
 
 
 def summary(batch: Batch, index: int, path: Path, place: Path, classes: Sequence[str] | None) -> Any:
@@ -379,19 +226,6 @@ def _progress(images: int, console: Any) -> Any:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=images < 2, redirect_stdout=False,
     )  # fmt: skip
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # Which of these torch raises depends on the device: for one that it was not built for, such as mps, the last.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).partition("\n")[0]
-        raise InputError(f"--device {name} cannot be used here: {first}") from error
-    if device.type == "meta":
-        raise InputError("--device meta holds no numbers")
-    return device
 
 
 def _named(number: int, classes: Sequence[str] | None) -> str:

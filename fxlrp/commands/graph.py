@@ -1,0 +1,69 @@
+"""``fxlrp graph``: the graph as a picture, or in a browser."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fxlrp import compile
+from fxlrp.commands.arguments import class_number, example_of
+from fxlrp.errors import InputError
+from fxlrp.extras import require
+from fxlrp.images import read_image, to_input
+from fxlrp.models import ModelWarning, load_model
+from fxlrp.presets import preset_named
+from fxlrp.rule_text import read_rules
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """The options of ``fxlrp graph``, as its help describes them."""
+
+    model: str
+    out: Path = Path("graph.svg")
+    weights: Path | None = None
+    preset: str = "conserving"
+    split: str | None = None
+    rules: Sequence[str] = ()
+    view: str = "both"
+    depth: int | None = None
+    flow: Path | None = None
+    target: str | None = None
+    explore: Path | None = None
+
+
+def draw_graph(options: GraphOptions) -> None:
+    """Draw the graph of a model's explainer into a file, or show it in Model Explorer.
+
+    Raises:
+        FxlrpError: whatever can be wrong.
+    """
+    preset_named(options.preset)
+    overrides = read_rules(options.rules)
+    out, shown = options.out, options.explore or options.flow
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
+    picture = None if shown is None else read_image(shown)
+    if options.target is not None and picture is None:
+        raise InputError("--target is the class of an image: give one, by --flow or --explore")
+    if options.explore is not None:
+        require("model_explorer", "explorer")
+    with warnings.catch_warnings():
+        if picture is None:  # the drawing is the same with random weights
+            warnings.simplefilter("ignore", ModelWarning)
+        loaded = load_model(options.model, options.weights)
+    target = class_number(options.target, loaded.classes)
+    example = example_of(loaded)
+    explainer = compile(loaded.model, options.preset, rules=overrides, split=options.split, example_inputs=example)
+    if picture is not None:
+        assert loaded.preprocess is not None
+        example = to_input(picture, loaded.preprocess).unsqueeze(0)
+    if options.explore is not None:
+        explainer.explore(example, target=target)
+        return
+    ledger = None if picture is None else explainer.ledger(example, target=target)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    explainer.draw(str(out), options.view, depth=options.depth, ledger=ledger)
+    print(out)
