@@ -103,6 +103,24 @@ def test_stages_of_other_architectures(name):
     assert all(layer_map(torch.rand(stage.shape), 224, 224) is not None for stage in stages)
 
 
+def test_a_branch_is_no_stage():
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.left, self.right = nn.Conv2d(4, 5, 2, 2), nn.Conv2d(4, 6, 2, 2)
+            self.fc = nn.Linear(11, 3)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return self.fc(torch.cat([self.left(x).mean((2, 3)), self.right(x).mean((2, 3))], 1))
+
+    explainer = fxlrp.compile(Forked().eval())
+    explainer(torch.rand(1, 3, 8, 8))
+    stages = choose_stages(explainer.model_graph, explainer.shapes, (8, 8))
+    assert [stage.shape for stage in stages] == [(4, 8, 8)]
+
+
 def test_a_network_without_maps_has_no_stages(tmp_path):
     class Flat(nn.Module):
         def __init__(self):
