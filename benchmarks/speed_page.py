@@ -119,8 +119,9 @@ def _same_rules(sheet: Sheet) -> list[str]:
     for peer, ours in ((peer, name) for peer, names in SAME_RULES.items() for name in names):
         for batch in sheet.batches:
             pairs = [(sheet.get(model, batch, peer), sheet.get(model, batch, ours)) for model in sheet.models]
-            if any(mine is not None for _, mine in pairs):
-                lines.append([peer, ours, batch, *(_gain(*pair) for pair in pairs)])
+            gains = [_gain(*pair) for pair in pairs]
+            if any(gains) and any(mine is not None for _, mine in pairs):
+                lines.append([peer, ours, batch, *gains])
     return [
         "### Beside the peer with the same rules", "",
         "Time of the peer / time of fxlrp. The rules of zennit's and autolrp's composites are z⁺ in convolutions and ε "

@@ -1,0 +1,33 @@
+"""The code of every page runs, and gives what the page says."""
+
+import doctest
+import os
+import tempfile
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+_before = []
+
+
+def _enter(namespace):
+    folder = tempfile.TemporaryDirectory()
+    _before.append((os.getcwd(), folder))
+    os.chdir(folder.name)
+
+
+def _leave(namespace):
+    back, folder = _before.pop()
+    os.chdir(back)
+    folder.cleanup()
+
+
+pytest_collect_file = Sybil(
+    parsers=[
+        PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE),
+        SkipParser(),
+    ],
+    patterns=["*.md"],
+    setup=_enter,
+    teardown=_leave,
+).pytest()
