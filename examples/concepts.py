@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from torch import Tensor
 
 import fxlrp
-from examples.demo import PHOTOS, WIDTH, photo_folder
+from examples.demo import PHOTOS, photo_folder
 from examples.efficientnet_lite0 import load
-from fxlrp.extras import require
 from fxlrp.images import as_seen, read_image, to_input
 from fxlrp.models import LoadedModel
-from fxlrp.render import enlarge, fitting_colors, overlay, save_png, to_photo
+from fxlrp.render import Cell, Line, fitting_colors, overlay, save_png, sheet, to_photo
 
 BLOCK, FOLLOWING = "_blocks.4", "_blocks.5"
 """The block whose channels are the concepts, and the one that takes its output."""
@@ -75,7 +73,7 @@ def main(
             console.print(f"  channel {channel:3d}   {share:5.2f} %   relevance {relevance:.6f}, Σ map {total:.6f}")
         whole = float(concepts.whole.sum())
         console.print(f"  all channels 100.00 %   relevance {concepts.total:.6f}, Σ map {whole:.6f}")
-    console.print(f"Picture: [bold]{save_png(grid(found), out)}[/]")
+    console.print(f"Picture: [bold]{save_png(picture(found), out)}[/]")
 
 
 def strongest(explainer: fxlrp.Explainer, loaded: LoadedModel, picture: Any, count: int) -> Concepts:
@@ -97,33 +95,22 @@ def strongest(explainer: fxlrp.Explainer, loaded: LoadedModel, picture: Any, cou
     )
 
 
-def grid(found: list[Concepts]) -> Tensor:
-    """One picture: a row a photograph, with the map of all channels and those of the strongest ones on it.
+def picture(found: list[Concepts]) -> Tensor:
+    """A row a photograph, with the map of all channels and those of the strongest ones on it.
 
     Returns:
         (height, width, 3), uint8.
     """
-    figure_module = require("matplotlib.figure", "draw")
-    canvas_module = require("matplotlib.backends.backend_agg", "draw")
-    columns = 2 + len(found[0].channels)
-    figure = figure_module.Figure(figsize=(2 * columns, 2.25 * len(found)), dpi=130, layout="constrained")
-    canvas = canvas_module.FigureCanvasAgg(figure)
-    for row, concepts in zip(figure.subplots(len(found), columns, squeeze=False), found, strict=True):
-        shown = [to_photo(concepts.photo)]
-        heats = (concepts.whole, *concepts.maps)
-        shown += [overlay(concepts.photo, heat, fitting_colors(heat)) for heat in heats]
-        titles = [concepts.caption, "all channels"]
+    lines = []
+    for concepts in found:
+        cells = [Cell(to_photo(concepts.photo), concepts.caption)]
+        captions = ["all channels"]
         for channel, relevance in zip(concepts.channels, concepts.relevance, strict=True):
-            titles.append(f"channel {channel}, {100 * relevance / concepts.total:.1f} %")
-        for axes, picture, title in zip(row, shown, titles, strict=True):
-            axes.imshow(enlarge(picture, WIDTH).numpy())
-            axes.set_title(title, fontsize=9)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-    canvas.draw()
-    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
-    width, height = canvas.get_width_height()
-    return pixels.reshape(height, width, 4)[..., :3].contiguous()
+            captions.append(f"channel {channel}, {100 * relevance / concepts.total:.1f} %")
+        for heat, caption in zip((concepts.whole, *concepts.maps), captions, strict=True):
+            cells.append(Cell(overlay(concepts.photo, heat, fitting_colors(heat)), caption))
+        lines.append(Line(cells))
+    return sheet(lines, side=2)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from torch import Tensor
 
 import fxlrp
 from examples.efficientnet_lite0 import load
-from fxlrp.extras import require
 from fxlrp.images import as_seen, read_image, to_input
-from fxlrp.render import colorize, enlarge, overlay, save_png, to_photo
+from fxlrp.render import Cell, Line, Scale, colorize, enlarge, overlay, save_png, sheet, to_photo
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png")
 OUT = Path("demo")
@@ -86,25 +85,12 @@ def side_by_side(rows: list[tuple[str, Tensor, Tensor, Tensor]]) -> Tensor:
     Args:
         rows: caption, photograph, heatmap (height, width) and overlay of each.
     """
-    figure_module = require("matplotlib.figure", "draw")
-    canvas_module = require("matplotlib.backends.backend_agg", "draw")
-    height = 3
-    figure = figure_module.Figure(figsize=(3 * len(rows) + 0.35, 3 * height + 0.45), dpi=150, layout="constrained")
-    canvas = canvas_module.FigureCanvasAgg(figure)
-    grid = figure.subplots(height, len(rows), squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0, hspace=0)
-    for column, (caption, photo, heatmap, shown) in enumerate(rows):
-        for axes, picture in zip(grid[:, column], (photo, colorize(heatmap, "positive"), shown), strict=True):
-            axes.imshow(enlarge(picture, WIDTH).numpy())
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        grid[0, column].set_title(caption, fontsize=13, pad=7)
-    for axes, label in zip(grid[:, 0], ("photograph", "relevance", "overlay"), strict=True):
-        axes.set_ylabel(label, fontsize=12, color="#444444", labelpad=6)
-    canvas.draw()
-    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
-    width, height = canvas.get_width_height()
-    return pixels.reshape(height, width, 4)[..., :3].contiguous()
+    titles, photos, maps, overlays = zip(*rows, strict=True)
+    return sheet([
+        Line([Cell(photo, title) for photo, title in zip(photos, titles, strict=True)], "photograph"),
+        Line([Cell(colorize(heatmap, "positive")) for heatmap in maps], "relevance", Scale("positive")),
+        Line([Cell(shown) for shown in overlays], "overlay"),
+    ], side=3, font=13)  # fmt: skip
 
 
 if __name__ == "__main__":

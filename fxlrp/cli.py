@@ -121,6 +121,10 @@ def _application() -> Any:
             float | None,
             typer.Option(min=0, metavar="PX", help="Blur the map in the picture; else 1 pixel, 0 for a quantized one."),
         ] = None,
+        percentile: Annotated[
+            float, typer.Option(metavar="P", help="The colours end at this percentile of the relevance that is shown.")
+        ] = 99.5,
+        bar: Annotated[bool, typer.Option("--bar", help="A colour bar beside the map, in relevance.")] = False,
         ledger: Annotated[bool, typer.Option(help="Account for what was absorbed; about doubles the time.")] = True,
         report: Annotated[
             Path | None,
@@ -137,7 +141,7 @@ def _application() -> Any:
                     images=images, model=model, weights=weights, target=target, preset=preset,
                     rules=rule or (), split=split, start=start, checkpoints=checkpoint or (), out=out, device=device,
                     batch_size=batch_size, colors=colors, quantize=quantize, smooth=smooth,
-                    ledger=ledger, report=report,
+                    percentile=percentile, bar=bar, ledger=ledger, report=report,
                 )
             )  # fmt: skip
 

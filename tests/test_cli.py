@@ -202,7 +202,9 @@ def test_pictures_lie_in_the_current_folder_unless_told_otherwise(run):
 
 def test_colours_levels_and_smoothing_change_the_picture_alone(run):
     plain = run("explain", "a.png", *MODEL, "--out", "plain.png")[1]
-    for number, options in enumerate((("--colors", "symmetric"), ("--quantize", 4), ("--smooth", 0))):
+    for number, options in enumerate((
+        ("--colors", "symmetric"), ("--quantize", 4), ("--smooth", 0), ("--percentile", 50), ("--bar",)
+    )):  # fmt: skip
         code, out, _ = run("explain", "a.png", *MODEL, *options, "--out", f"{number}.png")
         assert code == 0
         assert out.splitlines()[:-2] == plain.splitlines()[:-2]
@@ -248,6 +250,7 @@ def test_weights_are_loaded(run):
         (("a.png", *MODEL, "--rule", "1=Epsilon"), "cannot be taken by what it matches (pointwise)"),
         (("a.png", *MODEL, "--checkpoint", "layer4"), "checkpoint 'layer4' is no module of this model"),
         (("a.png", *MODEL, "--colors", "jet"), "--colors jet: choose symmetric or positive"),
+        (("a.png", *MODEL, "--percentile", "0"), "--percentile 0.0: it must lie above 0"),
         (("a.png", *MODEL, "--device", "toaster"), "--device toaster cannot be used here"),
         (("a.png", *MODEL, "--device", "meta"), "holds no numbers"),
         (("a.png", *MODEL, "--out", "a.png"), "would overwrite the image itself"),

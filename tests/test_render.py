@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fxlrp.errors import ImageError, InputError, MissingExtraError
-from fxlrp.render import colorize, enlarge, fitting_colors, overlay, save_png, scaled, to_photo
+from fxlrp.render import color_range, colorize, enlarge, fitting_colors, overlay, save_png, scaled, to_photo
 
 NAN, INF = float("nan"), float("inf")
 
@@ -49,6 +49,17 @@ def test_relevance_in_fewer_pixels_than_the_percentile_leaves_out_is_seen():
     heatmap = torch.zeros(100, 100)
     heatmap[50, 50] = 2
     assert scaled(heatmap, percentile=99).max() == 1
+
+
+def test_maps_of_one_range_can_be_compared():
+    weak, strong = torch.full((4, 4), 1.0), torch.full((4, 4), -4.0)
+    limit = color_range([weak, strong], "symmetric", 100)
+    assert limit == 4
+    assert (scaled(weak, limit=limit) == 0.25).all()
+    assert (scaled(strong, limit=limit) == -1).all()
+    assert color_range([weak, strong], "positive", 100) == 1
+    assert color_range([0 * weak], "positive") == color_range([]) == 0
+    assert (scaled(0 * weak, limit=0) == 0).all()
 
 
 @pytest.mark.parametrize("colors", ["symmetric", "positive"])
@@ -143,6 +154,7 @@ def test_pictures_are_enlarged_by_whole_factors():
         (lambda: scaled(torch.zeros(4, 4), "jet"), "'symmetric', 'positive'"),
         (lambda: scaled(torch.zeros(4, 4), percentile=0), "percentile"),
         (lambda: scaled(torch.zeros(4, 4), percentile=101), "percentile"),
+        (lambda: scaled(torch.zeros(4, 4), limit=-1), "limit"),
         (lambda: overlay(torch.zeros(3, 4, 5), torch.zeros(4, 4)), r"\(4, 5\) and the map \(4, 4\)"),
         (lambda: overlay(torch.zeros(1, 4, 4), torch.zeros(4, 4)), r"\(3, height, width\)"),
         (lambda: overlay("photo.png", torch.zeros(4, 4)), "not str"),

@@ -21,7 +21,17 @@ from fxlrp.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.models import LoadedModel, load_model
 from fxlrp.places import free_place, identity, picture_paths
 from fxlrp.presets import preset_named
-from fxlrp.render import COLORS, enlarge, fitting_colors, overlay, save_png
+from fxlrp.render import (
+    COLORS,
+    Scale,
+    blurred,
+    color_range,
+    enlarge,
+    fitting_colors,
+    overlay,
+    save_png,
+    with_bar,
+)
 from fxlrp.rule_text import read_rules
 
 
@@ -44,6 +54,8 @@ class ExplainOptions:
     colors: str | None = None
     quantize: int | None = None
     smooth: float | None = None
+    percentile: float = 99.5
+    bar: bool = False
     ledger: bool = True
     report: Path | None = None
 
@@ -71,6 +83,8 @@ def explain_images(options: ExplainOptions) -> None:
     start_named(options.start)
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
+    if not 0 < options.percentile <= 100:
+        raise InputError(f"--percentile {options.percentile}: it must lie above 0 and at most at 100")
     device = device_named(options.device)
     if options.report is not None and options.report.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {options.report}: a report is a page, so the name must end in .html")
@@ -216,7 +230,9 @@ def _write(batch: Batch, index: int, relevance: Tensor, place: Path, options: Ex
     # Blurred, the levels of a quantized map would run into each other.
     usual = 1.0 if options.quantize is None else 0.0
     smooth = usual if options.smooth is None else options.smooth
-    save_png(enlarge(overlay(batch.photos[index], shown, colors, smooth=smooth)), place)
+    limit = color_range([blurred(shown, smooth)], colors, options.percentile)
+    picture = overlay(batch.photos[index], shown, colors, smooth=smooth, limit=limit)
+    save_png(with_bar(picture, Scale(colors, limit)) if options.bar else enlarge(picture), place)
 
 
 def _progress(images: int, console: Any) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fxlrp.evaluation.statistics import Array, Group, estimate
 from fxlrp.evaluation.tables import TIE_NAMES, title
 from fxlrp.extras import require
+from fxlrp.render import Cell, Line, colorize, fitting_colors, save_png, sheet, to_photo
 
 # The colours of Okabe and Ito, which differ for every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -132,21 +134,16 @@ def gallery(
     if not images:
         return False
     methods = [name for name in methods if any(name in maps for _, _, maps in images)]
-    plt = _pyplot()
-    figure, axes = plt.subplots(len(images), 1 + len(methods), figsize=(1.6 * (1 + len(methods)), 1.85 * len(images)),
-                                squeeze=False, layout="constrained")  # fmt: skip
-    for row, (caption, picture, maps) in zip(axes, images, strict=True):
-        row[0].imshow(picture)
-        row[0].set_title(caption, fontsize=6)
-        for axis, name in zip(row[1:], methods, strict=True):
-            if name in maps:
-                heat, text = maps[name]
-                limit = float(np.abs(heat).max()) or 1.0
-                signed = bool((heat < 0).any())
-                axis.imshow(heat, cmap="seismic" if signed else "inferno", vmin=-limit if signed else 0, vmax=limit)
-                axis.set_title(f"{name}\n{text}", fontsize=6)
-        for axis in row:
-            axis.axis("off")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    lines = []
+    for caption, picture, maps in images:
+        cells: list[Cell | None] = [Cell(to_photo(torch.from_numpy(picture).permute(2, 0, 1)), caption)]
+        for name in methods:
+            cells.append(_cell(name, *maps[name]) if name in maps else None)
+        lines.append(Line(cells))
+    save_png(sheet(lines, side=1.2, font=5), path)
     return True
+
+
+def _cell(method: str, heat: npt.NDArray[Any], text: str) -> Cell:
+    heatmap = torch.from_numpy(heat).double()
+    return Cell(colorize(heatmap, fitting_colors(heatmap)), f"{method}\n{text}")

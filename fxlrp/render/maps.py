@@ -1,23 +1,18 @@
-"""Pictures of heatmaps: colours, overlays on a photograph, PNG files.
-
-Needs the extra ``draw``. Pictures are uint8 tensors (height, width, 3).
-"""
+"""Heatmaps in colours, alone or on a photograph."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from fxlrp.errors import ImageError, InputError, MissingExtraError
+from fxlrp.errors import InputError
 from fxlrp.extras import require
-from fxlrp.files import whole
+from fxlrp.render.pictures import from_image, to_bytes
 
 COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
 """Matplotlib's names of the colour maps; people who do not tell red from green can read both."""
@@ -25,9 +20,6 @@ COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
 # Contrast, brightness and colour of the photograph under an overlay: no relevance is white in the
 # one colour map, black in the other.
 _BACKGROUND = {"symmetric": (0.6, 0.38, 0.3), "positive": (0.8, 0.0, 0.5)}
-
-_SHOWN = 6
-"""Images in the picture of an explanation."""
 
 _NO_VALUE = 0.5  # Grey, where a heatmap holds NaN or infinity.
 
@@ -45,15 +37,44 @@ def fitting_colors(heatmap: Tensor) -> str:
     return "positive" if bool(finite.min() >= -1e-3 * finite.abs().max()) else "symmetric"
 
 
-def scaled(heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5) -> Tensor:
+def color_range(heatmaps: Iterable[Tensor], colors: str = "symmetric", percentile: float = 99.5) -> float:
+    """The magnitude at which the colours of these maps end, the same for all of them.
+
+    Args:
+        heatmaps: each (height, width), relevance.
+        colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
+        percentile: the range ends at this percentile of the magnitudes shown; what lies above
+            is clipped, for a few strong pixels would leave the others dark.
+
+    Returns:
+        Relevance; 0 where the maps have none to show.
+
+    Raises:
+        InputError: as :func:`scaled`.
+    """
+    if colors not in COLORS:
+        raise InputError(f"colors={colors!r}: choose one of {', '.join(map(repr, COLORS))}")
+    if not 0 < percentile <= 100:
+        raise InputError(f"percentile must lie above 0 and at most at 100, not at {percentile}")
+    found = [_magnitudes(heatmap, colors) for heatmap in heatmaps]
+    magnitudes = torch.cat(found) if found else torch.empty(0)
+    if not magnitudes.numel():
+        return 0.0
+    # So few pixels may carry relevance that the percentile misses them.
+    return float(_quantile(magnitudes, percentile / 100)) or float(magnitudes.max())
+
+
+def scaled(
+    heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *, limit: float | None = None
+) -> Tensor:
     """The map in units of its colour range.
 
     Args:
         heatmap: (height, width), relevance.
         colors: ``"symmetric"``: relevance divided by the range, so that zero stays zero.
             ``"positive"``: the same, negative relevance shown as zero.
-        percentile: the range ends at this percentile of the magnitudes shown; what lies above
-            is clipped, for a few strong pixels would leave the others dark.
+        percentile: where the range ends, as for :func:`color_range`.
+        limit: the range itself, in relevance; ``None``: that of this map.
 
     Returns:
         (height, width), from −1 to 1 or from 0 to 1; NaN where the map is not finite. A map
@@ -62,32 +83,29 @@ def scaled(heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5)
     Raises:
         InputError: the map is no floating point (height, width), or an option is none of the above.
     """
-    _check_map(heatmap)
-    if colors not in COLORS:
-        raise InputError(f"colors={colors!r}: choose one of {', '.join(map(repr, COLORS))}")
-    if not 0 < percentile <= 100:
-        raise InputError(f"percentile must lie above 0 and at most at 100, not at {percentile}")
+    own = color_range([heatmap], colors, percentile)
+    if limit is None:
+        limit = own
+    elif not (math.isfinite(limit) and limit >= 0):
+        raise InputError(f"limit must be a magnitude of relevance, not {limit}")
     values = heatmap.detach().cpu().double()
-    finite = torch.isfinite(values)
-    shown = torch.where(finite, values, 0)
+    shown = torch.where(torch.isfinite(values), values, 0)
     shown = shown.clamp(min=0) if colors == "positive" else shown
-    magnitudes = shown[finite].abs()
-    limit = float(_quantile(magnitudes, percentile / 100)) if magnitudes.numel() else 0.0
-    if limit == 0 and magnitudes.numel():
-        # So few pixels carry relevance that the percentile misses them.
-        limit = float(magnitudes.max())
     if limit > 0:
         shown = (shown / limit).clamp(-1, 1)
-    return torch.where(finite, shown, torch.nan)
+    return torch.where(torch.isfinite(values), shown, torch.nan)
 
 
-def colorize(heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5) -> Tensor:
+def colorize(
+    heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *, limit: float | None = None
+) -> Tensor:
     """The map in colours.
 
     Args:
         heatmap: (height, width), relevance.
         colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
-        percentile: where the colours end, as for :func:`scaled`.
+        percentile: where the colours end, as for :func:`color_range`.
+        limit: the same as relevance, in place of the percentile.
 
     Returns:
         uint8 (height, width, 3); what is not finite is grey.
@@ -96,13 +114,13 @@ def colorize(heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.
         InputError: as :func:`scaled`.
         MissingExtraError: matplotlib is not installed.
     """
-    values = scaled(heatmap, colors, percentile)
-    return _to_bytes(_painted(values, colors))
+    values = scaled(heatmap, colors, percentile, limit=limit)
+    return to_bytes(_painted(values, colors))
 
 
 def overlay(
     photo: Any, heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *,
-    strength: float = 0.9, smooth: float = 1.0,
+    strength: float = 0.9, smooth: float = 1.0, limit: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The map laid on the photograph.
 
@@ -114,10 +132,11 @@ def overlay(
             Another size is not stretched but refused: after a crop the map would lie beside what it explains.
         heatmap: (height, width), relevance.
         colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
-        percentile: where the colours end, as for :func:`scaled`.
+        percentile: where the colours end, as for :func:`color_range`.
         strength: the opacity of the strongest relevance, between 0 and 1.
         smooth: the map is blurred by this many pixels (the σ of a Gaussian), for relevance that passed a
             convolution of stride 2 alternates from pixel to pixel; 0: as it is.
+        limit: where the colours end as relevance, in place of the percentile.
 
     Returns:
         uint8 (height, width, 3).
@@ -130,8 +149,8 @@ def overlay(
         raise InputError(f"strength must lie between 0 and 1, not at {strength}")
     if not (math.isfinite(smooth) and smooth >= 0):
         raise InputError(f"smooth must be a number of pixels, 0 or more, not {smooth}")
-    _check_map(heatmap)
-    values = scaled(_blurred(heatmap, smooth), colors, percentile)
+    check_map(heatmap)
+    values = scaled(blurred(heatmap, smooth), colors, percentile, limit=limit)
     below = _photo(photo)
     if below.shape[:2] != values.shape:
         raise InputError(f"the photograph is {tuple(below.shape[:2])} and the map {tuple(values.shape)}")
@@ -139,7 +158,7 @@ def overlay(
     contrast, brightness, color = _BACKGROUND[colors]
     below = contrast * (color * below + (1 - color) * grey) + brightness
     opacity = strength * values.abs().nan_to_num(1).unsqueeze(-1)
-    return _to_bytes(opacity * _painted(values, colors) + (1 - opacity) * below)
+    return to_bytes(opacity * _painted(values, colors) + (1 - opacity) * below)
 
 
 def to_photo(picture: Any) -> Tensor:
@@ -148,7 +167,7 @@ def to_photo(picture: Any) -> Tensor:
     Args:
         picture: as :func:`overlay` takes it.
     """
-    return _to_bytes(_photo(picture))
+    return to_bytes(_photo(picture))
 
 
 def stretched(image: Tensor) -> Tensor:
@@ -164,86 +183,20 @@ def stretched(image: Tensor) -> Tensor:
     return ((image.detach().float() - low) / (high - low).clamp(min=1e-12)).expand(3, -1, -1)
 
 
-def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
-    """The first few images with their relevance laid over them, side by side, as PNG.
-
-    Args:
-        images: (batch, 1 or 3, height, width), as the model takes them.
-        relevance: in the same shape.
-
-    Returns:
-        ``None`` where these are no pictures and their relevance, or matplotlib or Pillow is missing.
-    """
-    if images is None or not isinstance(relevance, Tensor) or relevance.shape != images.shape:
-        return None
-    try:
-        maps = relevance.detach().float().sum(dim=1).cpu()
-        colors = fitting_colors(maps)
-        shown = zip(images[:_SHOWN].cpu(), maps[:_SHOWN], strict=True)
-        sheet = torch.cat([enlarge(overlay(stretched(image), heat, colors), 224) for image, heat in shown], dim=1)
-        from PIL import Image
-    except (MissingExtraError, ImportError):
-        return None
-    buffer = io.BytesIO()
-    Image.fromarray(sheet.numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def enlarge(picture: Tensor, shortest: int = 448) -> Tensor:
-    """The picture enlarged by a whole factor, the least one that makes no side shorter than ``shortest``.
-
-    Args:
-        picture: uint8 (height, width, 3).
-        shortest: in pixels.
-    """
-    from PIL import Image
-
-    factor = max(1, -(-shortest // min(picture.shape[:2])))
-    image = Image.fromarray(picture.numpy())
-    size = (image.width * factor, image.height * factor)
-    return _from_image(image.resize(size, Image.Resampling.BICUBIC))
-
-
-def save_png(picture: Tensor, path: str | os.PathLike[str]) -> Path:
-    """Write a picture; the file is there as a whole or not at all.
-
-    Args:
-        picture: uint8 (height, width, 3).
-        path: a file name that ends in ``.png``; its folder is made if need be, and a file of
-            this name is replaced.
-
-    Returns:
-        The path.
+def check_map(heatmap: Any) -> None:
+    """Refuse what is no map.
 
     Raises:
-        InputError: the picture is none.
-        ImageError: the file cannot be written.
+        InputError: it is no floating point tensor (height, width).
     """
-    from PIL import Image
-
-    if not isinstance(picture, Tensor) or picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[2] != 3:
-        raise InputError("a picture is a uint8 tensor (height, width, 3)")
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ImageError(f"{path}: pictures are written as PNG, so the name must end in .png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as beside:
-            Image.fromarray(picture.numpy()).save(beside, format="PNG")
-    except OSError as error:
-        raise ImageError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
-
-
-def _check_map(heatmap: Any) -> None:
     if isinstance(heatmap, Tensor) and heatmap.dim() == 2 and heatmap.is_floating_point() and heatmap.numel():
         return
     got = f"{tuple(heatmap.shape)} of {heatmap.dtype}" if isinstance(heatmap, Tensor) else type(heatmap).__name__
     raise InputError(f"a picture is made of one floating point map (height, width), not {got}")
 
 
-def _blurred(heatmap: Tensor, sigma: float) -> Tensor:
-    """The map blurred; what is not finite stays where it is, and spreads to no neighbour."""
+def blurred(heatmap: Tensor, sigma: float) -> Tensor:
+    """The map blurred by a Gaussian of ``sigma`` pixels; what is not finite stays where it is, and does not spread."""
     values = heatmap.detach().cpu().double()
     # Three sigmas hold all but the last 0.3 %; reflection needs a margin smaller than the map.
     radius = min(math.ceil(3 * sigma), min(values.shape) - 1)
@@ -253,6 +206,13 @@ def _blurred(heatmap: Tensor, sigma: float) -> Tensor:
     clean = torch.where(finite, values, 0).unsqueeze(0)
     blurred = gaussian_blur(clean, [2 * radius + 1] * 2, [sigma] * 2).squeeze(0)
     return torch.where(finite, blurred, values)
+
+
+def _magnitudes(heatmap: Tensor, colors: str) -> Tensor:
+    check_map(heatmap)
+    values = heatmap.detach().cpu().double()
+    values = values[torch.isfinite(values)]
+    return values.clamp(min=0) if colors == "positive" else values.abs()
 
 
 def _painted(values: Tensor, colors: str) -> Tensor:
@@ -271,20 +231,10 @@ def _photo(photo: Any) -> Tensor:
         if not isinstance(photo, Image.Image):
             kind = type(photo).__name__
             raise InputError(f"a photograph is a tensor (3, height, width) or a Pillow image, not {kind}")
-        return _from_image(photo).double() / 255
+        return from_image(photo).double() / 255
     if photo.dim() != 3 or photo.shape[0] != 3 or not photo.is_floating_point():
         raise InputError(f"a photograph is a floating point tensor (3, height, width), not {tuple(photo.shape)}")
     return photo.detach().cpu().double().nan_to_num(0).clamp(0, 1).permute(1, 2, 0)
-
-
-def _from_image(image: Any) -> Tensor:
-    rgb = image.convert("RGB")
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(rgb.height, rgb.width, 3)
-
-
-def _to_bytes(picture: Tensor) -> Tensor:
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
