@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +45,9 @@ def write_graph(
     path = Path(path)
     if path.suffix.lower() != ".json" or not path.parent.is_dir():
         raise DrawError(f"{path}: a graph is written as a .json file, in a folder that is there")
-    flow = None
-    if images is not None:
-        flow = Flow(explainer.ledger(images, target=target), {node.name for node in explainer.emitted.nodes})
-    shown = pictures(explainer, flow)
-    contents = {path: collection(explainer.model_name, shown)}
-    if flow is not None:
-        times = explainer.node_times(images, target=target)
-        for name, data in overlays(shown, flow, times).items():
-            contents[path.with_suffix(f".{name.replace(' ', '_')}.json")] = data
+    graph, data = _described(explainer, images, target)
+    contents = {path: graph}
+    contents |= {path.with_suffix(f".{name.replace(' ', '_')}.json"): values for name, values in data.items()}
     for place, content in contents.items():
         with whole(place) as beside:
             beside.write_text(json.dumps(content), encoding="utf-8")
@@ -80,13 +73,21 @@ def explore(
         InputError, TargetError: as for an explanation.
     """
     server = require("model_explorer", "explorer")
+    graph, data = _described(explainer, images, target)
     with tempfile.TemporaryDirectory(prefix="fxlrp-") as folder:
-        graph, *data = write_graph(explainer, Path(folder) / f"{explainer.model_name}.json", images, target=target)
-        _serve(server, graph, data, host=host, port=port, browser=browser)
+        path = Path(folder) / f"{explainer.model_name}.json"
+        path.write_text(json.dumps(graph), encoding="utf-8")
+        config = server.config().add_model_from_path(str(path))
+        for name, values in data.items():
+            config.add_node_data(name, json.dumps(values))
+        server.visualize_from_config(config, host=host, port=port, no_open_in_browser=not browser)
 
 
-def _serve(server: Any, graph: Path, data: Sequence[Path], *, host: str, port: int, browser: bool) -> None:
-    config = server.config().add_model_from_path(str(graph))
-    for path in data:
-        config.add_node_data_from_path(str(path))
-    server.visualize_from_config(config, host=host, port=port, no_open_in_browser=not browser)
+def _described(explainer: Explainer, images: Any, target: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The graph, and by name what there is to say of its nodes, as Model Explorer reads them."""
+    if images is None:
+        return collection(explainer.model_name, pictures(explainer, None)), {}
+    flow = Flow(explainer.ledger(images, target=target), {node.name for node in explainer.emitted.nodes})
+    shown = pictures(explainer, flow)
+    times = explainer.node_times(images, target=target)
+    return collection(explainer.model_name, shown), overlays(shown, flow, times)
