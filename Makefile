@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make clean
+# make demo | make test | make docs | make lint | make clean
 #
 # Everything runs in .venv, which the first target makes; PYTHON chooses what it is made of.
 
@@ -11,14 +11,16 @@ BIN     := $(VENV)/bin
 # installed as a link, so that its code may change without.
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
+DOCS := $(VENV)/.installed-docs
 
-.PHONY: help demo test lint pictures clean
+.PHONY: help demo test lint docs pictures clean
 
 help:
 	@echo "make demo    explain photographs with EfficientNet-Lite0; pictures in demo/"
 	@echo "make test    lint, type check, tests"
 	@echo "make lint    ruff and mypy alone"
-	@echo "make pictures  the pictures of README.md, from a run of the demo"
+	@echo "make docs    the site in site/: its code is run, its links are checked"
+	@echo "make pictures  the pictures of README.md and docs/, from real runs"
 	@echo "make clean   remove .venv and everything that was made"
 
 demo: $(DEMO)
@@ -26,6 +28,7 @@ demo: $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest docs -n $(WORKERS) --dist loadfile  # blocks of a page build on one another
 
 lint: $(TEST)
 	$(BIN)/ruff check .
@@ -38,14 +41,21 @@ $(DEMO): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
 	@touch $@
 
+$(DOCS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 $(TEST): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(DEMO)
 
-pictures: demo
-	$(BIN)/python -c "from PIL import Image; i = Image.open('demo/side_by_side.png').convert('RGB'); \
-	    i.thumbnail((1000, 1000)); i.save('docs/side_by_side.jpg', quality=82)"
+docs: $(DOCS)
+	$(BIN)/python -m pytest docs -n $(WORKERS) --dist loadfile
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(DOCS)
+	$(BIN)/python -m docs.draw_pictures
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

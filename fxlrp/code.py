@@ -21,6 +21,6 @@ def commented(module: fx.GraphModule) -> str:
         origin = emitted.get(match.group(1)) if match else None
         if isinstance(origin, Emitted) and (origin.node, origin.rule) != current:
             current = origin.node, origin.rule
-            lines.append(f"    # {origin.node}: {origin.rule}")
+            lines.append("    # " + (": ".join(filter(None, current)) or "made of weights, once"))
         lines.append(line)
     return "\n".join(lines) + "\n"

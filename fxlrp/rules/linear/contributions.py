@@ -47,7 +47,9 @@ class ZPlus(LinearRule):
     (PLOS ONE 2015). A bias that is not ignored contributes its positive part.
 
     Args:
-        stabilizer, bias, vanishing: as in :class:`LinearRule`.
+        stabilizer: as in :class:`LinearRule`.
+        bias: as in :class:`LinearRule`.
+        vanishing: as in :class:`LinearRule`.
         signed_bias: whether a negative bias counts as well, as in the released code of Otsuki et al.
     """
 
@@ -76,8 +78,11 @@ class AlphaBeta(LinearRule):
     ignored contributes to the side of its sign.
 
     Args:
-        alpha, beta: at least zero, α − β = 1.
-        stabilizer, bias, vanishing: as in :class:`LinearRule`.
+        alpha: α, at least zero.
+        beta: β = α − 1, at least zero.
+        stabilizer: as in :class:`LinearRule`.
+        bias: as in :class:`LinearRule`.
+        vanishing: as in :class:`LinearRule`.
     """
 
     def __init__(
@@ -106,7 +111,8 @@ class Gamma(LinearRule):
     Args:
         gamma: γ, at least zero.
         generalized: whether to take the generalised rule.
-        stabilizer, bias: as in :class:`LinearRule`; a bias is treated as a weight.
+        stabilizer: as in :class:`LinearRule`.
+        bias: as in :class:`LinearRule`; it is treated as a weight.
     """
 
     def __init__(

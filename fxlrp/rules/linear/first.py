@@ -66,10 +66,12 @@ class ZBox(LinearRule):
     inside the box; a bias contributes nothing. Padding has no bounds, and receives nothing.
 
     Args:
-        low, high: the least and the largest value that the input may have: a number, one a
-            channel, or a tensor that broadcasts to the input and is constant in each channel. For normalised pixels see
-            :meth:`from_normalization`, whose values for ImageNet are the default.
-        stabilizer, vanishing: as in :class:`LinearRule`.
+        low: the least value that the input may have: a number, one a channel, or a tensor that broadcasts to the
+            input and is constant in each channel. For normalised pixels see :meth:`from_normalization`, whose values
+            for ImageNet are the default.
+        high: the largest value, the same way.
+        stabilizer: as in :class:`LinearRule`.
+        vanishing: as in :class:`LinearRule`.
     """
 
     def __init__(
