@@ -10,7 +10,7 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import MethodError
 from fxlrp.evaluation import KINDS, MethodSpec, conservation, prepare, quantus_scores
-from fxlrp.evaluation.methods.cams import last_spatial
+from fxlrp.evaluation.methods.cams import last_feature_map
 
 LIBRARIES = {
     "captum_lrp": "captum", "integrated_gradients": "captum", "guided_backprop": "captum", "deep_lift": "captum",
@@ -112,11 +112,39 @@ def test_methods_that_would_be_another_one_are_refused(x):
 
 
 def test_the_last_feature_map_is_found(model, x):
-    assert last_spatial(model, x) == "relu2"
+    assert last_feature_map(model, x) is model.relu2
     resnet = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert last_spatial(resnet, x) == "0"
+    assert last_feature_map(resnet, x) is resnet[0]
     with pytest.raises(MethodError, match="no module gives a feature map"):
-        last_spatial(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), x)
+        last_feature_map(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), x)
+
+
+class SharedReLU(nn.Module):
+    """One ReLU behind both convolutions, as in implementations of EfficientNet."""
+
+    def __init__(self, relus):
+        super().__init__()
+        self.relus = nn.ModuleList(relus)
+        self.first, self.second, self.pool = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.relus[0](self.first(x))
+        return self.fc(self.pool(self.relus[-1](self.second(x))).flatten(1))
+
+
+def test_a_shared_relu_does_not_lead_to_the_first_feature_map(x):
+    pytest.importorskip("pytorch_grad_cam")
+    torch.manual_seed(0)
+    apart = SharedReLU([nn.ReLU(), nn.ReLU()]).eval()
+    shared = SharedReLU([nn.ReLU()]).eval()
+    shared.load_state_dict(apart.state_dict())
+    expected = explained(apart, x, "grad_cam").heatmaps
+    assert float(expected.std()) > 0
+    assert_close(explained(shared, x, "grad_cam").heatmaps, expected, 1e-6)
+    assert isinstance(shared.pool, nn.AdaptiveAvgPool2d)  # the model is as it was
+    with pytest.raises(MethodError, match=r"layer relus\.0 is called 2 times"):
+        explained(shared, x, "grad_cam", layer="relus.0")
 
 
 def test_what_cannot_be_prepared_is_told(model, x):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -18,14 +17,14 @@ from fxlrp.extras import require
 def grad_cam(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None
 ) -> Explain:
-    """Grad-CAM (Selvaraju et al., ICCV 2017), at ``layer`` or the last one with rows and columns."""
+    """Grad-CAM (Selvaraju et al., ICCV 2017), at the output of ``layer`` or the last feature map."""
     return _of_cam("GradCAM", model, example, layer)
 
 
 def score_cam(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None
 ) -> Explain:
-    """Score-CAM (Wang et al., CVPR Workshops 2020), at ``layer`` or the last one with rows and columns."""
+    """Score-CAM (Wang et al., CVPR Workshops 2020), at the output of ``layer`` or the last feature map."""
     return _of_cam("ScoreCAM", model, example, layer)
 
 
@@ -34,7 +33,9 @@ def _of_cam(name: str, model: nn.Module, example: Tensor, layer: str | None) -> 
     targets_of = require("pytorch_grad_cam.utils.model_targets", "evaluate").ClassifierOutputTarget
     own = own_copy(model)
     own.requires_grad_(True)  # the hooks of grad-cam want gradients of parameters allowed
-    target_layer = own.get_submodule(layer or last_spatial(model, example))
+    target_layer = own.get_submodule(layer) if layer else last_feature_map(own, example)
+    if (calls := _Calls(own, example).count(target_layer)) != 1:
+        raise MethodError(f"layer {layer} is called {calls} times, and grad-cam would take its first output")
     cam = getattr(cams, name)(model=own, target_layers=[target_layer])
 
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
@@ -45,32 +46,55 @@ def _of_cam(name: str, model: nn.Module, example: Tensor, layer: str | None) -> 
     return tried(explain, example)
 
 
-def last_spatial(model: nn.Module, example: Tensor) -> str:
+def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
     """The module that gives the last feature map: the last with several rows and columns, and no child like that.
+
+    Where that module is called several times, as a ReLU that all blocks share, the one that takes the feature map gets
+    an identity in front, and that is it.
+
+    Args:
+        model: is changed so.
+        example: what it takes.
 
     Raises:
         MethodError: there is none.
     """
-    found: list[str] = []
-    hooks = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[-2:]) > 1:
-                found.append(name)
-
-        return hook
-
-    try:
-        for name, module in model.named_modules():
-            if name:
-                hooks.append(module.register_forward_hook(watch(name)))
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found:
-        raise MethodError("no module gives a feature map with rows and columns")
+    calls = _Calls(model, example)
     # A block returns after its parts: of those that end together the outermost is the block.
-    return found[-1]
+    last, features = next(((module, out) for module, _, out in reversed(calls.found) if _has_rows(out)), (None, None))
+    if last is None:
+        raise MethodError("no module gives a feature map with rows and columns")
+    if calls.count(last) == 1:
+        return last
+    reader = next((module for module, value, _ in calls.found if value is features), None)
+    if reader is None or calls.count(reader) > 1:
+        raise MethodError("the module that gives the last feature map is called several times: name a layer")
+    path = next(path for path, module in model.named_modules() if module is reader)
+    parent, _, name = path.rpartition(".")
+    front = nn.Identity()
+    setattr(model.get_submodule(parent), name, nn.Sequential(front, reader))
+    return front
+
+
+class _Calls:
+    """The calls of a model's modules for an example, in the order in which they end."""
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.found: list[tuple[nn.Module, Any, Any]] = []
+        hooks = [module.register_forward_hook(self._seen) for path, module in model.named_modules() if path]
+        try:
+            with torch.no_grad():
+                model(example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _seen(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.found.append((module, inputs[0] if inputs else None, output))
+
+    def count(self, module: nn.Module) -> int:
+        return sum(called is module for called, _, _ in self.found)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and min(value.shape[-2:]) > 1
