@@ -74,7 +74,7 @@ class Compiled:
         lays_out = all(weight.dtype != torch.float64 for weight in weights)
         freeze = device == "cpu" and not torch.is_grad_enabled() and lays_out and watchable(weights)
         run = self._freeze(weights) if freeze else self._compile()
-        with _freezing(freeze):
+        with freezing(freeze):
             results = run(*args)
         # What a captured graph returns is overwritten by its next run.
         return pytree.tree_map_only(Tensor, torch.clone, results) if self.graphs else results
@@ -93,7 +93,8 @@ class Compiled:
 
 
 @contextmanager
-def _freezing(freeze: bool) -> Iterator[None]:
+def freezing(freeze: bool) -> Iterator[None]:
+    """What Inductor compiles meanwhile has its weights packed into it, or not."""
     import torch._inductor.config as config  # slow to import, so only where it is used
 
     with config.patch(freezing=freeze):  # type: ignore[attr-defined,unused-ignore]

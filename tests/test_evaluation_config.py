@@ -93,6 +93,7 @@ def test_the_fingerprint_changes_with_the_results_alone(tmp_path):
         ({"metrics": {"step": 0}}, "metrics.step = 0: at least 1"),
         ({"metrics": {"ties": ["loose"]}}, "metrics.ties = 'loose': choose strict or plateau"),
         ({"metrics": {"baseline": "white"}}, "metrics.baseline = 'white'"),
+        ({"metrics": {"backend": "fast"}}, "metrics.backend = 'fast': choose eager or inductor"),
         ({"metrics": {"target": "both"}}, "choose label or predicted"),
         ({"data": {"kind": "mnist"}}, "data.kind = 'mnist': choose imagenet, cub, folder or npz"),
         ({"data": {"part": "half"}}, "choose development or confirmation"),

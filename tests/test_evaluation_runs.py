@@ -145,6 +145,18 @@ def test_rows_hold_what_the_metrics_give(tmp_path):
         assert row["probability"] == pytest.approx(explanation.output.softmax(1)[0, sample.label].item(), rel=1e-6)
 
 
+def test_compiled_forward_passes_give_the_same_to_the_last_digits(tmp_path):
+    eager = config(tmp_path, run={"out": "eager"})
+    compiled = config(tmp_path, run={"out": "compiled"}, metrics={"backend": "inductor"})
+    assert eager.fingerprint() != compiled.fingerprint()
+    evaluate(eager)
+    evaluate(compiled)
+    for one, other in zip(rows(eager.out), rows(compiled.out), strict=True):
+        assert (one["index"], one["method"], one["status"]) == (other["index"], other["method"], other["status"])
+        for name in ("insertion_strict", "deletion_strict", "insertion_plateau", "insertion_curve_plateau"):
+            assert other[name] == pytest.approx(one[name], abs=1e-5)
+
+
 def test_maps_are_kept_as_corelay_reads_them(tmp_path):
     h5py = pytest.importorskip("h5py")
     given = config(tmp_path, run={"maps": True})

@@ -49,9 +49,16 @@ def prepare_all(entries: Sequence[Entry], model: nn.Module, example: Tensor, met
 
 
 def measure(
-    item: Item, methods: Sequence[Prepared], model: nn.Module, metrics: MetricsConfig
+    item: Item, methods: Sequence[Prepared], model: nn.Module, metrics: MetricsConfig, forward: nn.Module | None = None
 ) -> tuple[list[Row], Maps]:
     """All that is measured of an image: its rows, and its maps with the model's output.
+
+    Args:
+        item: the image.
+        methods: what explains it.
+        model: what is explained.
+        metrics: what to measure.
+        forward: what runs the model for insertion and deletion; ``None``: the model itself.
 
     Raises:
         EvaluationError: the model gives no logits for it, or it has no label to explain.
@@ -82,7 +89,7 @@ def measure(
             row = known | {"method": name, "levels": levels, "status": "ok", "reason": ""}
             if isinstance(found, Attribution):
                 try:
-                    row |= _measured(item, found, levels, target, model, metrics)
+                    row |= _measured(item, found, levels, target, forward or model, metrics)
                     row |= {} if levels else {"agreement": agreements.get(name)}
                 except Exception as error:  # one map must not cost the others
                     row |= {"status": "failed", "reason": one_line(error)}

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fxlrp.errors import ConfigError
 from fxlrp.evaluation.config import Config, DataConfig, Entry, MetricsConfig, ModelConfig, RunConfig
+from fxlrp.evaluation.forward import FORWARD_BACKENDS
 from fxlrp.evaluation.insertion import BASELINES, TIES
 from fxlrp.evaluation.methods import KINDS, MethodSpec
 from fxlrp.evaluation.paper import ROLES
@@ -200,6 +201,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"metrics.ties = {tie!r}: choose {' or '.join(TIES)}")
     if isinstance(metrics.baseline, str) and metrics.baseline not in BASELINES:
         raise ConfigError(f"metrics.baseline = {metrics.baseline!r}: choose {', '.join(BASELINES)} or a number")
+    if metrics.backend not in FORWARD_BACKENDS:
+        raise ConfigError(f"metrics.backend = {metrics.backend!r}: choose {' or '.join(FORWARD_BACKENDS)}")
     if metrics.target not in ("label", "predicted"):
         raise ConfigError(f"metrics.target = {metrics.target!r}: choose label or predicted")
     for name, number in (("metrics.step", metrics.step), ("metrics.batch_size", metrics.batch_size),

@@ -20,6 +20,7 @@ from fxlrp.evaluation.agreement import randomization_check
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.costs import measure_costs
 from fxlrp.evaluation.data import Sample
+from fxlrp.evaluation.forward import forward_by
 from fxlrp.evaluation.items import Item, load_item
 from fxlrp.evaluation.measure import Prepared, failed, measure, one_line, prepare_all
 from fxlrp.evaluation.methods import MethodSpec, prepare
@@ -141,6 +142,7 @@ class _Run:
         self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, device: torch.device
     ) -> None:
         self.config, self.model, self.preprocess, self.store, self.device = config, model, preprocess, store, device
+        self.forward = forward_by(model, config.metrics.backend)
         self.methods: list[Prepared] | None = None
 
     def all(self, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
@@ -157,7 +159,7 @@ class _Run:
         try:
             item = load_item(sample, self.preprocess, self.device)
             methods = self._methods(item)
-            rows, maps = measure(item, methods, self.model, self.config.metrics)
+            rows, maps = measure(item, methods, self.model, self.config.metrics, self.forward)
         except FxlrpError as error:
             rows = failed(sample, self.config.methods, one_line(error))
         self.store.add(sample.index, rows, maps if self.config.run.maps else None, sample.label)

@@ -20,7 +20,7 @@ def captum_lrp(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) 
 def integrated_gradients(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, steps: int = 50
 ) -> Explain:
-    """Integrated Gradients (Sundararajan et al., ICML 2017), from black."""
+    """Integrated Gradients (Sundararajan et al., ICML 2017), from an input of zeros: the mean colour, if normalised."""
     attr = require("captum.attr", "evaluate")
     return tried(_of_captum(attr.IntegratedGradients(model), n_steps=steps, internal_batch_size=16), example)
 
