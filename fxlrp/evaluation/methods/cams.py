@@ -32,7 +32,7 @@ def _of_cam(name: str, model: nn.Module, example: Tensor, layer: str | None) -> 
     cams = require("pytorch_grad_cam", "evaluate")
     targets_of = require("pytorch_grad_cam.utils.model_targets", "evaluate").ClassifierOutputTarget
     own = own_copy(model)
-    own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster one, which matters here
+    own.to(memory_format=torch.channels_last)  # the faster one, which matters here
     own.requires_grad_(True)  # the hooks of grad-cam want gradients of parameters allowed
     target_layer = own.get_submodule(layer) if layer else last_feature_map(own, example)
     if (calls := _Calls(own, example).count(target_layer)) != 1:
