@@ -80,8 +80,14 @@ def test_maps_of_a_stage_are_enlarged(x):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     found = explained(model.eval(), x, "fxlrp", at="2").heatmaps
-    small = fxlrp.compile(model, checkpoints=("2",))(x, target=torch.tensor([0, 2])).checkpoints["2"].sum(1)
-    assert_close(found, F.interpolate(small[:, None], (8, 8), mode="bilinear")[:, 0], 1e-6)
+    explanation = fxlrp.compile(model, checkpoints=("2",))(x, target=torch.tensor([0, 2]))
+    small = explanation.checkpoints["2"].sum(1)
+    large = F.interpolate(small[:, None], (8, 8), mode="bilinear")[:, 0] / 4  # a place's relevance, on four pixels
+    assert_close(found, large, 1e-6)
+    several = explained(model.eval(), x, "fxlrp", at=["2", "input"]).heatmaps
+    assert_close(several, (large + explanation.relevance.sum(1)) / 2, 1e-6)
+    # Each conserves, and so does their mean, but for what the enlargement gives to the margin.
+    assert torch.allclose(several.sum((1, 2)), explanation.start, rtol=0.2)
 
 
 def test_captum_agrees_where_it_says_the_same(model, x):
@@ -152,6 +158,7 @@ def test_what_cannot_be_prepared_is_told(model, x):
         (MethodSpec("m", "lime"), "kind 'lime' is none of fxlrp"),
         (MethodSpec("m", "fxlrp", {"preset": "nothing"}), "nothing"),
         (MethodSpec("m", "random", {"seeds": 1}), "seeds"),
+        (MethodSpec("m", "fxlrp", {"at": []}), "at names no module"),
         (MethodSpec("m", "grad_cam", {"layer": "nowhere"}), "nowhere"),
         (MethodSpec("m", "python", {"function": "evaluation_nets"}), "does not name a callable"),
     ):

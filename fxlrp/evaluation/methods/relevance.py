@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxlrp.compiler import compile
+from fxlrp.errors import MethodError
 from fxlrp.evaluation.conservation import INPUT, arrived
 from fxlrp.evaluation.insertion import blurred
 from fxlrp.evaluation.methods.base import Attribution, Explain
@@ -19,14 +21,18 @@ from fxlrp.rule_text import read_rules
 def relevance(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, preset: str = "conserving",
     rules: Mapping[str, str] | None = None, split: str | None = None, identity_skips: bool = True,
-    start: str = "probability", at: str | None = None, smooth: float = 0.0,
+    start: str = "probability", at: str | Sequence[str] = INPUT, smooth: float = 0.0,
 ) -> Explain:  # fmt: skip
     """Relevance by a preset of fxlrp.
 
-    ``rules`` are texts, as the command line takes them; ``at`` shows the map at the input of a module, enlarged;
-    ``smooth`` is the σ in pixels of a Gaussian over the map, for an image of 224.
+    ``rules`` are texts, as the command line takes them; ``at`` shows the map at the input of a module, enlarged, or the
+    mean of the maps at several, of which ``"input"`` is the network's own; ``smooth`` is the σ in pixels of a Gaussian
+    over the map, for an image of 224.
     """
-    wanted = tuple(dict.fromkeys((*checkpoints, *([at] if at else []))))
+    stages = [at] if isinstance(at, str) else list(at)
+    if not stages:
+        raise MethodError("at names no module")
+    wanted = tuple(dict.fromkeys((*checkpoints, *(stage for stage in stages if stage != INPUT))))
     explainer = compile(
         model, preset, rules=read_rules([f"{k}={v}" for k, v in (rules or {}).items()]), split=split,
         identity_skips=identity_skips, start=start, checkpoints=wanted, example_inputs=example,
@@ -36,8 +42,8 @@ def relevance(
 
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
         explanation = explainer(inputs, target=targets)
-        shown = explanation.relevance if at is None else explanation.checkpoints[at]
-        maps = _enlarged(heatmap(shown), inputs)
+        parts = {INPUT: explanation.relevance, **explanation.checkpoints}
+        maps = torch.stack([_enlarged(heatmap(parts[stage]), inputs) for stage in stages]).mean(dim=0)
         if smooth:
             maps = blurred(maps[:, None], smooth * min(inputs.shape[-2:]) / 224)[:, 0]
         sums = arrived(explanation)
@@ -47,6 +53,8 @@ def relevance(
 
 
 def _enlarged(maps: Tensor, inputs: Tensor) -> Tensor:
+    """The maps in the size of the inputs, relevance of a place spread over it."""
     if maps.shape[-2:] == inputs.shape[-2:]:
         return maps
-    return F.interpolate(maps[:, None], inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    share = maps.shape[-2:].numel() / inputs.shape[-2:].numel()
+    return share * F.interpolate(maps[:, None], inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
