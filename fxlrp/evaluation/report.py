@@ -84,8 +84,8 @@ class _Page:
         what = "the label" if metrics.target == "label" else "the predicted class"
         self._add(
             f"{', '.join(told)}. Explained and followed: {what}. {metrics.step} pixels a step, "
-            f"baseline {metrics.baseline}, forward passes by the backend {metrics.backend}. Brackets hold 95 % of bootstrap "
-            "samples of the images. Scores in %."
+            f"baseline {metrics.baseline}, forward passes by the backend {metrics.backend}. Brackets hold 95 % of "
+            "bootstrap samples of the images. Scores in %."
         )
         if "plateau" in metrics.ties:
             self._add(
