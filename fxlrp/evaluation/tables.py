@@ -134,10 +134,13 @@ def conservation(found: Groups) -> str:
             share = share[np.isfinite(share)]
             if len(share):
                 worst = np.abs(share - 1).max()
-                rows.append([method, place, f"{share.mean():.4f}", f"{share.min():.4f}", f"{share.max():.4f}",
-                             f"{worst:.1e}"])  # fmt: skip
+                rows.append([method, place, *map(_share, (share.mean(), share.min(), share.max())), f"{worst:.1e}"])
     columns = ["method", "at", "Σ R / start: mean", "least", "most", "largest error"]
     return markdown(columns, rows) if rows else ""
+
+
+def _share(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def sweep(found: Groups, config: Config, costs: Mapping[str, float]) -> list[tuple[str, str]]:
