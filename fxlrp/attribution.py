@@ -5,6 +5,7 @@ Captum itself is not needed for it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
 from numbers import Integral
@@ -31,12 +32,12 @@ def _wrapped(method: F) -> F:
     return call  # type: ignore[return-value]
 
 
-class Attribution:
+class Attribution(ABC):
     """Base of :class:`fxlrp.Explainer`: what Captum asks of an attribution method."""
 
+    @abstractmethod
     def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
         """An explanation of inputs by position and by name; the explainer has it."""
-        raise NotImplementedError
 
     @_wrapped
     def attribute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fxlrp.ledger import Ledger
 
 
-class Inspection:
+class Inspection(ABC):
     """Base of :class:`fxlrp.Explainer`: what can be asked of a compiled explanation."""
 
     graph_module: fx.GraphModule
@@ -28,9 +29,9 @@ class Inspection:
     _weights: Weights
     _last: tuple[Plan, list[Any]] | None
 
+    @abstractmethod
     def _captured_plan(self, asked: str) -> Plan:
         """The plan in use; the explainer has it, and raises where ``asked`` is not known yet."""
-        raise NotImplementedError
 
     @property
     def capture(self) -> str:

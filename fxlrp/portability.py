@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
 
 
-class Portability:
+class Portability(ABC):
     """Base of :class:`fxlrp.Explainer`: how an explanation is written to files."""
 
     _last: tuple[Plan, list[Any]] | None
     """The form of the inputs of the last call; the explainer has it, and the two below."""
 
+    @abstractmethod
     def _prepare(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
     ) -> tuple[Plan, list[Tensor], Tensor | None]:
         """The plan for inputs, and the inputs and target as it takes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_half(self, tensors: list[Tensor]) -> bool:
         """Whether values of half precision may come up."""
-        raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
         """Save the explanation as a file that runs without the model's Python code; :func:`fxlrp.load` reads it.

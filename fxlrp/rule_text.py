@@ -15,9 +15,9 @@ from fxlrp.rules.rule import Rule
 RULES: dict[str, type[Rule]] = {
     name: value
     for name in rules.__all__
-    if isinstance(value := getattr(rules, name), type) and issubclass(value, Rule) and not name.endswith("Rule")
+    if isinstance(value := getattr(rules, name), type) and issubclass(value, Rule) and not inspect.isabstract(value)
 }
-"""The rules by name; what is called ``…Rule`` is the base of a family."""
+"""The rules by name, without the bases of the families, which are abstract."""
 
 
 def read_rules(texts: Sequence[str]) -> dict[str, Rule]:

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError, StartError, TargetError
 from fxlrp.models import LoadedModel
+from fxlrp.presets import preset_named
+from fxlrp.rule_text import read_rules
+from fxlrp.rules import Rule
 from fxlrp.rules.start import STARTS
 
 # Pictures are of one class; "output" would start at all of them.
 _STARTS = [name for name in STARTS if name != "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What every command is told of a model and its rules, as the help describes it."""
+
+    model: str
+    weights: Path | None = None
+    preset: str = "conserving"
+    rules: Sequence[str] = ()
+    split: str | None = None
+
+    def read_rules(self) -> dict[str, Rule]:
+        """The rules, once preset and rules are known to be right.
+
+        Raises:
+            InputError: there is no such preset, or a rule cannot be read.
+        """
+        preset_named(self.preset)
+        return read_rules(self.rules)
 
 
 def start_named(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxlrp import compile, heatmap, quantize_heat
-from fxlrp.commands.arguments import class_number, device_named, start_named
+from fxlrp.commands.arguments import ModelOptions, class_number, device_named, start_named
 from fxlrp.errors import InputError
 from fxlrp.explainer import Explainer
 from fxlrp.explanation import Explanation
@@ -20,7 +20,6 @@ from fxlrp.heatmap import layer_map
 from fxlrp.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.models import LoadedModel, load_model
 from fxlrp.places import free_place, identity, picture_paths
-from fxlrp.presets import preset_named
 from fxlrp.render import (
     COLORS,
     Scale,
@@ -32,20 +31,14 @@ from fxlrp.render import (
     save_png,
     with_bar,
 )
-from fxlrp.rule_text import read_rules
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(ModelOptions):
     """The options of ``fxlrp explain``, as its help describes them."""
 
     images: Sequence[Path]
-    model: str
-    weights: Path | None = None
     target: str | None = None
-    preset: str = "conserving"
-    rules: Sequence[str] = ()
-    split: str | None = None
     start: str = "probability"
     checkpoints: Sequence[str] = ()
     out: Path | None = None
@@ -78,8 +71,7 @@ def explain_images(options: ExplainOptions) -> None:
         FxlrpError: whatever can be wrong, and before the model runs where it can be known by then.
     """
     require("matplotlib", "draw")
-    preset_named(options.preset)
-    rules = read_rules(options.rules)
+    rules = options.read_rules()
     start_named(options.start)
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")

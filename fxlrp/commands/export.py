@@ -7,24 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxlrp import compile
-from fxlrp.commands.arguments import example_of, start_named
+from fxlrp.commands.arguments import ModelOptions, example_of, start_named
 from fxlrp.errors import ExportError
 from fxlrp.exports.portable import check_path
 from fxlrp.models import load_model
-from fxlrp.presets import preset_named
-from fxlrp.rule_text import read_rules
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ModelOptions):
     """The options of ``fxlrp export``, as its help describes them."""
 
-    model: str
     out: Path
-    weights: Path | None = None
-    preset: str = "conserving"
-    rules: Sequence[str] = ()
-    split: str | None = None
     start: str = "probability"
     checkpoints: Sequence[str] = ()
     compiled: bool = False
@@ -37,8 +30,7 @@ def export_explanation(options: ExportOptions) -> None:
     Raises:
         FxlrpError: whatever can be wrong, and before the model is built where it can be known by then.
     """
-    preset_named(options.preset)
-    rules = read_rules(options.rules)
+    rules = options.read_rules()
     check_path(options.out, (".pt2", ".onnx"))
     onnx = options.out.suffix.lower() == ".onnx"
     if onnx and options.compiled:

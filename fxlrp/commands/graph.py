@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fxlrp import compile
-from fxlrp.commands.arguments import class_number, example_of
+from fxlrp.commands.arguments import ModelOptions, class_number, example_of
 from fxlrp.errors import InputError
 from fxlrp.extras import require
 from fxlrp.images import read_image, to_input
 from fxlrp.models import ModelWarning, load_model
-from fxlrp.presets import preset_named
-from fxlrp.rule_text import read_rules
 
 
-@dataclass(frozen=True)
-class GraphOptions:
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions(ModelOptions):
     """The options of ``fxlrp graph``, as its help describes them."""
 
-    model: str
     out: Path = Path("graph.svg")
-    weights: Path | None = None
-    preset: str = "conserving"
-    split: str | None = None
-    rules: Sequence[str] = ()
     view: str = "both"
     depth: int | None = None
     flow: Path | None = None
@@ -40,8 +32,7 @@ def draw_graph(options: GraphOptions) -> None:
     Raises:
         FxlrpError: whatever can be wrong.
     """
-    preset_named(options.preset)
-    overrides = read_rules(options.rules)
+    rules = options.read_rules()
     out, shown = options.out, options.explore or options.flow
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
@@ -56,7 +47,7 @@ def draw_graph(options: GraphOptions) -> None:
         loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
     example = example_of(loaded)
-    explainer = compile(loaded.model, options.preset, rules=overrides, split=options.split, example_inputs=example)
+    explainer = compile(loaded.model, options.preset, rules=rules, split=options.split, example_inputs=example)
     if picture is not None:
         assert loaded.preprocess is not None
         example = to_input(picture, loaded.preprocess).unsqueeze(0)

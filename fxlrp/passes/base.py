@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import fx
 
 from fxlrp.errors import FxlrpError
@@ -11,20 +13,20 @@ class PassError(FxlrpError):
     """A pass was given a graph that it does not take, or made one that it must not make: a defect of fxlrp."""
 
 
-class Pass:
+class Pass(ABC):
     """Base of the passes over the forward graph.
 
     Calling a pass checks ``requires``, runs it, lints the graph and checks ``ensures``.
     """
 
-    def requires(self, module: fx.GraphModule) -> None:
+    def requires(self, module: fx.GraphModule) -> None:  # noqa: B027, for many passes take any graph
         """Raise :class:`PassError` where the graph is not ready for this pass."""
 
+    @abstractmethod
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         """Do the work, in place or on a new graph."""
-        raise NotImplementedError
 
-    def ensures(self, module: fx.GraphModule) -> None:
+    def ensures(self, module: fx.GraphModule) -> None:  # noqa: B027, as above
         """Raise :class:`PassError` where the graph is not what this pass promises."""
 
     def __call__(self, module: fx.GraphModule) -> fx.GraphModule:

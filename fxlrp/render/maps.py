@@ -52,10 +52,7 @@ def color_range(heatmaps: Iterable[Tensor], colors: str = "symmetric", percentil
     Raises:
         InputError: as :func:`scaled`.
     """
-    if colors not in COLORS:
-        raise InputError(f"colors={colors!r}: choose one of {', '.join(map(repr, COLORS))}")
-    if not 0 < percentile <= 100:
-        raise InputError(f"percentile must lie above 0 and at most at 100, not at {percentile}")
+    _check_options(colors, percentile)
     found = [_magnitudes(heatmap, colors) for heatmap in heatmaps]
     magnitudes = torch.cat(found) if found else torch.empty(0)
     if not magnitudes.numel():
@@ -83,9 +80,10 @@ def scaled(
     Raises:
         InputError: the map is no floating point (height, width), or an option is none of the above.
     """
-    own = color_range([heatmap], colors, percentile)
+    check_map(heatmap)
+    _check_options(colors, percentile)
     if limit is None:
-        limit = own
+        limit = color_range([heatmap], colors, percentile)
     elif not (math.isfinite(limit) and limit >= 0):
         raise InputError(f"limit must be a magnitude of relevance, not {limit}")
     values = heatmap.detach().cpu().double()
@@ -181,6 +179,13 @@ def stretched(image: Tensor) -> Tensor:
     """
     low, high = image.min(), image.max()
     return ((image.detach().float() - low) / (high - low).clamp(min=1e-12)).expand(3, -1, -1)
+
+
+def _check_options(colors: str, percentile: float) -> None:
+    if colors not in COLORS:
+        raise InputError(f"colors={colors!r}: choose one of {', '.join(map(repr, COLORS))}")
+    if not 0 < percentile <= 100:
+        raise InputError(f"percentile must lie above 0 and at most at 100, not at {percentile}")
 
 
 def check_map(heatmap: Any) -> None:

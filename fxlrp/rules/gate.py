@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import Tensor
 
 from fxlrp.rules.rule import Rule, Shares
@@ -12,6 +14,7 @@ class GateRule(Rule):
 
     keeps_sign = True
 
+    @abstractmethod
     def __call__(self, relevance: Tensor, *, gate: int | None, statistic: bool = False) -> Shares:
         """Share ``relevance`` of the product out over its two operands.
 
@@ -19,7 +22,6 @@ class GateRule(Rule):
         ``None`` where neither can be told to be one; ``statistic`` says that it is a
         statistic of the signal, as in a norm that is spelled out.
         """
-        raise NotImplementedError
 
 
 class ToSignal(GateRule):

@@ -6,6 +6,8 @@ are symmetric in them, so a merge of two equal branches uses them as well.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class SplitRule(Rule):
     needs_sign = False
     """Whether the split asks for terms of a sum: of a difference, the second one negated."""
 
+    @abstractmethod
     def __call__(
         self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
         skip_support: Tensor | None = None, residual_support: Tensor | None = None,
@@ -32,7 +35,6 @@ class SplitRule(Rule):
         All are like the sum, or broadcast to it. A support has ones where an operand
         carries signal and zeros in padding; ``None``: signal everywhere.
         """
-        raise NotImplementedError
 
 
 @primitive

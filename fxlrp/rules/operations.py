@@ -10,6 +10,7 @@ their fixed weights are never negative.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ Weight = Any
 """A tensor; ``None`` for operations that have no weights."""
 
 
-class LinearOperation:
+class LinearOperation(ABC):
     """Base of the linear operations: maps that are linear in ``x`` once the weights are fixed."""
 
     channel_axis = 1
@@ -33,13 +34,13 @@ class LinearOperation:
     held = False
     """Whether the weights are made of the operand and held constant; the transpose is then no derivative."""
 
+    @abstractmethod
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         """The operation at ``x`` with ``weight`` in place of its own weights, without bias."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         """The transposed operation at ``s``; ``x`` gives the shape of the operand."""
-        raise NotImplementedError
 
     def broadcast_bias(self, bias: Tensor) -> Tensor:
         """``bias`` in a shape that adds to the output."""
@@ -54,11 +55,11 @@ class LinearOperation:
 
         Asked only of operations with weights of their own: those without have no norm in them.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # never asked of those without weights
 
     def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
         """As :meth:`scaled_outputs`, with a norm before it."""
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
 
 class FixedOperation(LinearOperation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,17 +45,17 @@ class ProductRule(Rule):
     through_weights = False
     """Whether the query and the key of an attention receive relevance as well."""
 
+    @abstractmethod
     def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
         """Share ``relevance`` of the product out over its factors.
 
         ``values`` is the position of the factor that holds the values, the others being
         weights (an attention); ``None`` where that cannot be told.
         """
-        raise NotImplementedError
 
     def attention(self, relevance: Tensor, attention: Attention) -> Shares:
         """Share ``relevance`` of an attention out over query, key and value; asked where ``through_weights`` holds."""
-        raise NotImplementedError
+        raise NotImplementedError  # by design: rules without ``through_weights`` are never asked, and have none
 
 
 def _halves(rule: LinearRule, relevance: Tensor, factors: Sequence[Factor]) -> Shares:

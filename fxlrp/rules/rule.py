@@ -6,6 +6,7 @@ its graph) and returns :class:`Shares`. It holds parameters and no state.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,15 +49,15 @@ class Shares:
         return share
 
 
-class Rule:
+class Rule(ABC):
     """Base of all rules: equal and printed by their parameters, all of which have defaults."""
 
     keeps_sign: bool = False
     """Whether relevance that is nowhere negative stays so."""
 
+    @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Shares:
         """Share relevance out; each family of rules says over what."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         usual = vars(type(self)())  # what differs from the defaults is worth reading

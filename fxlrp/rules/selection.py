@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,13 +136,13 @@ Pool = MaxPool | AdaptiveMaxPool | Extremum
 class SelectionRule(Rule):
     """Base of the rules for max pooling."""
 
+    @abstractmethod
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
         signed: bool = True, items: Items | None = None, received_items: Items | None = None,
     ) -> Shares:
         """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
-        raise NotImplementedError
 
 
 class Winner(SelectionRule):

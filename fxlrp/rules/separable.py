@@ -6,6 +6,7 @@ off the operation itself, run along that axis on a unit matrix.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -21,9 +22,9 @@ from fxlrp.rules.primitives import negative, positive, primitive, squared
 class SeparableOperation(FixedOperation):
     """A fixed operation over the axes behind the channels, whose weights are a product over the axes."""
 
+    @abstractmethod
     def along(self, axis: int) -> LinearOperation:
         """The operation along one of its axes, 0 being the first behind the channels, and idle along the others."""
-        raise NotImplementedError
 
     def flat(self) -> LinearOperation:
         return ByAxis(self, "ones")

@@ -34,8 +34,8 @@ def _of_cam(name: str, model: nn.Module, example: Tensor, layer: str | None) -> 
     own = own_copy(model)
     own.to(memory_format=torch.channels_last)  # the faster one, which matters here
     own.requires_grad_(True)  # the hooks of grad-cam want gradients of parameters allowed
-    target_layer = own.get_submodule(layer) if layer else last_feature_map(own, example)
-    if (calls := _Calls(own, example).count(target_layer)) != 1:
+    target_layer = last_feature_map(own, example) if layer is None else own.get_submodule(layer)
+    if layer is not None and (calls := _Calls(own, example).count(target_layer)) != 1:
         raise MethodError(f"layer {layer} is called {calls} times, and grad-cam would take its first output")
     cam = getattr(cams, name)(model=own, target_layers=[target_layer])
 

@@ -11,6 +11,7 @@ terms that enter ``z``, and what to do about the bias and a denominator that van
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,9 +154,9 @@ class LinearRule(Rule):
         self.bias = bias
         self.vanishing = vanishing
 
+    @abstractmethod
     def parts(self, layer: Layer) -> Sequence[Part]:
         """The quotients that the rule is made of; ``layer.bias`` is ``None`` where it is to be ignored."""
-        raise NotImplementedError
 
     def check_channels(self, channels: int) -> None:
         """Raise :class:`RuleError` where the rule does not fit an operand of so many channels."""
