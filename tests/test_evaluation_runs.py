@@ -20,6 +20,7 @@ from PIL import Image
 import fxlrp
 from fxlrp.errors import ConfigError, DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_report
+from fxlrp.evaluation.forward import CompiledForward
 from fxlrp.evaluation.items import load_item
 from fxlrp.evaluation.measure import measure
 from fxlrp.evaluation.store import RESULTS, Store
@@ -145,12 +146,16 @@ def test_rows_hold_what_the_metrics_give(tmp_path):
         assert row["probability"] == pytest.approx(explanation.output.softmax(1)[0, sample.label].item(), rel=1e-6)
 
 
-def test_compiled_forward_passes_give_the_same_to_the_last_digits(tmp_path):
+def test_compiled_forward_passes_give_the_same_to_the_last_digits(tmp_path, monkeypatch):
+    plain, batches = CompiledForward.forward, []
+    monkeypatch.setattr(CompiledForward, "forward", lambda self, x: (batches.append(len(x)), plain(self, x))[1])
     eager = config(tmp_path, run={"out": "eager"})
     compiled = config(tmp_path, run={"out": "compiled"}, metrics={"backend": "inductor"})
     assert eager.fingerprint() != compiled.fingerprint()
     evaluate(eager)
+    assert not batches
     evaluate(compiled)
+    assert max(batches) == 16
     for one, other in zip(rows(eager.out), rows(compiled.out), strict=True):
         assert (one["index"], one["method"], one["status"]) == (other["index"], other["method"], other["status"])
         for name in ("insertion_strict", "deletion_strict", "insertion_plateau", "insertion_curve_plateau"):

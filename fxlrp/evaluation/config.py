@@ -163,13 +163,10 @@ class Config:
 
     def fingerprint(self) -> str:
         """The same for configurations that give the same results."""
-        metrics = dataclasses.asdict(self.metrics) | {"failure": None}
-        if self.metrics.backend == "eager":  # results from before there was a choice stay what they are
-            del metrics["backend"]
         kept = {
             "model": dataclasses.asdict(self.model) | {"name": None},
             "data": dataclasses.asdict(self.data) | {"name": None},
-            "metrics": metrics,
+            "metrics": dataclasses.asdict(self.metrics) | {"failure": None},
             "methods": [dataclasses.asdict(entry) | {"paper": None, "group": None} for entry in self.methods],
             "run": {"maps": self.run.maps, "threads": self.run.threads},
         }
