@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.report import grouped
 from benchmarks.speed_methods import METHODS, ROOFS, SAME_RULES, YARDSTICK
-from benchmarks.speed_sheet import COMPILED, EAGER, Sheet, fastest, number, quotient, sheets
+from benchmarks.speed_sheet import COMPILED, EAGER, Sheet, fastest, number, quotient, sheets, told_quotient
 from benchmarks.table import Row
 from fxlrp.tables import markdown, verbatim
 
@@ -15,8 +15,8 @@ DEFINITIONS = """\
 Each method has a process of its own, and the processes take turns, one call each a round, so that all see the same
 machine; the order is reversed from round to round. Calls count after a first one and warm-ups. A figure is the median
 over the rounds of *seconds / seconds of autograd in the same round*, and in brackets its least and its largest. Where
-the memory does not hold all processes at once, they run in groups, each with an autograd of its own. Only figures of
-one run are ever divided.
+the memory does not hold all processes at once, they run in groups, each with an autograd of its own. A quotient of
+figures from two runs, each a multiple of its own run's autograd, bears a \\*.
 
 - *autograd*: the yardstick: forward, and backward from the predicted logit to the image; eager, contiguous, no
   gradients of parameters.
@@ -90,7 +90,7 @@ def _claims(sheet: Sheet) -> list[str]:
             line = [model, batch, peer["method"], _ratio(peer)]
             for way, ours in ways.items():
                 gain = quotient(peer, ours)
-                line += [f"{_ratio(ours)} ({_layout(ours)})" if ours else "", f"{gain:.2f}" if gain else ""]
+                line += [f"{_ratio(ours)} ({_layout(ours)})" if ours else "", told_quotient(peer, ours)]
                 gains[way] += [gain] if gain else []
             lines.append(line)
     columns = ["model", "batch", "fastest peer", "its time", "fxlrp eager", "times faster", "fxlrp compiled",
@@ -135,8 +135,7 @@ def _gain(peer: Row | None, ours: Row | None) -> str:
         return ""
     if peer["status"] != "ok":
         return "peer fails"
-    gain = quotient(peer, ours)
-    return f"{gain:.2f}" if gain else ""
+    return told_quotient(peer, ours)
 
 
 def _layout(row: Row) -> str:

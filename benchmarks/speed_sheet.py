@@ -69,10 +69,18 @@ def fastest(rows: Sequence[Row]) -> Row | None:
 
 
 def quotient(row: Row | None, other: Row | None) -> float | None:
-    """The time of one over that of another; ``None`` where one failed, or they are not of the same run."""
-    if row is None or other is None or row["status"] != "ok" or other["status"] != "ok" or row["run"] != other["run"]:
+    """The time of one over that of another, both as multiples of their own run's autograd; ``None`` where one failed."""
+    if row is None or other is None or row["status"] != "ok" or other["status"] != "ok":
         return None
     return number(row, "ratio") / number(other, "ratio")
+
+
+def told_quotient(row: Row | None, other: Row | None) -> str:
+    """A quotient as tables tell it: starred where the two are of different runs."""
+    found = quotient(row, other)
+    if found is None or row is None or other is None:
+        return ""
+    return f"{found:.2f}" if row["run"] == other["run"] else f"{found:.2f}\\*"
 
 
 def _in_order(found: Iterable[str], order: Iterable[str]) -> list[str]:
