@@ -69,7 +69,7 @@ def fastest(rows: Sequence[Row]) -> Row | None:
 
 
 def quotient(row: Row | None, other: Row | None) -> float | None:
-    """The time of one over that of another, both as multiples of their own run's autograd; ``None`` where one failed."""
+    """The time of one over that of another, each a multiple of its own run's autograd; ``None`` where one failed."""
     if row is None or other is None or row["status"] != "ok" or other["status"] != "ok":
         return None
     return number(row, "ratio") / number(other, "ratio")

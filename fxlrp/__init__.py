@@ -10,7 +10,7 @@ from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer
 from fxlrp.explanation import Explanation
 from fxlrp.exports import SavedExplainer, load
-from fxlrp.heatmap import heatmap, quantize_heat
+from fxlrp.heatmap import heatmap, quantize_heat, stage_map
 from fxlrp.ledger import Ledger
 from fxlrp.passes.joins import Join, JoinKind
 from fxlrp.presets import PRESETS, Preset
@@ -22,6 +22,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "SavedExplainer", "compile",
-    "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "starts",
-    "token_relevance", "vocabulary",
+    "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain", "rules", "smooth", "stage_map",
+    "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip

@@ -50,7 +50,40 @@ def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
         sums = relevance[len(relevance) - rows * columns :].sum(dim=1).reshape(rows, columns)
     else:
         sums = relevance.sum(dim=0 if tuple(relevance.shape[1:]) == found else 2)
-    return F.interpolate(sums[None, None].float(), (height, width), mode="bilinear")[0, 0]
+    precise = torch.promote_types(sums.dtype, torch.float32)
+    return F.interpolate(sums[None, None].to(precise), (height, width), mode="bilinear")[0, 0]
+
+
+def stage_map(stages: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """One map of the relevance at several stages of a network: the mean of their maps, each enlarged to the picture.
+
+    A place's relevance is spread over the pixels that it is enlarged to: by a whole factor a stage's map adds up to
+    what the stage received, class tokens aside, and where relevance is conserved so does the mean.
+
+    Args:
+        stages: relevance of the same items at each, as the input has it and ``Explanation.checkpoints``: (batch,
+            channels, rows, columns), (batch, rows, columns, channels) or (batch, tokens, channels).
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        (batch, height, width).
+
+    Raises:
+        InputError: there is no stage, or one has no rows and columns in the picture's proportions.
+    """
+    if not stages:
+        raise InputError("a map is made of one stage at least")
+    return torch.stack([_spread(stage, height, width) for stage in stages]).mean(dim=0)
+
+
+def _spread(stage: Tensor, height: int, width: int) -> Tensor:
+    size = map_size(stage.shape[1:], height, width) if isinstance(stage, Tensor) else None
+    if size is None:
+        got = tuple(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
+        raise InputError(f"relevance {got} has no rows and columns that are a picture of {height} × {width}")
+    maps = [layer_map(item, height, width) for item in stage]
+    return torch.stack([found for found in maps if found is not None]) * (math.prod(size) / (height * width))
 
 
 _BEFORE = 8

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fxlrp
 from fxlrp.errors import InputError
-from fxlrp.heatmap import layer_map
+from fxlrp.heatmap import layer_map, stage_map
 
 
 def test_a_heatmap_is_the_sum_over_channels():
@@ -95,3 +96,25 @@ def test_tokens_are_a_map_without_those_before_the_patches(before):
 @pytest.mark.parametrize("shape", [(8,), (190, 768), (8, 4, 12), (2, 8, 4, 4)])
 def test_what_has_no_rows_and_columns_of_the_picture_is_no_map(shape):
     assert layer_map(torch.ones(shape), 64, 64) is None
+
+
+def test_a_map_of_stages_is_the_mean_of_maps_that_keep_their_sums():
+    torch.manual_seed(0)
+    picture, inside = torch.randn(2, 3, 12, 18, dtype=torch.float64), torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    small = F.interpolate(inside.sum(1, keepdim=True), (12, 18), mode="bilinear")[:, 0] / 9
+    found = stage_map([picture, inside], 12, 18)
+    torch.testing.assert_close(found, (picture.sum(1) + small) / 2)
+    torch.testing.assert_close(small.sum((1, 2)), inside.sum((1, 2, 3)))
+    tokens = inside.flatten(2).transpose(1, 2)
+    before = torch.cat([torch.ones(2, 1, 5, dtype=torch.float64), tokens], dim=1)
+    for other in (inside.permute(0, 2, 3, 1), tokens, before):
+        torch.testing.assert_close(stage_map([other], 12, 18), small)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [([], "one stage"), ([torch.ones(2, 7)], r"\(2, 7\) has no rows"), ([(torch.ones(2), torch.ones(2))], "tuple")],
+)
+def test_what_is_no_stage_is_refused(stages, message):
+    with pytest.raises(InputError, match=message):
+        stage_map(stages, 8, 8)

@@ -86,8 +86,7 @@ def test_maps_of_a_stage_are_enlarged(x):
     assert_close(found, large, 1e-6)
     several = explained(model.eval(), x, "fxlrp", at=["2", "input"]).heatmaps
     assert_close(several, (large + explanation.relevance.sum(1)) / 2, 1e-6)
-    # Each conserves, and so does their mean, but for what the enlargement gives to the margin.
-    assert torch.allclose(several.sum((1, 2)), explanation.start, rtol=0.2)
+    assert_close(several.sum((1, 2)), explanation.start, 1e-6)  # each conserves, and so does their mean
 
 
 def test_captum_agrees_where_it_says_the_same(model, x):

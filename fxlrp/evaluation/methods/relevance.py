@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxlrp.compiler import compile
@@ -13,7 +11,7 @@ from fxlrp.errors import MethodError
 from fxlrp.evaluation.conservation import INPUT, arrived
 from fxlrp.evaluation.insertion import blurred
 from fxlrp.evaluation.methods.base import Attribution, Explain
-from fxlrp.heatmap import heatmap
+from fxlrp.heatmap import stage_map
 from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
 from fxlrp.rule_text import read_rules
 
@@ -43,18 +41,10 @@ def relevance(
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
         explanation = explainer(inputs, target=targets)
         parts = {INPUT: explanation.relevance, **explanation.checkpoints}
-        maps = torch.stack([_enlarged(heatmap(parts[stage]), inputs) for stage in stages]).mean(dim=0)
+        maps = stage_map([parts[stage] for stage in stages], *inputs.shape[-2:])
         if smooth:
             maps = blurred(maps[:, None], smooth * min(inputs.shape[-2:]) / 224)[:, 0]
         sums = arrived(explanation)
         return Attribution(maps, explanation.start, {name: sums[name] for name in (INPUT, *checkpoints)})
 
     return explain
-
-
-def _enlarged(maps: Tensor, inputs: Tensor) -> Tensor:
-    """The maps in the size of the inputs, relevance of a place spread over it."""
-    if maps.shape[-2:] == inputs.shape[-2:]:
-        return maps
-    share = maps.shape[-2:].numel() / inputs.shape[-2:].numel()
-    return share * F.interpolate(maps[:, None], inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
