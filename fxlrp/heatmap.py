@@ -54,7 +54,7 @@ def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
     return F.interpolate(sums[None, None].to(precise), (height, width), mode="bilinear")[0, 0]
 
 
-def stage_map(stages: Sequence[Tensor], height: int, width: int) -> Tensor:
+def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float = 0.0) -> Tensor:
     """One map of the relevance at several stages of a network: the mean of their maps, each enlarged to the picture.
 
     A place's relevance is spread over the pixels that it is enlarged to: by a whole factor a stage's map adds up to
@@ -65,19 +65,34 @@ def stage_map(stages: Sequence[Tensor], height: int, width: int) -> Tensor:
             channels, rows, columns), (batch, rows, columns, channels) or (batch, tokens, channels).
         height: of the picture.
         width: of the picture.
+        sigma: standard deviation, in pixels, of a Gaussian by which the mean is smoothed, its sum kept; 0: as it is.
 
     Returns:
         (batch, height, width).
 
     Raises:
-        InputError: there is no stage, or one has no rows and columns in the picture's proportions.
+        InputError: there is no stage, one has no rows and columns in the picture's proportions, or ``sigma`` is
+            negative.
     """
     if not stages:
         raise InputError("a map is made of one stage at least")
-    return torch.stack([_spread(stage, height, width) for stage in stages]).mean(dim=0)
+    if not 0 <= sigma < math.inf:
+        raise InputError(f"sigma={sigma!r}: give a number of pixels, or 0")
+    mean = torch.stack([_enlarged(stage, height, width) for stage in stages]).mean(dim=0)
+    if not sigma:
+        return mean
+    rows, columns = (_gaussian(length, sigma, mean) for length in (height, width))
+    return rows @ mean @ columns.T
 
 
-def _spread(stage: Tensor, height: int, width: int) -> Tensor:
+def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
+    """How much of each place, a column, goes to each, a row: nothing leaves the picture."""
+    places = torch.arange(length, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
+    return weights / weights.sum(dim=0)
+
+
+def _enlarged(stage: Tensor, height: int, width: int) -> Tensor:
     size = map_size(stage.shape[1:], height, width) if isinstance(stage, Tensor) else None
     if size is None:
         got = tuple(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__

@@ -111,6 +111,18 @@ def test_a_map_of_stages_is_the_mean_of_maps_that_keep_their_sums():
         torch.testing.assert_close(stage_map([other], 12, 18), small)
 
 
+def test_a_smoothed_map_keeps_its_sum_and_what_is_even():
+    spike = torch.zeros(1, 1, 21, 30, dtype=torch.float64)
+    spike[0, 0, 10, 15] = 2
+    spike[0, 0, 0, 29] = -1  # in a corner nothing is lost either
+    found = stage_map([spike], 21, 30, sigma=2.0)
+    torch.testing.assert_close(found.sum((1, 2)), torch.tensor([1.0], dtype=torch.float64))
+    profile = torch.exp(-(torch.arange(-3, 4, dtype=torch.float64) ** 2) / 8)
+    torch.testing.assert_close(found[0, 10, 12:19] / found[0, 10, 15], profile, rtol=1e-4, atol=1e-4)
+    even = stage_map([torch.ones(1, 1, 40, 40)], 40, 40, sigma=1.0)
+    torch.testing.assert_close(even[:, 8:-8, 8:-8], torch.ones(1, 24, 24))
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [([], "one stage"), ([torch.ones(2, 7)], r"\(2, 7\) has no rows"), ([(torch.ones(2), torch.ones(2))], "tuple")],
@@ -118,3 +130,5 @@ def test_a_map_of_stages_is_the_mean_of_maps_that_keep_their_sums():
 def test_what_is_no_stage_is_refused(stages, message):
     with pytest.raises(InputError, match=message):
         stage_map(stages, 8, 8)
+    with pytest.raises(InputError, match="sigma"):
+        stage_map([torch.ones(1, 1, 8, 8)], 8, 8, sigma=-1.0)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from fxlrp.compiler import compile
 from fxlrp.errors import MethodError
 from fxlrp.evaluation.conservation import INPUT, arrived
-from fxlrp.evaluation.insertion import blurred
 from fxlrp.evaluation.methods.base import Attribution, Explain
 from fxlrp.heatmap import stage_map
 from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
@@ -41,9 +40,8 @@ def relevance(
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
         explanation = explainer(inputs, target=targets)
         parts = {INPUT: explanation.relevance, **explanation.checkpoints}
-        maps = stage_map([parts[stage] for stage in stages], *inputs.shape[-2:])
-        if smooth:
-            maps = blurred(maps[:, None], smooth * min(inputs.shape[-2:]) / 224)[:, 0]
+        size = inputs.shape[-2:]
+        maps = stage_map([parts[stage] for stage in stages], *size, sigma=smooth * min(size) / 224)
         sums = arrived(explanation)
         return Attribution(maps, explanation.start, {name: sums[name] for name in (INPUT, *checkpoints)})
 
