@@ -1,5 +1,6 @@
 """Configurations: what they hold, and that nothing wrong in one goes through."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,17 @@ def test_the_example_configurations_are_right(name):
     config = read_config(EXAMPLES / name)
     assert {entry.paper for entry in config.methods} >= {"i", "ii", "iii", "iv", "mixture", "grad_cam"}
     assert config.metrics.ties == ("strict", "plateau")
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet56", "efficientnet_lite0"])
+def test_a_search_is_confirmed_on_images_that_it_was_not_made_with(name):
+    chosen, confirmed = (read_config(EXAMPLES / "search" / f"{name}_{part}.toml")
+                         for part in ("development", "confirmation"))  # fmt: skip
+    assert (chosen.data.part, confirmed.data.part) == ("development", "confirmation")
+    assert dataclasses.replace(chosen.data, part=None) == dataclasses.replace(confirmed.data, part=None)
+    assert chosen.metrics == confirmed.metrics
+    assert chosen.out != confirmed.out
+    for config in (chosen, confirmed):
+        assert {"grad_cam", "fxlrp"} == {entry.spec.kind for entry in config.methods}
+    known = [(entry.spec.kind, entry.spec.options) for entry in chosen.methods]
+    assert all((entry.spec.kind, entry.spec.options) in known for entry in confirmed.methods)

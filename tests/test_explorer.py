@@ -76,6 +76,23 @@ def test_overlays_tell_what_the_ledger_has(written, explainer, images):
     assert not any(result["value"] for result in written["net.absorbed_%.json"][BOTH]["results"].values())
 
 
+def test_edges_are_overlaid_by_what_flows_there(written, explainer, images):
+    found = graphs(written)
+    for name, graph in found.items():
+        (data,) = graph["tasksData"]["edgeOverlaysDataListLeftPane"]
+        assert data["graphName"] == name  # else every graph offers those of all
+        nodes = {node["id"] for node in graph["nodes"]}
+        edges = [edge for overlay in data["overlays"] for edge in overlay["edges"]]
+        assert edges
+        assert all({edge["sourceNodeId"], edge["targetNodeId"]} <= nodes for edge in edges)
+        assert all(node["label"].isascii() for node in graph["nodes"])  # Model Explorer's font has no more
+    rows, join = {row.node: row for row in explainer.ledger(images)}, explainer.joins[0]
+    share = float(rows[join.name].to[join.skip] / explainer(images).start)
+    overlays = found[MODEL]["tasksData"]["edgeOverlaysDataListLeftPane"][0]["overlays"]
+    (skips,) = (overlay["edges"] for overlay in overlays if overlay["name"] == "skips")
+    assert {"sourceNodeId": join.skip, "targetNodeId": join.name, "label": f"{100 * share:.1f} %"} in skips
+
+
 def test_times_are_of_both_the_model_and_its_relevance(written, explainer, images):
     both = written["net.milliseconds.json"][BOTH]["results"]
     assert both["layer1_0_conv1"]["value"] > 0

@@ -122,6 +122,7 @@ RULES = {
         "epsilon": lambda bias: Epsilon(1e-2, bias=bias),
         "lrp-0": lambda bias: Epsilon(0, bias=bias),
         "gamma": lambda bias: Gamma(0.3, bias=bias),
+        "gamma, rescaled": lambda bias: Gamma(0.3, stabilizer=0, bias=bias, vanishing="rescale"),
         "gamma, original": lambda bias: Gamma(0.3, generalized=False, stabilizer=1e-2, bias=bias),
         "alpha2 beta1": lambda bias: AlphaBeta(2, 1, stabilizer=1e-2, bias=bias),
         "alpha2 beta1 rescaling": lambda bias: AlphaBeta(2, 1, stabilizer=0, bias=bias),

@@ -36,6 +36,13 @@ def test_every_node_conserves(plan, split, identity_skips):
     assert_conserves(explainer, x, absorbs=("padding",) if split == "symmetric" else ())
 
 
+@given(net_plans())
+def test_every_node_conserves_under_gamma(plan):
+    model, x = build(plan)
+    # Convolutions absorb nothing, but ε's stabilizer in linear layers does.
+    assert_conserves(fxlrp.compile(model, "conserving_gamma"), x, absorbs=("stabilizer",))
+
+
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(net_plans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 5))

@@ -48,7 +48,7 @@ def _graph(name: str, picture: Picture) -> dict[str, Any]:
     nodes: dict[str, dict[str, Any]] = {
         thing.name: {
             "id": thing.name,
-            "label": " ".join(thing.title.split()),
+            "label": " ".join(thing.title.split()).replace("Σ", "sum"),  # there is no Σ in Model Explorer's font
             "namespace": namespace(thing, both=both),
             "attrs": _attributes(thing, rules.get(thing.name, []), picture.things),
             "incomingEdges": [],
@@ -65,7 +65,8 @@ def _graph(name: str, picture: Picture) -> dict[str, Any]:
     graph: dict[str, Any] = {"id": name, "nodes": list(nodes.values())}
     graph["groupNodeAttributes"] = _groups(picture, both=both)
     if picture.shares:
-        graph["tasksData"] = {"edgeOverlaysDataListLeftPane": [_branches(picture)], "edgeOverlaysDataListRightPane": []}
+        overlays = {"edgeOverlaysDataListLeftPane": [_branches(picture, name)], "edgeOverlaysDataListRightPane": []}
+        graph["tasksData"] = overlays
     return graph
 
 
@@ -100,8 +101,8 @@ def _groups(picture: Picture, *, both: bool) -> dict[str, dict[str, str]]:
     return found
 
 
-def _branches(picture: Picture) -> dict[str, Any]:
-    """Overlays of edges: where relevance takes the skip, and where the residual branch, in percent."""
+def _branches(picture: Picture, graph: str) -> dict[str, Any]:
+    """Overlays of a graph's edges: where relevance takes the skip, and where the residual branch, in percent."""
     colors = {Way.RELEVANCE_SKIP: ("skips", "#0072B2"), Way.SKIP: ("skips", "#0072B2"),
               Way.RELEVANCE: ("relevance", "#D55E00"), Way.VALUE: ("relevance", "#D55E00"),
               Way.RESIDUAL: ("relevance", "#D55E00")}  # fmt: skip
@@ -111,4 +112,7 @@ def _branches(picture: Picture) -> dict[str, Any]:
         overlay = overlays.setdefault(name, {"name": name, "edgeColor": color, "edges": [], "edgeWidth": 2})
         label = f"{100 * share:.1f} %"
         overlay["edges"].append({"sourceNodeId": arrow.source, "targetNodeId": arrow.target, "label": label})
-    return {"name": "relevance that flows", "type": "edge_overlays", "overlays": list(overlays.values())}
+    return {
+        "name": "relevance that flows", "type": "edge_overlays", "graphName": graph,
+        "overlays": list(overlays.values()),
+    }  # fmt: skip

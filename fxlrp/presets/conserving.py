@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxlrp.presets.preset import Preset
-from fxlrp.rules.linear import Epsilon, WPlus, ZPlus
+from fxlrp.rules.linear import Epsilon, Gamma, WPlus, ZPlus
 from fxlrp.rules.selection import WindowAverage
 
 _RELEASED = ZPlus(stabilizer=1e-5)
@@ -13,6 +13,15 @@ _RELEASED_AVERAGE = WindowAverage(_RELEASED, kernel=(2, 2))
 
 CONSERVING = Preset("conserving", first=WPlus())
 """z⁺ everywhere; absorbs nothing."""
+
+CONSERVING_GAMMA = Preset(
+    "conserving_gamma",
+    linear=Epsilon(),
+    convolution=Gamma(0.25, stabilizer=0, vanishing="rescale"),
+    pooling=ZPlus(),
+    first=WPlus(),
+)
+"""γ in convolutions, ε in linear layers, no part to biases; for convolutional networks."""
 
 OTSUKI2024 = Preset(
     "otsuki2024",

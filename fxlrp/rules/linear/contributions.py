@@ -106,19 +106,21 @@ class Gamma(LinearRule):
     The original rule (Montavon et al., 2019, in *Explainable AI*, LNCS 11700, Sec. 10.2.3) is meant for inputs
     that are nowhere negative: ``w + γ w⁺``. The generalised one (Andéol et al., 2021) takes any
     input: positive contributions are favoured where the output, ``z_j``, is positive,
-    negative ones where it is negative; what an output that is exactly zero holds is absorbed.
+    negative ones where it is negative. An output that is exactly zero has no sign, and what it holds vanishes.
 
     Args:
         gamma: γ, at least zero.
         generalized: whether to take the generalised rule.
         stabilizer: as in :class:`LinearRule`.
         bias: as in :class:`LinearRule`; it is treated as a weight.
+        vanishing: as in :class:`LinearRule`; with a stabilizer, what outputs of zero hold is absorbed.
     """
 
     def __init__(
-        self, gamma: float = 0.25, *, generalized: bool = True, stabilizer: float = 1e-6, bias: str = "ignore"
-    ) -> None:
-        super().__init__(stabilizer=stabilizer, bias=bias)
+        self, gamma: float = 0.25, *, generalized: bool = True, stabilizer: float = 1e-6, bias: str = "ignore",
+        vanishing: str = "absorb",
+    ) -> None:  # fmt: skip
+        super().__init__(stabilizer=stabilizer, bias=bias, vanishing=vanishing)
         if not gamma >= 0:
             raise RuleError(f"gamma must be zero or positive, not {gamma!r}")
         self.gamma = gamma
