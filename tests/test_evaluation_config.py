@@ -77,8 +77,8 @@ def test_what_is_left_out_has_defaults(tmp_path):
 
 def test_the_fingerprint_changes_with_the_results_alone(tmp_path):
     plain = parse_config(GIVEN, tmp_path).fingerprint()
-    for section in ({"run": {"out": "x", "device": "cuda", "title": "T"}}, {"metrics": {"failure": 0.2}},
-                    {"model": {"name": "N"}}):  # fmt: skip
+    for section in ({"run": {"out": "x", "device": "cuda", "title": "T", "against": "relevance"}},
+                    {"metrics": {"failure": 0.2}}, {"model": {"name": "N"}}):  # fmt: skip
         assert parse_config(changed(**section), tmp_path).fingerprint() == plain
     for section in ({"metrics": {"step": 7}}, {"data": {"count": 3}}, {"run": {"maps": True}},
                     {"run": {"threads": 2}}, {"methods": {"relevance": {"preset": "epsilon"}}}):  # fmt: skip
@@ -108,6 +108,7 @@ def test_the_fingerprint_changes_with_the_results_alone(tmp_path):
         ({"methods": {"a": 3}}, "methods.a must be a table"),
         ({"sweep": {"s": {"splits": ["ratio"]}}}, "sweep.s has no 'splits': did you mean 'split'"),
         ({"sweep": {"relevance": {"preset": "conserving"}}}, "two methods are called 'relevance'"),
+        ({"run": {"against": "Grad-CAM"}}, "run.against = 'Grad-CAM': there is no method of that name"),
         ({"report": {"out": "x"}}, "the configuration has no 'report'"),
     ],
 )  # fmt: skip

@@ -414,6 +414,7 @@ def test_a_report_without_results_is_told(tmp_path):
 def test_a_sweep_is_told_by_rank_with_costs(tmp_path):
     given = table(tmp_path, methods={})
     given["sweep"] = {"rules": {"preset": ["conserving", "epsilon_plus"], "split": ["ratio", "symmetric"]}}
+    given["run"]["against"] = first = "rules: preset=conserving, split=ratio"
     given = parse_config(given, tmp_path)
     evaluate(given)
     text = write_report(given, gallery=False).read_text()
@@ -422,6 +423,12 @@ def test_a_sweep_is_told_by_rank_with_costs(tmp_path):
     scores = [float(x) for x in re.findall(r"\| (-?[\d.]+) \(", section)]
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
+    gains = [float(x) for x in re.findall(r"\| (-?[\d.]+) \(", text.split(f"## Against {first}")[1].split("##")[0])]
+    assert len(gains) == 3
+    assert gains == sorted(gains, reverse=True)
+    (own,) = re.findall(rf"\| {re.escape(first)} \| (-?[\d.]+) \(", section)
+    scores.remove(float(own))
+    assert gains == pytest.approx([score - float(own) for score in scores], abs=0.11)  # of rounded numbers
 
 
 def test_processes_share_the_work_and_do_nothing_twice(monkeypatch):

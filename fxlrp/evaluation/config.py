@@ -96,6 +96,7 @@ class RunConfig:
             not follow from the number of processes.
         maps: whether the maps themselves are kept, in HDF5.
         title: the report's headline; else made of model and data.
+        against: the method that the report compares all others with, image by image.
     """
 
     out: str = "results"
@@ -103,6 +104,7 @@ class RunConfig:
     threads: int = 1
     maps: bool = False
     title: str | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)

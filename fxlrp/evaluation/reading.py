@@ -220,3 +220,5 @@ def _check(config: Config) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two methods are called {name!r}")
+    if config.run.against is not None and config.run.against not in names:
+        raise ConfigError(f"run.against = {config.run.against!r}: there is no method of that name")

@@ -100,6 +100,10 @@ class _Page:
         self._add("## All methods", tables.all_methods(found, config))
         self._picture("scores.png", plots.scores(list(found.values()), config.metrics.ties, self._at("scores.png")),
                       "ID score by method")  # fmt: skip
+        other = found.get((config.run.against or "", 0))
+        if other is not None:
+            self._add(f"## Against {other.method}", "ID less that of the same image, its mean over images.",
+                      tables.against(found, config, other))  # fmt: skip
         for headline, table in tables.paper_tables(found, config):
             self._add(f"## {headline}", table)
         claims = tables.orderings(found, config)

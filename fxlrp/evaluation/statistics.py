@@ -128,10 +128,15 @@ def _curve(column: Any) -> Array | None:
     return np.asarray(whole.flatten().to_numpy(zero_copy_only=False), dtype=np.float64).reshape(len(whole), steps)
 
 
+def differences(first: Group, second: Group, ties: str) -> Array:
+    """By how much the ID of ``first`` is above that of ``second``: one number for each image that both have."""
+    _, a, b = np.intersect1d(first.index, second.index, return_indices=True)
+    return first.score(ties)[a] - second.score(ties)[b]
+
+
 def difference(first: Group, second: Group, ties: str, seed: int = 0) -> Estimate:
-    """By how much the ID of ``first`` is above that of ``second``, on the images that both have."""
-    shared, a, b = np.intersect1d(first.index, second.index, return_indices=True)
-    return estimate(first.score(ties)[a] - second.score(ties)[b], seed) if len(shared) else estimate(np.empty(0))
+    """The mean of these :func:`differences`."""
+    return estimate(differences(first, second, ties), seed)
 
 
 def agreement(table: Any) -> tuple[list[str], Array]:

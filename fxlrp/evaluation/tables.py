@@ -11,7 +11,7 @@ import numpy as np
 
 from fxlrp.evaluation import paper
 from fxlrp.evaluation.config import Config, Entry
-from fxlrp.evaluation.statistics import Group, difference, estimate
+from fxlrp.evaluation.statistics import Group, difference, differences, estimate
 from fxlrp.tables import markdown, verbatim
 
 Groups = Mapping[tuple[str, int], Group]
@@ -141,6 +141,19 @@ def conservation(found: Groups) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1e}"
+
+
+def against(found: Groups, config: Config, other: Group) -> str:
+    """By how much the ID of each method is above that of one of them, image by image; the best first."""
+    tie = config.metrics.ties[0]
+    rows = []
+    for group in found.values():
+        if group is not other and group.measured(tie) and other.measured(tie):
+            gain = difference(group, other, tie)
+            wins = float((differences(group, other, tie) > 0).mean()) if not np.isnan(gain.mean) else np.nan
+            rows.append((gain.mean, [title(group.method, group.levels), gain.text(), f"{100 * wins:.0f} %"]))
+    rows.sort(key=lambda row: -row[0])
+    return markdown(["method", f"ID more, {TIE_NAMES[tie]}", "images with more"], [line for _, line in rows])
 
 
 def sweep(found: Groups, config: Config, costs: Mapping[str, float]) -> list[tuple[str, str]]:
