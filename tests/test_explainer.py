@@ -258,7 +258,7 @@ def test_a_rule_that_a_kind_cannot_take_is_refused(model, rules, message):
 
 
 def test_names_that_do_not_exist_list_those_that_do(model):
-    with pytest.raises(RuleError, match="choose one of 'conserving', 'otsuki2024'"):
+    with pytest.raises(RuleError, match="choose one of 'conserving', 'conserving_gamma', 'otsuki2024'"):
         fxlrp.compile(model, "conserve")
     with pytest.raises(RuleError, match="'ratio', 'symmetric', 'signed'"):
         fxlrp.compile(model, split="equal")

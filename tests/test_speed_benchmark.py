@@ -19,7 +19,7 @@ from benchmarks.speed_methods import Method
 from benchmarks.speed_models import CifarResNet, build, images_for, known
 from benchmarks.speed_page import speed_page
 from benchmarks.speed_process import Case, Failure, Settings, Worker
-from benchmarks.speed_sheet import quotient
+from benchmarks.speed_sheet import quotient, told_quotient
 from benchmarks.table import Table
 from fxlrp.passes.optimize import NAMES
 
@@ -220,12 +220,14 @@ def test_the_page_holds_what_the_rows_say(tmp_path):
     assert "- **autolrp**, resnet50 (batch 1), at set-up: `RuntimeError: a|b`" in page
 
 
-def test_only_figures_of_one_run_are_divided(tmp_path):
+def test_a_quotient_of_figures_from_two_runs_is_starred(tmp_path):
     ours, peer, other = table_of(
         tmp_path / "speed.csv", [row("fxlrp eager", 1.5), row("captum LRP", 3.0), row("autolrp", 3.0, run="two")]
     )
-    assert quotient(peer, ours) == 2
-    assert quotient(other, ours) is None
+    assert quotient(peer, ours) == quotient(other, ours) == 2
+    assert told_quotient(peer, ours) == "2.00"
+    assert told_quotient(other, ours) == "2.00\\*"
+    assert told_quotient(dict(peer, status="failed"), ours) == told_quotient(peer, None) == ""
 
 
 def test_page_and_plot_are_made_anew_without_measuring(tmp_path):
