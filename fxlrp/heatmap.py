@@ -42,16 +42,8 @@ def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
     Returns:
         (height, width), or ``None`` where it has no rows and columns in the picture's proportions.
     """
-    found = map_size(relevance.shape, height, width)
-    if found is None:
-        return None
-    rows, columns = found
-    if relevance.dim() == 2:
-        sums = relevance[len(relevance) - rows * columns :].sum(dim=1).reshape(rows, columns)
-    else:
-        sums = relevance.sum(dim=0 if tuple(relevance.shape[1:]) == found else 2)
-    precise = torch.promote_types(sums.dtype, torch.float32)
-    return F.interpolate(sums[None, None].to(precise), (height, width), mode="bilinear")[0, 0]
+    size = map_size(relevance.shape, height, width)
+    return None if size is None else _enlarged(relevance[None], size, height, width)[0]
 
 
 def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float = 0.0) -> Tensor:
@@ -71,14 +63,17 @@ def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float
         (batch, height, width).
 
     Raises:
-        InputError: there is no stage, one has no rows and columns in the picture's proportions, or ``sigma`` is
-            negative.
+        InputError: there is no stage, one has no rows and columns in the picture's proportions, they are not of the
+            same items, or ``sigma`` is negative.
     """
     if not stages:
         raise InputError("a map is made of one stage at least")
     if not 0 <= sigma < math.inf:
         raise InputError(f"sigma={sigma!r}: give a number of pixels, or 0")
-    mean = torch.stack([_enlarged(stage, height, width) for stage in stages]).mean(dim=0)
+    maps = [_spread(stage, height, width) for stage in stages]
+    if len({len(each) for each in maps}) > 1:
+        raise InputError(f"the stages are of {', '.join(str(len(each)) for each in maps)} items, not of the same")
+    mean = torch.stack(maps).mean(dim=0)
     if not sigma:
         return mean
     rows, columns = (_gaussian(length, sigma, mean) for length in (height, width))
@@ -92,13 +87,23 @@ def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
     return weights / weights.sum(dim=0)
 
 
-def _enlarged(stage: Tensor, height: int, width: int) -> Tensor:
+def _spread(stage: Tensor, height: int, width: int) -> Tensor:
+    """The maps of a stage, (batch, height, width), with its relevance spread over them."""
     size = map_size(stage.shape[1:], height, width) if isinstance(stage, Tensor) else None
     if size is None:
         got = tuple(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
         raise InputError(f"relevance {got} has no rows and columns that are a picture of {height} × {width}")
-    maps = [layer_map(item, height, width) for item in stage]
-    return torch.stack([found for found in maps if found is not None]) * (math.prod(size) / (height * width))
+    return _enlarged(stage, size, height, width) * (math.prod(size) / (height * width))
+
+
+def _enlarged(relevance: Tensor, size: tuple[int, int], height: int, width: int) -> Tensor:
+    """The sums over channels of maps of this size, (batch, height, width), in as many values."""
+    if relevance.dim() == 3:
+        sums = relevance[:, relevance.shape[1] - math.prod(size) :].sum(dim=2).reshape(-1, *size)
+    else:
+        sums = relevance.sum(dim=1 if tuple(relevance.shape[2:]) == size else 3)
+    precise = torch.promote_types(sums.dtype, torch.float32)
+    return F.interpolate(sums[:, None].to(precise), (height, width), mode="bilinear")[:, 0]
 
 
 _BEFORE = 8

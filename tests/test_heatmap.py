@@ -125,10 +125,19 @@ def test_a_smoothed_map_keeps_its_sum_and_what_is_even():
 
 @pytest.mark.parametrize(
     ("stages", "message"),
-    [([], "one stage"), ([torch.ones(2, 7)], r"\(2, 7\) has no rows"), ([(torch.ones(2), torch.ones(2))], "tuple")],
+    [
+        ([], "one stage"),
+        ([torch.ones(2, 7)], r"\(2, 7\) has no rows"),
+        ([(torch.ones(2), torch.ones(2))], "tuple"),
+        ([torch.ones(2, 1, 8, 8), torch.ones(1, 1, 4, 4)], "of 2, 1 items"),
+    ],
 )
 def test_what_is_no_stage_is_refused(stages, message):
     with pytest.raises(InputError, match=message):
         stage_map(stages, 8, 8)
+
+
+@pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])
+def test_what_is_no_width_of_a_gaussian_is_refused(sigma):
     with pytest.raises(InputError, match="sigma"):
-        stage_map([torch.ones(1, 1, 8, 8)], 8, 8, sigma=-1.0)
+        stage_map([torch.ones(1, 1, 8, 8)], 8, 8, sigma=sigma)

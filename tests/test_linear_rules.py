@@ -1,6 +1,7 @@
 """Linear rules against dense matrices in float64, for every linear operation and policy for the bias."""
 
 import copy
+from functools import partial
 
 import oracle
 import pytest
@@ -202,13 +203,14 @@ def test_a_rule_is_its_dense_formula_at_any_geometry(dims, kernel, stride, paddi
     check_rule(RULES[rule], model, x)
 
 
-def test_spread_gives_vanished_relevance_to_its_own_window():
+@pytest.mark.parametrize("rule", [ZPlus, partial(Gamma, stabilizer=0)], ids=["z-plus", "gamma"])
+def test_spread_gives_vanished_relevance_to_its_own_window(rule):
     model = nn.Conv1d(1, 1, 2, stride=2, bias=False).double().eval()
     model.weight.data[:] = 1
     x = torch.tensor([[[0.0, 0.0, 1.0, 3.0]]], dtype=torch.float64)
     relevance = torch.tensor([[[2.0, 4.0]]], dtype=torch.float64)
     shares = {
-        way: explain(model, ZPlus(vanishing=way), relevance)(x).relevance.flatten().tolist()
+        way: explain(model, rule(vanishing=way), relevance)(x).relevance.flatten().tolist()
         for way in ("spread", "rescale", "absorb")
     }
     assert shares["spread"] == pytest.approx([1, 1, 1, 3])

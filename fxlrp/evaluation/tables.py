@@ -148,10 +148,12 @@ def against(found: Groups, config: Config, other: Group) -> str:
     tie = config.metrics.ties[0]
     rows = []
     for group in found.values():
-        if group is not other and group.measured(tie) and other.measured(tie):
-            gain = difference(group, other, tie)
-            wins = float((differences(group, other, tie) > 0).mean()) if not np.isnan(gain.mean) else np.nan
-            rows.append((gain.mean, [title(group.method, group.levels), gain.text(), f"{100 * wins:.0f} %"]))
+        if group is other or not (group.measured(tie) and other.measured(tie)):
+            continue
+        gains = differences(group, other, tie)
+        if len(gains):
+            name, more = title(group.method, group.levels), f"{100 * (gains > 0).mean():.0f} %"
+            rows.append((gains.mean(), [name, estimate(gains).text(), more]))
     rows.sort(key=lambda row: -row[0])
     return markdown(["method", f"ID more, {TIE_NAMES[tie]}", "images with more"], [line for _, line in rows])
 
