@@ -31,7 +31,7 @@ from fxlrp.plan import Plan, Recipe, may_export
 from fxlrp.portability import Portability
 from fxlrp.rows import check_chunk, run_rows
 from fxlrp.rules.items import item_sum
-from fxlrp.times import Step, measure
+from fxlrp.times import Spent, Step, measure
 from fxlrp.weights import Weights
 
 
@@ -192,20 +192,16 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         rows = results["rows"]
         return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
 
-    def node_times(self, *inputs: Any, target: Any = None, **named: Any) -> dict[Step, float]:
-        """Milliseconds of each node, and of the propagation of its relevance, for the arguments of an explanation.
-
-        The program as the rules wrote it, run step by step: it tells where time goes, and not how long an
-        optimised explanation takes.
-
-        Raises:
-            InputError, TargetError, CaptureError: as for an explanation.
-        """
+    def _measured(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, optimized: bool, rounds: int
+    ) -> tuple[Plan, dict[Step, Spent]]:
         plan, tensors, target = self._prepare(*self._split(inputs, named, target))
-        program = plan.program(mixed=self._is_half(tensors), optimized=False)
+        _check_one_target(target, "a profile")
+        mixed = self._is_half(tensors)
+        program = plan.program(mixed=mixed, packed=optimized and not mixed and can_pack(tensors), optimized=optimized)
         if self._weights.add(program.module):
             self._weights.refresh(False)
-        return measure(program.module, (*tensors, target))
+        return plan, measure(program.module, (*tensors, target), rounds)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, by copy.deepcopy or pickle, is compiled anew from the copied model.

@@ -1,4 +1,4 @@
-"""The face by which an explainer is read: how it was captured, its joins, its rules, its code, its picture."""
+"""The face by which an explainer is read: its capture, its joins, its rules, its code, its picture, its times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx
 
+from fxlrp.errors import InputError
 from fxlrp.passes.joins import Join
 from fxlrp.plan import Plan, Recipe
+from fxlrp.profile import Profile, profiled
 from fxlrp.summary import Summary, summarize
+from fxlrp.times import ROUNDS, Spent, Step
 from fxlrp.weights import Weights
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ class Inspection(ABC):
     @abstractmethod
     def _captured_plan(self, asked: str) -> Plan:
         """The plan in use; the explainer has it, and raises where ``asked`` is not known yet."""
+
+    @abstractmethod
+    def _measured(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, optimized: bool, rounds: int
+    ) -> tuple[Plan, dict[Step, Spent]]:
+        """The plan for a call, and what each step of its program takes; the explainer has it."""
 
     @property
     def capture(self) -> str:
@@ -98,6 +107,32 @@ class Inspection(ABC):
         inputs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in forms]
         found = plan.shapes(inputs).items()
         return {node.name: tuple(shape) for node, shape in found if isinstance(shape, torch.Size)}
+
+    def node_times(self, *inputs: Any, target: Any = None, **named: Any) -> dict[Step, float]:
+        """Milliseconds of each node, and of the propagation of its relevance, for the arguments of an explanation.
+
+        The program as the rules wrote it, run step by step: where each node's time goes, before the optimiser.
+        Of what an explanation takes :meth:`profile` tells.
+
+        Raises:
+            InputError, TargetError, CaptureError: as for an explanation; it is of one target an item.
+        """
+        _, found = self._measured(inputs, named, target, optimized=False, rounds=ROUNDS)
+        return {step: spent.total for step, spent in found.items()}
+
+    def profile(self, *inputs: Any, target: Any = None, rounds: int = ROUNDS, **named: Any) -> Profile:
+        """Where the time of an explanation goes: by kind of node, in the forward pass and in relevance.
+
+        The optimised program, run step by step by torch, whatever the backend; medians of ``rounds`` runs after
+        some that do not count. Print it.
+
+        Raises:
+            InputError, TargetError, CaptureError: as for an explanation; it is of one target an item.
+        """
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise InputError(f"rounds={rounds!r}: give a whole number of at least 1")
+        plan, found = self._measured(inputs, named, target, optimized=True, rounds=rounds)
+        return profiled(plan.forward.graph, found)
 
     def draw(
         self, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None,
