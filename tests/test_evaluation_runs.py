@@ -162,6 +162,19 @@ def test_compiled_forward_passes_give_the_same_to_the_last_digits(tmp_path, monk
             assert other[name] == pytest.approx(one[name], abs=1e-5)
 
 
+def test_compiled_forward_passes_see_batches_of_one_size():
+    net = evaluation_nets.Net().eval()
+    compiled, seen = CompiledForward(net, 4), []
+    run = compiled._run
+    compiled.__dict__["_run"] = lambda x: (seen.append(len(x)), run(x))[1]
+    for count in (4, 1, 7, 3):
+        x = torch.randn(count, 3, 8, 8)
+        found = compiled(x)
+        assert found.shape == (count, found.shape[1])
+        torch.testing.assert_close(found, net(x).detach(), rtol=1e-5, atol=1e-5)
+    assert seen == [4, 4, 4, 4, 4]
+
+
 def test_maps_are_kept_as_corelay_reads_them(tmp_path):
     h5py = pytest.importorskip("h5py")
     given = config(tmp_path, run={"maps": True})
@@ -266,15 +279,19 @@ def assert_same_maps(first, second):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same(tmp_path, count):
-    whole = config(tmp_path, run={"out": "whole"})
+    whole = config(tmp_path, run={"out": "whole"}, metrics={"randomize": 1})
     evaluate(whole)
-    path = toml(tmp_path)
+    path = toml(tmp_path, metrics={"randomize": 1})
     several = ("torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m")
     process = command(*several, "fxlrp", "evaluate", path)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert pq.read_table(tmp_path / "out" / RESULTS).equals(pq.read_table(whole.out / RESULTS))
     assert (tmp_path / "out" / "report" / "report.md").exists()
+    found, expected = (json.loads((folder / "randomized.json").read_text()) for folder in (tmp_path / "out", whole.out))
+    assert list(found["methods"]) == list(expected["methods"])
+    assert found == expected
+    assert set(json.loads((tmp_path / "out" / "costs.json").read_text())) == set(METHODS)
 
 
 # What goes wrong ------------------------------------------------------------------------------------

@@ -85,6 +85,24 @@ def test_curves_follow_the_definition(step, ties):
     assert result.curves.pixels.tolist() == [min(n, 36) for n in range(step, 36 + step, step)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_no_image_is_seen_twice(batch_size):
+    model, images, _ = case(batch=2, size=6)
+    heat = torch.arange(3.0).repeat_interleave(12).view(1, 6, 6).expand(2, -1, -1).double()  # three plateaus
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.extend(args[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PlateauWarning)
+        found = insertion_deletion(model, images, heat, [0, 1], step=4, ties="plateau", batch_size=batch_size)
+    assert len(seen) == 2 * 2 * 3  # of each image, insertion and deletion, a plateau
+    assert len(torch.unique(torch.stack(seen), dim=0)) == len(seen) - 1  # both are black in the end
+    for curve in (found.curves.insertion, found.curves.deletion):
+        assert curve.shape == (2, 9)
+        for step in range(9):
+            assert torch.equal(curve[:, step], curve[:, step // 3 * 3])
+        assert not torch.equal(curve[:, 0], curve[:, 3])
+
+
 def test_all_pixels_are_named_in_the_end():
     model, images, maps = case()
     result = insertion_deletion(model, images, maps, 1, step=5)

@@ -152,6 +152,32 @@ def test_a_shared_relu_does_not_lead_to_the_first_feature_map(x):
         explained(shared, x, "grad_cam", layer="relus.0")
 
 
+def test_score_cam_runs_its_passes_by_what_it_is_given(model, x):
+    pytest.importorskip("pytorch_grad_cam")
+
+    class Counting(nn.Module):
+        batch_size = 3
+
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, inputs):
+            self.seen.append(len(inputs))
+            return model(inputs)
+
+    spec, counting = MethodSpec("m", "score_cam"), Counting()
+    explain = prepare(spec, model, x[:1], forward=counting)
+    counting.seen.clear()
+    found = explain(x, torch.tensor([0, 2]))
+    channels = sum(counting.seen) // 2
+    assert max(counting.seen) == 3
+    assert channels > 3
+    assert sum(counting.seen) == 2 * channels
+    assert_close(found.heatmaps, explained(model, x, "score_cam").heatmaps, 1e-5)
+    assert prepare(MethodSpec("m", "random"), model, x[:1], forward=counting) is not None  # others have no use for it
+
+
 def test_what_cannot_be_prepared_is_told(model, x):
     for spec, message in (
         (MethodSpec("m", "lime"), "kind 'lime' is none of fxlrp"),

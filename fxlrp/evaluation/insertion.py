@@ -116,13 +116,13 @@ def insertion_deletion(
         )  # fmt: skip
     total = images.shape[-2] * images.shape[-1]
     pixels = torch.arange(1, -(-total // step) + 1, device=images.device).mul_(step).clamp_(max=total)
-    found = torch.empty(2, len(images), len(pixels), dtype=torch.float64, device=images.device)
-    places = found.view(-1)
+    same = _same(entry, pixels).flatten()
+    found = torch.empty(len(same), dtype=torch.float64, device=images.device)
     with torch.inference_mode():
-        for where, batch in _masked(images, base, entry, pixels, batch_size):
+        for where, batch in _masked(images, base, entry, pixels, torch.unique(same), batch_size):
             logits = model(batch if normalize is None else normalize(batch))
-            places[where] = _probabilities(logits, classes[where // len(pixels) % len(images)])
-    insertion, deletion = found
+            found[where] = _probabilities(logits, classes[where // len(pixels) % len(images)])
+    insertion, deletion = found[same].view(2, len(images), len(pixels))
     return InsertionDeletion(area(insertion), area(deletion), Curves(pixels, insertion, deletion), tied)
 
 
@@ -191,12 +191,20 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
+def _same(entry: Tensor, pixels: Tensor) -> Tensor:
+    """For each place in (2, batch, steps) the first one that has the same image: a plateau may outlast a step."""
+    named = torch.searchsorted(entry.sort(dim=1).values, pixels.expand(len(entry), -1).contiguous())
+    first = torch.searchsorted(named, named)  # equally many pixels are the same pixels
+    items = torch.arange(2 * len(entry), device=entry.device).view(2, -1, 1)
+    return items * len(pixels) + first
+
+
 def _masked(
-    images: Tensor, base: Tensor, entry: Tensor, pixels: Tensor, batch_size: int
+    images: Tensor, base: Tensor, entry: Tensor, pixels: Tensor, places: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of all curves in batches, with the places of their results among (2, batch, steps)."""
+    """The images at some places of all curves, (2, batch, steps), in batches, each with its places."""
     count, steps = len(images), len(pixels)
-    for where in torch.split(torch.arange(2 * count * steps, device=images.device), batch_size):
+    for where in torch.split(places, batch_size):
         item, named = where // steps % count, pixels[where % steps]
         shown = entry[item] < named[:, None]
         shown ^= (where >= count * steps)[:, None]  # deletion shows what insertion does not

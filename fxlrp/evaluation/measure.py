@@ -37,12 +37,15 @@ class Prepared:
     reason: str = ""
 
 
-def prepare_all(entries: Sequence[Entry], model: nn.Module, example: Tensor, metrics: MetricsConfig) -> list[Prepared]:
+def prepare_all(
+    entries: Sequence[Entry], model: nn.Module, example: Tensor, metrics: MetricsConfig,
+    forward: nn.Module | None = None,
+) -> list[Prepared]:  # fmt: skip
     """Prepare all methods; one that cannot explain the model is kept with its reason."""
     found = []
     for entry in entries:
         try:
-            found.append(Prepared(entry, prepare(entry.spec, model, example, metrics.checkpoints)))
+            found.append(Prepared(entry, prepare(entry.spec, model, example, metrics.checkpoints, forward)))
         except MethodError as error:
             found.append(Prepared(entry, None, one_line(error)))
     return found

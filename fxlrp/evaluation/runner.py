@@ -100,13 +100,14 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
         done = workers.agree(_opened(store, config, samples, retry_failed) if workers.first else None)
         mine = workers.share([sample for sample in samples if sample.index not in done])
         before = sum(sample.index in done for sample in samples)
-        run = _Run(config, model, preprocess, store, workers.device)
+        run = _Run(config, model, preprocess, store, workers)
         run.all(mine, before, progress)
         workers.wait()
+        if workers.first:
+            store.merge()
+        run.extras(samples)
         if not workers.first:
             return None
-        store.merge()
-        run.extras(samples)
         return Finished(len(samples), before, len(store.failed()), run.unavailable())
 
 
@@ -139,10 +140,10 @@ class _Run:
     """One process' part of an evaluation."""
 
     def __init__(
-        self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, device: torch.device
+        self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, workers: Workers
     ) -> None:
-        self.config, self.model, self.preprocess, self.store, self.device = config, model, preprocess, store, device
-        self.forward = forward_by(model, config.metrics.backend)
+        self.config, self.model, self.preprocess, self.store, self.workers = config, model, preprocess, store, workers
+        self.forward = forward_by(model, config.metrics.backend, config.metrics.batch_size)
         self.methods: list[Prepared] | None = None
 
     def all(self, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
@@ -157,7 +158,7 @@ class _Run:
         """Do an image and keep what was found; whether all went well."""
         maps = None
         try:
-            item = load_item(sample, self.preprocess, self.device)
+            item = load_item(sample, self.preprocess, self.workers.device)
             methods = self._methods(item)
             rows, maps = measure(item, methods, self.model, self.config.metrics, self.forward)
         except FxlrpError as error:
@@ -167,23 +168,32 @@ class _Run:
 
     def _methods(self, item: Item) -> list[Prepared]:
         if self.methods is None:
-            self.methods = prepare_all(self.config.methods, self.model, item.input, self.config.metrics)
+            compiled = self.forward if self.forward is not self.model else None
+            self.methods = prepare_all(self.config.methods, self.model, item.input, self.config.metrics, compiled)
         return self.methods
 
     def extras(self, samples: Sequence[Sample]) -> None:
         """What is measured on a few images once the others are done: costs, and maps of randomised weights."""
         wanted = [name for name, there in ((COSTS, True), (RANDOMIZED, self.config.metrics.randomize)) if there]
-        missing = [name for name in wanted if not (self.config.out / name).exists()]
+        missing = self.workers.agree([name for name in wanted if not (self.config.out / name).exists()])
         if not missing:
             return
         items = self._first_items(samples, max(1, self.config.metrics.randomize))
         if not items:
             return
-        methods = self._methods(items[0])
-        if COSTS in missing:
+        if COSTS in missing and self.workers.first:
+            # Step by step all of them, as is the forward pass that they are compared with.
+            methods = prepare_all(self.config.methods, self.model, items[0].input, self.config.metrics)
             self._keep(COSTS, measure_costs(items[0], items[0].sample.label or 0, methods, self.model))
         if RANDOMIZED in missing:
-            self._keep(RANDOMIZED, self._randomized(items, methods))
+            self.workers.wait()  # costs are timed while all others rest
+            methods = [method for method in self._methods(items[0]) if method.explain is not None]
+            parts = self.workers.gather(self._randomized(items, self.workers.share(methods)))
+            layers = next((layers for layers, _ in parts if layers), [])
+            found = {name: means for _, those in parts for name, means in those.items()}
+            told = {m.entry.spec.name: found[m.entry.spec.name] for m in methods if m.entry.spec.name in found}
+            if self.workers.first:
+                self._keep(RANDOMIZED, {"images": len(items), "layers": layers, "methods": told})
 
     def _first_items(self, samples: Sequence[Sample], count: int) -> list[Item]:
         items: list[Item] = []
@@ -191,19 +201,19 @@ class _Run:
             if len(items) == count:
                 break
             with suppress(FxlrpError):
-                items.append(load_item(sample, self.preprocess, self.device))
+                items.append(load_item(sample, self.preprocess, self.workers.device))
         return items
 
-    def _randomized(self, items: Sequence[Item], methods: Sequence[Prepared]) -> dict[str, Any]:
-        """By method, the mean rank correlation with the trained model's maps after each stage."""
+    def _randomized(
+        self, items: Sequence[Item], methods: Sequence[Prepared]
+    ) -> tuple[list[str], dict[str, list[float | None]]]:
+        """The layers, and by method the mean rank correlation with the trained model's maps after each."""
         inputs = [item.input for item in items]
         with torch.no_grad():
             targets = [self.model(x).argmax(1) for x in inputs]
         layers: list[str] = []
         found: dict[str, list[float | None]] = {}
         for method in methods:
-            if method.explain is None:
-                continue
             spec = method.entry.spec
 
             def explain(model: nn.Module, spec: MethodSpec = spec) -> Callable[[Tensor, Tensor], Tensor]:
@@ -221,7 +231,7 @@ class _Run:
             layers = [stage.layer for stage in stages]
             means = [float(stage.correlation.nanmean()) for stage in stages]
             found[spec.name] = [None if math.isnan(mean) else mean for mean in means]
-        return {"images": len(items), "layers": layers, "methods": found}
+        return layers, found
 
     def _keep(self, name: str, value: dict[str, Any]) -> None:
         with whole(self.config.out / name) as path:

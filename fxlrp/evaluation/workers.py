@@ -80,6 +80,14 @@ class Workers:
             raise value
         return value  # type: ignore[return-value]
 
+    def gather(self, value: T) -> list[T]:
+        """What every process says, in the order of their numbers; all wait for the last one."""
+        if self.count == 1:
+            return [value]
+        told: list[Any] = [None] * self.count
+        dist.all_gather_object(told, value)
+        return told
+
     def wait(self) -> None:
         """Wait until all have come here."""
         if self.count > 1:

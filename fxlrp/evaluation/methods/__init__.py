@@ -34,6 +34,10 @@ KINDS: dict[str, Callable[..., Explain]] = {
 """The kinds of methods: from a model, an example, checkpoints and options to the function that explains."""
 
 
+REPEATING = ("score_cam",)
+"""The kinds that run the model itself over and over, and can be given what runs it faster."""
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """A method as a configuration names it.
@@ -49,7 +53,10 @@ class MethodSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def prepare(spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tuple[str, ...] = ()) -> Explain:
+def prepare(
+    spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tuple[str, ...] = (),
+    forward: nn.Module | None = None,
+) -> Explain:  # fmt: skip
     """The function that explains ``model`` by a method.
 
     Args:
@@ -57,6 +64,7 @@ def prepare(spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tu
         model: from images to logits, in eval mode. It is not changed: what changes a model gets a copy.
         example: what the model takes, (1, channels, height, width).
         checkpoints: modules at whose input relevance is added up, by methods that propagate it.
+        forward: what runs ``model`` for methods that do so over and over; ``None``: the model.
 
     Raises:
         MethodError: there is no such method, or this model cannot be explained by it.
@@ -64,7 +72,8 @@ def prepare(spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tu
     if spec.kind not in KINDS:
         raise MethodError(f"method {spec.name!r}: kind {spec.kind!r} is none of {', '.join(KINDS)}")
     try:
-        return KINDS[spec.kind](model, example, checkpoints, **spec.options)
+        repeated = {"forward": forward} if forward is not None and spec.kind in REPEATING else {}
+        return KINDS[spec.kind](model, example, checkpoints, **spec.options, **repeated)
     except FxlrpError as error:
         raise MethodError(str(error)) from error
     except Exception as error:  # a library may raise anything where it cannot follow a model

@@ -22,13 +22,19 @@ def grad_cam(
 
 
 def score_cam(
-    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None,
+    forward: nn.Module | None = None,
+) -> Explain:  # fmt: skip
+    """Score-CAM (Wang et al., CVPR Workshops 2020), at the output of ``layer`` or the last feature map.
+
+    ``forward`` runs the passes of the model, one a channel; ``None``: a copy of the model.
+    """
+    return _of_cam("ScoreCAM", model, example, layer, forward)
+
+
+def _of_cam(
+    name: str, model: nn.Module, example: Tensor, layer: str | None, forward: nn.Module | None = None
 ) -> Explain:
-    """Score-CAM (Wang et al., CVPR Workshops 2020), at the output of ``layer`` or the last feature map."""
-    return _of_cam("ScoreCAM", model, example, layer)
-
-
-def _of_cam(name: str, model: nn.Module, example: Tensor, layer: str | None) -> Explain:
     cams = require("pytorch_grad_cam", "evaluate")
     targets_of = require("pytorch_grad_cam.utils.model_targets", "evaluate").ClassifierOutputTarget
     own = own_copy(model)
@@ -38,6 +44,9 @@ def _of_cam(name: str, model: nn.Module, example: Tensor, layer: str | None) -> 
     if layer is not None and (calls := _Calls(own, example).count(target_layer)) != 1:
         raise MethodError(f"layer {layer} is called {calls} times, and grad-cam would take its first output")
     cam = getattr(cams, name)(model=own, target_layers=[target_layer])
+    if forward is not None:
+        cam.model = forward
+        cam.batch_size = getattr(forward, "batch_size", 16)
 
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
         with redirect_stderr(StringIO()):  # Score-CAM draws a bar for every image

@@ -1,0 +1,175 @@
+"""Profiles: every step of the optimised program is timed once, under its kind, products apart from all else."""
+
+import itertools
+
+import pytest
+import torch
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+import fxlrp
+from benchmarks import kinds
+from benchmarks.table import Table
+from fxlrp import times
+from fxlrp.errors import InputError, TargetError
+from fxlrp.passes.facts import KEY, Emitted
+from fxlrp.profile import WEIGHTS
+
+
+class Attending(nn.Module):
+    """A convolution, a join, pooling, a norm and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 24)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        x = self.pool(torch.relu(self.inner(x)) + x)
+        x = self.norm(x.flatten(2).transpose(1, 2))
+        q, k, v = self.mix(x).chunk(3, dim=-1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean(dim=1))
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    torch.manual_seed(0)
+    return fxlrp.compile(Attending().eval())
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 8, 8)
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock on which everything that is timed takes a second."""
+    clock = itertools.count()
+    monkeypatch.setattr(times.time, "perf_counter", lambda: float(next(clock)))
+
+
+def run_by(explainer, *, packed=False):
+    """The calls of the program that an explanation runs."""
+    program = explainer._last[0].program(packed=packed).module
+    return [node for node in program.graph.nodes if node.op.startswith("call")]
+
+
+def test_each_call_of_the_optimised_program_is_timed_once(explainer, images, ticking):
+    profile = explainer.profile(images, rounds=2)
+    calls = run_by(explainer)
+    assert profile.milliseconds == 1000 * len(calls)
+    relevance = sum(isinstance(node.meta.get(KEY), Emitted) for node in calls)
+    assert sum(row.milliseconds for row in profile if row.relevance) == 1000 * relevance
+    assert 0 < relevance < len(calls)
+
+
+def test_programs_on_packed_weights_are_the_ones_timed(images, ticking):
+    net = nn.Sequential(nn.Conv2d(3, 128, 1), nn.ReLU(), nn.Conv2d(128, 256, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    net = nn.Sequential(net, nn.Flatten(), nn.Linear(256, 3)).eval().to(memory_format=torch.channels_last)
+    explainer = fxlrp.compile(net)
+    profile = explainer.profile(images.contiguous(memory_format=torch.channels_last))
+    calls = run_by(explainer, packed=True)
+    assert any("packed" in str(node.target) for node in calls)
+    assert profile.milliseconds == 1000 * len(calls)
+    (last,) = (row for row in profile if row.node.endswith("_2") and row.relevance and row.kind == "convolution")
+    assert last.products == 2000  # W⁺ and its transpose, by packed weights
+
+
+def test_products_are_told_from_all_else(explainer, images, ticking):
+    found = explainer.profile(images).kinds
+    for kind, count in (("convolution", 2), ("linear", 2), ("product", 1)):
+        forward, relevance = found[kind]
+        assert (forward.products, forward.rest) == (1000 * count, 0)
+        assert relevance.products >= 1000 * count  # denominators or transpose, at the least one of them
+        assert relevance.rest > 0
+    for kind in ("join", "pooling", "normalisation", "pointwise", "routing", WEIGHTS):
+        assert found[kind][0].products == found[kind][1].products == 0
+    assert found["join"][1].rest > 0
+    assert found["pooling"][1].rest > 0
+
+
+def test_rows_are_of_the_nodes_of_the_model(explainer, images):
+    profile = explainer.profile(images)
+    names = {node.name for node in explainer.model_graph.nodes}
+    assert {row.node for row in profile if row.kind != WEIGHTS} <= names
+    assert {row.node for row in explainer.ledger(images)} <= {row.node for row in profile if row.relevance}
+    assert min(row.milliseconds for row in profile) >= 0
+    sums = explainer.profile(images)
+    total = sum(part.total for parts in sums.kinds.values() for part in parts)
+    assert total == pytest.approx(sums.milliseconds, rel=1e-12)
+
+
+def test_it_is_read_as_a_table_whose_shares_add_up(explainer, images, ticking):
+    profile = explainer.profile(images)
+    head, _, *lines = str(profile).splitlines()
+    assert head.split()[0] == "kind"
+    assert {line.split()[0] for line in lines} == {*profile.kinds, "all"}
+    shares = [float(line.split()[-1].rstrip("%")) for line in lines]
+    assert sum(shares[:-1]) == pytest.approx(100, abs=0.05 * len(shares))
+    assert lines[-1].split()[-1] == "100.0%"
+    assert repr(profile).startswith(f"<Profile of {len(profile)} steps")
+
+
+def test_it_changes_nothing(explainer, images):
+    before = explainer(images)
+    state = {name: tensor.clone() for name, tensor in explainer.forward_func.state_dict().items()}
+    explainer.profile(images)
+    after = explainer(images)
+    assert torch.equal(before.relevance, after.relevance)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in explainer.forward_func.state_dict().items())
+
+
+def test_the_program_as_written_takes_more_steps(explainer, images, ticking):
+    assert sum(explainer.node_times(images).values()) > explainer.profile(images).milliseconds
+
+
+def test_what_cannot_be_profiled_is_an_error(explainer, images):
+    for rounds in (0, True, 1.5):
+        with pytest.raises(InputError, match="whole number"):
+            explainer.profile(images, rounds=rounds)
+    for ask in (explainer.profile, explainer.node_times):
+        with pytest.raises(TargetError, match="one target an item"):
+            ask(images, target=[0, 1])
+    with pytest.raises(InputError):
+        explainer.profile(images[:, :1])
+
+
+# The benchmark -----------------------------------------------------------------------------------
+
+
+def test_the_benchmark_writes_rows_and_their_sums(tmp_path):
+    options = ["--model", "cifar_resnet8", "--batch", "1", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    app = typer.Typer()
+    app.command()(kinds.main)
+    for _ in range(2):  # what is measured again replaces what was there
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 0, result.output
+    rows = list(Table(tmp_path / "kinds.csv", kinds.COLUMNS, kinds.KEY).rows.values())
+    assert {row["preset"] for row in rows} == set(kinds.PRESETS)
+    assert {row["kind"] for row in rows} >= {"convolution", "linear", "join", "normalisation", kinds.CALL}
+    page = (tmp_path / "kinds.md").read_text()
+    section = page.partition("## conserving, batch 1")[2].partition("## otsuki2024")[0]
+    cells = dict(line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| "))
+    mine = [row for row in rows if row["preset"] == "conserving" and row["kind"] != kinds.CALL]
+    sums = [sum(float(row[part]) for row in mine) for part in ("forward", "products", "rest")]
+    assert float(cells["**sum of the forward pass**"]) == pytest.approx(sums[0], abs=0.006)
+    assert float(cells["**sum of both**"]) == pytest.approx(sum(sums), abs=0.006)
+    listed = [float(value or 0) for name, value in cells.items() if ", " in name and "call" not in name]
+    assert sum(listed) + float(cells["others"]) == pytest.approx(sum(sums), abs=0.006 * (len(listed) + 1))
+
+
+def test_a_model_that_is_none_is_an_error(tmp_path):
+    app = typer.Typer()
+    app.command()(kinds.main)
+    for option in (["--model", "resnet51"], ["--preset", "lrp"]):
+        result = CliRunner().invoke(app, [*option, "--out", str(tmp_path)])
+        assert result.exit_code == 2
+        assert option[1] in result.output
+    assert not list(tmp_path.iterdir())
