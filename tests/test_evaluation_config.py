@@ -67,6 +67,14 @@ def test_a_configuration_with_everything(tmp_path):
     assert all(entry.spec.options["preset"] == "epsilon_plus" and entry.group == "gamma" for entry in swept)
 
 
+def test_swept_methods_are_called_by_what_varies_or_names_the_sweep(tmp_path):
+    sweeps = {"split": {"split": "symmetric", "preset": "epsilon"}, "smooth": {"smooth": [4.0, 8.0]}, "best": {}}
+    entries = parse_config(changed(sweep=sweeps), tmp_path).methods
+    assert [entry.spec.name for entry in entries if entry.group] == [
+        "split: split=symmetric", "smooth: smooth=4.0", "smooth: smooth=8.0", "best",
+    ]  # fmt: skip
+
+
 def test_what_is_left_out_has_defaults(tmp_path):
     config = parse_config(GIVEN, tmp_path)
     assert config.metrics.ties == ("strict",)

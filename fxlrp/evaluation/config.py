@@ -65,8 +65,8 @@ class MetricsConfig:
         baseline: what stands where a pixel is missing: ``"black"``, ``"mean"``, ``"blurred"`` or a number.
         target: the class that is explained and followed: the ``"label"`` or the ``"predicted"`` one.
         batch_size: images that the model sees at once.
-        backend: what runs the forward passes of insertion and deletion: ``"eager"``, or ``"inductor"``, which is about
-            twice as fast on a CPU and differs in the last digits.
+        backend: what runs the forward passes of insertion, deletion and Score-CAM: ``"eager"``, or ``"inductor"``,
+            which is about twice as fast on a CPU and differs in the last digits.
         checkpoints: modules at whose input relevance is added up.
         agreement: whether each pair of maps of an image is compared by rank correlation.
         failure: images with an ID up to this count as failures (the paper's D.4: 0.371).

@@ -180,8 +180,9 @@ def _sweep(table: Any) -> list[Entry]:
         for values in itertools.product(*axes.values()):
             options = dict(zip(axes, values, strict=True))
             _check_options(f"sweep.{name}", "fxlrp", options)
-            varied = [f"{key}={_text(options[key])}" for key, value in axes.items() if len(value) > 1]
-            label = f"{name}: {', '.join(varied)}" if varied else name
+            told = [key for key, value in axes.items() if len(value) > 1 or key == name]
+            settings = ", ".join(f"{key}={_text(options[key])}" for key in told)
+            label = f"{name}: {settings}" if settings else name
             found.append(Entry(MethodSpec(label, "fxlrp", options), levels, group=name))
     return found
 
