@@ -23,6 +23,7 @@ from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_r
 from fxlrp.evaluation.forward import CompiledForward
 from fxlrp.evaluation.items import load_item
 from fxlrp.evaluation.measure import measure
+from fxlrp.evaluation.randomized import Part, joined
 from fxlrp.evaluation.store import RESULTS, Store
 from fxlrp.evaluation.workers import Workers
 
@@ -279,9 +280,9 @@ def assert_same_maps(first, second):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same(tmp_path, count):
-    whole = config(tmp_path, run={"out": "whole"}, metrics={"randomize": 1})
+    whole = config(tmp_path, run={"out": "whole"}, metrics={"randomize": 3})
     evaluate(whole)
-    path = toml(tmp_path, metrics={"randomize": 1})
+    path = toml(tmp_path, metrics={"randomize": 3})
     several = ("torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m")
     process = command(*several, "fxlrp", "evaluate", path)
     output, _ = process.communicate()
@@ -292,6 +293,14 @@ def test_any_number_of_processes_gives_the_same(tmp_path, count):
     assert list(found["methods"]) == list(expected["methods"])
     assert found == expected
     assert set(json.loads((tmp_path / "out" / "costs.json").read_text())) == set(METHODS)
+
+
+def test_images_of_several_processes_are_joined_in_their_order():
+    nan = float("nan")
+    first = Part(["b", "a"], {"one": [[0.5, 0.25], [nan, nan]], "two": [[1.0, 1.0], [1.0, 1.0]]})
+    second = Part(["b", "a"], {"one": [[0.75], [nan]]})  # "two" failed there
+    assert joined([first, second, Part([], {})]) == {"layers": ["b", "a"], "methods": {"one": [0.5, None]}}
+    assert joined([Part([], {})]) == {"layers": [], "methods": {}}
 
 
 # What goes wrong ------------------------------------------------------------------------------------

@@ -178,6 +178,15 @@ def test_score_cam_runs_its_passes_by_what_it_is_given(model, x):
     assert prepare(MethodSpec("m", "random"), model, x[:1], forward=counting) is not None  # others have no use for it
 
 
+def test_libraries_are_tried_unless_told_otherwise(model, x):
+    pytest.importorskip("captum")
+    broken = nn.Sequential(model, nn.Softmax2d())  # a module that Captum's LRP has no rule for
+    spec = MethodSpec("m", "captum_lrp")
+    with pytest.raises(MethodError):
+        prepare(spec, broken, x[:1])
+    assert callable(prepare(spec, broken, x[:1], trial=False))
+
+
 def test_what_cannot_be_prepared_is_told(model, x):
     for spec, message in (
         (MethodSpec("m", "lime"), "kind 'lime' is none of fxlrp"),

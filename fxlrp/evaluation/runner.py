@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxlrp
 from fxlrp.errors import FxlrpError
-from fxlrp.evaluation.agreement import randomization_check
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.costs import measure_costs
 from fxlrp.evaluation.data import Sample
 from fxlrp.evaluation.forward import forward_by
 from fxlrp.evaluation.items import Item, load_item
 from fxlrp.evaluation.measure import Prepared, failed, measure, one_line, prepare_all
-from fxlrp.evaluation.methods import MethodSpec, prepare
+from fxlrp.evaluation.randomized import joined, randomized
 from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
 from fxlrp.evaluation.workers import Workers
 from fxlrp.files import whole
 from fxlrp.images import Preprocess
 from fxlrp.models import load_model
-
-_STAGES = 8
-"""Layers, evenly spaced, after which maps of randomised weights are compared."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +181,10 @@ class _Run:
             self._keep(COSTS, measure_costs(items[0], items[0].sample.label or 0, methods, self.model))
         if RANDOMIZED in missing:
             self.workers.wait()  # costs are timed while all others rest
-            methods = [method for method in self._methods(items[0]) if method.explain is not None]
-            parts = self.workers.gather(self._randomized(items, self.workers.share(methods)))
-            layers = next((layers for layers, _ in parts if layers), [])
-            found = {name: means for _, those in parts for name, means in those.items()}
-            told = {m.entry.spec.name: found[m.entry.spec.name] for m in methods if m.entry.spec.name in found}
+            found = randomized(self.model, self.workers.share(items), self._methods(items[0]))
+            parts = self.workers.gather(found)
             if self.workers.first:
-                self._keep(RANDOMIZED, {"images": len(items), "layers": layers, "methods": told})
+                self._keep(RANDOMIZED, {"images": len(items), **joined(parts)})
 
     def _first_items(self, samples: Sequence[Sample], count: int) -> list[Item]:
         items: list[Item] = []
@@ -203,35 +194,6 @@ class _Run:
             with suppress(FxlrpError):
                 items.append(load_item(sample, self.preprocess, self.workers.device))
         return items
-
-    def _randomized(
-        self, items: Sequence[Item], methods: Sequence[Prepared]
-    ) -> tuple[list[str], dict[str, list[float | None]]]:
-        """The layers, and by method the mean rank correlation with the trained model's maps after each."""
-        inputs = [item.input for item in items]
-        with torch.no_grad():
-            targets = [self.model(x).argmax(1) for x in inputs]
-        layers: list[str] = []
-        found: dict[str, list[float | None]] = {}
-        for method in methods:
-            spec = method.entry.spec
-
-            def explain(model: nn.Module, spec: MethodSpec = spec) -> Callable[[Tensor, Tensor], Tensor]:
-                made = prepare(spec, model, inputs[0])
-                return lambda x, target: torch.cat([
-                    made(x[i : i + 1], target[i : i + 1]).heatmaps for i in range(len(x))
-                ])  # fmt: skip
-
-            try:
-                stages = list(randomization_check(self.model, explain, torch.cat(inputs), torch.cat(targets),
-                                                  stages=_STAGES))  # fmt: skip
-            except Exception as error:  # a library may raise anything; the other methods go on
-                warnings.warn(f"{spec.name} on randomised weights: {one_line(error)}", stacklevel=2)
-                continue
-            layers = [stage.layer for stage in stages]
-            means = [float(stage.correlation.nanmean()) for stage in stages]
-            found[spec.name] = [None if math.isnan(mean) else mean for mean in means]
-        return layers, found
 
     def _keep(self, name: str, value: dict[str, Any]) -> None:
         with whole(self.config.out / name) as path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError, MethodError
 from fxlrp.evaluation.methods import cams, captum, floors, own, relevance
-from fxlrp.evaluation.methods.base import Attribution, Explain
+from fxlrp.evaluation.methods.base import Attribution, Explain, tried
 
 __all__ = ["KINDS", "Attribution", "Explain", "MethodSpec", "prepare"]
 
@@ -33,6 +33,11 @@ KINDS: dict[str, Callable[..., Explain]] = {
 }
 """The kinds of methods: from a model, an example, checkpoints and options to the function that explains."""
 
+
+LIBRARIES = (
+    "captum_lrp", "integrated_gradients", "guided_backprop", "deep_lift", "input_x_gradient", "grad_cam", "score_cam",
+)  # fmt: skip
+"""The kinds of which it shows only when they run whether they can explain a model."""
 
 REPEATING = ("score_cam",)
 """The kinds that run the model itself over and over, and can be given what runs it faster."""
@@ -55,7 +60,7 @@ class MethodSpec:
 
 def prepare(
     spec: MethodSpec, model: nn.Module, example: Tensor, checkpoints: tuple[str, ...] = (),
-    forward: nn.Module | None = None,
+    forward: nn.Module | None = None, trial: bool = True,
 ) -> Explain:  # fmt: skip
     """The function that explains ``model`` by a method.
 
@@ -65,6 +70,7 @@ def prepare(
         example: what the model takes, (1, channels, height, width).
         checkpoints: modules at whose input relevance is added up, by methods that propagate it.
         forward: what runs ``model`` for methods that do so over and over; ``None``: the model.
+        trial: whether a library must have explained ``example`` first.
 
     Raises:
         MethodError: there is no such method, or this model cannot be explained by it.
@@ -73,7 +79,8 @@ def prepare(
         raise MethodError(f"method {spec.name!r}: kind {spec.kind!r} is none of {', '.join(KINDS)}")
     try:
         repeated = {"forward": forward} if forward is not None and spec.kind in REPEATING else {}
-        return KINDS[spec.kind](model, example, checkpoints, **spec.options, **repeated)
+        explain = KINDS[spec.kind](model, example, checkpoints, **spec.options, **repeated)
+        return tried(explain, example) if trial and spec.kind in LIBRARIES else explain
     except FxlrpError as error:
         raise MethodError(str(error)) from error
     except Exception as error:  # a library may raise anything where it cannot follow a model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import MethodError
-from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy, tried
+from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy
 from fxlrp.extras import require
 
 
@@ -53,7 +53,7 @@ def _of_cam(
             maps = cam(input_tensor=inputs, targets=[targets_of(int(target)) for target in targets])
         return Attribution(torch.as_tensor(maps, device=inputs.device).to(inputs.dtype))
 
-    return tried(explain, example)
+    return explain
 
 
 def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxlrp.errors import MethodError
-from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy, tried
+from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy
 from fxlrp.extras import require
 
 
 def captum_lrp(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:
     """LRP-ε (Bach et al., 2015), as Captum has it."""
     attr = require("captum.attr", "evaluate")
-    return tried(_of_captum(attr.LRP(own_copy(model))), example)
+    return _of_captum(attr.LRP(own_copy(model)))
 
 
 def integrated_gradients(
@@ -22,14 +22,14 @@ def integrated_gradients(
 ) -> Explain:
     """Integrated Gradients (Sundararajan et al., ICML 2017), from an input of zeros: the mean colour, if normalised."""
     attr = require("captum.attr", "evaluate")
-    return tried(_of_captum(attr.IntegratedGradients(model), n_steps=steps, internal_batch_size=16), example)
+    return _of_captum(attr.IntegratedGradients(model), n_steps=steps, internal_batch_size=16)
 
 
 def guided_backprop(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:
     """Guided Backpropagation (Springenberg et al., 2015)."""
     attr = require("captum.attr", "evaluate")
     _needs_modules(model, (nn.ReLU,), "Guided Backprop", "an ordinary gradient")
-    return tried(_of_captum(attr.GuidedBackprop(own_copy(model))), example)
+    return _of_captum(attr.GuidedBackprop(own_copy(model)))
 
 
 def deep_lift(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:
@@ -37,13 +37,13 @@ def deep_lift(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -
     attr = require("captum.attr", "evaluate")
     nonlinear = tuple(require("captum.attr._core.deep_lift", "evaluate").SUPPORTED_NON_LINEAR)
     _needs_modules(model, nonlinear, "DeepLIFT", "input × gradient")
-    return tried(_of_captum(attr.DeepLift(own_copy(model))), example)
+    return _of_captum(attr.DeepLift(own_copy(model)))
 
 
 def input_x_gradient(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:
     """Input × gradient (Shrikumar et al., 2016)."""
     attr = require("captum.attr", "evaluate")
-    return tried(_of_captum(attr.InputXGradient(model)), example)
+    return _of_captum(attr.InputXGradient(model))
 
 
 def _needs_modules(model: nn.Module, kinds: tuple[type[nn.Module], ...], what: str, otherwise: str) -> None:
