@@ -73,12 +73,12 @@ def line(name: str, size: int, step: int, ties: str, levels: int, batch_size: in
                 model(batch)
 
     def metric() -> None:
-        insertion_deletion(model, image, heat, 0, step=step, ties=ties, batch_size=batch_size,
-                           normalize=lambda x: (x - 0.45) / 0.22)  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlateauWarning)
+            insertion_deletion(model, image, heat, 0, step=step, ties=ties, batch_size=batch_size,
+                               normalize=lambda x: (x - 0.45) / 0.22)  # fmt: skip
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PlateauWarning)
-        metric()
+    metric()
     hook.remove()
     batches = [noise(3, size, size, batch=count) for count in seen]
     pair = Timed(forward), Timed(metric)
