@@ -197,6 +197,8 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
     ) -> tuple[Plan, dict[Step, Spent]]:
         plan, tensors, target = self._prepare(*self._split(inputs, named, target))
         _check_one_target(target, "a profile")
+        if torch.is_autocast_enabled(tensors[0].device.type):
+            raise InputError("steps are not timed under torch.autocast: convert the explainer, by .to(dtype)")
         mixed = self._is_half(tensors)
         program = plan.program(mixed=mixed, packed=optimized and not mixed and can_pack(tensors), optimized=optimized)
         if self._weights.add(program.module):

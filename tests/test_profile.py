@@ -139,6 +139,8 @@ def test_what_cannot_be_profiled_is_an_error(explainer, images):
     for ask in (explainer.profile, explainer.node_times):
         with pytest.raises(TargetError, match="one target an item"):
             ask(images, target=[0, 1])
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast"):
+            ask(images)
     with pytest.raises(InputError):
         explainer.profile(images[:, :1])
 
