@@ -12,15 +12,15 @@ from typing import Annotated
 import torch
 import torchvision
 import typer
+from fxlrp.heatmap import quantize_heat
 from rich.console import Console
 from torch import nn
 
 from benchmarks.rows import Timed
 from benchmarks.speed_models import CifarResNet
 from benchmarks.subjects import noise, usable
+from fxlrp.common.text_tables import markdown
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
-from fxlrp.heatmap import quantize_heat
-from fxlrp.tables import markdown
 
 HERE = Path(__file__).parent
 

@@ -22,7 +22,7 @@ from benchmarks.speed import Names, checked
 from benchmarks.speed_methods import METHODS, YARDSTICK
 from benchmarks.speed_models import MODELS, build, images_for, known, native_size
 from benchmarks.table import Row, Table
-from fxlrp.tables import markdown
+from fxlrp.common.text_tables import markdown
 
 HERE = Path(__file__).parent
 PRESETS = ("conserving", "otsuki2024")

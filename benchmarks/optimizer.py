@@ -16,8 +16,8 @@ from benchmarks.speed_models import known, native_size
 from benchmarks.speed_process import Case, Settings
 from benchmarks.speed_sheet import number, sheets
 from benchmarks.table import Row, Table
+from fxlrp.common.text_tables import markdown
 from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
-from fxlrp.tables import markdown
 
 HERE = Path(__file__).parent
 ALL = "all"

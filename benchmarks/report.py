@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from benchmarks.table import Row
-from fxlrp.tables import markdown, verbatim
+from fxlrp.common.text_tables import markdown, verbatim
 
 K = TypeVar("K")
 

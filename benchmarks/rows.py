@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fxlrp
 from benchmarks.subjects import noise, usable
-from fxlrp.tables import markdown
+from fxlrp.common.text_tables import markdown
 
 HERE = Path(__file__).parent
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}

@@ -16,7 +16,7 @@ from benchmarks.speed_plot import COLOURS, ratio_axis
 from benchmarks.speed_process import Case, Settings
 from benchmarks.speed_sheet import number, sheets
 from benchmarks.table import Row, Table
-from fxlrp.tables import markdown, verbatim
+from fxlrp.common.text_tables import markdown, verbatim
 
 HERE = Path(__file__).parent
 TIMED = (

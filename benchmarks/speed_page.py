@@ -9,7 +9,7 @@ from benchmarks.report import grouped
 from benchmarks.speed_methods import METHODS, ROOFS, SAME_RULES, YARDSTICK
 from benchmarks.speed_sheet import COMPILED, EAGER, Sheet, fastest, number, quotient, sheets, told_quotient
 from benchmarks.table import Row
-from fxlrp.tables import markdown, verbatim
+from fxlrp.common.text_tables import markdown, verbatim
 
 DEFINITIONS = """\
 Each method has a process of its own, and the processes take turns, one call each a round, so that all see the same

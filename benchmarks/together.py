@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.origin import CORES, processor
 from benchmarks.rows import FORMATS
-from fxlrp.tables import markdown
+from fxlrp.common.text_tables import markdown
 
 HERE = Path(__file__).parent
 LAYERS = [

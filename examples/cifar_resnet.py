@@ -6,11 +6,10 @@ Checkpoints of https://github.com/akamaster/pytorch_resnet_cifar10 fit.
 """
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision import transforms
-
 from fxlrp.images import IMAGENET_MEAN, IMAGENET_STD
 from fxlrp.models import LoadedModel
+from torch import Tensor, nn
+from torchvision import transforms
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PREPROCESS = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])

@@ -1,5 +1,5 @@
 """``python -m fxlrp`` is ``fxlrp``, for ``torchrun -m fxlrp evaluate CONFIG``."""
 
-from fxlrp.cli import main
+from fxlrp.cli.application import main
 
 main()

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from fxlrp.backends import check_backend
-from fxlrp.errors import RuleError, StartError
+from fxlrp.common.errors import RuleError, StartError
 from fxlrp.explainer import Explainer
 from fxlrp.passes.optimize import chosen
-from fxlrp.plan import Recipe
 from fxlrp.presets import Preset, preset_named
 from fxlrp.rules.join import SPLITS, SplitRule
 from fxlrp.rules.rule import Rule
-from fxlrp.rules.start import STARTS, CustomStart, Start
+from fxlrp.rules.starts import STARTS, CustomStart, Start
+from fxlrp.runtime.backends import check_backend
+from fxlrp.runtime.plan import Recipe
 
 
 def compile(

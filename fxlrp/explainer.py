@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.attribution import Attribution
-from fxlrp.backends import EAGER, Compiled, raise_for
 from fxlrp.capture import Call, bind, input_counts
-from fxlrp.conditions import Conditions, count_rows, masks, read_conditions
-from fxlrp.errors import (
+from fxlrp.common.errors import (
     BackendError,
     CaptureError,
     ConditionError,
@@ -21,18 +18,21 @@ from fxlrp.errors import (
     NotCapturedError,
     TargetError,
 )
-from fxlrp.explanation import Explanation
-from fxlrp.inputs import arguments_of, check_examples, check_inputs, check_target, forward_shapes
 from fxlrp.inspection import Inspection
-from fxlrp.ledger import Ledger, build_ledger
+from fxlrp.interop.captum import Attribution
 from fxlrp.passes.facts import has_facts
 from fxlrp.passes.optimize import can_pack
-from fxlrp.plan import Plan, Recipe, may_export
 from fxlrp.portability import Portability
-from fxlrp.rows import check_chunk, run_rows
-from fxlrp.rules.items import item_sum
-from fxlrp.times import Spent, Step, measure
-from fxlrp.weights import Weights
+from fxlrp.results.explanation import Explanation
+from fxlrp.results.ledger import Ledger, build_ledger
+from fxlrp.runtime.backends import EAGER, Compiled, raise_for
+from fxlrp.runtime.inputs import arguments_of, check_examples, check_inputs, check_target, forward_shapes
+from fxlrp.runtime.masks import Conditions, count_rows, masks, read_conditions
+from fxlrp.runtime.plan import Plan, Recipe, may_export
+from fxlrp.runtime.slices import check_chunk, run_rows
+from fxlrp.runtime.timing import Spent, Step, measure
+from fxlrp.runtime.weights import Weights
+from fxlrp.steps.batch_axis import item_sum
 
 
 class Explainer(Attribution, Inspection, Portability, nn.Module):

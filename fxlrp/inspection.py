@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx
 
-from fxlrp.errors import InputError
+from fxlrp.common.errors import InputError
 from fxlrp.passes.joins import Join
-from fxlrp.plan import Plan, Recipe
-from fxlrp.profile import Profile, profiled
-from fxlrp.summary import Summary, summarize
-from fxlrp.times import ROUNDS, Spent, Step
-from fxlrp.weights import Weights
+from fxlrp.results.profile import Profile, profiled
+from fxlrp.results.summary import Summary, summarize
+from fxlrp.runtime.plan import Plan, Recipe
+from fxlrp.runtime.timing import ROUNDS, Spent, Step
+from fxlrp.runtime.weights import Weights
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
-    from fxlrp.ledger import Ledger
+    from fxlrp.results.ledger import Ledger
 
 
 class Inspection(ABC):
@@ -87,14 +87,14 @@ class Inspection(ABC):
     @property
     def code(self) -> str:
         """The Python code that runs, with a comment where a node's relevance begins."""
-        from fxlrp.code import commented
+        from fxlrp.views.program_text import commented
 
         return commented(self.graph_module)
 
     @property
     def dot(self) -> str:
         """The picture as DOT text, the language of Graphviz; needs neither Graphviz nor its package."""
-        from fxlrp.draw import dot_source
+        from fxlrp.views.draw import dot_source
 
         return dot_source(cast("Explainer", self))
 
@@ -151,7 +151,7 @@ class Inspection(ABC):
             DrawError: it cannot be drawn as asked, or Graphviz is missing.
             MissingExtraError: the package ``graphviz`` is not installed.
         """
-        from fxlrp.draw import draw
+        from fxlrp.views.draw import draw
 
         return draw(cast("Explainer", self), path, view, depth=depth, ledger=ledger)
 
@@ -161,15 +161,15 @@ class Inspection(ABC):
     ) -> None:  # fmt: skip
         """Serve the graph to a browser in Model Explorer, until it is stopped.
 
-        Arguments and errors are those of :func:`fxlrp.explorer.explore`.
+        Arguments and errors are those of :func:`fxlrp.views.explorer.explore`.
         """
-        from fxlrp.explorer import explore
+        from fxlrp.views.explorer import explore
 
         explore(cast("Explainer", self), images, target=target, host=host, port=port, browser=browser)
 
     def _repr_svg_(self) -> str | None:
         """The picture, for a notebook; small enough to look at. ``None`` where it cannot be drawn."""
-        from fxlrp.draw import thumbnail
+        from fxlrp.views.draw import thumbnail
 
         return thumbnail(cast("Explainer", self))
 
@@ -182,7 +182,7 @@ class Inspection(ABC):
         Photograph and map, relevance at every stage, how each join shares it, the accounts of all nodes, and sums
         against what entered. Arguments and errors are those of :func:`fxlrp.report.write_report`.
         """
-        from fxlrp.report import write_report
+        from fxlrp.views.report import write_report
 
         return write_report(
             cast("Explainer", self), images, path, target=target, class_names=class_names, photos=photos, title=title

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from fxlrp.errors import ExportError
-from fxlrp.inputs import InputSpec, arguments_of
-from fxlrp.plan import Plan
+from fxlrp.common.errors import ExportError
+from fxlrp.runtime.inputs import InputSpec, arguments_of
+from fxlrp.runtime.plan import Plan
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer

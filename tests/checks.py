@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import fxlrp
-from fxlrp.rules.items import item_sum
+from fxlrp.steps.batch_axis import item_sum
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fxlrp.errors import ImageError, TargetError
 from PIL import Image
 
 import fxlrp
 from fxlrp import cli
-from fxlrp.commands.arguments import class_number
-from fxlrp.errors import ImageError, TargetError
-from fxlrp.places import picture_paths
+from fxlrp.cli.arguments import class_number
+from fxlrp.cli.picture_paths import picture_paths
 
 TINY = """
 import torch
@@ -398,7 +398,7 @@ def test_explain_writes_a_report_of_all_images(run):
 def test_a_report_of_images_of_several_sizes_is_an_error(folder):
     from torchvision import transforms
 
-    from fxlrp.commands.explain import _equally_large
+    from fxlrp.cli.explain import _equally_large
 
     with pytest.raises(fxlrp.errors.InputError, match="equally large"):
         _equally_large([Path("a.png"), Path("b.jpg")], transforms.ToTensor())

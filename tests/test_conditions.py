@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_unchanged, snapshot, tolerance
+from fxlrp.errors import ConditionError, InputError, PatternError, RuleError, TargetError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
@@ -16,12 +17,11 @@ from token_nets import WIDTH, RandomTokens
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import ConditionError, InputError, PatternError, RuleError, TargetError
-from fxlrp.passes.channels import channel_axes
+from fxlrp.passes.channel_axes import channel_axes
 from fxlrp.passes.facts import facts
-from fxlrp.rules.items import rescale, rescale_along
-from fxlrp.rules.primitives import along, primitive
 from fxlrp.rules.rule import REASONS
+from fxlrp.steps.batch_axis import rescale, rescale_along
+from fxlrp.steps.primitives import along, primitive
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64

@@ -10,14 +10,14 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from fxlrp.draw import DrawError, dot_source, draw
+from fxlrp.errors import FxlrpError, MissingExtraError
 from torch import nn
 from torchvision import models
 
 import fxlrp
-from fxlrp.draw import DrawError, dot_source, draw
-from fxlrp.draw.dot import quote
-from fxlrp.errors import FxlrpError, MissingExtraError
 from fxlrp.passes.facts import Facts
+from fxlrp.views.draw.dot import quote
 from fxlrp.vocabulary import Kind
 
 VALUE, SKIP, RELEVANCE = "#333333", "#0072B2", "#D55E00"

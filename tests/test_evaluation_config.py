@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
 from fxlrp.errors import ConfigError
+
 from fxlrp.evaluation import parse_config, read_config
 
 GIVEN = {

@@ -15,10 +15,10 @@ import evaluation_nets
 import numpy as np
 import pytest
 import torch
+from fxlrp.errors import ConfigError, DataError, EvaluationError, WeightsError
 from PIL import Image
 
 import fxlrp
-from fxlrp.errors import ConfigError, DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_report
 from fxlrp.evaluation.forward import CompiledForward
 from fxlrp.evaluation.items import load_item

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from fxlrp.errors import DrawError, MissingExtraError
+from fxlrp.explorer import explore, write_graph
 from torchvision import models
 
 import fxlrp
-from fxlrp.errors import DrawError, MissingExtraError
-from fxlrp.explorer import explore, write_graph
-from fxlrp.explorer.graph import BOTH, MODEL, RELEVANCE_GRAPH
+from fxlrp.views.explorer.graph import BOTH, MODEL, RELEVANCE_GRAPH
 
 
 @pytest.fixture(scope="module")

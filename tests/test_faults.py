@@ -42,7 +42,7 @@ def test_a_wrong_weight_sign_goes_red(monkeypatch, model):
 def test_a_wrong_transpose_goes_red(monkeypatch):
     import test_linear_rules as oracle
 
-    from fxlrp.rules.operations import Convolution
+    from fxlrp.steps.operations import Convolution
 
     right = Convolution.transpose
     monkeypatch.setattr(Convolution, "transpose", lambda self, s, w, x: right(self, s, w.flip(2), x))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-import fxlrp
 from fxlrp.errors import InputError
 from fxlrp.heatmap import layer_map, stage_map
+
+import fxlrp
 
 
 def test_a_heatmap_is_the_sum_over_channels():

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision import transforms
-
 from fxlrp.errors import ImageError, InputError
 from fxlrp.images import as_seen, imagenet_preprocess, read_image, to_input
+from PIL import Image
+from torchvision import transforms
 
 
 def photo(width=40, height=30):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxlrp.rules.items import (
+from fxlrp.steps.batch_axis import (
     Items,
     Position,
     expanded,

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from PIL import Image
-from torch import nn
-
-import fxlrp
 from fxlrp.checkpoints import class_count, read_checkpoint
 from fxlrp.errors import MissingExtraError, WeightsError
 from fxlrp.extras import require
 from fxlrp.images import read_image, to_input
 from fxlrp.models import LoadedModel, ModelWarning, imagenet_classes, load_model
+from PIL import Image
+from torch import nn
+
+import fxlrp
 
 TINY = """
 import torch

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves, tolerance
+from fxlrp.errors import FxlrpError, OptimizeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
@@ -38,11 +39,10 @@ from token_nets import WIDTH, Attention, Block, Fused, RandomTokens, Tokens
 from torch import fx, nn
 
 import fxlrp
-from fxlrp.errors import FxlrpError, OptimizeError
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize import DEFAULT, FOLD_NORMS, NAMES, chosen, transposes
 from fxlrp.rules import Epsilon, LinearRule, Part, ZPlus, items, operations, primitives
-from fxlrp.rules.primitives import primitive
+from fxlrp.steps.primitives import primitive
 
 DOUBLE = torch.float64
 aten = torch.ops.aten
@@ -776,7 +776,7 @@ def test_a_heatmap_sums_the_weights_of_the_first_layer(preset):
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_weights_are_summed_over_the_channels_of_the_input(dims):
-    from fxlrp.passes.optimize.channels import sum_inputs
+    from fxlrp.passes.optimize.channel_sums import sum_inputs
 
     model, x = stack(StackPlan((8,) * dims, [LayerPlan((3,) * dims, (1,) * dims, (1,) * dims, (1,) * dims)]))
     weight = model.layers[0].weight.detach()

@@ -29,9 +29,9 @@ import fxlrp
 from fxlrp.passes.optimize import DEFAULT, REUSE_MEMORY, in_place
 from fxlrp.rules import Shares
 from fxlrp.rules import in_place as steps
-from fxlrp.rules.items import rescale_to, sum_items
 from fxlrp.rules.join import SplitRule, ratio, ratio_split, signed_split
-from fxlrp.rules.primitives import divide
+from fxlrp.steps.batch_axis import rescale_to, sum_items
+from fxlrp.steps.primitives import divide
 
 DOUBLE = torch.float64
 INTO = {into.step for into in in_place._INTO.values()}
@@ -595,7 +595,7 @@ def test_a_value_that_is_read_later_goes_red(monkeypatch):
 
 
 def test_a_view_taken_for_memory_of_its_own_goes_red(monkeypatch):
-    from fxlrp.rules.routing import unreshape
+    from fxlrp.steps.routing import unreshape
 
     class Viewed(nn.Module):
         def __init__(self):

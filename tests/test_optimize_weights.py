@@ -23,9 +23,9 @@ from optimize_nets import (
 from torch import nn
 
 import fxlrp
-from fxlrp import derived, tensors
-from fxlrp.derived import Derived
-from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS, packed
+from fxlrp.common import tensors
+from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS, derived, packed
+from fxlrp.passes.optimize.derived import Derived
 from fxlrp.rules import ZPlus
 
 DOUBLE = torch.float64

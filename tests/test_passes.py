@@ -14,7 +14,7 @@ from fxlrp.passes.emit import emit
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts, has_facts
 from fxlrp.passes.joins import FindJoins
 from fxlrp.presets import PRESETS
-from fxlrp.rules.start import STARTS
+from fxlrp.rules.starts import STARTS
 
 
 class Net(nn.Module):

@@ -10,9 +10,9 @@ from torch import nn
 
 import fxlrp
 from fxlrp.rules import Bilinear, Epsilon, Halves, NormEpsilon, SignedSplit, SoftmaxTaylor, ThroughValues, ZPlus
-from fxlrp.rules.pooling import Fold, Upsample
-from fxlrp.rules.products import EinsteinSum, MatrixProduct, WeightedSum
-from fxlrp.rules.reductions import CumulativeSum, Reduction
+from fxlrp.steps.pooling import Fold, Upsample
+from fxlrp.steps.products import EinsteinSum, MatrixProduct, WeightedSum
+from fxlrp.steps.reductions import CumulativeSum, Reduction
 
 DOUBLE = torch.float64
 

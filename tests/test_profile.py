@@ -5,16 +5,16 @@ import itertools
 import pytest
 import torch
 import typer
+from fxlrp.errors import InputError, TargetError
+from fxlrp.profile import WEIGHTS
 from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
 from benchmarks import kinds
 from benchmarks.table import Table
-from fxlrp import times
-from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.facts import KEY, Emitted
-from fxlrp.profile import WEIGHTS
+from fxlrp.runtime import timing as times
 
 
 class Attending(nn.Module):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from checks import assert_unchanged, snapshot
+from fxlrp.errors import InputError, TargetError, TrainingModeError
 from torch import nn
 
 import fxlrp
-from fxlrp import quantus as module
-from fxlrp.errors import InputError, TargetError, TrainingModeError
+from fxlrp.interop import quantus as module
 
 
 def net():

@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from fxlrp.errors import ImageError, InputError, MissingExtraError
 from fxlrp.render import color_range, colorize, enlarge, fitting_colors, overlay, save_png, scaled, to_photo
+from PIL import Image
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from fxlrp.errors import InputError, TargetError
+from fxlrp.heatmap import layer_map
 from torch import nn
 from torchvision import models
 
 import fxlrp
-from fxlrp.errors import InputError, TargetError
-from fxlrp.heatmap import layer_map
-from fxlrp.report.stages import choose_stages
+from fxlrp.views.report.stages import choose_stages
 
 
 class Page(HTMLParser):

@@ -1,10 +1,10 @@
 """Rules written as text: what they mean, and that nothing in them is run."""
 
 import pytest
+from fxlrp.errors import RuleError
 
 from fxlrp import rules
-from fxlrp.errors import RuleError
-from fxlrp.rule_text import RULES, read_rule, read_rules
+from fxlrp.loading.rule_text import RULES, read_rule, read_rules
 from fxlrp.rules import Bilinear, Epsilon, Recurrent, SignedSplit, WindowAverage, ZPlus
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from fxlrp.errors import InputError
 from fxlrp.render import Cell, Line, colorize, grid, sheet, sheets
 

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fxlrp.errors import InputError, MissingExtraError
+from fxlrp.text import join_pieces, to_html, to_rich
 from rich.console import Console
 from rich.text import Text
 from torch import nn
 
 import fxlrp
 from examples import sentence_similarity as example
-from fxlrp.errors import InputError, MissingExtraError
-from fxlrp.text import join_pieces, to_html, to_rich
 
 NAN, INF = float("nan"), float("inf")
 WORDS = 40

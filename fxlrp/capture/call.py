@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.errors import InputError
+from fxlrp.common.errors import InputError
 
 
 class _Tensor:

@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
-from fxlrp.errors import CaptureError, TrainingModeError
+from fxlrp.common.errors import CaptureError, TrainingModeError
 
 Tensors = dict[str, torch.Tensor]
 

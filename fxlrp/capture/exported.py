@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.call import Call
 from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs
-from fxlrp.errors import CaptureError
+from fxlrp.common.errors import CaptureError
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 """Batch sizes to export with."""

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.captured import Captured, Tensors, flat_outputs, tensor_proxy
-from fxlrp.errors import CaptureError
+from fxlrp.common.errors import CaptureError
 from fxlrp.vocabulary import VOCABULARY
 
 

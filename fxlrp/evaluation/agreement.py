@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxlrp.errors import InputError
+from fxlrp.common.errors import InputError
 from fxlrp.evaluation.ties import first_places, last_places
 
 

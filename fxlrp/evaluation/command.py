@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fxlrp.common.extras import require
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.reading import read_config
 from fxlrp.evaluation.report import write_report
 from fxlrp.evaluation.runner import Progress, evaluate
 from fxlrp.evaluation.workers import rank
-from fxlrp.extras import require
 
 
 def run_evaluation(path: Path, out: Path | None, *, retry_failed: bool = False, report: bool = True) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxlrp.explanation import Explanation
+from fxlrp.results.explanation import Explanation
 
 INPUT = "input"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fxlrp.errors import DataError
-from fxlrp.images import read_image
+from fxlrp.common.errors import DataError
+from fxlrp.loading.images import read_image
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".gif"))
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxlrp.backends import EAGER, INDUCTOR, freezing
+from fxlrp.runtime.backends import EAGER, INDUCTOR, freezing
 
 FORWARD_BACKENDS = (EAGER, INDUCTOR)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fxlrp.errors import DataError
+from fxlrp.common.errors import DataError
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.items import load_item
 from fxlrp.evaluation.measure import maps_of, prepare_all

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxlrp.errors import EvaluationError, InputError, TargetError
+from fxlrp.common.errors import EvaluationError, InputError, TargetError
 from fxlrp.evaluation.ties import first_places, tied_share
 
 TIES = ("strict", "plateau")

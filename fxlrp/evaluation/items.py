@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fxlrp.errors import InputError
+from fxlrp.common.errors import InputError
 from fxlrp.evaluation.data import Sample
-from fxlrp.images import Preprocess, to_input
+from fxlrp.loading.images import Preprocess, to_input
 
 
 class Normalization:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxlrp.errors import EvaluationError, FxlrpError, MethodError
+from fxlrp.common.errors import EvaluationError, FxlrpError, MethodError
 from fxlrp.evaluation.agreement import rank_correlations
 from fxlrp.evaluation.config import Entry, MetricsConfig
 from fxlrp.evaluation.data import Sample
@@ -19,7 +19,7 @@ from fxlrp.evaluation.items import Item
 from fxlrp.evaluation.methods import Attribution, Explain, prepare
 from fxlrp.evaluation.store import Maps, Row
 from fxlrp.evaluation.ties import tied_share
-from fxlrp.heatmap import quantize_heat
+from fxlrp.maps.heatmap import quantize_heat
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fxlrp.common.extras import require
 from fxlrp.evaluation.statistics import Array, Group, estimate
 from fxlrp.evaluation.tables import TIE_NAMES, title
-from fxlrp.extras import require
-from fxlrp.render import Cell, Line, colorize, fitting_colors, save_png, sheet, to_photo
+from fxlrp.maps.rendering import Cell, Line, colorize, fitting_colors, save_png, sheet, to_photo
 
 # The colours of Okabe and Ito, which differ for every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fxlrp.errors import InputError
+from fxlrp.common.errors import InputError
 
 
 def quantus_scores(

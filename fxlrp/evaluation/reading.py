@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fxlrp.errors import ConfigError
+from fxlrp.common.errors import ConfigError
+from fxlrp.common.extras import require
 from fxlrp.evaluation.config import Config, DataConfig, Entry, MetricsConfig, ModelConfig, RunConfig
 from fxlrp.evaluation.forward import FORWARD_BACKENDS
 from fxlrp.evaluation.insertion import BASELINES, TIES
 from fxlrp.evaluation.methods import KINDS, MethodSpec
 from fxlrp.evaluation.paper import ROLES
-from fxlrp.extras import require
 
 T = TypeVar("T")
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from fxlrp.errors import EvaluationError, FxlrpError
+from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import EvaluationError, FxlrpError
+from fxlrp.common.text_tables import markdown, verbatim
 from fxlrp.evaluation import paper, plots, tables
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.galleries import Gallery
 from fxlrp.evaluation.statistics import Group, agreement, groups
 from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
 from fxlrp.evaluation.tables import TIE_NAMES, title
-from fxlrp.files import whole
-from fxlrp.tables import markdown, verbatim
 
 _SHOWN = 5
 """Images in a gallery of the best, and in one of the worst."""

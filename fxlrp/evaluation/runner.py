@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import FxlrpError
+from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import FxlrpError
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.costs import measure_costs
 from fxlrp.evaluation.data import Sample
@@ -23,9 +24,8 @@ from fxlrp.evaluation.measure import Prepared, failed, measure, one_line, prepar
 from fxlrp.evaluation.randomized import joined, randomized
 from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
 from fxlrp.evaluation.workers import Workers
-from fxlrp.files import whole
-from fxlrp.images import Preprocess
-from fxlrp.models import load_model
+from fxlrp.loading.images import Preprocess
+from fxlrp.loading.models import load_model
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fxlrp.errors import EvaluationError
-from fxlrp.extras import require
-from fxlrp.files import whole
+from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import EvaluationError
+from fxlrp.common.extras import require
 
 Row = dict[str, Any]
 Maps = dict[str, npt.NDArray[Any]]

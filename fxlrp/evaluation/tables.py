@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from fxlrp.common.text_tables import markdown, verbatim
 from fxlrp.evaluation import paper
 from fxlrp.evaluation.config import Config, Entry
 from fxlrp.evaluation.statistics import Group, difference, differences, estimate
-from fxlrp.tables import markdown, verbatim
 
 Groups = Mapping[tuple[str, int], Group]
 TIE_NAMES = {"strict": "strict order", "plateau": "plateaus"}

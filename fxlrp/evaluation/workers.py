@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fxlrp.errors import EvaluationError
+from fxlrp.common.errors import EvaluationError
 
 T = TypeVar("T")
 

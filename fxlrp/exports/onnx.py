@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.exported import quiet
-from fxlrp.errors import ExportError
+from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import ExportError
+from fxlrp.common.extras import require
 from fxlrp.exports.portable import check_path, exported
 from fxlrp.exports.saved import check_results
-from fxlrp.extras import require
-from fxlrp.files import whole
-from fxlrp.rules.pooling import (
+from fxlrp.steps.pooling import (
     AdaptiveAveragePool,
     AveragePool,
     Upsample,
@@ -24,8 +24,8 @@ from fxlrp.rules.pooling import (
     average_pool_transpose,
     upsample_transpose,
 )
-from fxlrp.rules.primitives import primitive
-from fxlrp.rules.separable import by_axis_transpose
+from fxlrp.steps.primitives import primitive
+from fxlrp.steps.separable import by_axis_transpose
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer

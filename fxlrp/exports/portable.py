@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.exported import example_batch, quiet
-from fxlrp.errors import ExportError
-from fxlrp.explanation import Explanation
-from fxlrp.inputs import InputSpec
+from fxlrp.common.errors import ExportError
+from fxlrp.common.version import __version__
 from fxlrp.passes.optimize.base import retarget
-from fxlrp.rules.primitives import primitive
-from fxlrp.rules.start import resolve_target
+from fxlrp.results.explanation import Explanation
+from fxlrp.rules.starts import resolve_target
+from fxlrp.runtime.inputs import InputSpec
+from fxlrp.steps.primitives import primitive
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -256,10 +257,8 @@ def _output_names(explanation: Explanation) -> tuple[str, ...]:
 
 
 def _about(explainer: Explainer) -> dict[str, str]:
-    import fxlrp
-
     (recipe,) = explainer._recipe
     return {
         "model": type(explainer._weights.model).__name__, "preset": recipe.preset.name,
-        "fxlrp": fxlrp.__version__, "torch": torch.__version__,
+        "fxlrp": __version__, "torch": torch.__version__,
     }

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.attribution import Attribution
-from fxlrp.errors import BackendError, ExportError, InputError, TargetError
-from fxlrp.explanation import Explanation
+from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
 from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
-from fxlrp.files import whole
-from fxlrp.heatmap import heatmap
-from fxlrp.inputs import check_inputs, check_target
+from fxlrp.interop.captum import Attribution
+from fxlrp.maps.heatmap import heatmap
+from fxlrp.results.explanation import Explanation
+from fxlrp.runtime.inputs import check_inputs, check_target
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer

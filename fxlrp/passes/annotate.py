@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from fxlrp.errors import CaptureError
+from fxlrp.common.errors import CaptureError
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, has_facts
 from fxlrp.passes.signal import is_moved

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxlrp.errors import PatternError, RuleError
+from fxlrp.common.errors import PatternError, RuleError
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind

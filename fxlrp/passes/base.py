@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import fx
 
-from fxlrp.errors import FxlrpError
+from fxlrp.common.errors import FxlrpError
 
 
 class PassError(FxlrpError):

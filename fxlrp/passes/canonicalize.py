@@ -20,7 +20,7 @@ from torch import fx, nn
 
 import fxlrp.capture.symbolic
 from fxlrp.capture import Captured, attribute, tensor_proxy
-from fxlrp.errors import UnknownOperationError
+from fxlrp.common.errors import UnknownOperationError
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import Builder, identifier, target_name
 from fxlrp.passes.facts import KEY, Facts, Origin, facts

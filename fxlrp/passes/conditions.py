@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import fx
 
-from fxlrp.errors import PatternError, RuleError
+from fxlrp.common.errors import PatternError, RuleError
 from fxlrp.passes.facts import KEY, Emitted, facts
-from fxlrp.rules.items import Position
-from fxlrp.rules.linearity import LINEAR, METHODS, MOVED, Linear, conditioned, part_of
+from fxlrp.steps.batch_axis import Position
+from fxlrp.steps.linearity import LINEAR, METHODS, MOVED, Linear, conditioned, part_of
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxlrp.errors import PatternError
-from fxlrp.ledger import RowHead
+from fxlrp.common.errors import PatternError
+from fxlrp.common.tensors import tensor_at, tensor_names
 from fxlrp.passes.building import Builder, identifier, target_name
 from fxlrp.passes.conditions import Point, calls_of, check_modules, check_points, write_parts
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts
 from fxlrp.passes.positions import STATES
 from fxlrp.passes.propagate import Relevance, propagate
 from fxlrp.passes.values import Values
-from fxlrp.rules.items import Items, Position, item_sum
-from fxlrp.rules.linearity import conditioned
-from fxlrp.rules.primitives import channel_sum
+from fxlrp.results.ledger import RowHead
 from fxlrp.rules.rule import CONDITION, Shares
-from fxlrp.rules.start import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
-from fxlrp.tensors import tensor_at, tensor_names
+from fxlrp.rules.starts import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
+from fxlrp.steps.batch_axis import Items, Position, item_sum
+from fxlrp.steps.linearity import conditioned
+from fxlrp.steps.primitives import channel_sum
 from fxlrp.vocabulary import Kind
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxlrp.common.tensors import tensor_at
 from fxlrp.passes.facts import facts
-from fxlrp.tensors import tensor_at
 
 
 def tensor_of(node: Any, forward: fx.GraphModule) -> torch.Tensor | None:

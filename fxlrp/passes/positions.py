@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import facts
-from fxlrp.rules.items import Items, Position
+from fxlrp.steps.batch_axis import Items, Position
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import in_front, items_reshaped
 

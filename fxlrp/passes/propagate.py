@@ -14,10 +14,10 @@ from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop, ve
 from fxlrp.rules.join import SplitRule
 from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.norm import NormEpsilon, all_over, batch_norm_scale, batch_norm_shift, in_channels
-from fxlrp.rules.primitives import fit
 from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
-from fxlrp.rules.routing import outside
 from fxlrp.rules.rule import CONSTANT, PADDING, Shares
+from fxlrp.steps.primitives import fit
+from fxlrp.steps.routing import outside
 from fxlrp.vocabulary import Bound, Kind
 from fxlrp.vocabulary.attention import attention_of
 

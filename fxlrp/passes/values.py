@@ -11,8 +11,8 @@ from torch import fx
 from fxlrp.passes.building import Builder
 from fxlrp.passes.facts import KEY, Facts, facts, operation_of
 from fxlrp.passes.positions import Positions
-from fxlrp.rules.items import Items
-from fxlrp.rules.primitives import full
+from fxlrp.steps.batch_axis import Items
+from fxlrp.steps.primitives import full
 from fxlrp.vocabulary import Arguments, Kind
 
 

@@ -1,6 +1,6 @@
 """Presets: a rule for every kind of operation, under one name."""
 
-from fxlrp.errors import RuleError
+from fxlrp.common.errors import RuleError
 from fxlrp.presets.attention import ATTNLRP, CP_LRP
 from fxlrp.presets.composites import (
     deconvnet,

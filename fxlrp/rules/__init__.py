@@ -18,11 +18,12 @@ from fxlrp.rules.linear import (
     ZPlus,
 )
 from fxlrp.rules.norm import Fold, NormEpsilon
-from fxlrp.rules.primitives import negative, positive, primitive
 from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule, Shares
 from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
+from fxlrp.steps import primitives  # noqa: F401, documented as fxlrp.rules.primitives
+from fxlrp.steps.primitives import negative, positive, primitive
 
 __all__ = [
     "AlphaBeta", "Bilinear", "Epsilon", "FixedSplit", "Flat", "Fold", "Gamma", "GateRule", "Gradient", "Halves",

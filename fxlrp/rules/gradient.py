@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.rules.primitives import above_zero, positive, primitive
 from fxlrp.rules.rule import GRADIENT, Rule, Shares
+from fxlrp.steps.primitives import above_zero, positive, primitive
 
 
 class Gradient(Rule):

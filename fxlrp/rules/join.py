@@ -11,9 +11,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import divide, primitive, stabilize
+from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
+from fxlrp.steps.primitives import divide, primitive, stabilize
 
 
 class SplitRule(Rule):

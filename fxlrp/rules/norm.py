@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RuleError
-from fxlrp.rules.primitives import divide, primitive
+from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import BIAS, Rule, Shares
+from fxlrp.steps.primitives import divide, primitive
 
 
 class NormEpsilon(Rule):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
-from fxlrp.rules.primitives import primitive
-from fxlrp.rules.products import MatrixProduct, attention_scores, masked, per_group, per_head, softmax_rows
 from fxlrp.rules.rule import BIAS, STABILIZER, Amount, Rule, Shares
+from fxlrp.steps.primitives import primitive
+from fxlrp.steps.products import MatrixProduct, attention_scores, masked, per_group, per_head, softmax_rows
 
 Factor = Callable[[LinearRule, Tensor], Shares]
 """One factor of a product: shares relevance out over it by a linear rule, the others held constant."""

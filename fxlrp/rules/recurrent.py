@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fxlrp.rules.join import RatioSplit, SplitRule
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.operations import Dense
-from fxlrp.rules.primitives import along, primitive
 from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Rule, Shares
+from fxlrp.steps.operations import Dense
+from fxlrp.steps.primitives import along, primitive
 
 _KEPT = (CONSTANT, STABILIZER, BIAS)
 

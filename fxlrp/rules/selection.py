@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxlrp.errors import InputError
-from fxlrp.rules.items import Items
+from fxlrp.common.errors import InputError
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.operations import LinearOperation
-from fxlrp.rules.pooling import AdaptiveAveragePool, AveragePool, WindowSum
-from fxlrp.rules.primitives import primitive
-from fxlrp.rules.reductions import Reduction
 from fxlrp.rules.rule import Rule, Shares
+from fxlrp.steps.batch_axis import Items
+from fxlrp.steps.operations import LinearOperation
+from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, WindowSum
+from fxlrp.steps.primitives import primitive
+from fxlrp.steps.reductions import Reduction
 
 aten = torch.ops.aten
 

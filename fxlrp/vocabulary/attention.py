@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxlrp.rules.product import Attention
-from fxlrp.rules.products import WeightedSum, attention_weights
+from fxlrp.steps.products import WeightedSum, attention_weights
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten

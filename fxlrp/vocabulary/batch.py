@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxlrp.rules import items
+from fxlrp.steps import batch_axis
 from fxlrp.vocabulary.operation import Arguments
 
 
@@ -15,31 +15,31 @@ def rank(a: Arguments, *dims: int) -> Any:
 
 def in_front(position: Any, *dims: int) -> bool:
     """Whether the batch is the first axis and ``dims``, counted from the end, cannot mean it."""
-    return isinstance(position, items.Position) and position == items.Position(0) and all(d < 0 for d in dims)
+    return isinstance(position, batch_axis.Position) and position == batch_axis.Position(0) and all(d < 0 for d in dims)
 
 
 def items_permuted(position: Any, a: Arguments) -> Any:
-    return items.permuted(position, a["dims"], len(a["dims"]))
+    return batch_axis.permuted(position, a["dims"], len(a["dims"]))
 
 
 def items_swapped(position: Any, a: Arguments) -> Any:
     dims = a["dim0"], a["dim1"]
-    return position if in_front(position, *dims) else items.swapped(position, *dims, rank(a, *dims))
+    return position if in_front(position, *dims) else batch_axis.swapped(position, *dims, rank(a, *dims))
 
 
 def items_inserted(position: Any, a: Arguments) -> Any:
-    return position if in_front(position, a["dim"]) else items.inserted(position, a["dim"], rank(a, a["dim"]))
+    return position if in_front(position, a["dim"]) else batch_axis.inserted(position, a["dim"], rank(a, a["dim"]))
 
 
 def items_stacked(position: Any, a: Arguments) -> Any:
     dim = a["dim"]
     rank = 64 if dim >= 0 else a["tensors"][0].dim()
-    return position if in_front(position, dim) else items.inserted(position, dim, rank)
+    return position if in_front(position, dim) else batch_axis.inserted(position, dim, rank)
 
 
 def items_removed(position: Any, a: Arguments) -> Any:
     dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
-    return position if in_front(position, *dims) else items.removed(position, dims, rank(a, *dims))
+    return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
 
 def items_indexed(position: Any, a: Arguments) -> Any:
@@ -47,16 +47,16 @@ def items_indexed(position: Any, a: Arguments) -> Any:
     together = "".join("k" if index is None else "i" for index in indices).strip("k").count("k") == 0
     if in_front(position) and indices[0] is None and together:
         return position
-    return items.indexed(position, indices)
+    return batch_axis.indexed(position, indices)
 
 
 def items_reshaped(position: Any, a: Arguments) -> Any:
     if in_front(position):
         return position  # however the rest is cut, items stay one behind the other
-    return items.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
+    return batch_axis.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
 
 
 def items_expanded(position: Any, a: Arguments) -> Any:
     if in_front(position):
         return position
-    return items.expanded(position, a["self"].dim(), a["output"].dim())
+    return batch_axis.expanded(position, a["self"].dim(), a["output"].dim())

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules import items
-from fxlrp.rules.operations import Convolution, Dense, LinearOperation, TransposedConvolution
-from fxlrp.rules.primitives import primitive
-from fxlrp.rules.products import EinsteinSum, MatrixProduct
+from fxlrp.steps import batch_axis
+from fxlrp.steps.operations import Convolution, Dense, LinearOperation, TransposedConvolution
+from fxlrp.steps.primitives import primitive
+from fxlrp.steps.products import EinsteinSum, MatrixProduct
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -131,7 +131,7 @@ def items_of_einsum(position: Any, a: Arguments) -> Any:
 @primitive
 def einsum_position(position: Any, term: str, result: str) -> Any:
     """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
-    return items.Position(result.index(term[position[0]]), position[1])
+    return batch_axis.Position(result.index(term[position[0]]), position[1])
 
 
 OPERATIONS: list[Operation] = [

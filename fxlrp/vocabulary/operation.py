@@ -86,7 +86,7 @@ class Operation:
         outputs_many: the result is a list of tensors.
         sign, bound: facts about the result; they may depend on the arguments.
         items: ``(position, arguments) -> position`` of the batch in the result, as
-            :mod:`fxlrp.rules.items` has it; ``None``: where it was.
+            :mod:`fxlrp.steps.batch_axis` has it; ``None``: where it was.
         cuts: routing that keeps a part of a value: another part is not the same value.
         pads: routing that puts constants around a value.
         loses: routing that puts constants in the place of some elements.

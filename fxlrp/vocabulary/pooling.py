@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules.operations import LinearOperation
-from fxlrp.rules.pooling import AdaptiveAveragePool, AveragePool, Fold, Upsample
+from fxlrp.steps.operations import LinearOperation
+from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, Fold, Upsample
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
 
 aten = torch.ops.aten

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules import items
-from fxlrp.rules.operations import LinearOperation
-from fxlrp.rules.reductions import (
+from fxlrp.steps import batch_axis
+from fxlrp.steps.operations import LinearOperation
+from fxlrp.steps.reductions import (
     CumulativeSum,
     Reduction,
     WeightedReduction,
@@ -37,7 +37,7 @@ def removed_axes(position: Any, a: Arguments) -> Any:
     if a.get("keepdim") or (dims and in_front(position, *dims)):
         return position
     known = dims and all(d >= 0 for d in dims)
-    return items.removed(position, dims or None, 64 if known else a["self"].dim())
+    return batch_axis.removed(position, dims or None, 64 if known else a["self"].dim())
 
 
 def bound_of_reduction(a: Arguments) -> Bound:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxlrp.rules import items
-from fxlrp.rules import routing as back
-from fxlrp.rules.primitives import fit
+from fxlrp.steps import batch_axis
+from fxlrp.steps import routing as back
+from fxlrp.steps.primitives import fit
 from fxlrp.vocabulary.batch import (
     items_expanded,
     items_indexed,
@@ -227,7 +227,7 @@ AXES = [
          functions=(torch.permute,), lower=lower_permute),
     move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]), items=items_swapped,
          methods=("transpose", "swapaxes", "swapdims"), functions=(torch.transpose, torch.swapaxes, torch.swapdims)),
-    move(aten.t.default, lambda r, a: r.t(), items=lambda p, a: items.swapped(p, 0, 1, 2), methods=("t", "T"),
+    move(aten.t.default, lambda r, a: r.t(), items=lambda p, a: batch_axis.swapped(p, 0, 1, 2), methods=("t", "T"),
          functions=(torch.t,)),
     move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lambda input: aten.transpose.int(input, -2, -1)),
     move(aten.flip.default, lambda r, a: torch.flip(r, a["dims"]), methods=("flip",), functions=(torch.flip,),

@@ -1,7 +1,7 @@
 """The methods that are compared: fxlrp in all its ways, baselines from well-kept libraries, and floors.
 
 A method is a name and a few options. :func:`prepare` makes it into a function from one image and its class to an
-:class:`Attribution`; what cannot be made says why with a :class:`~fxlrp.errors.MethodError`.
+:class:`Attribution`; what cannot be made says why with a :class:`~fxlrp.common.errors.MethodError`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxlrp.errors import FxlrpError, MethodError
+from fxlrp.common.errors import FxlrpError, MethodError
 from fxlrp.evaluation.methods import cams, captum, floors, own, relevance
 from fxlrp.evaluation.methods.base import Attribution, Explain, tried
 

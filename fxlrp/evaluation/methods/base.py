@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fxlrp.errors import MethodError
+from fxlrp.common.errors import MethodError
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.errors import MethodError
+from fxlrp.common.errors import MethodError
+from fxlrp.common.extras import require
 from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy
-from fxlrp.extras import require
 
 
 def grad_cam(

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxlrp.errors import MethodError
+from fxlrp.common.errors import MethodError
+from fxlrp.common.extras import require
 from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy
-from fxlrp.extras import require
 
 
 def captum_lrp(model: nn.Module, example: Tensor, checkpoints: tuple[str, ...]) -> Explain:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxlrp.errors import MethodError
+from fxlrp.common.errors import MethodError
 from fxlrp.evaluation.methods.base import Attribution, Explain
-from fxlrp.models import import_callable
+from fxlrp.loading.models import import_callable
 
 
 def imported(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from fxlrp.common.errors import MethodError
 from fxlrp.compiler import compile
-from fxlrp.errors import MethodError
 from fxlrp.evaluation.conservation import INPUT, arrived
 from fxlrp.evaluation.methods.base import Attribution, Explain
-from fxlrp.heatmap import stage_map
+from fxlrp.loading.rule_text import read_rules
+from fxlrp.maps.heatmap import stage_map
 from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
-from fxlrp.rule_text import read_rules
 
 
 def relevance(

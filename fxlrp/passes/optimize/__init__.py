@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from fxlrp.errors import OptimizeError
+from fxlrp.common.errors import OptimizeError
 from fxlrp.passes.optimize.base import OptimizerPass
-from fxlrp.passes.optimize.channels import SumChannels
+from fxlrp.passes.optimize.channel_sums import SumChannels
 from fxlrp.passes.optimize.in_place import ReuseMemory
 from fxlrp.passes.optimize.norms import FoldForwardNorms
 from fxlrp.passes.optimize.packed import PackWeights, can_pack

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.common.tensors import tensor_at
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import KEY, Emitted
-from fxlrp.tensors import tensor_at
 
 
 class OptimizerPass(Pass):

@@ -13,8 +13,9 @@ from torch import fx
 from fxlrp.passes.optimize.base import OptimizerPass, retarget
 from fxlrp.passes.optimize.packed import packed_convolution, same_convolution
 from fxlrp.passes.optimize.transposes import interleaved, spaced
-from fxlrp.rules import items, join, operations, pooling, primitives
-from fxlrp.rules.in_place import (
+from fxlrp.rules import join
+from fxlrp.steps import batch_axis, operations, pooling, primitives
+from fxlrp.steps.in_place import (
     activation_into,
     add_into,
     divide_into,
@@ -51,7 +52,7 @@ _INTO: dict[Any, Into] = {
     operator.mul: Into(multiply_into, ((1, 0), (0, 1))),
     operator.add: Into(add_into, ((0, 1), (1, 0))),
     operator.sub: Into(subtract_into),
-    items.rescale_to: Into(rescale_into),
+    batch_axis.rescale_to: Into(rescale_into),
     join.ratio_split: Into(ratio_split_into, writes=(0, 2)),
     join.signed_split: Into(signed_split_into),
     **{getattr(aten, name).default: Into(activation_into(name)) for name in _ACTIVATIONS},
@@ -63,7 +64,7 @@ _FRESH: set[Any] = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, torch.matmul,
     operations.convolution_transpose, pooling.average_pool_transpose, pooling.window_sum_transpose,
     pooling.average_pool, pooling.adaptive_average_pool_transpose,
-    primitives.divide, items.rescale_to, operator.mul, operator.add, operator.sub, operator.truediv,
+    primitives.divide, batch_axis.rescale_to, operator.mul, operator.add, operator.sub, operator.truediv,
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,
     aten.layer_norm.default, aten.group_norm.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
@@ -71,7 +72,7 @@ _FRESH: set[Any] = {
 }  # fmt: skip
 """Steps whose result is memory of its own."""
 
-_READERS: set[Any] = _FRESH | {items.sum_items, items.item_sum, *_SPLITS} | {
+_READERS: set[Any] = _FRESH | {batch_axis.sum_items, batch_axis.item_sum, *_SPLITS} | {
     into.step for into in _INTO.values()
 }  # fmt: skip
 """Steps that read their operands and keep no hold of their memory."""

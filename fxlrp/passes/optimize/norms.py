@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, without_dead_code
 from fxlrp.rules.norm import batch_norm_scale, batch_norm_shift
-from fxlrp.rules.operations import scale_leading
-from fxlrp.rules.primitives import primitive
+from fxlrp.steps.operations import scale_leading
+from fxlrp.steps.primitives import primitive
 
 aten = torch.ops.aten
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, arguments, emitted, inserted, retarget, weight_shapes
-from fxlrp.rules.primitives import channels_last, plain, primitive
+from fxlrp.steps.primitives import channels_last, plain, primitive
 
 aten = torch.ops.aten
 _C: Any = torch._C  # what it holds is not typed throughout

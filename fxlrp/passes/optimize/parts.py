@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, weight_shapes, without_dead_code
-from fxlrp.rules.items import rescale, sum_items
-from fxlrp.rules.primitives import divide, primitive
-from fxlrp.rules.routing import rebind, unpermute, unreshape, unselect, unsplit
+from fxlrp.steps.batch_axis import rescale, sum_items
+from fxlrp.steps.primitives import divide, primitive
+from fxlrp.steps.routing import rebind, unpermute, unreshape, unselect, unsplit
 
 aten = torch.ops.aten
 

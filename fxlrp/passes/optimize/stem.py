@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, weights_only, without_dead_code
-from fxlrp.rules import primitives
-from fxlrp.rules.items import rescale, rescale_to
-from fxlrp.rules.operations import convolution_transpose, transposed_convolution_transpose
-from fxlrp.rules.primitives import channels_last, divide, primitive, without_padding
+from fxlrp.steps import primitives
+from fxlrp.steps.batch_axis import rescale, rescale_to
+from fxlrp.steps.operations import convolution_transpose, transposed_convolution_transpose
+from fxlrp.steps.primitives import channels_last, divide, primitive, without_padding
 
 _ALIKE: dict[Any, tuple[int, ...]] = {divide: (1,), without_padding: (1,), rescale: (2,), rescale_to: (2,)}
 """Which arguments of a step may be one for all items."""

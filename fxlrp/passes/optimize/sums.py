@@ -6,8 +6,8 @@ from torch import fx
 
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget
-from fxlrp.rules.items import rescale, rescale_to, sum_items
-from fxlrp.rules.routing import unreshape
+from fxlrp.steps.batch_axis import rescale, rescale_to, sum_items
+from fxlrp.steps.routing import unreshape
 
 _RESCALE = ("share", "relevance", "support", "signed", "items", "received_items")
 

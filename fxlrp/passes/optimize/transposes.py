@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, weight_shapes
-from fxlrp.rules.operations import convolution_transpose
-from fxlrp.rules.primitives import channels_last, primitive
+from fxlrp.steps.operations import convolution_transpose
+from fxlrp.steps.primitives import channels_last, primitive
 
 _CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _WORTH = 1.5

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import fx
 
-from fxlrp.derived import Derived
+from fxlrp.common.tensors import tensor_at, tensor_names
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, retarget, weights_only, without_dead_code
+from fxlrp.passes.optimize.derived import Derived
 from fxlrp.passes.optimize.stem import ones_for
-from fxlrp.tensors import tensor_at, tensor_names
 
 MODULE = "derived"
 

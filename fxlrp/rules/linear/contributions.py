@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fxlrp.errors import RuleError
+from fxlrp.common.errors import RuleError
 from fxlrp.rules.linear.mechanism import Change, Layer, LinearRule, Part, Terms
-from fxlrp.rules.primitives import above_zero, below_zero, negative, positive, zero
+from fxlrp.steps.primitives import above_zero, below_zero, negative, positive, zero
 
 
 class Epsilon(LinearRule):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RuleError
+from fxlrp.common.errors import RuleError
 from fxlrp.rules.linear.contributions import ZPlus
 from fxlrp.rules.linear.mechanism import Layer, LinearRule, Part
-from fxlrp.rules.primitives import along_channels, negative, positive, squared
+from fxlrp.steps.primitives import along_channels, negative, positive, squared
 
 Bound = float | Sequence[float] | Tensor
 """One number, one a channel, or a tensor that broadcasts to the input and is constant in each channel."""

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RuleError
-from fxlrp.rules.items import Items, rescale
-from fxlrp.rules.operations import LinearOperation, Weight
-from fxlrp.rules.primitives import divide, negative, positive, stabilize, where_vanished, without_padding
+from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import BIAS, STABILIZER, Rule, Shares
+from fxlrp.steps.batch_axis import Items, rescale
+from fxlrp.steps.operations import LinearOperation, Weight
+from fxlrp.steps.primitives import divide, negative, positive, stabilize, where_vanished, without_padding
 
 VANISHING = ("rescale", "spread", "absorb")
 BIAS_POLICIES = ("ignore", "absorb", "share")

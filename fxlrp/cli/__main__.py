@@ -1,0 +1,5 @@
+"""``python -m fxlrp.cli`` is ``fxlrp``."""
+
+from fxlrp.cli.application import main
+
+main()

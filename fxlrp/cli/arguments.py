@@ -1,0 +1,110 @@
+"""What several commands read from the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fxlrp.common.errors import InputError, StartError, TargetError
+from fxlrp.loading.models import LoadedModel
+from fxlrp.loading.rule_text import read_rules
+from fxlrp.presets import preset_named
+from fxlrp.rules import Rule
+from fxlrp.rules.starts import STARTS
+
+# Pictures are of one class; "output" would start at all of them.
+_STARTS = [name for name in STARTS if name != "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What every command is told of a model and its rules, as the help describes it."""
+
+    model: str
+    weights: Path | None = None
+    preset: str = "conserving"
+    rules: Sequence[str] = ()
+    split: str | None = None
+
+    def read_rules(self) -> dict[str, Rule]:
+        """The rules, once preset and rules are known to be right.
+
+        Raises:
+            InputError: there is no such preset, or a rule cannot be read.
+        """
+        preset_named(self.preset)
+        return read_rules(self.rules)
+
+
+def start_named(name: str) -> str:
+    """A start by name.
+
+    Raises:
+        StartError: there is none of this name, or it is not of one class.
+    """
+    if name not in _STARTS:
+        raise StartError(f"--start {name}: choose one of {', '.join(_STARTS)}")
+    return name
+
+
+def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:
+    """The number of a class that is given by number or, in any case of letters, by name.
+
+    Raises:
+        TargetError: no class has this name or number, or several have this name.
+    """
+    if target is None:
+        return None
+    try:
+        number = int(target)
+    except ValueError:
+        pass
+    else:
+        if number < 0 or (classes is not None and number >= len(classes)):
+            known = "" if classes is None else f": there are {len(classes)} classes, 0 to {len(classes) - 1}"
+            raise TargetError(f"--target {target} is no class{known}")
+        return number
+    if classes is None:
+        raise TargetError(f"--target {target}: this model's classes have no names, give a number")
+    numbers = [number for number, name in enumerate(classes) if name.casefold() == target.casefold()]
+    if len(numbers) > 1:
+        several = ", ".join(map(str, numbers))
+        raise TargetError(f"--target {target}: classes {several} all have this name, give the number")
+    if not numbers:
+        lower = {name.casefold(): name for name in classes}
+        parts = [name for key, name in lower.items() if target.casefold() in key]
+        close = parts or [lower[key] for key in difflib.get_close_matches(target.casefold(), lower, n=4, cutoff=0.5)]
+        hint = f": did you mean {', '.join(close[:4])}?" if close else ""
+        raise TargetError(f"--target {target} is no class of this model{hint}")
+    return numbers[0]
+
+
+def device_named(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InputError: there is none, or nothing can be computed on it here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # Which of these torch raises depends on the device: for one that it was not built for, such as mps, the last.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).partition("\n")[0]
+        raise InputError(f"--device {name} cannot be used here: {first}") from error
+    if device.type == "meta":
+        raise InputError("--device meta holds no numbers")
+    return device
+
+
+def example_of(loaded: LoadedModel) -> Tensor:
+    """An input of the model's size, for models that are captured from one."""
+    from PIL import Image
+
+    assert loaded.preprocess is not None
+    return loaded.preprocess(Image.new("RGB", (256, 256))).unsqueeze(0)

@@ -1,0 +1,60 @@
+"""``fxlrp graph``: the graph as a picture, or in a browser."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from fxlrp import compile
+from fxlrp.cli.arguments import ModelOptions, class_number, example_of
+from fxlrp.common.errors import InputError
+from fxlrp.common.extras import require
+from fxlrp.loading.images import read_image, to_input
+from fxlrp.loading.models import ModelWarning, load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions(ModelOptions):
+    """The options of ``fxlrp graph``, as its help describes them."""
+
+    out: Path = Path("graph.svg")
+    view: str = "both"
+    depth: int | None = None
+    flow: Path | None = None
+    target: str | None = None
+    explore: Path | None = None
+
+
+def draw_graph(options: GraphOptions) -> None:
+    """Draw the graph of a model's explainer into a file, or show it in Model Explorer.
+
+    Raises:
+        FxlrpError: whatever can be wrong.
+    """
+    rules = options.read_rules()
+    out, shown = options.out, options.explore or options.flow
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
+    picture = None if shown is None else read_image(shown)
+    if options.target is not None and picture is None:
+        raise InputError("--target is the class of an image: give one, by --flow or --explore")
+    if options.explore is not None:
+        require("model_explorer", "explorer")
+    with warnings.catch_warnings():
+        if picture is None:  # the drawing is the same with random weights
+            warnings.simplefilter("ignore", ModelWarning)
+        loaded = load_model(options.model, options.weights)
+    target = class_number(options.target, loaded.classes)
+    example = example_of(loaded)
+    explainer = compile(loaded.model, options.preset, rules=rules, split=options.split, example_inputs=example)
+    if picture is not None:
+        assert loaded.preprocess is not None
+        example = to_input(picture, loaded.preprocess).unsqueeze(0)
+    if options.explore is not None:
+        explainer.explore(example, target=target)
+        return
+    ledger = None if picture is None else explainer.ledger(example, target=target)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    explainer.draw(str(out), options.view, depth=options.depth, ledger=ledger)
+    print(out)

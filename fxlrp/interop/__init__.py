@@ -1,0 +1,1 @@
+"""Other toolkits: Captum, Quantus, SmoothGrad."""

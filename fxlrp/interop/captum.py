@@ -1,0 +1,125 @@
+"""The face of Captum's attribution methods, so that an explainer can stand where one of them does.
+
+Captum itself is not needed for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import wraps
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.common.errors import InputError, TargetError
+from fxlrp.steps.batch_axis import item_sum
+
+if TYPE_CHECKING:
+    from fxlrp.results.explanation import Explanation
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _wrapped(method: F) -> F:
+    # NoiseTunnel calls method.__wrapped__, for Captum's own methods are wrapped in one that logs their use.
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+class Attribution(ABC):
+    """Base of :class:`fxlrp.Explainer`: what Captum asks of an attribution method."""
+
+    @abstractmethod
+    def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
+        """An explanation of inputs by position and by name; the explainer has it."""
+
+    @_wrapped
+    def attribute(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None, *,
+        return_convergence_delta: bool = False,
+    ) -> Any:  # fmt: skip
+        """Relevance, as ``captum.attr.Attribution.attribute`` gives attributions.
+
+        Args:
+            inputs: a tensor (batch, ...) or a tuple of them, the model's first arguments.
+            target: the class to explain: ``None`` (the predicted one; also for a start that needs no
+                class), an int or a tensor of one element for all items, a list or a tensor (batch,) with
+                one an item. In a ``NoiseTunnel`` ``None`` is the class predicted for each noisy input;
+                :func:`fxlrp.smooth` keeps that of the clean one.
+            additional_forward_args: the model's further arguments, one value or a tuple of them, which
+                get no attribution back. What is no tensor is passed on as it is.
+            return_convergence_delta: whether to return delta too.
+
+        Returns:
+            Relevance like ``inputs``, a tuple for a tuple; for an input of tokens that of their
+            embeddings, (batch, tokens, features). With delta, a tuple of that and delta, (batch,): the
+            relevance that entered less what arrived at ``inputs``, so what was absorbed or went to
+            further arguments.
+
+        Raises:
+            InputError, TargetError, CaptureError: as for a call of the explainer.
+        """
+        several = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not several or not all(isinstance(value, Tensor) for value in several):
+            kinds = ", ".join(type(value).__name__ for value in several)
+            raise InputError(
+                f"inputs= takes a tensor or a tuple of tensors, not {kinds or 'an empty tuple'}; "
+                "what else the model takes goes into additional_forward_args="
+            )
+        explanation = self._explain((*several, *further_arguments(additional_forward_args)), {}, one_an_item(target))
+        relevance = tuple(explanation.by_input.values())[: len(several)]
+        found = relevance if isinstance(inputs, tuple) else relevance[0]
+        if not return_convergence_delta:
+            return found
+        arrived = torch.stack([item_sum(value) for value in relevance]).sum(dim=0)
+        return found, (explanation.start.double() - arrived).to(explanation.start.dtype)
+
+    @property
+    def forward_func(self) -> nn.Module:
+        """The model."""
+        return self._weights.model  # type: ignore[attr-defined]
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """``True``: relevance is a share of the output, not a slope."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """``True``: :meth:`attribute` can return one."""
+        return True
+
+
+def further_arguments(additional_forward_args: Any) -> tuple[Any, ...]:
+    """Captum's ``additional_forward_args`` as a tuple: none, one value, or the tuple itself."""
+    if additional_forward_args is None:
+        return ()
+    return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+
+
+def one_an_item(target: Any) -> Any:
+    """A target as Captum understands it, as the explainer takes it: a list or tensor has one class an item.
+
+    Raises:
+        TargetError: it is a list of something else, a tensor of more axes, or a tuple.
+    """
+    if isinstance(target, list):
+        if not all(isinstance(number, Integral | Tensor) and not isinstance(number, bool) for number in target):
+            raise TargetError(f"a list of targets holds one class number an item, not {target!r}")
+        return torch.tensor([int(number) for number in target], dtype=torch.long)
+    if isinstance(target, tuple):
+        raise TargetError(
+            f"target={target!r} is a place in an output of several axes: say what to explain with "
+            "compile(start=…), a callable (output, target) -> relevance of the output"
+        )
+    if isinstance(target, Tensor):
+        if target.numel() == 1:
+            return target.reshape(())
+        if target.dim() != 1:
+            raise TargetError(f"a target tensor has one class an item, shape (batch,), not {tuple(target.shape)}")
+    return target

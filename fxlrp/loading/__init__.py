@@ -1,0 +1,1 @@
+"""Models, checkpoints, images and rules read from names and files."""

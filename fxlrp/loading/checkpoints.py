@@ -1,0 +1,137 @@
+"""Checkpoint files: read without running what is in them, and fitted to a model."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.common.errors import WeightsError
+from fxlrp.common.extras import require
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts put the state dict."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What ``DataParallel`` and ``torch.compile`` put before every name."""
+
+# torchvision's DenseNet checkpoints are older than its code, and spell these names with one dot more.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file, on the CPU, wrappers and prefixes taken off.
+
+    Args:
+        path: written by ``torch.save``, or a ``.safetensors`` file.
+
+    Raises:
+        WeightsError: there is no such file, or there is no state dict in it.
+        MissingExtraError: the file is of safetensors, and the package is not installed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"the weights {path} are a folder: give a checkpoint file")
+    if not path.exists():
+        raise WeightsError(f"there is no weights file {path}")
+    content = _read(path)
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path} holds {_described(content)}, not a state dict")
+    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise WeightsError(f"{path} holds no state dict: {_listed(strangers)} is no tensor")
+    state = {str(key): value for key, value in content.items()}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
+    """Load a state dict into the model, all of it or nothing.
+
+    Args:
+        model: the model, changed in place.
+        state: from :func:`read_checkpoint`.
+        path: the file's name, for the message.
+
+    Raises:
+        WeightsError: names or shapes differ; the message lists them.
+    """
+    own = model.state_dict()
+    # Batch norm only counts with it in training, and old checkpoints lack it.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    different = [
+        f"{key} ({tuple(state[key].shape)} in the file, {tuple(value.shape)} in the model)"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems = [
+        f"{what}: {_listed(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{path} does not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def class_count(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> int | None:
+    """How many classes a classifier tells apart, from the size of its last layer.
+
+    Args:
+        model: the classifier.
+        state: another state dict of the same architecture, to be looked at in place of the model's.
+
+    Returns:
+        ``None`` where there is no such layer.
+    """
+    last = next((key for key, value in reversed(model.state_dict().items()) if value.dim() > 1), None)
+    value = None if last is None else (model.state_dict() if state is None else state).get(last)
+    return None if value is None or value.dim() < 2 else value.shape[0]
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            return require("safetensors.torch", "timm").load_file(path)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise WeightsError(f"{path} is not a safetensors file: {error}") from error
+        except Exception as error:
+            # SafetensorError derives from Exception and from nothing else.
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise WeightsError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise WeightsError(f"{path} may not be read: permission denied") from error
+    except pickle.UnpicklingError as error:
+        # Raised for damaged files as well as for objects that could run code when they are read.
+        raise WeightsError(
+            f"{path} is not a checkpoint that holds nothing but tensors; others are not read, for they can run code"
+        ) from error
+    # A damaged file can raise almost anything here.
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {first}") from error
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _described(content: Any) -> str:
+    return "an empty dict" if isinstance(content, Mapping) else f"an object of type {type(content).__name__}"

@@ -1,0 +1,116 @@
+"""Image files: read as RGB pictures, made into what a model takes, and shown as a model sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision import transforms
+
+from fxlrp.common.errors import ImageError, InputError
+
+Preprocess = Callable[[Image.Image], Tensor]
+"""From an RGB picture to a model's input, (channels, height, width), without the batch."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as an RGB picture, the right way up.
+
+    The orientation that a camera writes into EXIF is applied, transparency is laid on white,
+    16-bit grey values are scaled to 8 bits, and of an animation the first frame is taken.
+
+    Raises:
+        ImageError: there is no such file, or it is not an image that can be read to its end.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder: give image files")
+    if not path.exists():
+        raise ImageError(f"there is no file {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not an image that Pillow can read") from error
+    except PermissionError as error:
+        raise ImageError(f"{path} may not be read: permission denied") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is too large: {error}") from error
+    # Pillow's decoders raise many types for damaged files, SyntaxError and struct.error among them.
+    except Exception as error:
+        raise ImageError(f"{path} is a damaged or truncated image: {error}") from error
+
+
+def imagenet_preprocess(size: int = 224, resize: int = 256) -> Preprocess:
+    """The customary preprocessing of ImageNet models: resize the short side, crop, normalise."""
+    steps = [
+        transforms.Resize(resize),
+        transforms.CenterCrop(size),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    composed: Preprocess = transforms.Compose(steps)
+    return composed
+
+
+def to_input(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """A model's input for one picture.
+
+    Returns:
+        (channels, height, width), floating point.
+
+    Raises:
+        InputError: the preprocessing fails, or returns something else.
+    """
+    try:
+        value = preprocess(image)
+    except Exception as error:
+        raise InputError(f"the model's preprocessing failed on a picture of {image.size}: {error}") from error
+    if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
+        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"preprocessing must return a floating point tensor (channels, height, width), not {got}")
+    return value
+
+
+def as_seen(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """The picture as the model sees it: resized and cropped, the normalisation undone.
+
+    A heatmap lies on this picture pixel by pixel. The normalisation is not looked up but
+    measured, by sending a black and a white picture the same way, so that any preprocessing
+    will do that scales and shifts each value on its own. Values that no picture changes, such
+    as a border that the preprocessing adds, are black.
+
+    Returns:
+        (3, height, width), between 0 and 1.
+
+    Raises:
+        InputError: as :func:`to_input`; or the model's input has not three channels.
+    """
+    value = to_input(image, preprocess)
+    if value.shape[0] != 3:
+        raise InputError(f"a model input with {value.shape[0]} channels cannot be shown as a picture")
+    black = to_input(Image.new("RGB", image.size, "black"), preprocess)
+    white = to_input(Image.new("RGB", image.size, "white"), preprocess)
+    span = white - black
+    fixed = span == 0
+    return torch.where(fixed, 0, (value - black) / torch.where(fixed, 1, span)).clamp(0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit values at 255 where it converts them itself.
+        grey = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        transparent = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", transparent.size, "white"), transparent)
+    return image.convert("RGB")

@@ -1,0 +1,101 @@
+"""Rules written as text, as the command line takes them: ``layer4.*=Epsilon(1e-6)``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fxlrp import rules
+from fxlrp.common.errors import RuleError
+from fxlrp.rules.rule import Rule
+
+RULES: dict[str, type[Rule]] = {
+    name: value
+    for name in rules.__all__
+    if isinstance(value := getattr(rules, name), type) and issubclass(value, Rule) and not inspect.isabstract(value)
+}
+"""The rules by name, without the bases of the families, which are abstract."""
+
+
+def read_rules(texts: Sequence[str]) -> dict[str, Rule]:
+    """Rules by the pattern that each is for.
+
+    Args:
+        texts: ``PATTERN=RULE`` each; see :func:`read_rule`.
+
+    Raises:
+        RuleError: one of them is no pattern and rule, or a pattern comes twice.
+    """
+    found: dict[str, Rule] = {}
+    for text in texts:
+        pattern, equals, rule = (part.strip() for part in text.partition("="))
+        if not (pattern and equals and rule):
+            raise RuleError(f"--rule {text}: write PATTERN=RULE, such as 'layer4.*=Epsilon(1e-6)'")
+        if pattern in found:
+            raise RuleError(f"--rule {text}: there is a rule for {pattern} already, {found[pattern]}")
+        try:
+            found[pattern] = read_rule(rule)
+        except RuleError as error:
+            raise RuleError(f"--rule {text}: {error}") from error
+    return found
+
+
+def read_rule(text: str) -> Rule:
+    """The rule that a text names, such as ``ZPlus``, ``epsilon(1e-6)`` or ``Bilinear(Epsilon(epsilon=1e-6))``.
+
+    Nothing is evaluated: names are those of :data:`RULES`, in any case of letters, and arguments are literals
+    or rules.
+
+    Raises:
+        RuleError: it is none; the message shows the piece that is not understood.
+    """
+    text = re.sub(r"\bpass\b", "Pass", text)  # in small letters a word of Python's own
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise RuleError(f"{text!r} is no rule with arguments, such as 'Epsilon(1e-6)'") from error
+    return _rule(tree, text)
+
+
+def _rule(tree: ast.expr, text: str) -> Rule:
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    piece = ast.get_source_segment(text, call.func) or text
+    by_name = {name.casefold(): rule for name, rule in RULES.items()}
+    if not isinstance(call.func, ast.Name) or call.func.id.casefold() not in by_name:
+        raise RuleError(f"{piece!r} is no rule: choose one of {', '.join(RULES)}")
+    rule = by_name[call.func.id.casefold()]
+    arguments = [_argument(value, text) for value in call.args]
+    named: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise RuleError(f"{ast.get_source_segment(text, keyword)!r} is neither a literal nor a rule")
+        named[keyword.arg] = _argument(keyword.value, text)
+    whole = ast.get_source_segment(text, tree)
+    signature = inspect.signature(rule).replace(return_annotation=inspect.Signature.empty)
+    try:
+        for name, value in signature.bind(*arguments, **named).arguments.items():
+            _check(name, str(signature.parameters[name].annotation), value)
+        return rule(*arguments, **named)
+    except RuleError as error:
+        raise RuleError(f"{whole!r}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RuleError(f"{whole!r} does not fit {rule.__name__}{signature}: {error}") from error
+
+
+def _check(name: str, wanted: str, value: Any) -> None:
+    # A number where a rule is wanted, or a rule in place of a number, would be told by the first relevance only.
+    if value is not None and ("Rule" in wanted) != isinstance(value, Rule):
+        raise TypeError(f"{name} is {value!r}")
+
+
+def _argument(tree: ast.expr, text: str) -> Any:
+    try:
+        return ast.literal_eval(tree)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        if isinstance(tree, ast.Call | ast.Name):
+            return _rule(tree, text)
+        piece = ast.get_source_segment(text, tree)
+        raise RuleError(f"{piece!r} is neither a literal nor a rule") from None

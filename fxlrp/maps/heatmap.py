@@ -1,0 +1,167 @@
+"""From relevance to heatmaps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxlrp.common.errors import InputError
+
+
+def heatmap(relevance: Tensor) -> Tensor:
+    """The attribution map: the sum over channels.
+
+    Args:
+        relevance: (batch, channels, height, width), or (channels, height, width); of several
+            targets (batch, rows, channels, height, width).
+
+    Returns:
+        (batch, height, width), or (height, width), or (batch, rows, height, width).
+    """
+    if not isinstance(relevance, Tensor) or relevance.dim() not in (3, 4, 5):
+        got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
+        raise InputError(f"a heatmap is made of relevance (batch, channels, height, width), not {got}")
+    return relevance.sum(dim=-3)
+
+
+def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
+    """The map of relevance inside a network, enlarged to the picture it belongs to: the sum over channels.
+
+    Channels may come first or last: what is as long beside its height as the picture is the map. Of tokens those
+    are left out that come before the patches (class and register tokens).
+
+    Args:
+        relevance: of one item, (channels, rows, columns), (rows, columns, channels) or (tokens, channels).
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        (height, width), or ``None`` where it has no rows and columns in the picture's proportions.
+    """
+    size = map_size(relevance.shape, height, width)
+    return None if size is None else _enlarged(relevance[None], size, height, width)[0]
+
+
+def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float = 0.0) -> Tensor:
+    """One map of the relevance at several stages of a network: the mean of their maps, each enlarged to the picture.
+
+    A place's relevance is spread over the pixels that it is enlarged to: by a whole factor a stage's map adds up to
+    what the stage received, class tokens aside, and where relevance is conserved so does the mean.
+
+    Args:
+        stages: relevance of the same items at each, as the input has it and ``Explanation.checkpoints``: (batch,
+            channels, rows, columns), (batch, rows, columns, channels) or (batch, tokens, channels).
+        height: of the picture.
+        width: of the picture.
+        sigma: standard deviation, in pixels, of a Gaussian by which the mean is smoothed, its sum kept; 0: as it is.
+
+    Returns:
+        (batch, height, width).
+
+    Raises:
+        InputError: there is no stage, one has no rows and columns in the picture's proportions, they are not of the
+            same items, or ``sigma`` is negative.
+    """
+    if not stages:
+        raise InputError("a map is made of one stage at least")
+    if not 0 <= sigma < math.inf:
+        raise InputError(f"sigma={sigma!r}: give a number of pixels, or 0")
+    maps = [_spread(stage, height, width) for stage in stages]
+    if len({len(each) for each in maps}) > 1:
+        raise InputError(f"the stages are of {', '.join(str(len(each)) for each in maps)} items, not of the same")
+    mean = torch.stack(maps).mean(dim=0)
+    if not sigma:
+        return mean
+    rows, columns = (_gaussian(length, sigma, mean) for length in (height, width))
+    return rows @ mean @ columns.T
+
+
+def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
+    """How much of each place, a column, goes to each, a row: nothing leaves the picture."""
+    places = torch.arange(length, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
+    return weights / weights.sum(dim=0)
+
+
+def _spread(stage: Tensor, height: int, width: int) -> Tensor:
+    """The maps of a stage, (batch, height, width), with its relevance spread over them."""
+    size = map_size(stage.shape[1:], height, width) if isinstance(stage, Tensor) else None
+    if size is None:
+        got = tuple(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
+        raise InputError(f"relevance {got} has no rows and columns that are a picture of {height} × {width}")
+    return _enlarged(stage, size, height, width) * (math.prod(size) / (height * width))
+
+
+def _enlarged(relevance: Tensor, size: tuple[int, int], height: int, width: int) -> Tensor:
+    """The sums over channels of maps of this size, (batch, height, width), in as many values."""
+    if relevance.dim() == 3:
+        sums = relevance[:, relevance.shape[1] - math.prod(size) :].sum(dim=2).reshape(-1, *size)
+    else:
+        sums = relevance.sum(dim=1 if tuple(relevance.shape[2:]) == size else 3)
+    precise = torch.promote_types(sums.dtype, torch.float32)
+    return F.interpolate(sums[:, None].to(precise), (height, width), mode="bilinear")[:, 0]
+
+
+_BEFORE = 8
+"""As many tokens may come before the patches, less one."""
+
+
+def map_size(shape: Sequence[int], height: int, width: int) -> tuple[int, int] | None:
+    """The rows and columns of a value inside a network, as :func:`layer_map` finds them.
+
+    Args:
+        shape: of one item.
+        height: of the picture.
+        width: of the picture.
+    """
+
+    def fits(rows: int, columns: int) -> bool:
+        return abs(rows * width - columns * height) <= max(height, width)  # to one row or column
+
+    if len(shape) == 3:
+        first, second, third = shape
+        if fits(second, third):
+            return second, third
+        return (first, second) if fits(first, second) else None
+    if len(shape) == 2:
+        for count in range(shape[0], max(shape[0] - _BEFORE, 1), -1):
+            rows = round(math.sqrt(count * height / width))
+            if rows > 1 and count % rows == 0 and rows * width == count // rows * height:
+                return rows, count // rows
+    return None
+
+
+def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> Tensor:
+    """Heat Quantization: each map floored to a few levels (Otsuki et al., ECCV 2024, Eq. 8).
+
+    Args:
+        heatmap: (batch, height, width), (height, width) or (batch, rows, height, width); each map has
+            its own levels.
+        levels: Q, at least 2 (1 for ``"bins"`` is one flat level).
+        method: ``"bins"``: Q bins of width ``(max − min) / Q``, each floored to its lower
+            edge, as Eq. 8 is meant. ``"linspace"``: floored onto ``linspace(min, max, Q)``, as
+            the released code does: Q − 1 bins, and the maximum keeps a level of its own.
+
+    Returns:
+        Like ``heatmap``; a constant map comes back unchanged.
+    """
+    if method not in ("bins", "linspace"):
+        raise InputError(f"method={method!r}: choose 'bins' or 'linspace'")
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < (1 if method == "bins" else 2):
+        raise InputError(f"levels must be a whole number of at least 2, not {levels!r}")
+    if not isinstance(heatmap, Tensor) or heatmap.dim() not in (2, 3, 4) or not heatmap.is_floating_point():
+        raise InputError("quantize_heat takes a floating point map (batch, height, width) or (height, width)")
+    low, high = heatmap.amin(dim=(-2, -1), keepdim=True), heatmap.amax(dim=(-2, -1), keepdim=True)
+    bins = levels if method == "bins" else levels - 1
+    width = (high - low) / bins
+    constant = width == 0
+    index = ((heatmap - low) / torch.where(constant, 1, width)).floor()
+    # The maximum itself lies on the upper edge of the last bin.
+    floored = low + index.clamp(max=bins - 1) * width
+    if method == "linspace":
+        floored = torch.where(heatmap == high, high, floored)
+    return torch.where(constant, heatmap, floored)

@@ -1,0 +1,248 @@
+"""Heatmaps in colours, alone or on a photograph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from fxlrp.common.errors import InputError
+from fxlrp.common.extras import require
+from fxlrp.maps.rendering.pictures import from_image, to_bytes
+
+COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
+"""Matplotlib's names of the colour maps; people who do not tell red from green can read both."""
+
+# Contrast, brightness and colour of the photograph under an overlay: no relevance is white in the
+# one colour map, black in the other.
+_BACKGROUND = {"symmetric": (0.6, 0.38, 0.3), "positive": (0.8, 0.0, 0.5)}
+
+_NO_VALUE = 0.5  # Grey, where a heatmap holds NaN or infinity.
+
+
+def fitting_colors(heatmap: Tensor) -> str:
+    """``"positive"`` where the map has no negative relevance worth seeing, ``"symmetric"`` where it has.
+
+    Args:
+        heatmap: (height, width), or any other shape.
+    """
+    finite = heatmap[torch.isfinite(heatmap)]
+    if not finite.numel():
+        return "positive"
+    # Rounding leaves specks of the other sign.
+    return "positive" if bool(finite.min() >= -1e-3 * finite.abs().max()) else "symmetric"
+
+
+def color_range(heatmaps: Iterable[Tensor], colors: str = "symmetric", percentile: float = 99.5) -> float:
+    """The magnitude at which the colours of these maps end, the same for all of them.
+
+    Args:
+        heatmaps: each (height, width), relevance.
+        colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
+        percentile: the range ends at this percentile of the magnitudes shown; what lies above
+            is clipped, for a few strong pixels would leave the others dark.
+
+    Returns:
+        Relevance; 0 where the maps have none to show.
+
+    Raises:
+        InputError: as :func:`scaled`.
+    """
+    _check_options(colors, percentile)
+    found = [_magnitudes(heatmap, colors) for heatmap in heatmaps]
+    magnitudes = torch.cat(found) if found else torch.empty(0)
+    if not magnitudes.numel():
+        return 0.0
+    # So few pixels may carry relevance that the percentile misses them.
+    return float(_quantile(magnitudes, percentile / 100)) or float(magnitudes.max())
+
+
+def scaled(
+    heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *, limit: float | None = None
+) -> Tensor:
+    """The map in units of its colour range.
+
+    Args:
+        heatmap: (height, width), relevance.
+        colors: ``"symmetric"``: relevance divided by the range, so that zero stays zero.
+            ``"positive"``: the same, negative relevance shown as zero.
+        percentile: where the range ends, as for :func:`color_range`.
+        limit: the range itself, in relevance; ``None``: that of this map.
+
+    Returns:
+        (height, width), from −1 to 1 or from 0 to 1; NaN where the map is not finite. A map
+        without relevance is zero, one of a single value is at the end of the range.
+
+    Raises:
+        InputError: the map is no floating point (height, width), or an option is none of the above.
+    """
+    check_map(heatmap)
+    _check_options(colors, percentile)
+    if limit is None:
+        limit = color_range([heatmap], colors, percentile)
+    elif not (math.isfinite(limit) and limit >= 0):
+        raise InputError(f"limit must be a magnitude of relevance, not {limit}")
+    values = heatmap.detach().cpu().double()
+    shown = torch.where(torch.isfinite(values), values, 0)
+    shown = shown.clamp(min=0) if colors == "positive" else shown
+    if limit > 0:
+        shown = (shown / limit).clamp(-1, 1)
+    return torch.where(torch.isfinite(values), shown, torch.nan)
+
+
+def colorize(
+    heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *, limit: float | None = None
+) -> Tensor:
+    """The map in colours.
+
+    Args:
+        heatmap: (height, width), relevance.
+        colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
+        percentile: where the colours end, as for :func:`color_range`.
+        limit: the same as relevance, in place of the percentile.
+
+    Returns:
+        uint8 (height, width, 3); what is not finite is grey.
+
+    Raises:
+        InputError: as :func:`scaled`.
+        MissingExtraError: matplotlib is not installed.
+    """
+    values = scaled(heatmap, colors, percentile, limit=limit)
+    return to_bytes(_painted(values, colors))
+
+
+def overlay(
+    photo: Any, heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *,
+    strength: float = 0.9, smooth: float = 1.0, limit: float | None = None,
+) -> Tensor:  # fmt: skip
+    """The map laid on the photograph.
+
+    Relevance decides both colour and opacity, so that the photograph shows where there is
+    little of it, paler than it is (darker for ``"positive"``).
+
+    Args:
+        photo: a tensor (3, height, width) between 0 and 1, or a Pillow image, of the map's size.
+            Another size is not stretched but refused: after a crop the map would lie beside what it explains.
+        heatmap: (height, width), relevance.
+        colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
+        percentile: where the colours end, as for :func:`color_range`.
+        strength: the opacity of the strongest relevance, between 0 and 1.
+        smooth: the map is blurred by this many pixels (the σ of a Gaussian), for relevance that passed a
+            convolution of stride 2 alternates from pixel to pixel; 0: as it is.
+        limit: where the colours end as relevance, in place of the percentile.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        InputError: as :func:`scaled`; or the photograph, the strength or the smoothing does not fit.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must lie between 0 and 1, not at {strength}")
+    if not (math.isfinite(smooth) and smooth >= 0):
+        raise InputError(f"smooth must be a number of pixels, 0 or more, not {smooth}")
+    check_map(heatmap)
+    values = scaled(blurred(heatmap, smooth), colors, percentile, limit=limit)
+    below = _photo(photo)
+    if below.shape[:2] != values.shape:
+        raise InputError(f"the photograph is {tuple(below.shape[:2])} and the map {tuple(values.shape)}")
+    grey = (below * below.new_tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)
+    contrast, brightness, color = _BACKGROUND[colors]
+    below = contrast * (color * below + (1 - color) * grey) + brightness
+    opacity = strength * values.abs().nan_to_num(1).unsqueeze(-1)
+    return to_bytes(opacity * _painted(values, colors) + (1 - opacity) * below)
+
+
+def to_photo(picture: Any) -> Tensor:
+    """A photograph as a picture of its own: uint8 (height, width, 3).
+
+    Args:
+        picture: as :func:`overlay` takes it.
+    """
+    return to_bytes(_photo(picture))
+
+
+def stretched(image: Tensor) -> Tensor:
+    """An image as a model takes it as a photograph: its least value black, its largest white.
+
+    Args:
+        image: (1 or 3, height, width).
+
+    Returns:
+        (3, height, width), between 0 and 1.
+    """
+    low, high = image.min(), image.max()
+    return ((image.detach().float() - low) / (high - low).clamp(min=1e-12)).expand(3, -1, -1)
+
+
+def _check_options(colors: str, percentile: float) -> None:
+    if colors not in COLORS:
+        raise InputError(f"colors={colors!r}: choose one of {', '.join(map(repr, COLORS))}")
+    if not 0 < percentile <= 100:
+        raise InputError(f"percentile must lie above 0 and at most at 100, not at {percentile}")
+
+
+def check_map(heatmap: Any) -> None:
+    """Refuse what is no map.
+
+    Raises:
+        InputError: it is no floating point tensor (height, width).
+    """
+    if isinstance(heatmap, Tensor) and heatmap.dim() == 2 and heatmap.is_floating_point() and heatmap.numel():
+        return
+    got = f"{tuple(heatmap.shape)} of {heatmap.dtype}" if isinstance(heatmap, Tensor) else type(heatmap).__name__
+    raise InputError(f"a picture is made of one floating point map (height, width), not {got}")
+
+
+def blurred(heatmap: Tensor, sigma: float) -> Tensor:
+    """The map blurred by a Gaussian of ``sigma`` pixels; what is not finite stays where it is, and does not spread."""
+    values = heatmap.detach().cpu().double()
+    # Three sigmas hold all but the last 0.3 %; reflection needs a margin smaller than the map.
+    radius = min(math.ceil(3 * sigma), min(values.shape) - 1)
+    if radius < 1:
+        return values
+    finite = torch.isfinite(values)
+    clean = torch.where(finite, values, 0).unsqueeze(0)
+    blurred = gaussian_blur(clean, [2 * radius + 1] * 2, [sigma] * 2).squeeze(0)
+    return torch.where(finite, blurred, values)
+
+
+def _magnitudes(heatmap: Tensor, colors: str) -> Tensor:
+    check_map(heatmap)
+    values = heatmap.detach().cpu().double()
+    values = values[torch.isfinite(values)]
+    return values.clamp(min=0) if colors == "positive" else values.abs()
+
+
+def _painted(values: Tensor, colors: str) -> Tensor:
+    """Colours between 0 and 1, (height, width, 3), of values in units of the colour range."""
+    colormap = require("matplotlib", "draw").colormaps[COLORS[colors]]
+    place = (values + 1) / 2 if colors == "symmetric" else values
+    painted = torch.from_numpy(colormap(place.nan_to_num(0).numpy())[..., :3])
+    return torch.where(values.isnan().unsqueeze(-1), _NO_VALUE, painted)
+
+
+def _photo(photo: Any) -> Tensor:
+    """The photograph as (height, width, 3) between 0 and 1, float64."""
+    if not isinstance(photo, Tensor):
+        from PIL import Image
+
+        if not isinstance(photo, Image.Image):
+            kind = type(photo).__name__
+            raise InputError(f"a photograph is a tensor (3, height, width) or a Pillow image, not {kind}")
+        return from_image(photo).double() / 255
+    if photo.dim() != 3 or photo.shape[0] != 3 or not photo.is_floating_point():
+        raise InputError(f"a photograph is a floating point tensor (3, height, width), not {tuple(photo.shape)}")
+    return photo.detach().cpu().double().nan_to_num(0).clamp(0, 1).permute(1, 2, 0)
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    # Not torch.quantile: it refuses more than 16 million values, and a map may have more.
+    place = max(1, math.ceil(share * values.numel()))
+    return values.kthvalue(place).values

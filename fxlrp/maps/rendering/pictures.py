@@ -1,0 +1,74 @@
+"""Pictures as they are: from Pillow and matplotlib, to a size, to a file.
+
+A picture is a uint8 tensor (height, width, 3).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import ImageError, InputError
+
+
+def enlarge(picture: Tensor, shortest: int = 448) -> Tensor:
+    """The picture enlarged by a whole factor, the least one that makes no side shorter than ``shortest``.
+
+    Args:
+        picture: uint8 (height, width, 3).
+        shortest: in pixels.
+    """
+    from PIL import Image
+
+    factor = max(1, -(-shortest // min(picture.shape[:2])))
+    image = Image.fromarray(picture.numpy())
+    size = (image.width * factor, image.height * factor)
+    return from_image(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def save_png(picture: Tensor, path: str | os.PathLike[str]) -> Path:
+    """Write a picture; the file is there as a whole or not at all.
+
+    Args:
+        picture: uint8 (height, width, 3).
+        path: a file name that ends in ``.png``; its folder is made if need be, and a file of
+            this name is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the picture is none.
+        ImageError: the file cannot be written.
+    """
+    from PIL import Image
+
+    if not isinstance(picture, Tensor) or picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[2] != 3:
+        raise InputError("a picture is a uint8 tensor (height, width, 3)")
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ImageError(f"{path}: pictures are written as PNG, so the name must end in .png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as beside:
+            Image.fromarray(picture.numpy()).save(beside, format="PNG")
+    except OSError as error:
+        raise ImageError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def from_image(image: Any) -> Tensor:
+    """The picture of a Pillow image."""
+    rgb = image.convert("RGB")
+    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(rgb.height, rgb.width, 3)
+
+
+def to_bytes(picture: Tensor) -> Tensor:
+    """The picture of (height, width, 3) between 0 and 1."""
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,263 @@
+"""Many maps in one picture: methods × images, with captions and colour bars."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.common.errors import InputError, MissingExtraError
+from fxlrp.common.extras import require
+from fxlrp.maps.rendering.maps import (
+    COLORS,
+    blurred,
+    check_map,
+    color_range,
+    colorize,
+    fitting_colors,
+    overlay,
+    stretched,
+    to_photo,
+)
+from fxlrp.maps.rendering.pictures import enlarge
+
+_SHOWN = 6
+"""Images in the picture of an explanation."""
+
+_RANGES = ("map", "method", "all")
+
+_OVERLAY_BLUR = 1.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A colour bar.
+
+    Attributes:
+        colors: ``"symmetric"`` or ``"positive"``.
+        limit: the relevance at its end; ``None``: each map beside it has its own.
+    """
+
+    colors: str
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a sheet.
+
+    Attributes:
+        picture: uint8 (height, width, 3).
+        caption: above it.
+    """
+
+    picture: Tensor
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a sheet.
+
+    Attributes:
+        cells: its pictures; ``None`` leaves a place empty.
+        label: at its left.
+        scale: a colour bar at its right.
+    """
+
+    cells: Sequence[Cell | None]
+    label: str = ""
+    scale: Scale | None = None
+
+
+def grid(
+    maps: Mapping[str, Any], photos: Any = None, *, titles: Sequence[str] = (), colors: str | None = None,
+    percentile: float = 99.5, on_photos: bool = False, one_range: str = "map", bars: bool = True, side: float = 2.2,
+) -> Tensor:  # fmt: skip
+    """Maps of several methods for several images: a row a method, a column an image, above them the photographs.
+
+    Args:
+        maps: by the method's name (images, height, width), or a sequence of (height, width): its heatmaps.
+        photos: as many photographs as there are images, each as :func:`overlay` takes it.
+        titles: a caption for each image.
+        colors: ``"symmetric"`` or ``"positive"``, for all; ``None``: for each method what fits its maps.
+        percentile: where the colours end, as for :func:`color_range`.
+        on_photos: maps on the photographs, not alone.
+        one_range: what shares a colour range: ``"map"``: each map has its own, so that one sees *where* its relevance
+            lies; ``"method"``: the maps of a row; ``"all"``: all maps, so that amounts can be compared.
+        bars: a colour bar at the right of each row.
+        side: of a picture, in inches at 150 pixels an inch.
+
+    Returns:
+        A picture, uint8 (height, width, 3).
+
+    Raises:
+        InputError: there is no map, numbers of maps, photographs or titles differ, or as :func:`overlay`.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if one_range not in _RANGES:
+        raise InputError(f"one_range={one_range!r}: choose one of {', '.join(map(repr, _RANGES))}")
+    rows = {name: list(heatmaps) for name, heatmaps in maps.items()}
+    below = None if photos is None else list(photos)
+    _check(rows, below, titles, on_photos=on_photos)
+    chosen = {name: colors or fitting_colors(torch.cat([heat.flatten() for heat in row])) for name, row in rows.items()}
+    if one_range == "all" and len(set(chosen.values())) > 1:
+        chosen = dict.fromkeys(chosen, "symmetric")
+    limits = _limits(rows, chosen, percentile, one_range, blur=_OVERLAY_BLUR if on_photos else 0.0)
+
+    lines = []
+    if below is not None:
+        lines.append(Line([Cell(to_photo(photo)) for photo in below], "photograph"))
+    for name, row in rows.items():
+        cells = []
+        for i, heat in enumerate(row):
+            if on_photos:
+                assert below is not None
+                picture = overlay(below[i], heat, chosen[name], percentile, smooth=_OVERLAY_BLUR, limit=limits[name])
+            else:
+                picture = colorize(heat, chosen[name], percentile, limit=limits[name])
+            cells.append(Cell(picture))
+        lines.append(Line(cells, name, Scale(chosen[name], limits[name]) if bars else None))
+    if titles:
+        top = [Cell(cell.picture, title) for cell, title in zip(lines[0].cells, titles, strict=True) if cell]
+        lines[0] = Line(top, lines[0].label, lines[0].scale)
+    return sheet(lines, side=side)
+
+
+def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tensor:
+    """Pictures in rows and columns.
+
+    Args:
+        lines: the rows, from the top.
+        side: of a picture, in inches at 150 pixels an inch.
+        font: size of captions and labels, in points.
+
+    Returns:
+        A picture, uint8 (height, width, 3).
+
+    Raises:
+        InputError: there is no picture.
+        MissingExtraError: matplotlib is not installed.
+    """
+    columns = max((len(line.cells) for line in lines), default=0)
+    if not columns:
+        raise InputError("a sheet needs a picture")
+    figure_module = require("matplotlib.figure", "draw")
+    bars = any(line.scale for line in lines)
+    size = (side * columns + 0.3 + 0.8 * bars, (side + 0.1) * len(lines) + 0.25)
+    figure = figure_module.Figure(figsize=size, dpi=150, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    widths = [1.0] * columns + [0.06] * bars
+    places = figure.subplots(len(lines), columns + bars, squeeze=False, width_ratios=widths)
+    for row, line in zip(places, lines, strict=True):
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for axis, cell in zip(row, line.cells, strict=False):
+            if cell is not None:
+                axis.imshow(enlarge(cell.picture, round(150 * side)).numpy())
+                axis.set_title(cell.caption, fontsize=font)
+        row[0].set_ylabel(line.label, fontsize=font, color="#444444")
+        if line.scale is not None:
+            _bar(row[-1], line.scale, 0.8 * font)
+    return drawn(figure)
+
+
+def with_bar(picture: Tensor, scale: Scale, *, side: float = 3) -> Tensor:
+    """A picture with a colour bar at its right.
+
+    Args:
+        picture: uint8 (height, width, 3).
+        scale: its colours.
+        side: of the picture, in inches at 150 pixels an inch.
+
+    Returns:
+        A picture, uint8 (height, width, 3).
+    """
+    return sheet([Line([Cell(picture)], scale=scale)], side=side)
+
+
+def drawn(figure: Any) -> Tensor:
+    """The picture of a matplotlib figure: uint8 (height, width, 3)."""
+    canvas = require("matplotlib.backends.backend_agg", "draw").FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.reshape(height, width, 4)[..., :3].contiguous()
+
+
+def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
+    """The first few images with their relevance laid over them, side by side, as PNG.
+
+    Args:
+        images: (batch, 1 or 3, height, width), as the model takes them.
+        relevance: in the same shape.
+
+    Returns:
+        ``None`` where these are no pictures and their relevance, or matplotlib or Pillow is missing.
+    """
+    if images is None or not isinstance(relevance, Tensor) or relevance.shape != images.shape:
+        return None
+    try:
+        maps = relevance.detach().float().sum(dim=1).cpu()
+        colors = fitting_colors(maps)
+        shown = zip(images[:_SHOWN].cpu(), maps[:_SHOWN], strict=True)
+        together = torch.cat([enlarge(overlay(stretched(image), heat, colors), 224) for image, heat in shown], dim=1)
+        from PIL import Image
+    except (MissingExtraError, ImportError):
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(together.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _bar(axis: Any, scale: Scale, font: float) -> None:
+    """The colours from least to most relevance, as an axis of its own."""
+    signed = scale.colors == "symmetric"
+    colormap = require("matplotlib", "draw").colormaps[COLORS[scale.colors]]
+    values = torch.linspace(1, 0, 256).unsqueeze(1).numpy()
+    axis.imshow(colormap(values), aspect="auto", extent=(0, 1, -1 if signed else 0, 1))
+    axis.yaxis.tick_right()
+    end = "most" if scale.limit is None else f"{scale.limit:.1e}"
+    ticks = {-1: f"−{end}", 0: "0", 1: end} if signed else {0: "0", 1: end}
+    axis.set_yticks(list(ticks), list(ticks.values()), fontsize=font)
+    axis.tick_params(length=2, color="#444444", labelcolor="#444444")
+
+
+def _check(rows: Mapping[str, Sequence[Any]], photos: Sequence[Any] | None, titles: Sequence[str], *,
+           on_photos: bool) -> None:  # fmt: skip
+    """Refuse what makes no grid.
+
+    Raises:
+        InputError: see :func:`grid`.
+    """
+    for row in rows.values():
+        for heatmap in row:
+            check_map(heatmap)
+    counts = {f"maps of {name}": len(row) for name, row in rows.items()}
+    if photos is not None:
+        counts["photographs"] = len(photos)
+    if titles:
+        counts["titles"] = len(titles)
+    if not rows or 0 in counts.values():
+        raise InputError("a grid needs a map")
+    if len(set(counts.values())) > 1:
+        raise InputError("numbers differ: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    if on_photos and photos is None:
+        raise InputError("on_photos=True needs photos")
+
+
+def _limits(rows: Mapping[str, Sequence[Tensor]], colors: Mapping[str, str], percentile: float, one_range: str, *,
+            blur: float) -> dict[str, float | None]:  # fmt: skip
+    """By method the end of its colours; ``None`` where each map has its own."""
+    if one_range == "map":
+        return dict.fromkeys(rows)
+    shown = {name: [blurred(heat, blur) for heat in row] for name, row in rows.items()}
+    if one_range == "method":
+        return {name: color_range(row, colors[name], percentile) for name, row in shown.items()}
+    together = [heat for row in shown.values() for heat in row]
+    return dict.fromkeys(rows, color_range(together, next(iter(colors.values())), percentile))

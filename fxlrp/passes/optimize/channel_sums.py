@@ -1,0 +1,61 @@
+"""Heatmaps: where relevance is summed over channels, the first layer's transpose need not tell them apart."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, without_dead_code
+from fxlrp.steps.batch_axis import rescale_to
+from fxlrp.steps.operations import convolution_transpose
+from fxlrp.steps.primitives import channel_sum, primitive
+
+
+@primitive
+def sum_inputs(weight: Tensor) -> Tensor:
+    """The weights of a convolution, (out, in, *kernel), for the sum of its inputs' channels: (out, 1, *kernel)."""
+    return weight.sum(dim=1, keepdim=True)
+
+
+@primitive
+def one_channel(x: Tensor) -> Tensor:
+    """The first channel alone, for its form."""
+    return x[:, :1]
+
+
+@primitive
+def without_channel(relevance: Tensor) -> Tensor:
+    """(batch, 1, ...) to (batch, ...)."""
+    return relevance.squeeze(1)
+
+
+class SumChannels(OptimizerPass):
+    """Sums the weights of the first layer over its input channels, and not the relevance that they give.
+
+    Where the first layer's rule puts ones in the place of its input, a pixel's relevance is the
+    transpose of the layer and nothing else: the sum over channels is the transpose by summed weights.
+    """
+
+    def run(self, module: fx.GraphModule) -> fx.GraphModule:
+        for node in list(module.graph.nodes):
+            if node.target is channel_sum:
+                self._push(node)
+        without_dead_code(module.graph)
+        return module
+
+    def _push(self, node: fx.Node) -> None:
+        scaled = node.args[0]
+        rescaled = isinstance(scaled, fx.Node) and scaled.target is rescale_to
+        back = scaled.args[0] if rescaled else scaled  # type: ignore[union-attr]
+        if not isinstance(back, fx.Node) or back.target is not convolution_transpose:
+            return
+        a = arguments(back, ("s", "weight", "x", "stride", "padding", "dilation", "groups"))
+        if a["groups"] != 1 or (rescaled and len(scaled.args) > 2 and any(scaled.args[2:])):  # type: ignore[union-attr]
+            return
+        weight = inserted(back, sum_inputs, a["weight"], name=f"{back.name}_weight")
+        form = inserted(back, one_channel, a["x"])
+        new = inserted(
+            back, convolution_transpose, a["s"], weight, form, a["stride"], a["padding"], a["dilation"], 1
+        )
+        if rescaled:
+            new = inserted(node, rescale_to, new, scaled.args[1])  # type: ignore[union-attr]
+        retarget(node, without_channel, new)

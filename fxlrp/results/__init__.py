@@ -1,0 +1,1 @@
+"""What an explainer returns: explanations, ledgers, summaries, profiles."""

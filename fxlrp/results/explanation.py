@@ -1,0 +1,75 @@
+"""What an explainer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Relevance, and what it explains.
+
+    Where several targets or conditions were asked for, all but the output has an axis of rows
+    behind the batch: relevance (batch, rows, ...), target and start (batch, rows).
+
+    Attributes:
+        relevance: like the input, (batch, ...); a tuple of them for several inputs. For an
+            input of tokens it is that of their embeddings, (batch, tokens, features).
+        output: what the model returns.
+        target: (batch,), the explained class of each item; ``None`` where a callable start
+            was given no target.
+        start: (batch,), the relevance that entered at the output.
+        checkpoints: by module name, the relevance at the module's input; a tuple where
+            the module takes several values.
+        inputs: the names of the inputs, in the order of ``relevance``.
+        pictures: the input, where it is one batch of pictures (batch, 1 or 3, height, width): what a notebook
+            shows relevance on.
+    """
+
+    relevance: Any
+    output: Any
+    target: Tensor | None
+    start: Tensor
+    checkpoints: dict[str, Any]
+    inputs: tuple[str, ...] = ()
+    pictures: Tensor | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        """Relevance over the first pictures, for a notebook; ``None`` where it is no map of pictures."""
+        from fxlrp.maps.rendering import contact_sheet
+
+        return contact_sheet(self.pictures, self.relevance)
+
+    @property
+    def by_input(self) -> dict[str, Tensor]:
+        """Relevance by the name of the input."""
+        several = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+        return dict(zip(self.inputs, several, strict=True))
+
+
+_PARTS = ("relevance", "output", "target", "start", "checkpoints")
+
+
+def _flatten(explanation: Explanation) -> tuple[list[Any], tuple[str, ...]]:
+    return [getattr(explanation, part) for part in _PARTS], explanation.inputs
+
+
+def _unflatten(parts: Iterable[Any], inputs: tuple[str, ...]) -> Explanation:
+    return Explanation(**dict(zip(_PARTS, parts, strict=True)), inputs=tuple(inputs))
+
+
+def _flatten_with_keys(explanation: Explanation) -> tuple[list[Any], tuple[str, ...]]:
+    parts, inputs = _flatten(explanation)
+    return [(pytree.GetAttrKey(name), part) for name, part in zip(_PARTS, parts, strict=True)], inputs
+
+
+# As a tree of tensors, torch.export and torch.func take and give explanations.
+pytree.register_pytree_node(
+    Explanation, _flatten, _unflatten, serialized_type_name="fxlrp.Explanation",
+    to_dumpable_context=list, from_dumpable_context=tuple, flatten_with_keys_fn=_flatten_with_keys,
+)  # fmt: skip

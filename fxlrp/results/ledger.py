@@ -1,0 +1,145 @@
+"""The ledger: where relevance went, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fxlrp.common.text_tables import table
+from fxlrp.rules.rule import REASONS
+
+
+@dataclass(frozen=True)
+class RowHead:
+    """What is known of a row before the graph runs: the node, why it may absorb, and whom it hands relevance to."""
+
+    node: str
+    path: str
+    kind: str
+    rule: str
+    reasons: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """The account of one node; amounts are (batch,), float64.
+
+    Attributes:
+        node: the node's name in the graph.
+        path: the module that it belongs to.
+        kind, rule: what it is, and the rule that it ran.
+        received: the relevance that reached it.
+        to: what it handed to each of its operands, by the name of the operand's node.
+        handed_on: the sum of that.
+        absorbed: what it kept, summed over ``by_reason``.
+        by_reason: what it kept, by reason.
+        rescaled: what had a vanishing denominator and was handed on all the same.
+    """
+
+    node: str
+    path: str
+    kind: str
+    rule: str
+    received: Tensor
+    to: dict[str, Tensor]
+    handed_on: Tensor
+    absorbed: Tensor
+    by_reason: dict[str, Tensor]
+    rescaled: Tensor
+
+    @property
+    def reason(self) -> str:
+        """The reasons why relevance was absorbed, ``""`` where none was."""
+        return ", ".join(name for name, amount in self.by_reason.items() if bool(amount.abs().max() > 0))
+
+    @property
+    def error(self) -> Tensor:
+        """Received − handed on − absorbed: (batch,), zero up to rounding."""
+        return self.received - self.handed_on - self.absorbed
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The accounts of all nodes, from the output back to the input.
+
+    Attributes:
+        rows: one a node that relevance passed.
+        start: (batch,), the relevance that entered at the output.
+        relevance: (batch,), the sum that arrived at the inputs.
+        absorbed: by reason, the (batch,) total over all nodes; stabilizer, bias, constant and padding always have
+            an entry, others where they occur.
+    """
+
+    rows: list[Row]
+    start: Tensor
+    relevance: Tensor
+    absorbed: dict[str, Tensor] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def error(self) -> Tensor:
+        """Σ relevance + absorbed − start: (batch,), zero up to rounding."""
+        total = self.relevance - self.start
+        for amount in self.absorbed.values():
+            total = total + amount
+        return total
+
+    @property
+    def telling(self) -> list[Row]:
+        """The rows without those of nodes that hand on whatever they receive: activations and norms."""
+        return [row for row in self.rows if row.kind not in ("pointwise", "normalisation")]
+
+    def share(self, amount: Tensor) -> float:
+        """An amount, (batch,), as a share of what entered: means over the batch; zero where nothing entered."""
+        start = float(self.start.abs().mean())
+        return float(amount.mean()) / start if start else 0.0
+
+    def __str__(self) -> str:
+        """A table: amounts are means over the batch, in percent of the start; silent nodes are left out."""
+        columns = ("node", "kind", "rule", "received", "handed on", "absorbed", "reason", "rescaled")
+        lines = [
+            (row.node, row.kind, row.rule, *map(self._percent, (row.received, row.handed_on, row.absorbed)),
+             row.reason, self._percent(row.rescaled))
+            for row in self.telling
+        ]  # fmt: skip
+        totals = [(f"absorbed: {name}", "", "", "", "", self._percent(v), "", "") for name, v in self.absorbed.items()]
+        end = [("at the input", "", "", self._percent(self.relevance), "", "", "", "")]
+        return table(columns, [*lines, *totals, *end])
+
+    def _percent(self, amount: Tensor) -> str:
+        return f"{100 * self.share(amount):.4f} %" if bool(self.start.any()) else f"{float(amount.mean()):.4g}"
+
+
+def build_ledger(
+    heads: Sequence[RowHead], amounts: Sequence[Sequence[Any]], start: Tensor, relevance: Tensor
+) -> Ledger:
+    """Put the amounts that a ledger graph computed into rows.
+
+    Args:
+        heads: one a row.
+        amounts: for each row received, a list of what was handed to each operand, rescaled, then one amount a reason.
+        start: (batch,), what entered.
+        relevance: (batch,), what arrived.
+    """
+    rows = []
+    absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}
+    for head, (received, handed, rescaled, *rest) in zip(heads, amounts, strict=True):
+        by_reason = dict(zip(head.reasons, rest, strict=True))
+        for reason, amount in by_reason.items():
+            absorbed[reason] = absorbed.get(reason, 0) + amount
+        kept = sum(rest, start.new_zeros(start.shape))
+        to = dict(zip(head.operands, handed, strict=True))
+        handed_on = sum(handed, start.new_zeros(start.shape))
+        rows.append(
+            Row(head.node, head.path, head.kind, head.rule, received, to, handed_on, kept, by_reason, rescaled)
+        )
+    return Ledger(rows, start, relevance, absorbed)

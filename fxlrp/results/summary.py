@@ -1,0 +1,70 @@
+"""The summary: which node runs which rule, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxlrp.common.text_tables import table
+from fxlrp.passes.facts import facts
+from fxlrp.vocabulary import Kind
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One node of the forward graph.
+
+    Attributes:
+        node: its name in the graph.
+        path: the module that it belongs to.
+        kind: what relevance does there; of a join, with the join's kind.
+        operation: what it computes.
+        rule: the rule that it runs; ``""`` where relevance is only moved.
+        reason: who chose the rule.
+    """
+
+    node: str
+    path: str
+    kind: str
+    operation: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of all nodes that relevance may pass, in the order of the forward pass; as text a table."""
+
+    rows: Sequence[SummaryRow]
+
+    def __iter__(self) -> Iterator[SummaryRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> SummaryRow:
+        return self.rows[index]
+
+    def __str__(self) -> str:
+        lines = [(row.node, row.path, row.kind, row.rule, row.reason) for row in self.rows if row.rule]
+        return table(("node", "module", "kind", "rule", "why"), lines)
+
+    def __repr__(self) -> str:
+        return f"<Summary of {len(self.rows)} nodes>"
+
+
+def summarize(forward: fx.GraphModule) -> Summary:
+    """The summary of a forward graph whose rules are assigned."""
+    rows = []
+    for node in forward.graph.nodes:
+        known = facts(node)
+        if node.op != "call_function" or not known.signal or known.kind is Kind.INPUT:
+            continue
+        kind = f"{known.kind}: {known.join.kind}" if known.kind is Kind.JOIN else str(known.kind)
+        operation = known.operation.name if known.operation else "getitem"
+        rule = "" if known.rule is None else repr(known.rule)
+        rows.append(SummaryRow(node.name, known.origin.path, kind, operation, rule, known.reason))
+    return Summary(rows)

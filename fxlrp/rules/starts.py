@@ -1,0 +1,204 @@
+"""Starts: the relevance that enters at the model's output, for ``compile(start=…)``.
+
+A start is a function ``(output, target) -> relevance``, the relevance in the shape of the
+output. ``output`` is (batch, classes) for the named ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxlrp.common.errors import StartError
+from fxlrp.steps.batch_axis import Items, item_sum
+from fxlrp.steps.primitives import primitive
+
+__all__ = ["STARTS", "Start", "against"]
+
+Start = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@primitive
+def total(relevance: Tensor, items: Items | None = None) -> Tensor:
+    """The sum over everything but the batch: (batch,)."""
+    return item_sum(relevance, items).to(relevance.dtype)
+
+
+@primitive
+def resolve_target(output: Tensor, target: Tensor | None) -> Tensor | None:
+    """The target, or the predicted class where none was given: (batch,)."""
+    if target is not None or output.dim() != 2:
+        return target
+    return output.argmax(dim=1)
+
+
+def _at_target(output: Tensor, target: Tensor | None, values: Tensor) -> Tensor:
+    assert target is not None
+    index = target.unsqueeze(1)
+    return torch.zeros_like(output).scatter(1, index, values.gather(1, index))
+
+
+@primitive
+def probability(output: Tensor, target: Tensor | None) -> Tensor:
+    """The softmax probability of the target, zero at the other classes."""
+    return _at_target(_two_axes(output), target, output.softmax(dim=1))
+
+
+@primitive
+def logit(output: Tensor, target: Tensor | None) -> Tensor:
+    """The target's own output, zero at the other classes."""
+    return _at_target(_two_axes(output), target, output)
+
+
+@primitive
+def one(output: Tensor, target: Tensor | None) -> Tensor:
+    """One at the target, zero at the other classes."""
+    return _at_target(_two_axes(output), target, torch.ones_like(output))
+
+
+@primitive
+def itself(output: Tensor, target: Tensor | None) -> Tensor:
+    """The output itself, whatever its shape: for a regression or a similarity. The target is not used."""
+    return output
+
+
+@primitive
+def contrastive(output: Tensor, target: Tensor | None) -> Tensor:
+    """The target's logit z_t, and −z_t / (N − 1) at each other of N classes: CLRP (Gu et al., ACCV 2018).
+
+    What speaks for the target rather than for the others. It sums to zero; the paper keeps
+    the positive part of the map.
+    """
+    classes = _two_axes(output).shape[1]
+    if classes < 2:
+        raise StartError("a contrast needs at least two classes")
+    assert target is not None
+    index = target.unsqueeze(1)
+    chosen = output.gather(1, index)
+    return (-chosen / (classes - 1)).expand_as(output).scatter(1, index, chosen)
+
+
+@primitive
+def softmax_gradient(output: Tensor, target: Tensor | None) -> Tensor:
+    """y_t (1 − y_t) at the target and −y_t y_n at the others, of probabilities y: SGLRP (Iwana et al., ICCVW 2019).
+
+    The gradient of the target's probability by the logits. It sums to zero.
+    """
+    probabilities = _two_axes(output).softmax(dim=1)
+    assert target is not None
+    index = target.unsqueeze(1)
+    chosen = probabilities.gather(1, index)
+    others = probabilities.scatter(1, index, 0)
+    # Σ others, which is 1 − y_t without what that subtraction would lose.
+    return (-chosen * others).scatter(1, index, chosen * others.sum(dim=1, keepdim=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Against:
+    """Why the target rather than another class: the target's logit, and minus the other's.
+
+    Their sum, the difference of the logits, is the log of the odds between the two. Against
+    itself a target has no relevance.
+
+    Attributes:
+        other: a class, or a tensor (batch,) of them; ``None``: of the classes beside the target
+            the strongest.
+    """
+
+    other: int | Tensor | None = None
+
+    def __call__(self, output: Tensor, target: Tensor | None) -> Tensor:
+        classes = _two_axes(output).shape[1]
+        if target is None or classes < 2:
+            raise StartError("a contrast needs at least two classes")
+        index = target.unsqueeze(1)
+        other = self._of(output, index)
+        if other.shape != target.shape:
+            raise StartError(f"against() takes a class, or one an item, ({len(target)},), not {tuple(other.shape)}")
+        if not torch.compiler.is_compiling() and bool(((other < 0) | (other >= classes)).any()):
+            raise StartError(f"against() takes classes from 0 to {classes - 1}, not {other.tolist()}")
+        chosen = torch.zeros_like(output).scatter(1, index, output.gather(1, index))
+        against = other.unsqueeze(1)
+        return chosen - torch.zeros_like(output).scatter(1, against, output.gather(1, against))
+
+    def _of(self, output: Tensor, index: Tensor) -> Tensor:
+        if self.other is None:
+            return output.scatter(1, index, float("-inf")).argmax(dim=1)
+        if isinstance(self.other, Tensor):
+            return self.other.to(index)
+        return torch.full_like(index.squeeze(1), self.other)
+
+
+def against(other: int | Tensor | None = None) -> Start:
+    """The start for "why this class rather than that one": ``compile(model, start=against(other))``.
+
+    Args:
+        other: the other class, or one an item, (batch,); ``None``: of the classes beside the
+            target the strongest.
+
+    Raises:
+        StartError: ``other`` is neither.
+    """
+    whole = isinstance(other, Tensor) and not (other.is_floating_point() or other.dtype == torch.bool)
+    if not (other is None or whole or (isinstance(other, int) and not isinstance(other, bool))):
+        raise StartError(f"against() takes a class number, an integer tensor of them, or nothing, not {other!r}")
+    return Against(other)
+
+
+def _two_axes(output: Tensor) -> Tensor:
+    if output.dim() != 2:
+        raise StartError(
+            f"the output has shape {tuple(output.shape)}, and this start needs (batch, classes): "
+            "give start='output', or a callable (output, target) -> relevance of the output"
+        )
+    return output
+
+
+NONNEGATIVE = frozenset({probability, one})
+"""The starts that are nowhere negative."""
+
+STARTS: dict[str, Start] = {
+    "probability": probability, "logit": logit, "one": one, "output": itself,
+    "contrastive": contrastive, "softmax_gradient": softmax_gradient,
+}  # fmt: skip
+"""The starts that ``compile(start=…)`` knows by name."""
+
+
+@primitive
+def one_row(values: Tensor, row: Tensor) -> Tensor:
+    """The entry ``row``, a number, of values (rows, ...)."""
+    return values.index_select(0, row.reshape(1)).squeeze(0)
+
+
+class RowsOfStarts(torch.nn.Module):
+    """A start for many targets: called for each, so that whatever it is it gets (batch,) targets as ever.
+
+    Args:
+        start: a start.
+    """
+
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+        self.start = start
+
+    def forward(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The relevance of ``output`` for targets (rows, batch): (rows, *output)."""
+        return torch.stack([self.start(output, target) for target in targets])
+
+
+class CustomStart(torch.nn.Module):
+    """A caller's own start, checked each time it is used."""
+
+    def __init__(self, function: Start) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, output: Tensor, target: Tensor | None) -> Tensor:
+        relevance = self.function(output, target)
+        if not isinstance(relevance, Tensor) or relevance.shape != output.shape:
+            got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
+            raise StartError(f"start= must return relevance like the output, {tuple(output.shape)}, not {got}")
+        return relevance

@@ -1,0 +1,1 @@
+"""What runs an explanation: plans, weights, backends, checks of inputs and targets."""

@@ -1,0 +1,309 @@
+"""Checks of inputs and targets, made before any work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxlrp.capture import Call
+from fxlrp.capture.captured import Shape
+from fxlrp.common.errors import InputError, TargetError
+from fxlrp.passes.channel_axes import Shapes
+from fxlrp.passes.facts import facts
+from fxlrp.passes.layers import channels, tensor_of, weight_shape
+from fxlrp.vocabulary import Kind
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the graph says of an input.
+
+    Attributes:
+        name: its name in ``forward``.
+        rank: how many axes it has, the batch included; ``None`` where the graph does not say.
+        axis, size: an axis of fixed size, such as (1, 3) for RGB channels.
+        integer: whether it holds integers or truths: token numbers, a mask.
+        entries: how many rows the embedding has that it is looked up in.
+        shape: its shape where the capture fixed it: numbers, and names for free axes.
+    """
+
+    name: str
+    rank: int | None = None
+    axis: int | None = None
+    size: int | None = None
+    integer: bool = False
+    entries: int | None = None
+    shape: Shape | None = None
+
+    def takes(self, floating: bool) -> bool:
+        """Whether the graph serves such a tensor here, or would say what is wrong with it.
+
+        Where it is not known what the input feeds, integers in place of floating point numbers (a
+        mask) call for a graph of their own.
+        """
+        layered = self.axis is not None or self.entries is not None or self.shape is not None
+        return layered or floating != self.integer
+
+
+def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[InputSpec]:
+    """What capture and the first layers say of each input of an annotated forward graph."""
+    specs = []
+    for node in forward.graph.nodes:
+        if node.op == "placeholder":
+            spec = _integers(node, forward) if facts(node).integer else _spec(node, forward)
+            specs.append(replace(spec, shape=shapes.get(str(node.target))))
+    return specs
+
+
+def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
+    lookups = [n for n in forward.graph.nodes if n.op == "call_function" and facts(n).source is placeholder]
+    tables = [tensor_of(lookup.args[0], forward) for lookup in lookups]
+    entries = [table.shape[0] for table in tables if table is not None]
+    return InputSpec(str(placeholder.target), integer=True, entries=min(entries, default=None))
+
+
+def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
+    waiting, seen = [placeholder], set()
+    while waiting:
+        node = waiting.pop(0)
+        for user in node.users:
+            known = facts(user)
+            if user in seen or not known.signal:
+                continue
+            seen.add(user)
+            shape, size = weight_shape(user, forward), channels(user, forward)
+            if shape is not None and size is not None:
+                layered = known.operation is not None and known.operation.name == "linear"
+                rank, axis = (None, -1) if layered else (len(shape), 1)
+                return InputSpec(str(placeholder.target), rank, axis, size)
+            scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
+            if (known.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
+                waiting.append(user)
+    return InputSpec(str(placeholder.target))
+
+
+def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:
+    """Raise where the inputs cannot be what the model takes.
+
+    Args:
+        specs: what is known of each input.
+        inputs: the inputs.
+        like: a tensor of the model, for dtype and device; ``None`` where it has none.
+    """
+    if len(inputs) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise InputError(f"the model takes {len(specs)} input(s) ({names}), not {len(inputs)}")
+    batch = None
+    free: dict[str, tuple[str, int]] = {}
+    for spec, value in zip(specs, inputs, strict=True):
+        if not isinstance(value, Tensor):
+            raise InputError(f"input {spec.name} must be a tensor, not {type(value).__name__}")
+        if like is not None and value.device != like.device:
+            raise InputError(f"input {spec.name} is on {value.device} and the model on {like.device}")
+        _check_dtype(spec, value, like)
+        _check_shape(spec, value)
+        _check_captured_shape(spec, value, free)
+        batch = value.shape[0] if batch is None else batch
+        if value.shape[0] != batch:
+            raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, another one of {batch}")
+        if not torch.compiler.is_compiling():
+            _check_values(spec, value)
+
+
+def _check_dtype(spec: InputSpec, value: Tensor, like: Tensor | None) -> None:
+    if spec.integer:
+        if value.is_floating_point():
+            raise InputError(f"input {spec.name} is {_name(value.dtype)}; the model takes integers, such as tokens")
+        return
+    if not value.is_floating_point():
+        raise InputError(
+            f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: "
+            "scale and normalise it first"
+        )
+    if like is not None and value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
+        raise InputError(
+            f"input {spec.name} is {_name(value.dtype)} and the model is {_name(like.dtype)}: "
+            f"convert the input with .to(torch.{_name(like.dtype)}), or the explainer with .to(...)"
+        )
+
+
+def _check_values(spec: InputSpec, value: Tensor) -> None:
+    if not spec.integer and not bool(torch.isfinite(value).all()):
+        raise InputError(f"input {spec.name} holds NaN or infinity; an explanation of it would mean nothing")
+    if spec.entries is not None:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= spec.entries:
+            wrong, last = (low if low < 0 else high), spec.entries - 1
+            raise InputError(f"input {spec.name} holds {wrong}, and its embedding has entries 0 to {last}")
+
+
+def _check_shape(spec: InputSpec, value: Tensor) -> None:
+    shape = tuple(value.shape)
+    if spec.rank is not None and len(shape) != spec.rank:
+        hint = "; give a batch of one as x.unsqueeze(0)" if len(shape) == spec.rank - 1 else ""
+        raise InputError(f"input {spec.name} has shape {shape}, and the model takes {spec.rank} axes{hint}")
+    if len(shape) < (1 if spec.integer else 2):
+        raise InputError(f"input {spec.name} has shape {shape}; the first axis must be the batch")
+    if spec.axis is not None and shape[spec.axis] != spec.size:
+        what = "channels" if spec.axis == 1 else "features"
+        raise InputError(
+            f"input {spec.name} has shape {shape}, and the model takes {spec.size} {what}, not {shape[spec.axis]}"
+        )
+    if 0 in shape:
+        raise InputError(f"input {spec.name} is empty: its shape is {shape}")
+
+
+def _check_captured_shape(spec: InputSpec, value: Tensor, free: dict[str, tuple[str, int]]) -> None:
+    """Hold a shape against what the capture fixed; ``free`` collects what its free axes are this time."""
+    if spec.shape is None:
+        return
+    shape = tuple(value.shape)
+    fixed = ", ".join(["batch", *(str(size) if isinstance(size, int) else "any" for size in spec.shape[1:])])
+    captured = f"the model was captured for ({fixed})"
+    again = "compile it again for another shape, with example_inputs= of that shape"
+    if len(shape) != len(spec.shape):
+        raise InputError(f"input {spec.name} has shape {shape}, and {captured}: {again}")
+    for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise InputError(f"input {spec.name} has shape {shape}, and {captured}; axis {axis} is fixed: {again}")
+        elif axis > 0 and free.setdefault(wanted, (spec.name, size))[1] != size:
+            other, length = free[wanted]
+            raise InputError(f"input {spec.name} is {size} long in axis {axis}, and input {other} is {length}")
+
+
+def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
+    """Raise where inputs cannot be examples to capture a model from."""
+    batch = tensors[0].shape[:1]
+    for name, tensor in zip(call.names, tensors, strict=True):
+        if tensor.dim() == 0 or tensor.shape[:1] != batch:
+            raise InputError(
+                f"input {name} has shape {tuple(tensor.shape)}: the first axis of every tensor must be the batch"
+                + (f", {batch[0]} here" if batch else "")
+            )
+        if 0 in tensor.shape:
+            raise InputError(f"input {name} is empty: its shape is {tuple(tensor.shape)}")
+
+
+def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
+    """The target as an integer tensor: (batch,), or (batch, rows) where several are given an item; or ``None``.
+
+    Raises:
+        TargetError: it is no class, or not one an item, or as many for each.
+    """
+    if target is None:
+        return None
+    if isinstance(target, list | tuple | range):
+        if not target or not all(_is_number(entry) for entry in target):
+            raise TargetError(f"a {type(target).__name__} of targets holds class numbers, at least one, not {target!r}")
+        wanted = torch.tensor([int(entry) for entry in target], dtype=torch.long, device=device).expand(batch, -1)
+    elif isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise TargetError(f"a target tensor holds class numbers as integers, not {_name(target.dtype)}")
+        if target.dim() == 0:
+            target = target.expand(batch)
+        if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
+            raise TargetError(
+                f"a target tensor has one class an item, shape ({batch},), or several, ({batch}, rows), "
+                f"not {tuple(target.shape)}"
+            )
+        wanted = target.to(device=device, dtype=torch.long)
+    elif _is_number(target):
+        wanted = torch.full((batch,), int(target), dtype=torch.long, device=device)
+    else:
+        raise TargetError(
+            f"a target is None, an int, several ints or an integer tensor, not {type(target).__name__}"
+        )
+    if classes is not None and not torch.compiler.is_compiling():
+        low, high = int(wanted.min()), int(wanted.max())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise TargetError(f"class {wrong} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+    return wanted
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def forward_shapes(forward: fx.GraphModule, inputs: Sequence[Tensor]) -> Shapes:
+    """The shapes that all values would have, found without computing.
+
+    Raises:
+        InputError: the model cannot take inputs of these shapes; the failing layer is named.
+    """
+    # The error is told as ours, below; torch would also log it.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), _silenced(log), _uncached():
+        like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
+        fake = [
+            mode.from_tensor(x if like is None else x.to(like) if x.is_floating_point() else x.to(like.device))
+            for x in inputs
+        ]
+        shaped = _ShapeInterpreter(forward)
+        shaped.run(*fake)
+    return shaped.shapes
+
+
+@contextmanager
+def _silenced(log: logging.Logger) -> Iterator[None]:
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Without autocast's cache, which would keep a weight that was cast without computing, and serve it afterwards."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+class _ShapeInterpreter(fx.Interpreter):
+    """Runs a forward graph on fake tensors, and tells which node cannot go on."""
+
+    def __init__(self, forward: fx.GraphModule) -> None:
+        super().__init__(forward)
+        self.shapes: Shapes = {}
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            path = facts(n).origin.path or n.name
+            values = [self.env[a] for a in n.all_input_nodes[:1]]
+            shapes = ", ".join(str(tuple(v.shape)) for v in values if isinstance(v, Tensor))
+            raise InputError(
+                f"the model cannot take an input of this shape: at {path!r}, on {shapes}: {error}"
+            ) from error
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        elif isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+            self.shapes[n] = [v.shape for v in value]
+        return value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs, a tensor, a tuple of positional or a dict of keyword arguments, as those of a call."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,), {}

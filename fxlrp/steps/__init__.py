@@ -1,0 +1,1 @@
+"""Tensor functions that rules emit; they know neither rules nor graphs."""

@@ -1,0 +1,204 @@
+"""Which part of a tensor belongs to which item of the batch.
+
+Nearly always the first axis is the batch. Sequence-first layouts, windows folded into the
+batch and stacked projections put it elsewhere: there axis ``axis`` is ``outer × batch ×
+inner`` long. A :class:`Position` says so and follows the moves of a value, an
+:class:`Items` is what sums over items need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxlrp.steps.primitives import along, primitive, smallest_denominator
+
+
+class Position(NamedTuple):
+    """Where the batch is: in axis ``axis``, after a factor of ``outer``."""
+
+    axis: int
+    outer: int = 1
+
+
+class Items(NamedTuple):
+    """A position, and how many items there are."""
+
+    axis: int
+    outer: int
+    batch: int
+
+
+@primitive
+def permuted(position: Position, dims: Sequence[int], rank: int) -> Position:
+    """After ``permute(dims)``."""
+    return Position([d % rank for d in dims].index(position[0]), position[1])
+
+
+@primitive
+def swapped(position: Position, first: int, second: int, rank: int) -> Position:
+    """After ``transpose(first, second)``."""
+    first, second = first % rank, second % rank
+    axis = {first: second, second: first}.get(position[0], position[0])
+    return Position(axis, position[1])
+
+
+@primitive
+def inserted(position: Position, dim: int, rank: int) -> Position:
+    """After ``unsqueeze(dim)`` or ``stack`` of values of rank ``rank``."""
+    return Position(position[0] + (dim % (rank + 1) <= position[0]), position[1])
+
+
+@primitive
+def removed(position: Position, dims: int | Sequence[int] | None, rank: int) -> Position:
+    """After the axes ``dims`` were reduced, selected or squeezed away."""
+    gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
+    return Position(position[0] - sum(d < position[0] for d in gone), position[1])
+
+
+@primitive
+def indexed(position: Position, indices: Sequence[Tensor | None]) -> Position:
+    """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
+    truths = (torch.bool, torch.uint8)
+    kept: list[bool] = []
+    for index in indices:
+        kept += [True] if index is None else [False] * (index.dim() if index.dtype in truths else 1)
+    picked = [axis for axis, stays in enumerate(kept) if not stays]
+    rank = max(1 if index.dtype in truths else index.dim() for index in indices if index is not None)
+    behind = picked[0] < position[0] or picked[-1] - picked[0] >= len(picked)
+    return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), position[1])
+
+
+@primitive
+def expanded(position: Position, rank: int, new_rank: int) -> Position:
+    """After axes were put in front."""
+    return Position(position[0] + new_rank - rank, position[1])
+
+
+@primitive
+def reshaped(position: Position, before: Sequence[int], after: Sequence[int], batch: int) -> Position:
+    """After a reshape from the shape ``before`` to ``after``."""
+    if batch == 1:  # a shape does not tell where a single item is, and sums need not know
+        return Position(0)
+    outer = position[1]  # how many elements of the leading axes lie before an item's index
+    for size in before[: position[0]]:
+        outer *= size
+    leading = 1
+    for axis, size in enumerate(after):
+        if leading * size > outer and outer % leading == 0 and (leading * size) % (outer * batch) == 0:
+            return Position(axis, outer // leading)
+        leading *= size
+    raise ValueError(f"the batch of {batch} is torn apart by a reshape from {tuple(before)} to {tuple(after)}")
+
+
+@primitive
+def item_sum(relevance: Tensor, items: Items | None = None) -> Tensor:
+    """Sum over everything but the batch, in float64: shape (batch,)."""
+    return sum_items(relevance, items, torch.float64)
+
+
+@primitive
+def sum_items(value: Tensor, items: Items | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Sum over everything but the batch; ``items`` ``None``: the first axis is the batch."""
+    if items is not None and items[2] == 1:
+        return value.sum(dtype=dtype).reshape(1)
+    axis = 0 if items is None else items[0] % value.dim()
+    dims = [d for d in range(value.dim()) if d != axis]
+    rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
+    if items is None:
+        return rows
+    _, outer, batch = items
+    return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
+
+
+def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
+    """``value``, (batch,), in a shape that broadcasts to ``like``."""
+    if items is None:
+        return value.reshape(-1, *[1] * (like.dim() - 1))
+    axis, outer, batch = items
+    if batch == 1:
+        return value.reshape([1] * like.dim())
+    size = like.shape[axis]
+    if size != batch:
+        value = value.reshape(1, batch, 1).expand(outer, batch, size // (outer * batch)).reshape(size)
+    shape = [1] * like.dim()
+    shape[axis] = size
+    return value.reshape(shape)
+
+
+@primitive
+def rescale(
+    share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
+    items: Items | None = None, received_items: Items | None = None,
+) -> Tensor:
+    """Hand what ``share`` lacks of ``relevance`` to its elements in proportion to their magnitude.
+
+    One factor an item. An item whose share is all zero gets its relevance evenly over
+    ``support`` (ones where an element carries signal; ``None``: everywhere).
+
+    Args:
+        share: (batch, ...), the relevance that reached the operand.
+        relevance: (batch, ...), the relevance that the node received.
+        support: like ``share``, or ``None``.
+        signed: whether relevance may be negative.
+        items: where the batch is in ``share``; ``None``: in front, as above.
+        received_items: where it is in ``relevance``.
+    """
+    if signed:
+        return rescale_along(
+            share, relevance, support, signed, items, received_items, whole=(share, relevance)
+        )
+    return rescale_to(share, sum_items(relevance, received_items), support, items)
+
+
+@primitive
+def rescale_to(
+    share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
+) -> Tensor:
+    """:func:`rescale` of relevance that is nowhere negative, to the sums ``received``, (batch,)."""
+    total = sum_items(share, items)
+    empty = _is_empty(total, received, share)
+    even = spread_items((received / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)
+    if support is not None:
+        even = even * support
+    # share + share · (received − total) / total, in one step
+    divisor = total.masked_fill(empty, float("inf"))
+    return torch.addcmul(even, share, spread_items(received / divisor, share, items))
+
+
+@along(rescale)
+def rescale_along(
+    share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
+    items: Items | None = None, received_items: Items | None = None, *, whole: tuple[Tensor, ...],
+) -> Tensor:
+    """Hand what ``share``, a part, lacks of ``relevance`` to its elements as the whole does.
+
+    In proportion to the magnitude of the whole share, ``whole[0]``, of the whole relevance
+    ``whole[1]``: linear in ``share`` and ``relevance``, and equal to :func:`rescale` where
+    they are the whole. The other arguments are those of :func:`rescale`.
+    """
+    whole_share, whole_relevance, *_ = whole
+    received, kept = sum_items(relevance, received_items), sum_items(share, items)
+    whole_received = received if whole_relevance is relevance else sum_items(whole_relevance, received_items)
+    magnitude = whole_share.abs() if signed else whole_share
+    total = sum_items(magnitude, items)
+    empty = _is_empty(total, whole_received, share)
+    lacking = received - kept
+    even = spread_items((lacking / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)
+    if support is not None:
+        even = even * support
+    divisor = total.masked_fill(empty, float("inf"))
+    return torch.addcmul(share + even, magnitude, spread_items(lacking / divisor, share, items))
+
+
+def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
+    """Which items have no share: nothing beside what was received, for that may be as small as a probability."""
+    return total <= smallest_denominator(share.dtype) * received.abs()
+
+
+def _carriers(share: Tensor, support: Tensor | None, items: Items | None, received: Tensor) -> Tensor | int:
+    """How many elements of an item carry signal."""
+    return share.numel() // received.shape[0] if support is None else sum_items(support, items).clamp(min=1)

@@ -1,0 +1,235 @@
+"""Pooling, resizing and folding as linear operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxlrp.steps.operations import FixedOperation, LinearOperation, Weight, convolution_transpose
+from fxlrp.steps.primitives import negative, positive, primitive
+from fxlrp.steps.separable import ByAxis, SeparableOperation
+
+aten = torch.ops.aten
+
+_CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_AVERAGE_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_ADAPTIVE_AVERAGE_POOL: dict[int, Any] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
+
+
+def too_small(x: Tensor, kernel: list[int], padding: list[int]) -> bool:
+    """Whether torch's average pooling over volumes would refuse ``x``, unlike its max pooling."""
+    return len(kernel) == 3 and any(padding) and any(n < k for n, k in zip(x.shape[2:], kernel, strict=True))
+
+
+def padded_by(x: Tensor, padding: list[int]) -> Tensor:
+    """``x`` with its padding written out."""
+    return aten.constant_pad_nd(x, [p for p in reversed(padding) for _ in range(2)])
+
+
+@primitive
+def average_pool(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """Average pooling over ``len(kernel)`` axes."""
+    pool = _AVERAGE_POOL[len(kernel)]
+    if too_small(x, kernel, padding):
+        x, padding = padded_by(x, padding), [0] * len(kernel)
+    return pool(x, kernel, stride, padding, ceil_mode, count_include_pad, *([] if len(kernel) == 1 else [divisor]))
+
+
+@primitive
+def average_pool_transpose(
+    s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """The transpose of average pooling, in the shape of ``x``."""
+    if too_small(x, kernel, padding):
+        inside = average_pool_transpose(
+            s, padded_by(x, padding), kernel, stride, [0] * len(kernel), ceil_mode, count_include_pad, divisor
+        )
+        return aten.constant_pad_nd(inside, [-p for p in reversed(padding) for _ in range(2)])
+    if len(kernel) == 3:
+        return aten.avg_pool3d_backward(s, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    if len(kernel) == 1:
+        return aten.avg_pool2d_backward(
+            s.unsqueeze(-2), x.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding],
+            ceil_mode, count_include_pad, divisor,
+        ).squeeze(-2)
+    return aten.avg_pool2d_backward(s, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+
+
+@dataclass(frozen=True)
+class AveragePool(SeparableOperation):
+    """Average pooling over ``len(kernel)`` axes."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return average_pool(
+            x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+        )
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return average_pool_transpose(
+            s, x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+        )
+
+    def along(self, axis: int) -> LinearOperation:
+        divisor = self.divisor if self.divisor is None or axis == 0 else 1  # of the product of all axes
+        return replace(
+            self, kernel=only(axis, self.kernel), stride=only(axis, self.stride), padding=only(axis, self.padding, 0),
+            divisor=divisor,
+        )  # fmt: skip
+
+
+def only(axis: int, values: list[Any], idle: Any = 1) -> list[Any]:
+    """The value of one axis, and ``idle`` at the others."""
+    return [value if i == axis else idle for i, value in enumerate(values)]
+
+
+@primitive
+def window_sum(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """The sum over each window, channel by channel."""
+    dims = len(kernel)
+    flat = x.reshape(-1, 1, *x.shape[2:])
+    z = _CONVOLUTION[dims](flat, x.new_ones(1, 1, *kernel), None, stride, padding, dilation)
+    return z.reshape(*x.shape[:2], *z.shape[2:])
+
+
+@primitive
+def window_sum_transpose(
+    s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """The transpose of :func:`window_sum`, in the shape of ``x``."""
+    c = convolution_transpose(
+        s.reshape(-1, 1, *s.shape[2:]), s.new_ones(1, 1, *kernel), x.reshape(-1, 1, *x.shape[2:]),
+        stride, padding, dilation, 1,
+    )
+    return c.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class WindowSum(FixedOperation):
+    """The sum over each window, with dilation: what dilated max pooling looks at."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return window_sum(x, self.kernel, self.stride, self.padding, self.dilation)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return window_sum_transpose(s, x, self.kernel, self.stride, self.padding, self.dilation)
+
+
+@primitive
+def adaptive_average_pool_transpose(s: Tensor, x: Tensor, dims: int) -> Tensor:
+    """The transpose of adaptive average pooling, in the shape of ``x``."""
+    if dims == 3:
+        return aten._adaptive_avg_pool3d_backward(s, x)
+    if dims == 1:
+        return aten._adaptive_avg_pool2d_backward(s.unsqueeze(-2), x.unsqueeze(-2)).squeeze(-2)
+    return aten._adaptive_avg_pool2d_backward(s, x)
+
+
+@dataclass(frozen=True)
+class AdaptiveAveragePool(SeparableOperation):
+    """Adaptive average pooling to ``size`` (one entry an axis)."""
+
+    size: list[int]
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return _ADAPTIVE_AVERAGE_POOL[len(self.size)](x, self.size)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return adaptive_average_pool_transpose(s, x, len(self.size))
+
+    def along(self, axis: int) -> LinearOperation:
+        return replace(self, size=only(axis, self.size))
+
+
+@primitive
+def upsample_transpose(
+    s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
+) -> Tensor:
+    """The transpose of upsampling, in the shape of ``x``."""
+    backward = getattr(aten, f"upsample_{mode}_backward")
+    corners = [] if align_corners is None else [align_corners]
+    factors = list(scales) if scales is not None else [None] * (x.dim() - 2)
+    return backward(s, s.shape[2:], x.shape, *corners, *factors)
+
+
+@dataclass(frozen=True)
+class Upsample(SeparableOperation):
+    """Interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
+
+    mode: str
+    size: list[int] | None
+    align_corners: bool | None
+    scales: list[float] | None
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        corners = [] if self.align_corners is None else [self.align_corners]
+        return getattr(aten, f"upsample_{self.mode}").vec(x, self.size, *corners, self.scales)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return upsample_transpose(s, x, self.mode, self.align_corners, self.scales)
+
+    def along(self, axis: int) -> LinearOperation:
+        size = None if self.size is None else only(axis, self.size)
+        return replace(self, size=size, scales=None if self.scales is None else only(axis, self.scales, 1.0))
+
+    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
+        if "bicubic" in self.mode and change in (positive, negative):  # its side lobes are negative
+            return ByAxis(self, "positive" if change is positive else "negative"), None
+        return super().changed(weight, change)
+
+
+@primitive
+def fold(x: Tensor, size: list[int], kernel: list[int], dilation: list[int], padding: list[int],
+         stride: list[int]) -> Tensor:
+    """Patches (batch, channels · kernel, windows) added up to an image."""
+    return aten.col2im(x, size, kernel, dilation, padding, stride)
+
+
+@primitive
+def unfold(x: Tensor, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]) -> Tensor:
+    """The patches of an image, (batch, channels · kernel, windows)."""
+    return aten.im2col(x, kernel, dilation, padding, stride)
+
+
+@dataclass(frozen=True)
+class Fold(FixedOperation):
+    """Overlapping patches added up to an image."""
+
+    size: list[int]
+    kernel: list[int]
+    dilation: list[int]
+    padding: list[int]
+    stride: list[int]
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return fold(x, self.size, self.kernel, self.dilation, self.padding, self.stride)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return unfold(s, self.kernel, self.dilation, self.padding, self.stride)

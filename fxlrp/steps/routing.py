@@ -1,0 +1,211 @@
+"""Moving relevance back: the transpose of every operation that only moves values.
+
+Each function takes the relevance of the moved value and what it has to know of the
+operand, mostly its shape, and returns the relevance of the operand(s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxlrp.steps.primitives import primitive
+
+aten = torch.ops.aten
+
+Parts = Sequence[tuple[int, Tensor]]
+"""Relevance of pieces of a split, by their index."""
+
+
+@primitive
+def unreshape(relevance: Tensor, shape: torch.Size) -> Tensor:
+    """Back to ``shape``."""
+    return relevance.reshape(shape)
+
+
+@primitive
+def unpermute(relevance: Tensor, dims: Sequence[int]) -> Tensor:
+    """The inverse of ``permute(dims)``."""
+    inverse = [0] * len(dims)
+    for to, origin in enumerate(dims):
+        inverse[origin % len(dims)] = to
+    return relevance.permute(inverse)
+
+
+@primitive
+def unslice(
+    relevance: Tensor, shape: torch.Size, dim: int, start: int | None, end: int | None, step: int
+) -> Tensor:
+    """Zeros of ``shape``, with the slice filled in."""
+    return torch.slice_scatter(relevance.new_zeros(shape), relevance, dim, *_within(shape[dim], start, end), step)
+
+
+def _within(size: int, start: int | None, end: int | None) -> tuple[int, int]:
+    """The bounds of a slice as numbers from 0 to ``size``: vmap does not take ``x[1:]`` for what it is."""
+    first, last, _ = slice(start, end).indices(size)
+    return first, last
+
+
+@primitive
+def unselect(relevance: Tensor, shape: torch.Size, dim: int, index: int) -> Tensor:
+    """Zeros of ``shape``, with the selected entry filled in."""
+    return torch.select_scatter(relevance.new_zeros(shape), relevance, dim, index)
+
+
+@primitive
+def unpad(relevance: Tensor, pad: Sequence[int]) -> Tensor:
+    """Cut constant padding off (or put zeros where ``pad`` was negative)."""
+    return aten.constant_pad_nd(relevance, [-p for p in pad])
+
+
+@primitive
+def outside(relevance: Tensor, pad: Sequence[int]) -> Tensor:
+    """The relevance that lies in constant padding, zero elsewhere."""
+    inside = aten.constant_pad_nd(torch.ones_like(relevance), [-p for p in pad])
+    return relevance * (1 - aten.constant_pad_nd(inside, pad))
+
+
+@primitive
+def unrepeat(relevance: Tensor, shape: torch.Size, repeats: Sequence[int]) -> Tensor:
+    """Sum over the copies that ``repeat`` made of a value of ``shape``."""
+    full = [1] * (len(repeats) - len(shape)) + list(shape)
+    parted = relevance.reshape([n for pair in zip(repeats, full, strict=True) for n in pair])
+    return parted.sum(dim=tuple(range(0, 2 * len(repeats), 2))).reshape(shape)
+
+
+@primitive
+def uncat(relevance: Tensor, tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """One piece for each of the concatenated ``tensors``."""
+    pieces, start = [], 0
+    for tensor in tensors:
+        size = tensor.shape[dim]
+        pieces.append(relevance.narrow(dim, start, size))
+        start += size
+    return pieces
+
+
+@primitive
+def unsplit(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
+    """The pieces of a split joined again; a piece that nobody used has no relevance."""
+    return torch.cat(_whole(parts, values), dim)
+
+
+def _whole(parts: Parts, values: Sequence[Tensor]) -> list[Tensor]:
+    whole: list[Tensor | None] = [None] * len(values)
+    for index, part in parts:  # an index may count from the end, and may come more than once
+        before = whole[index]
+        whole[index] = part if before is None else before + part
+    return [torch.zeros_like(value) if r is None else r for r, value in zip(whole, values, strict=True)]
+
+
+@primitive
+def unstack(relevance: Tensor, dim: int) -> list[Tensor]:
+    """One slice for each of the stacked tensors."""
+    return list(relevance.unbind(dim))
+
+
+@primitive
+def rebind(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
+    """The slices of ``unbind`` stacked again; a slice that nobody used has no relevance."""
+    return torch.stack(_whole(parts, values), dim)
+
+
+@primitive
+def unroll(relevance: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """Roll back."""
+    return torch.roll(relevance, [-s for s in shifts], list(dims))
+
+
+@primitive
+def unpad_border(relevance: Tensor, x: Tensor, pad: Sequence[int], mode: str) -> Tensor:
+    """Add reflected or replicated borders (``mode`` as ATen names it) back onto their origin."""
+    backward = getattr(aten, f"{mode}_pad{len(pad) // 2}d_backward")
+    return backward(relevance, x, pad)
+
+
+@primitive
+def unchannel_shuffle(relevance: Tensor, groups: int) -> Tensor:
+    """The inverse of a channel shuffle: a shuffle with the other factor."""
+    return torch.channel_shuffle(relevance, relevance.shape[1] // groups)
+
+
+@primitive
+def unrepeat_interleave(relevance: Tensor, shape: torch.Size, repeats: int, dim: int) -> Tensor:
+    """Sum over the neighbouring copies of each element."""
+    axis = dim % len(shape)
+    return relevance.reshape(*shape[: axis + 1], repeats, *shape[axis + 1 :]).sum(dim=axis + 1)
+
+
+@primitive
+def fold_axis(relevance: Tensor, shape: torch.Size, dim: int, size: int, step: int) -> Tensor:
+    """Add the windows that ``Tensor.unfold`` cut back up."""
+    axis = dim % len(shape)
+    windows = torch.arange(relevance.shape[axis], device=relevance.device) * step
+    places = windows.unsqueeze(1) + torch.arange(size, device=relevance.device)
+    # Not ATen's unfold_backward, which vmap would call row by row.
+    cut = relevance.movedim(-1, axis + 1).flatten(axis, axis + 1)
+    return relevance.new_zeros(shape).index_add(axis, places.flatten(), cut)
+
+
+@primitive
+def fold_patches(
+    relevance: Tensor, shape: torch.Size, kernel: list[int], dilation: list[int], padding: list[int],
+    stride: list[int],
+) -> Tensor:
+    """Add patches back up to an image of ``shape``."""
+    return aten.col2im(relevance, shape[-2:], kernel, dilation, padding, stride)
+
+
+@primitive
+def unindex(relevance: Tensor, shape: torch.Size, indices: Sequence[Tensor | None]) -> Tensor:
+    """Add every element back to where an index took it from."""
+    return aten.index_put(relevance.new_zeros(shape), indices, relevance, True)
+
+
+@primitive
+def unindex_select(relevance: Tensor, shape: torch.Size, dim: int, index: Tensor) -> Tensor:
+    """Add every slice back to where it was taken from."""
+    return relevance.new_zeros(shape).index_add(dim, index, relevance)
+
+
+@primitive
+def ungather(relevance: Tensor, shape: torch.Size, dim: int, index: Tensor) -> Tensor:
+    """Add every element back to where it was gathered from."""
+    return relevance.new_zeros(shape).scatter_add(dim, index, relevance)
+
+
+@primitive
+def keep(relevance: Tensor, mask: Tensor) -> Tensor:
+    """The relevance where ``mask`` is true."""
+    return relevance * mask
+
+
+@primitive
+def drop(relevance: Tensor, mask: Tensor) -> Tensor:
+    """The relevance where ``mask`` is false."""
+    return relevance.masked_fill(mask, 0)
+
+
+@primitive
+def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | None, step: int) -> list[Tensor]:
+    """The relevance of a value, and of the slice that was written into it."""
+    part = aten.slice(relevance, dim, start, end, step)
+    bounds = _within(relevance.shape[dim], start, end)
+    return [torch.slice_scatter(relevance, torch.zeros_like(part), dim, *bounds, step), part]
+
+
+@primitive
+def unscatter_select(relevance: Tensor, dim: int, index: int) -> list[Tensor]:
+    """The relevance of a value, and of the entry that was written into it."""
+    part = relevance.select(dim, index)
+    return [torch.select_scatter(relevance, torch.zeros_like(part), dim, index), part]
+
+
+@primitive
+def unsort(parts: Parts, output: tuple[Tensor, Tensor], shape: torch.Size, dim: int) -> Tensor:
+    """The relevance of sorted or selected values, back where their indices say they come from."""
+    values, indices = output
+    relevance = _whole([part for part in parts if part[0] == 0], [values])[0]
+    return relevance.new_zeros(shape).scatter_add(dim, indices, relevance)

@@ -1,0 +1,1 @@
+"""An explainer made visible: pictures, reports, Model Explorer, program text."""
