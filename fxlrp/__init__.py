@@ -18,10 +18,9 @@ from fxlrp.common.version import __version__
 if TYPE_CHECKING:
     from fxlrp import presets, rules, vocabulary
     from fxlrp.common import errors
-    from fxlrp.compiler import compile
+    from fxlrp.compiler import compile, quantus_explain
     from fxlrp.explainer import Explainer
     from fxlrp.exports import SavedExplainer, load
-    from fxlrp.interop.quantus import quantus_explain
     from fxlrp.interop.smoothgrad import smooth
     from fxlrp.maps.heatmap import heatmap, quantize_heat, stage_map
     from fxlrp.maps.tokens import token_relevance
@@ -38,10 +37,9 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "compiler": ("compile",),
+    "compiler": ("compile", "quantus_explain"),
     "explainer": ("Explainer",),
     "exports": ("SavedExplainer", "load"),
-    "interop.quantus": ("quantus_explain",),
     "interop.smoothgrad": ("smooth",),
     "maps.heatmap": ("heatmap", "quantize_heat", "stage_map"),
     "maps.tokens": ("token_relevance",),

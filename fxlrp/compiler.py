@@ -2,115 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, cast
 
+import numpy.typing as npt
 from torch import nn
 
-from fxlrp.common.errors import RuleError, StartError
 from fxlrp.explainer import Explainer
-from fxlrp.passes.optimize import chosen
-from fxlrp.presets import Preset, preset_named
-from fxlrp.rules.join import SPLITS, SplitRule
-from fxlrp.rules.rule import Rule
-from fxlrp.rules.starts import STARTS, CustomStart, Start
-from fxlrp.runtime.backends import check_backend
-from fxlrp.runtime.plan import Recipe
+from fxlrp.interop import quantus
+from fxlrp.runtime.engine import Engine
+from fxlrp.runtime.recipe import Recipe
+
+P = ParamSpec("P")
 
 
-def compile(
-    model: nn.Module,
-    preset: str | Preset = "conserving",
-    *,
-    rules: Mapping[Any, Rule] | None = None,
-    split: str | SplitRule | None = None,
-    identity_skips: bool = True,
-    start: str | Start = "probability",
-    output: Any = None,
-    checkpoints: Sequence[str] = (),
-    example_inputs: Any = None,
-    backend: str | None = None,
-    differentiable: bool = False,
-    optimize: bool | Sequence[str] = True,
-) -> Explainer:
-    """Compile the explainer of ``model``.
+def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[nn.Module, P], Explainer]:
+    """A function with the parameters of ``recipe``, which so are written once, after the model."""
 
-    It is read by symbolic tracing where that can follow it, and else by ``torch.export``
-    from example inputs: those given here, or those of the explainer's first call.
+    def compile(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> Explainer:
+        asked = recipe(*args, **kwargs)
+        return Explainer(Engine(model, asked, cast("dict[str, Any]", kwargs).get("example_inputs")))
+
+    signature = inspect.signature(recipe)
+    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="nn.Module")
+    compile.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[model, *signature.parameters.values()], return_annotation="Explainer"
+    )
+    compile.__doc__ = _DOC.format(*_sections(inspect.getdoc(Recipe) or ""))
+    compile.__qualname__ = "compile"
+    return compile  # type: ignore[return-value]  # Concatenate knows no name for the model
+
+
+def _sections(doc: str) -> tuple[str, str]:
+    """The parameters and the errors in a docstring, as they stand below its headings."""
+    parameters, _, errors = doc.partition("Args:\n")[2].partition("Raises:\n")
+    return parameters.strip(), errors.strip()
+
+
+_DOC = """Compile the explainer of ``model``.
+
+The model is read by symbolic tracing where that can follow it, and else by ``torch.export``
+from example inputs: those given here, or those of the explainer's first call.
+
+Args:
+    model: any module in eval mode. It is not changed.
+    {}
+
+Raises:
+    TrainingModeError: the model is in training mode.
+    CaptureError: the model cannot be captured, or uses unknown operations.
+    {}
+"""
+
+compile = _compiler(Recipe)
+
+
+def quantus_explain(
+    model: nn.Module, inputs: npt.ArrayLike, targets: npt.ArrayLike, *, sum_channels: bool = True, device: Any = None,
+    **options: Any,
+) -> npt.NDArray[Any]:  # fmt: skip
+    """Relevance as Quantus asks for it: ``metric(…, explain_func=fxlrp.quantus_explain)``.
+
+    A model is compiled once, and later updates of its weights are followed, as metrics that randomise
+    them need. What is kept of a model goes when the model goes.
 
     Args:
-        model: any module in eval mode. It is not changed.
-        preset: the rules, by name (``fxlrp.presets.PRESETS``) or as a :class:`Preset`.
-        rules: exceptions from it, by module name or pattern (``"layer4.*"``), module type
-            (``nn.Linear``), operation (``torch.nn.functional.linear``) or kind of join
-            (``fxlrp.JoinKind.IDENTITY``); the most specific wins.
-        split: how a join shares relevance: ``"ratio"``, ``"symmetric"``, ``"signed"``,
-            ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
-        identity_skips: ``False``: an identity skip receives nothing, its residual branch all.
-        start: the relevance that enters at the output: ``"probability"`` (softmax of a
-            (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
-            ``"softmax_gradient"`` (SGLRP), ``fxlrp.starts.against(other)`` (this class rather than
-            that one), ``"output"`` (the output itself, for a regression or a similarity), or a
-            callable ``(output, target) -> relevance`` in the shape of the output.
-        output: which output of a model with several: a key, an index, or a callable that
-            picks it from what the model returns.
-        checkpoints: names of modules at whose input relevance is wanted.
-        example_inputs: what the model takes: a tensor, a tuple of positional or a dict of
-            keyword arguments; needed at once only where the graph is to be looked at before
-            the first call.
-        backend: what runs it: ``"eager"`` (also ``None``), ``"inductor"`` (compiled by
-            ``torch.compile`` at the first call, which takes a minute or so) or ``"cudagraphs"``
-            (the same, captured as CUDA graphs). Ledgers, and explanations of several rows, run eagerly.
-        differentiable: whether an explanation keeps its autograd graph.
-        optimize: ``True``: every optimisation that leaves the model's output as it is, to the bit;
-            ``False``: none, for reading; or the names of some (``fxlrp.passes.optimize.NAMES``).
+        model: a module in eval mode. It is not changed.
+        inputs: (batch, ...), channels first; converted to the model's precision.
+        targets: (batch,), the classes to explain, or one class for all.
+        sum_channels: whether to give (batch, 1, ...), the sum over the channels of images and series.
+        device: where to compute; ``None``: where the model is.
+        **options: as for :func:`fxlrp.compile`; Quantus hands ``explain_func_kwargs`` on to here.
+
+    Returns:
+        (batch, ...) like the inputs, or one channel of them.
 
     Raises:
-        TrainingModeError: the model is in training mode.
-        CaptureError: the model cannot be captured, or uses unknown operations.
-        RuleError, PatternError: a preset, rule, split or name does not fit.
-        OptimizeError: an optimisation that is asked for is not known.
-        BackendError: a backend that is asked for is not known, or cannot run here.
+        FxlrpError: as for :func:`fxlrp.compile` and for a call of the explainer.
     """
-    recipe = Recipe(
-        preset=preset_named(preset),
-        rules=rules,
-        split=_split_named(split),
-        identity_skips=identity_skips,
-        start=_start_named(start),
-        output=output,
-        checkpoints=tuple(checkpoints),
-        optimize=chosen(optimize),
+    return quantus.explain(
+        compile, model, inputs, targets, sum_channels=sum_channels, device=device, options=options
     )
-    explainer = Explainer(
-        model,
-        recipe,
-        backend=check_backend(backend),
-        differentiable=differentiable,
-        recompile=partial(
-            compile, preset=preset, rules=rules, split=split, identity_skips=identity_skips, start=start,
-            output=output, checkpoints=checkpoints, backend=backend,
-            differentiable=differentiable, optimize=optimize,
-        ),
-    )  # fmt: skip
-    explainer._capture(example_inputs)
-    return explainer
-
-
-def _split_named(split: str | SplitRule | None) -> SplitRule | None:
-    if split is None or isinstance(split, SplitRule):
-        return split
-    if split not in SPLITS:
-        raise RuleError(f"split={split!r}: choose one of {', '.join(map(repr, SPLITS))}, or give a split rule")
-    return SPLITS[split]
-
-
-def _start_named(start: str | Start) -> Start | nn.Module:
-    if isinstance(start, str):
-        if start not in STARTS:
-            raise StartError(f"start={start!r}: choose one of {', '.join(map(repr, STARTS))}, or give a callable")
-        return STARTS[start]
-    if not callable(start):
-        raise StartError(f"start= must be a name or a callable (output, target) -> relevance, not {start!r}")
-    return CustomStart(start)

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from fxlrp.capture import Call, bind, input_counts
-from fxlrp.common.errors import (
-    BackendError,
-    CaptureError,
-    ConditionError,
-    InputError,
-    NotCapturedError,
-    TargetError,
-)
-from fxlrp.inspection import Inspection
-from fxlrp.interop.captum import Attribution
-from fxlrp.passes.facts import has_facts
-from fxlrp.passes.optimize import can_pack
-from fxlrp.portability import Portability
-from fxlrp.results.explanation import Explanation
-from fxlrp.results.ledger import Ledger, build_ledger
-from fxlrp.runtime.backends import EAGER, Compiled, raise_for
-from fxlrp.runtime.inputs import arguments_of, check_examples, check_inputs, check_target, forward_shapes
-from fxlrp.runtime.masks import Conditions, count_rows, masks, read_conditions
-from fxlrp.runtime.plan import Plan, Recipe, may_export
-from fxlrp.runtime.slices import check_chunk, run_rows
-from fxlrp.runtime.timing import Spent, Step, measure
-from fxlrp.runtime.weights import Weights
-from fxlrp.steps.batch_axis import item_sum
+from fxlrp.common.errors import ConditionError, InputError
+from fxlrp.interop import captum
+from fxlrp.passes.joins import Join
+from fxlrp.results.explanation import Explanation, explanation_of
+from fxlrp.results.ledger import Ledger, ledger_of
+from fxlrp.results.profile import Profile, profiled
+from fxlrp.results.summary import Summary, summarize
+from fxlrp.runtime.engine import Engine, Prepared
+from fxlrp.runtime.recipe import Recipe
+from fxlrp.runtime.slices import check_chunk
+from fxlrp.runtime.targets import check_one_target, separate_target
+from fxlrp.runtime.timing import ROUNDS, Spent, Step, measure
 
 
-class Explainer(Attribution, Inspection, Portability, nn.Module):
+class Explainer(nn.Module):
     """A compiled explanation, made by :func:`fxlrp.compile`.
 
     It uses the model's own tensors and follows their updates; it never changes the model.
@@ -50,37 +39,13 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
 
     graph_module: fx.GraphModule
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, *, backend: str, differentiable: bool,
-        recompile: Callable[[nn.Module], Explainer],
-    ) -> None:
-        super().__init__()
-        self.differentiable = differentiable
-        self.backend = backend
-        self._compiled: dict[int, Compiled] = {}
-        # In a tuple, for nn.Module would register a module as a part of this one.
-        self._recipe = (recipe,)
-        self._weights = Weights(model)
-        self._plan: Plan | None = None
-        self._plans: list[Plan] = []
-        self._untraceable: CaptureError | None = None
-        self._last: tuple[Plan, list[Any]] | None = None  # the form of the inputs of the last call
-        self._recompile = recompile
-        self._counts = input_counts(model) if isinstance(model, nn.Module) else (0, 0)
+    attribute = captum.attribute
+    multiplies_by_inputs = True
 
-    def _capture(self, example_inputs: Any = None) -> None:
-        """Capture the model symbolically; where that cannot be, from examples, now or at the first call."""
-        model, (recipe,) = self._weights.model, self._recipe
-        recipe.check(model)
-        try:
-            self._adopt(recipe.traced(model))
-        except CaptureError as reason:
-            if not may_export(reason):
-                raise
-            self._untraceable = reason
-        if example_inputs is not None:
-            args, kwargs = arguments_of(example_inputs)
-            self._plan_for(*bind(model, args, kwargs))
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._show_program()
 
     def forward(
         self, *inputs: Any, target: Any = None, conditions: Any = None, chunk: int | None = None, **named: Any
@@ -93,14 +58,14 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
             target: the class to explain: ``None`` (the predicted one), an int, or an integer
                 tensor (batch,). Several in one call, which share the forward pass and all else
                 that does not depend on the class: a list or a range of ints, for every item, or
-                an integer tensor (batch, rows).
+                an integer tensor (batch, targets).
             conditions: ``{module name: channels}``: of the relevance at the output of the module keep
                 these channels alone (concept relevance propagation, Achtibat et al., Nature Machine
                 Intelligence 2023); of several modules one after the other. Channels are a list of
-                numbers, or a mask, of truths or floating point, that broadcasts to the output without
-                the batch. A list of such dicts: as many rows; with as many targets, row k has target k
-                and condition k.
-            chunk: how many rows to compute at once, which bounds the memory; each chunk runs the
+                numbers, or a mask, boolean or floating point, that broadcasts to the output without
+                the batch. A list of such dicts: several explanations; with as many targets, explanation k has
+                target k and condition k.
+            chunk: how many targets or conditions to explain at once, which bounds the memory; each chunk runs the
                 forward pass anew. ``None``: all.
 
         Raises:
@@ -110,25 +75,20 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
             PatternError: a condition names no module that relevance passes.
             CaptureError: this first call shows that the model cannot be captured.
         """
-        check_chunk(chunk)
-        return self._explain(*self._split(inputs, named, target), conditions=conditions, chunk=chunk)
+        inputs, target = self._separate(inputs, named, target)
+        return self.explain(inputs, named, target=target, conditions=conditions, chunk=chunk)
 
-    def _explain(
-        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, conditions: Any = None,
-        chunk: int | None = None,
-    ) -> Explanation:
-        plan, tensors, target = self._prepare(inputs, named, target)
-        results = self._run(plan, tensors, target, read_conditions(conditions), chunk=chunk)
-        relevance = results["relevance"]
-        return Explanation(
-            relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
-            output=pytree.tree_unflatten(results["output"], plan.returns),
-            target=results["target"],
-            start=results["start"],
-            checkpoints=results["checkpoints"],
-            inputs=tuple(spec.name for spec in plan.inputs),
-            pictures=tensors[0] if len(tensors) == 1 and _are_pictures(tensors[0]) else None,
-        )
+    def explain(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any] | None = None, *, target: Any = None,
+        conditions: Any = None, chunk: int | None = None,
+    ) -> Explanation:  # fmt: skip
+        """The same for a tuple of inputs and a dict of those by name; no target is looked for among them.
+
+        Arguments and errors are those of a call.
+        """
+        check_chunk(chunk)
+        prepared = self._prepare(inputs, named or {}, target, conditions)
+        return explanation_of(self._engine.run(prepared, self._engine.request(prepared), chunk), prepared)
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
         """Relevance summed over channels, (batch, height, width), at less cost than relevance itself.
@@ -140,12 +100,12 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
         Raises:
             InputError: the model takes several inputs, or one without channels.
         """
-        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
-        if len(tensors) != 1 or tensors[0].dim() < 3:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        prepared = self._prepared(inputs, named, target)
+        if len(prepared.inputs) != 1 or prepared.inputs[0].dim() < 3:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in prepared.inputs)
             raise InputError(f"a heatmap is of one input (batch, channels, ...), not of {shapes}")
         heat: Tensor
-        (heat,) = self._run(plan, tensors, target, None, heatmap=True)["relevance"]
+        (heat,) = self._engine.run(prepared, self._engine.request(prepared, heatmap=True)).relevance
         return heat
 
     def relevance_of(
@@ -168,10 +128,8 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
             PatternError: no relevance reaches a node of a name that is given.
             InputError, TargetError, CaptureError: as for an explanation.
         """
-        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
-        _check_one_target(target, "the relevance of nodes")
-        found: dict[str, Tensor] = self._run(plan, tensors, target, None, nodes=tuple(nodes)).get("nodes", {})
-        return found
+        prepared = self._prepared(inputs, named, target, one_target="the relevance of nodes")
+        return self._engine.run(prepared, self._engine.request(prepared, nodes=tuple(nodes))).nodes
 
     def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
@@ -182,200 +140,294 @@ class Explainer(Attribution, Inspection, Portability, nn.Module):
             InputError, TargetError, ConditionError, PatternError, CaptureError: as for an explanation; a
                 ledger is of one target an item, and of one condition.
         """
-        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
-        asked = read_conditions(conditions)
-        _check_one_target(target, "a ledger")
-        if asked is not None and asked.many:
+        prepared = self._prepared(inputs, named, target, conditions, one_target="a ledger")
+        if prepared.conditions is not None and prepared.conditions.several:
             raise ConditionError("a ledger is of one condition, a dict: ask for one at a time")
-        results = self._run(plan, tensors, target, asked, ledger=True)
-        arrived = torch.stack([item_sum(r) for r in results["relevance"]]).sum(dim=0)
-        rows = results["rows"]
-        return build_ledger(rows, results["ledger"], results["start"].double(), arrived)
+        request = self._engine.request(prepared, ledger=True)
+        return ledger_of(self._engine.run(prepared, request), self._engine.program(prepared, request).ledger_heads)
+
+    # What is compiled -----------------------------------------------------------------------------
+
+    @property
+    def capture(self) -> str:
+        """How the model was captured: ``"symbolic"`` or ``"export"``."""
+        return self._engine.captured_plan("capture").captured.way
+
+    @property
+    def joins(self) -> list[Join]:
+        """The adds where a skip and a residual branch meet."""
+        return self._engine.captured_plan("joins").joins
+
+    def summary(self) -> Summary:
+        """Print which node runs which rule, and why; return it as rows."""
+        summary = summarize(self._engine.captured_plan("summary").forward)
+        print(summary)
+        return summary
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it was compiled with."""
+        return self._engine.recipe
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether an explanation keeps its autograd graph."""
+        return self.recipe.differentiable
+
+    @property
+    def backend(self) -> str:
+        """What runs it."""
+        return self._engine.backend_name
+
+    @property
+    def model_name(self) -> str:
+        """The class of the model."""
+        return type(self._engine.model).__name__
+
+    @property
+    def preset_name(self) -> str:
+        """The name of the preset that it was compiled with."""
+        return self.recipe.chosen_preset.name
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of :attr:`graph_module`."""
+        return self.graph_module.graph
+
+    @property
+    def model_graph(self) -> fx.Graph:
+        """The model's own graph, in canonical form, with the facts that are known of each node and its rule."""
+        return self._engine.captured_plan("model_graph").forward.graph
+
+    @property
+    def emitted(self) -> fx.Graph:
+        """The graph as the rules wrote it, before the optimiser worked on it: what pictures show."""
+        return self._engine.captured_plan("emitted").as_emitted.module.graph
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every forward value in the last call, by the name of its node; empty before the first one."""
+        return self._engine.shapes
+
+    # Views ----------------------------------------------------------------------------------------
+
+    @property
+    def code(self) -> str:
+        """The Python code that runs, with a comment where a node's relevance begins."""
+        from fxlrp.views.program_text import commented
+
+        return commented(self.graph_module)
+
+    @property
+    def dot(self) -> str:
+        """The picture as DOT text, the language of Graphviz; needs neither Graphviz nor its package."""
+        from fxlrp.views.draw import dot_source
+
+        return dot_source(self)
+
+    def draw(
+        self, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None,
+        ledger: Ledger | None = None,
+    ) -> Path:  # fmt: skip
+        """Draw the forward graph, the rules beside it and the way of relevance; return the file's path.
+
+        Args:
+            path: the file; its suffix says what to write: svg, png, pdf, or dot or gv for DOT text.
+            view: ``"both"``, ``"forward"`` or ``"relevance"``.
+            depth: draw modules at this depth as one box each; ``None``: everything.
+            ledger: of :meth:`Explainer.ledger`: also draw how much relevance flows where, what splits make of it,
+                and what absorbs it.
+
+        Raises:
+            DrawError: it cannot be drawn as asked, or Graphviz is missing.
+            MissingExtraError: the package ``graphviz`` is not installed.
+        """
+        from fxlrp.views.draw import draw
+
+        return draw(self, path, view, depth=depth, ledger=ledger)
+
+    def explore(
+        self, images: Any = None, *, target: Any = None, host: str = "localhost", port: int = 8080,
+        browser: bool = True,
+    ) -> None:  # fmt: skip
+        """Serve the graph to a browser in Model Explorer, until it is stopped.
+
+        Arguments and errors are those of :func:`fxlrp.explorer.explore`.
+        """
+        from fxlrp.views.explorer import explore
+
+        explore(self, images, target=target, host=host, port=port, browser=browser)
+
+    def report(
+        self, images: Tensor, path: str | os.PathLike[str], *, target: Any = None,
+        class_names: Sequence[str] | None = None, photos: Sequence[Any] | None = None, title: str | None = None,
+    ) -> Path:  # fmt: skip
+        """Write a page on how relevance flows through the model: one HTML file, without a network.
+
+        Photograph and map, relevance at every stage, how each join shares it, the accounts of all nodes, and sums
+        against what entered. Arguments and errors are those of :func:`fxlrp.report.write_report`.
+        """
+        from fxlrp.views.report import write_report
+
+        return write_report(self, images, path, target=target, class_names=class_names, photos=photos, title=title)
+
+    def _repr_svg_(self) -> str | None:
+        """The picture, for a notebook; small enough to look at. ``None`` where it cannot be drawn."""
+        from fxlrp.views.draw import thumbnail
+
+        return thumbnail(self)
+
+    # Times ----------------------------------------------------------------------------------------
+
+    def node_times(self, *inputs: Any, target: Any = None, **named: Any) -> dict[Step, float]:
+        """Milliseconds of each node, and of the propagation of its relevance, for the arguments of an explanation.
+
+        The program as the rules wrote it, run step by step: where each node's time goes, before the optimiser.
+        Of what an explanation takes :meth:`profile` tells.
+
+        Raises:
+            InputError, TargetError, CaptureError: as for an explanation; it is of one target an item.
+        """
+        _, times = self._measured(inputs, named, target, optimized=False, rounds=ROUNDS)
+        return {step: spent.total for step, spent in times.items()}
+
+    def profile(self, *inputs: Any, target: Any = None, rounds: int = ROUNDS, **named: Any) -> Profile:
+        """Where the time of an explanation goes: by kind of node, in the forward pass and in relevance.
+
+        The optimised program, run step by step by torch, whatever the backend; medians of ``rounds`` runs after
+        some that do not count. Print it.
+
+        Raises:
+            InputError, TargetError, CaptureError: as for an explanation; it is of one target an item.
+        """
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise InputError(f"rounds={rounds!r}: give a whole number of at least 1")
+        prepared, times = self._measured(inputs, named, target, optimized=True, rounds=rounds)
+        return profiled(prepared.plan.forward.graph, times)
 
     def _measured(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, *, optimized: bool, rounds: int
-    ) -> tuple[Plan, dict[Step, Spent]]:
-        plan, tensors, target = self._prepare(*self._split(inputs, named, target))
-        _check_one_target(target, "a profile")
-        if torch.is_autocast_enabled(tensors[0].device.type):
+    ) -> tuple[Prepared, dict[Step, Spent]]:
+        prepared = self._prepared(inputs, named, target, one_target="a profile")
+        if prepared.autocast:
             raise InputError("steps are not timed under torch.autocast: convert the explainer, by .to(dtype)")
-        mixed = self._is_half(tensors)
-        program = plan.program(mixed=mixed, packed=optimized and not mixed and can_pack(tensors), optimized=optimized)
-        if self._weights.add(program.module):
-            self._weights.refresh(False)
-        return plan, measure(program.module, (*tensors, target), rounds)
+        request = self._engine.request(prepared, optimized=optimized, eager=True)
+        program = self._engine.program(prepared, request)
+        return prepared, measure(program.module, (*prepared.inputs, prepared.target), rounds)
+
+    # Files ----------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+        """Save the explanation as a file that runs without the model's Python code; :func:`fxlrp.load` reads it.
+
+        It holds the program, as ``torch.export`` writes it down, and the weights as they are now. The batch
+        stays free; other axes are those of the examples. The result is checked against this explainer.
+
+        Args:
+            path: the file; its name ends in .pt2.
+            example_inputs: what the model takes: a tensor, a tuple of positional or a dict of keyword
+                arguments; ``None``: inputs like those of the last call.
+
+        Raises:
+            ExportError: it cannot be exported, or nothing says what the inputs look like.
+            InputError: an example does not fit the model.
+        """
+        from fxlrp.exports.saved import save
+
+        return save(self._engine, path, example_inputs)
+
+    def export_aot(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+        """Compile the explanation ahead of time, by AOTInductor, into a package without Python.
+
+        :func:`fxlrp.load` reads it, and so does ``torch::inductor::AOTIModelPackageLoader`` of C++. It runs
+        on the kind of device that it was compiled on. Arguments are those of :meth:`save`.
+
+        Raises:
+            ExportError, InputError: as for :meth:`save`.
+            BackendError: Inductor cannot compile here.
+        """
+        from fxlrp.exports.saved import package
+
+        return package(self._engine, path, example_inputs)
+
+    def export_onnx(self, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+        """Write the explanation as ONNX, and check it in onnxruntime.
+
+        Its inputs are the model's, by name, and ``target``, (batch,) of int64, where -1 asks for the predicted
+        class; its outputs are ``relevance``, ``output``, ``explained_class``, ``start``, ``checkpoint.NAME``.
+        The batch is a free axis. Arguments are those of :meth:`save`; the name of the file ends in .onnx.
+
+        Raises:
+            ExportError, InputError: as for :meth:`save`.
+            MissingExtraError: onnx, onnxscript or onnxruntime is not installed (extra ``onnx``).
+        """
+        from fxlrp.exports.onnx import export_onnx
+
+        return export_onnx(self._engine, path, example_inputs)
+
+    # Captum ---------------------------------------------------------------------------------------
+
+    @property
+    def forward_func(self) -> nn.Module:
+        """The model."""
+        return self._engine.model
+
+    def has_convergence_delta(self) -> bool:
+        """``True``: :meth:`attribute` can return a delta."""
+        return True
+
+    # torch ----------------------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, by copy.deepcopy or pickle, is compiled anew from the copied model.
-        return _rebuild, (self._recompile, self._weights.model, self._weights.dtype, self._weights.device)
+        weights = self._engine.weights
+        return _rebuild, (type(self), self._engine.model, self.recipe, weights.dtype, weights.device)
 
     def __getattr__(self, name: str) -> Any:
         if name == "graph_module":
-            self._captured_plan(name)
+            self._engine.captured_plan(name)
         return super().__getattr__(name)
-
-    def _captured_plan(self, asked: str) -> Plan:
-        if self._plan is None:
-            raise NotCapturedError(
-                f"{asked} is known once the model was captured; {type(self._weights.model).__name__} is captured at "
-                "the first call: call the explainer, or give compile(example_inputs=…)\n"
-                f"({self._untraceable})"
-            )
-        return self._plan
-
-    def _adopt(self, plan: Plan) -> None:
-        program = plan.program()
-        self._weights.add(program.module)
-        self._plan = plan
-        self.graph_module = program.module
-        if plan not in self._plans:
-            self._plans.append(plan)
-
-    def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
-        """The plan for calls like this one; captured now where there is none."""
-        for plan in self._plans:
-            if plan.serves(call, self._weights.dtype_now()):
-                if plan is not self._plan:
-                    self._adopt(plan)
-                return plan
-        (recipe,) = self._recipe
-        check_examples(call, tensors)
-        try:
-            plan = recipe.exported(self._weights.model, call, tensors, self._weights.dtype)
-            self._adopt(plan)
-        except CaptureError as error:
-            if self._untraceable is not None:
-                error.args = (f"{error}\n({self._untraceable})",)
-            raise
-        return plan
-
-    def _prepare(
-        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
-    ) -> tuple[Plan, list[Tensor], Tensor | None]:
-        plan, tensors = self._plan, list(inputs)
-        if plan is None or not plan.fits(inputs, named, self._weights.dtype_now()):
-            call, tensors = bind(self._weights.model, inputs, named)
-            plan = self._plan_for(call, tensors)
-        if not torch.compiler.is_compiling():
-            self._weights.refresh(self._recorded)
-        check_inputs(plan.inputs, tensors, self._weights.example())
-        first = tensors[0]
-        if not torch.compiler.is_compiling():
-            self._last = plan, [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
-        counted = target is not None and not torch.compiler.is_compiling()
-        classes = plan.class_count(tensors) if counted else None
-        return plan, tensors, check_target(target, first.shape[0], classes, first.device)
-
-    def _split(
-        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        """The arguments of a call, with a target that follows the inputs taken from them."""
-        if target is None and self._ends_with_target(inputs, named):
-            *inputs, target = inputs  # type: ignore[assignment]
-        return tuple(inputs), named, target
-
-    def _ends_with_target(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        """Whether the last positional argument is one more than the inputs, and so the target."""
-        required, most = self._counts
-        given = len(inputs) + len(named)
-        if given <= required or len(inputs) < 2:
-            return False
-        last = inputs[-1]
-        # Several classes an item, or a list of them, could as well be an optional input.
-        classes = isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2
-        return len(inputs) > most or classes or (isinstance(last, int) and not isinstance(last, bool))
-
-    @property
-    def _recorded(self) -> bool:
-        """Whether an explanation made now keeps its autograd graph."""
-        return self.differentiable and torch.is_grad_enabled()
-
-    def _is_half(self, tensors: list[Tensor]) -> bool:
-        """Whether values of half precision may come up."""
-        like = self._weights.example()
-        halves = (torch.float16, torch.bfloat16)
-        return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(tensors[0].device.type)
-
-    def _run(
-        self, plan: Plan, inputs: list[Tensor], target: Tensor | None, conditions: Conditions | None, *,
-        ledger: bool = False, heatmap: bool = False, nodes: tuple[str, ...] = (), chunk: int | None = None,
-    ) -> dict[str, Any]:
-        count = count_rows(conditions, target)
-        mixed = self._is_half(inputs)
-        recorded = self._recorded
-        looked_at = ledger or bool(nodes)
-        compiled = self.backend != EAGER and count is None and not looked_at and not torch.compiler.is_compiling()
-        program = plan.program(
-            ledger=ledger, mixed=mixed, rows=target is not None and target.dim() == 2,
-            conditions=conditions.modules if conditions else (), heatmap=heatmap, nodes=nodes,
-            packed=not (ledger or mixed or recorded or compiled) and can_pack(inputs),
-        )
-        masked: list[Tensor] = []
-        if conditions is not None:
-            masked = masks(conditions, program.points, plan.forward.graph, plan.shapes(inputs), inputs[0].device)
-        if self._weights.add(program.module):
-            self._weights.refresh(recorded)
-        autocast = torch.is_autocast_enabled(inputs[0].device.type)
-        run: Callable[..., Any] = Mixed(program.module).run if autocast else program.module
-        if compiled:
-            run = self._compiled_for(program.module, autocast)
-        try:
-            with torch.set_grad_enabled(recorded):
-                results: dict[str, Any]
-                if count is None:
-                    results = {**run(*inputs, target, *(mask[0] for mask in masked))}
-                else:
-                    results = run_rows(run, inputs, target, masked, count, chunk)
-        except RuntimeError as error:
-            # Shapes that the model cannot take: say which layer, instead of which kernel.
-            if not torch.compiler.is_compiling():
-                forward_shapes(plan.forward, inputs)
-            if compiled:
-                raise_for(error, self.backend)
-            raise
-        return {**results, "rows": program.rows}
-
-    def _compiled_for(self, module: fx.GraphModule, autocast: bool) -> Compiled:
-        if autocast:
-            raise BackendError(
-                f"backend={self.backend!r} does not run under torch.autocast: convert the explainer, by .to(dtype), "
-                "or compile it with backend='eager'"
-            )
-        return self._compiled.setdefault(id(module), Compiled(module, self.backend))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Explainer:
         # nn.Module would convert the tensors in place, and they are the model's.
-        self._weights.convert(fn)
-        self._weights.refresh()
+        self._engine.weights.convert(fn)
+        self._engine.weights.refresh()
         return self
 
+    # Arguments ------------------------------------------------------------------------------------
 
-def _check_one_target(target: Tensor | None, what: str) -> None:
-    if target is not None and target.dim() == 2:
-        raise TargetError(f"{what} is of one target an item: ask for one at a time")
+    def _separate(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+    ) -> tuple[tuple[Any, ...], Any]:
+        return separate_target(self._engine.input_counts, inputs, named, target)
 
+    def _prepared(
+        self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, conditions: Any = None, *,
+        one_target: str = "",
+    ) -> Prepared:  # fmt: skip
+        """A call as it was written; ``one_target`` names what takes only one target per item."""
+        inputs, target = self._separate(inputs, named, target)
+        prepared = self._prepare(inputs, named, target, conditions)
+        if one_target:
+            check_one_target(prepared.target, one_target)
+        return prepared
 
-def _are_pictures(value: Tensor) -> bool:
-    return value.dim() == 4 and value.shape[1] in (1, 3) and value.is_floating_point()
+    def _prepare(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any], target: Any, conditions: Any
+    ) -> Prepared:
+        prepared = self._engine.prepare(inputs, named, target, conditions)
+        self._show_program()
+        return prepared
 
-
-class Mixed(fx.Interpreter):
-    """Runs a program under autocast: the model's own nodes as they are, relevance in full precision."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        if has_facts(n):
-            return super().run_node(n)
-        with torch.autocast(self.device, enabled=False):
-            return super().run_node(n)
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        self.device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-        self.extra_traceback = False  # an error of a rule or a start is raised as it is
-        return super().run(*args, **kwargs)
+    def _show_program(self) -> None:
+        """Let ``graph_module`` be the program of the plan in use."""
+        program = self._engine.current_program
+        if program is not None and self._modules.get("graph_module") is not program:
+            self.graph_module = program
 
 
 def _rebuild(
-    recompile: Callable[[nn.Module], Explainer], model: nn.Module, dtype: torch.dtype | None, device: Any
+    kind: type[Explainer], model: nn.Module, recipe: Recipe, dtype: torch.dtype | None, device: Any
 ) -> Explainer:
-    explainer = recompile(model)
+    explainer = kind(Engine(model, recipe))
     return explainer if dtype is None and device is None else explainer.to(device=device, dtype=dtype)

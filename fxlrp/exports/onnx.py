@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +16,7 @@ from fxlrp.common.errors import ExportError
 from fxlrp.common.extras import require
 from fxlrp.exports.portable import check_path, exported
 from fxlrp.exports.saved import check_results
+from fxlrp.runtime.engine import Engine
 from fxlrp.steps.pooling import (
     AdaptiveAveragePool,
     AveragePool,
@@ -27,20 +28,17 @@ from fxlrp.steps.pooling import (
 from fxlrp.steps.primitives import primitive
 from fxlrp.steps.separable import by_axis_transpose
 
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
-
 METADATA = "fxlrp"
 """The key of the file's metadata under which its signature is, as JSON."""
 
 
-def export_onnx(explainer: Explainer, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+def export_onnx(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """What :meth:`fxlrp.Explainer.export_onnx` does."""
     path = Path(path)
     onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
     require("onnxscript", "onnx")
     check_path(path, (".onnx",))
-    found = exported(explainer, example_inputs, portable=without_backward_operations)
+    found = exported(engine, example_inputs, portable=without_backward_operations)
     names = [*(spec.name for spec in found.signature.inputs), *(["target"] if found.signature.takes_target else [])]
     # A name of ONNX is of one value.
     outputs = [{"target": "explained_class"}.get(name, name) for name in found.signature.outputs]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,13 +15,12 @@ from fxlrp.capture.exported import example_batch, quiet
 from fxlrp.common.errors import ExportError
 from fxlrp.common.version import __version__
 from fxlrp.passes.optimize.base import retarget
+from fxlrp.passes.request import Results
 from fxlrp.results.explanation import Explanation
 from fxlrp.rules.starts import resolve_target
+from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.inputs import InputSpec
 from fxlrp.steps.primitives import primitive
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
 
 PREDICTED = -1
 """The target that stands for the predicted class."""
@@ -100,18 +99,18 @@ class Portable(nn.Module):
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         results = self.program(*tensors) if self.takes_target else self.program(*tensors, None)
-        return present(self.explanation(results))
+        return present(self.explanation(Results(**results)))
 
-    def explanation(self, results: dict[str, Any]) -> Explanation:
+    def explanation(self, results: Results) -> Explanation:
         """What the program gave, put together; the model's own types of output become plain ones."""
-        output = pytree.tree_unflatten(results["output"], self.returns[0])
-        relevance = results["relevance"]
+        output = pytree.tree_unflatten(results.output, self.returns[0])
+        relevance = results.relevance
         return Explanation(
             relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
             output=_plain(output),
-            target=results["target"],
-            start=results["start"],
-            checkpoints=results["checkpoints"],
+            target=results.target,
+            start=results.start,
+            checkpoints=results.checkpoints,
             inputs=self.inputs,
         )
 
@@ -139,11 +138,11 @@ def open_target(output: Tensor, target: Tensor) -> Tensor:
     return torch.where(target < 0, output.argmax(dim=1), target)
 
 
-def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any = None) -> Exported:
-    """Export the explanation of ``explainer`` with ``torch.export``; the batch stays free.
+def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None) -> Exported:
+    """Export the explanation with ``torch.export``; the batch stays free.
 
     Args:
-        explainer: a compiled explanation.
+        engine: what explains.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; ``None``: inputs
             like those of its last call.
         portable: a pass over the program, before it is exported.
@@ -152,16 +151,16 @@ def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any 
         ExportError: there is no example, or the explanation cannot be exported.
         InputError: an example does not fit the model.
     """
-    plan, tensors, mixed = explainer._example(example_inputs)
-    program = plan.program(mixed=mixed).module
-    explainer._weights.add(program)
-    explainer._weights.refresh()
+    prepared = engine.example(example_inputs)
+    plan, tensors = prepared.plan, prepared.inputs
+    program = engine.program(prepared, engine.request(prepared, portable=True)).module
+    engine.weights.refresh()
     program = program if portable is None else portable(program)
     names = tuple(spec.name for spec in plan.inputs)
     inputs = example_batch(tensors)
     with torch.no_grad():
-        first = program(*(tensor[:1] for tensor in inputs), None)
-    takes_target = first["target"] is not None
+        first = Results(**program(*(tensor[:1] for tensor in inputs), None))
+    takes_target = first.target is not None
     module = Portable(program, takes_target=takes_target, returns=plan.returns, inputs=names)
     explanation = module.explanation(first)
     spec = pytree.tree_structure(explanation)
@@ -173,7 +172,7 @@ def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any 
         absent=tuple(i for i, leaf in enumerate(pytree.tree_leaves(explanation)) if leaf is None),
         takes_target=takes_target,
         classes=plan.class_count(tensors) if takes_target else None,
-        about=_about(explainer),
+        about=_about(engine),
     )
     open_targets = torch.full((len(inputs[0]),), PREDICTED, device=inputs[0].device)
     examples = (*inputs, open_targets) if takes_target else inputs
@@ -185,7 +184,8 @@ def exported(explainer: Explainer, example_inputs: Any = None, *, portable: Any 
     except Exception as error:
         reason = str(error).strip().split("\n\n")[0]
         raise ExportError(f"this explanation cannot be exported by torch.export: {reason}") from error
-    own = explainer._run(plan, [tensor[:2] for tensor in inputs], None, None)
+    few = replace(prepared, inputs=[tensor[:2] for tensor in inputs], target=None)
+    own = engine.run(few, engine.request(few))
     return Exported(found, signature, examples, tuple(present(module.explanation(own))))
 
 
@@ -256,9 +256,8 @@ def _output_names(explanation: Explanation) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _about(explainer: Explainer) -> dict[str, str]:
-    (recipe,) = explainer._recipe
+def _about(engine: Engine) -> dict[str, str]:
     return {
-        "model": type(explainer._weights.model).__name__, "preset": recipe.preset.name,
+        "model": type(engine.model).__name__, "preset": engine.recipe.chosen_preset.name,
         "fxlrp": __version__, "torch": torch.__version__,
-    }
+    }  # fmt: skip

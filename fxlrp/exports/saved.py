@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
 from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
-from fxlrp.interop.captum import Attribution
+from fxlrp.interop import captum
 from fxlrp.maps.heatmap import heatmap
 from fxlrp.results.explanation import Explanation
-from fxlrp.runtime.inputs import check_inputs, check_target
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
+from fxlrp.runtime.engine import Engine
+from fxlrp.runtime.inputs import check_inputs
+from fxlrp.runtime.targets import check_one_target, check_target
 
 SIGNATURE = "fxlrp.json"
 _TOLERANCES = {"float64": 1e-10, "float32": 1e-3, "int64": 0.0, "int32": 0.0}
@@ -28,22 +27,22 @@ _TOLERANCES = {"float64": 1e-10, "float32": 1e-3, "int64": 0.0, "int32": 0.0}
 _COMPILED = "aotinductor"
 
 
-def save(explainer: Explainer, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """What :meth:`fxlrp.Explainer.save` does."""
     path = Path(path)
     check_path(path, (".pt2",))
-    found = exported(explainer, example_inputs)
+    found = exported(engine, example_inputs)
     check_results(found, found.program.module())
     with whole(path) as beside:
         torch.export.save(found.program, beside, extra_files={SIGNATURE: found.signature.dump()})
     return path
 
 
-def package(explainer: Explainer, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+def package(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """What :meth:`fxlrp.Explainer.export_aot` does."""
     path = Path(path)
     check_path(path, (".pt2",))
-    found = exported(explainer, example_inputs)
+    found = exported(engine, example_inputs)
     settings = {"aot_inductor.metadata": {SIGNATURE: found.signature.dump()}, "freezing": True}
     with whole(path) as beside:
         try:
@@ -71,7 +70,7 @@ def check_results(found: Exported, run: Callable[..., Any]) -> None:
         raise ExportError(f"the exported explanation differs from the explainer's by {worst:.1e} of the largest value")
 
 
-class SavedExplainer(Attribution, nn.Module):
+class SavedExplainer(nn.Module):
     """An explanation read from a file: called as the explainer is that it was saved from.
 
     It takes inputs of the shape that it was exported with, any batch, and one target an item. It
@@ -81,6 +80,9 @@ class SavedExplainer(Attribution, nn.Module):
         signature: what it takes and gives.
         device: where its weights are.
     """
+
+    attribute = captum.attribute
+    multiplies_by_inputs = True
 
     def __init__(self, run: Callable[..., Any], signature: Signature, device: torch.device) -> None:
         super().__init__()
@@ -100,10 +102,13 @@ class SavedExplainer(Attribution, nn.Module):
             InputError: an input does not fit.
             TargetError: the target is no class of the model, or several are given.
         """
-        return self._explain(inputs, named, target)
+        return self.explain(inputs, named, target=target)
 
-    def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
-        tensors = self._in_order(inputs, named)
+    def explain(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any] | None = None, *, target: Any = None
+    ) -> Explanation:
+        """The same for a tuple of inputs and a dict of those by name. Errors are those of a call."""
+        tensors = self._in_order(inputs, named or {})
         for spec, dtype, tensor in zip(self.signature.inputs, self.signature.dtypes, tensors, strict=False):
             if isinstance(tensor, Tensor) and tensor.dtype != getattr(torch, dtype):
                 raise InputError(f"input {spec.name} is {tensor.dtype}; it was exported for torch.{dtype}")
@@ -113,8 +118,7 @@ class SavedExplainer(Attribution, nn.Module):
                 raise InputError(f"input {spec.name} is on {tensor.device} and the saved explanation on {self.device}")
         batch = tensors[0].shape[0]
         wanted = check_target(target, batch, self.signature.classes, self.device)
-        if wanted is not None and wanted.dim() != 1:
-            raise TargetError("a saved explanation is of one target an item: ask for one at a time")
+        check_one_target(wanted, "a saved explanation")
         if wanted is not None and not self.signature.takes_target:
             raise TargetError("this explanation starts at the output whatever the target: give none")
         if self.signature.takes_target:
@@ -125,9 +129,18 @@ class SavedExplainer(Attribution, nn.Module):
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
         """Relevance summed over channels, (batch, height, width)."""
-        return heatmap(self._explain(inputs, named, target).relevance)
+        return heatmap(self.explain(inputs, named, target=target).relevance)
 
-    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+    @property
+    def forward_func(self) -> nn.Module:
+        """What Captum takes for the model: this explanation, because a saved one holds no model."""
+        return self
+
+    def has_convergence_delta(self) -> bool:
+        """``True``: :meth:`attribute` can return a delta."""
+        return True
+
+    def _in_order(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
         names = [spec.name for spec in self.signature.inputs]
         unknown = sorted(named.keys() - set(names[len(inputs) :]))
         if unknown or len(inputs) + len(named) != len(names):

@@ -5,20 +5,17 @@ Captum itself is not needed for it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxlrp.common.errors import InputError, TargetError
+from fxlrp.results.explanation import Explanation
 from fxlrp.steps.batch_axis import item_sum
-
-if TYPE_CHECKING:
-    from fxlrp.results.explanation import Explanation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,67 +29,57 @@ def _wrapped(method: F) -> F:
     return call  # type: ignore[return-value]
 
 
-class Attribution(ABC):
-    """Base of :class:`fxlrp.Explainer`: what Captum asks of an attribution method."""
+class Explains(Protocol):
+    """What explains inputs: an explainer, or a saved one."""
 
-    @abstractmethod
-    def _explain(self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any) -> Explanation:
-        """An explanation of inputs by position and by name; the explainer has it."""
+    def explain(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any] | None = None, *, target: Any = None
+    ) -> Explanation:
+        """An explanation of inputs by position and by name, no target among them."""
 
-    @_wrapped
-    def attribute(
-        self, inputs: Any, target: Any = None, additional_forward_args: Any = None, *,
-        return_convergence_delta: bool = False,
-    ) -> Any:  # fmt: skip
-        """Relevance, as ``captum.attr.Attribution.attribute`` gives attributions.
 
-        Args:
-            inputs: a tensor (batch, ...) or a tuple of them, the model's first arguments.
-            target: the class to explain: ``None`` (the predicted one; also for a start that needs no
-                class), an int or a tensor of one element for all items, a list or a tensor (batch,) with
-                one an item. In a ``NoiseTunnel`` ``None`` is the class predicted for each noisy input;
-                :func:`fxlrp.smooth` keeps that of the clean one.
-            additional_forward_args: the model's further arguments, one value or a tuple of them, which
-                get no attribution back. What is no tensor is passed on as it is.
-            return_convergence_delta: whether to return delta too.
+@_wrapped
+def attribute(
+    self: Explains, inputs: Any, target: Any = None, additional_forward_args: Any = None, *,
+    return_convergence_delta: bool = False,
+) -> Any:  # fmt: skip
+    """Relevance, as ``captum.attr.Attribution.attribute`` gives attributions.
 
-        Returns:
-            Relevance like ``inputs``, a tuple for a tuple; for an input of tokens that of their
-            embeddings, (batch, tokens, features). With delta, a tuple of that and delta, (batch,): the
-            relevance that entered less what arrived at ``inputs``, so what was absorbed or went to
-            further arguments.
+    Args:
+        self: the explainer; this is a method of it.
+        inputs: a tensor (batch, ...) or a tuple of them, the model's first arguments.
+        target: the class to explain: ``None`` (the predicted one; also for a start that needs no
+            class), an int or a tensor of one element for all items, a list or a tensor (batch,) with
+            one an item. In a ``NoiseTunnel`` ``None`` is the class predicted for each noisy input;
+            :func:`fxlrp.smooth` keeps that of the clean one.
+        additional_forward_args: the model's further arguments, one value or a tuple of them, which
+            get no attribution back. What is no tensor is passed on as it is.
+        return_convergence_delta: whether to return delta too.
 
-        Raises:
-            InputError, TargetError, CaptureError: as for a call of the explainer.
-        """
-        several = inputs if isinstance(inputs, tuple) else (inputs,)
-        if not several or not all(isinstance(value, Tensor) for value in several):
-            kinds = ", ".join(type(value).__name__ for value in several)
-            raise InputError(
-                f"inputs= takes a tensor or a tuple of tensors, not {kinds or 'an empty tuple'}; "
-                "what else the model takes goes into additional_forward_args="
-            )
-        explanation = self._explain((*several, *further_arguments(additional_forward_args)), {}, one_an_item(target))
-        relevance = tuple(explanation.by_input.values())[: len(several)]
-        found = relevance if isinstance(inputs, tuple) else relevance[0]
-        if not return_convergence_delta:
-            return found
-        arrived = torch.stack([item_sum(value) for value in relevance]).sum(dim=0)
-        return found, (explanation.start.double() - arrived).to(explanation.start.dtype)
+    Returns:
+        Relevance like ``inputs``, a tuple for a tuple; for an input of tokens that of their
+        embeddings, (batch, tokens, features). With delta, a tuple of that and delta, (batch,): the
+        relevance that entered less what arrived at ``inputs``, so what was absorbed or went to
+        further arguments.
 
-    @property
-    def forward_func(self) -> nn.Module:
-        """The model."""
-        return self._weights.model  # type: ignore[attr-defined]
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """``True``: relevance is a share of the output, not a slope."""
-        return True
-
-    def has_convergence_delta(self) -> bool:
-        """``True``: :meth:`attribute` can return one."""
-        return True
+    Raises:
+        InputError, TargetError, CaptureError: as for a call of the explainer.
+    """
+    several = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not several or not all(isinstance(value, Tensor) for value in several):
+        kinds = ", ".join(type(value).__name__ for value in several)
+        raise InputError(
+            f"inputs= takes a tensor or a tuple of tensors, not {kinds or 'an empty tuple'}; "
+            "what else the model takes goes into additional_forward_args="
+        )
+    arguments = (*several, *further_arguments(additional_forward_args))
+    explanation = self.explain(arguments, target=one_per_item(target))
+    relevance = tuple(explanation.by_input.values())[: len(several)]
+    found = relevance if isinstance(inputs, tuple) else relevance[0]
+    if not return_convergence_delta:
+        return found
+    arrived = torch.stack([item_sum(value) for value in relevance]).sum(dim=0)
+    return found, (explanation.start.double() - arrived).to(explanation.start.dtype)
 
 
 def further_arguments(additional_forward_args: Any) -> tuple[Any, ...]:
@@ -102,7 +89,7 @@ def further_arguments(additional_forward_args: Any) -> tuple[Any, ...]:
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
 
 
-def one_an_item(target: Any) -> Any:
+def one_per_item(target: Any) -> Any:
     """A target as Captum understands it, as the explainer takes it: a list or tensor has one class an item.
 
     Raises:

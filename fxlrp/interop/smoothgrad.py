@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.common.errors import InputError
-from fxlrp.explainer import Explainer
-from fxlrp.interop.captum import further_arguments
+from fxlrp.interop.captum import Explains, further_arguments
 from fxlrp.results.explanation import Explanation
 
 
 def smooth(
-    explainer: Explainer, inputs: Any, target: Any = None, *,
+    explainer: Explains, inputs: Any, target: Any = None, *,
     samples: int = 50, noise: float = 0.15, batch_size: int = 64,
     additional_forward_args: Any = None, generator: torch.Generator | None = None,
 ) -> Explanation:  # fmt: skip
@@ -50,7 +49,7 @@ def smooth(
     several = inputs if isinstance(inputs, tuple) else (inputs,)
     _check(several, samples, noise, batch_size)
     further = further_arguments(additional_forward_args)
-    clean = explainer._explain((*several, *further), {}, target)
+    clean = explainer.explain((*several, *further), target=target)
     target = clean.target if target is None else target
 
     scales = [noise * _range(value) for value in several]
@@ -65,7 +64,7 @@ def smooth(
             for place, (value, scale) in enumerate(zip(several, scales, strict=True))
         ]
         repeated = [_repeated(value, copies) for value in further]
-        found = explainer._explain((*noisy, *repeated), {}, _repeated(target, copies))
+        found = explainer.explain((*noisy, *repeated), target=_repeated(target, copies))
         part = pytree.tree_map(_sum_of_copies(copies), (found.relevance, found.start, found.checkpoints))
         sums = part if sums is None else pytree.tree_map(torch.add, sums, part)
     relevance, start, checkpoints = pytree.tree_map(lambda total: total / samples, sums)

@@ -109,6 +109,11 @@ def has_facts(node: fx.Node) -> bool:
     return isinstance(node.meta.get(KEY), Facts)
 
 
+def rule_label(known: Facts) -> str:
+    """What emitted code calls the rule of a node; where relevance is only moved, the node's kind."""
+    return type(known.rule).__name__ if known.rule else str(known.kind)
+
+
 def operation_of(known: Facts) -> Operation:
     """The vocabulary's entry; what carries signal has one."""
     assert known.operation is not None

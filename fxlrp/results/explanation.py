@@ -9,13 +9,16 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.passes.request import Results
+from fxlrp.runtime.engine import Prepared
+
 
 @dataclass(frozen=True)
 class Explanation:
     """Relevance, and what it explains.
 
-    Where several targets or conditions were asked for, all but the output has an axis of rows
-    behind the batch: relevance (batch, rows, ...), target and start (batch, rows).
+    Where several targets or conditions were asked for, all but the output has an axis for them
+    behind the batch: relevance (batch, targets, ...), target and start (batch, targets).
 
     Attributes:
         relevance: like the input, (batch, ...); a tuple of them for several inputs. For an
@@ -52,20 +55,38 @@ class Explanation:
         return dict(zip(self.inputs, several, strict=True))
 
 
-_PARTS = ("relevance", "output", "target", "start", "checkpoints")
+def explanation_of(results: Results, prepared: Prepared) -> Explanation:
+    """The explanation that a program computed for a call."""
+    relevance, inputs = results.relevance, prepared.inputs
+    return Explanation(
+        relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
+        output=pytree.tree_unflatten(results.output, prepared.plan.returns),
+        target=results.target,
+        start=results.start,
+        checkpoints=results.checkpoints,
+        inputs=tuple(spec.name for spec in prepared.plan.inputs),
+        pictures=inputs[0] if len(inputs) == 1 and _are_pictures(inputs[0]) else None,
+    )
+
+
+def _are_pictures(value: Tensor) -> bool:
+    return value.dim() == 4 and value.shape[1] in (1, 3) and value.is_floating_point()
+
+
+_FIELDS = ("relevance", "output", "target", "start", "checkpoints")
 
 
 def _flatten(explanation: Explanation) -> tuple[list[Any], tuple[str, ...]]:
-    return [getattr(explanation, part) for part in _PARTS], explanation.inputs
+    return [getattr(explanation, part) for part in _FIELDS], explanation.inputs
 
 
 def _unflatten(parts: Iterable[Any], inputs: tuple[str, ...]) -> Explanation:
-    return Explanation(**dict(zip(_PARTS, parts, strict=True)), inputs=tuple(inputs))
+    return Explanation(**dict(zip(_FIELDS, parts, strict=True)), inputs=tuple(inputs))
 
 
 def _flatten_with_keys(explanation: Explanation) -> tuple[list[Any], tuple[str, ...]]:
     parts, inputs = _flatten(explanation)
-    return [(pytree.GetAttrKey(name), part) for name, part in zip(_PARTS, parts, strict=True)], inputs
+    return [(pytree.GetAttrKey(name), part) for name, part in zip(_FIELDS, parts, strict=True)], inputs
 
 
 # As a tree of tensors, torch.export and torch.func take and give explanations.

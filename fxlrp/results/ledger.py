@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxlrp.common.text_tables import table
+from fxlrp.passes.request import Results
+from fxlrp.passes.watchers.ledger import LedgerHead
 from fxlrp.rules.rule import REASONS
-
-
-@dataclass(frozen=True)
-class RowHead:
-    """What is known of a row before the graph runs: the node, why it may absorb, and whom it hands relevance to."""
-
-    node: str
-    path: str
-    kind: str
-    rule: str
-    reasons: tuple[str, ...] = ()
-    operands: tuple[str, ...] = ()
+from fxlrp.steps.batch_axis import item_sum
 
 
 @dataclass(frozen=True)
@@ -119,20 +110,18 @@ class Ledger:
         return f"{100 * self.share(amount):.4f} %" if bool(self.start.any()) else f"{float(amount.mean()):.4g}"
 
 
-def build_ledger(
-    heads: Sequence[RowHead], amounts: Sequence[Sequence[Any]], start: Tensor, relevance: Tensor
-) -> Ledger:
-    """Put the amounts that a ledger graph computed into rows.
+def ledger_of(results: Results, heads: Sequence[LedgerHead]) -> Ledger:
+    """The ledger that a program computed.
 
     Args:
-        heads: one a row.
-        amounts: for each row received, a list of what was handed to each operand, rescaled, then one amount a reason.
-        start: (batch,), what entered.
-        relevance: (batch,), what arrived.
+        results: of a program that keeps a ledger.
+        heads: what was known of each row before it ran.
     """
+    start = results.start.double()
+    relevance = torch.stack([item_sum(part) for part in results.relevance]).sum(dim=0)
     rows = []
     absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}
-    for head, (received, handed, rescaled, *rest) in zip(heads, amounts, strict=True):
+    for head, (received, handed, rescaled, *rest) in zip(heads, results.ledger, strict=True):
         by_reason = dict(zip(head.reasons, rest, strict=True))
         for reason, amount in by_reason.items():
             absorbed[reason] = absorbed.get(reason, 0) + amount

@@ -168,13 +168,13 @@ STARTS: dict[str, Start] = {
 
 
 @primitive
-def one_row(values: Tensor, row: Tensor) -> Tensor:
-    """The entry ``row``, a number, of values (rows, ...)."""
-    return values.index_select(0, row.reshape(1)).squeeze(0)
+def select_target(values: Tensor, number: Tensor) -> Tensor:
+    """The entry of this number of values (targets, ...)."""
+    return values.index_select(0, number.reshape(1)).squeeze(0)
 
 
-class RowsOfStarts(torch.nn.Module):
-    """A start for many targets: called for each, so that whatever it is it gets (batch,) targets as ever.
+class SeveralStarts(torch.nn.Module):
+    """A start for several targets: it is called for each, so that any start gets targets (batch,).
 
     Args:
         start: a start.
@@ -185,7 +185,7 @@ class RowsOfStarts(torch.nn.Module):
         self.start = start
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The relevance of ``output`` for targets (rows, batch): (rows, *output)."""
+        """The relevance of ``output`` for targets (targets, batch): (targets, *output)."""
         return torch.stack([self.start(output, target) for target in targets])
 
 

@@ -1,4 +1,4 @@
-"""Checks of inputs and targets, made before any work."""
+"""Checks of inputs, made before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxlrp.capture import Call
 from fxlrp.capture.captured import Shape
-from fxlrp.common.errors import InputError, TargetError
+from fxlrp.common.errors import InputError
 from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import channels, tensor_of, weight_shape
@@ -191,47 +190,6 @@ def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
             )
         if 0 in tensor.shape:
             raise InputError(f"input {name} is empty: its shape is {tuple(tensor.shape)}")
-
-
-def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
-    """The target as an integer tensor: (batch,), or (batch, rows) where several are given an item; or ``None``.
-
-    Raises:
-        TargetError: it is no class, or not one an item, or as many for each.
-    """
-    if target is None:
-        return None
-    if isinstance(target, list | tuple | range):
-        if not target or not all(_is_number(entry) for entry in target):
-            raise TargetError(f"a {type(target).__name__} of targets holds class numbers, at least one, not {target!r}")
-        wanted = torch.tensor([int(entry) for entry in target], dtype=torch.long, device=device).expand(batch, -1)
-    elif isinstance(target, Tensor):
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise TargetError(f"a target tensor holds class numbers as integers, not {_name(target.dtype)}")
-        if target.dim() == 0:
-            target = target.expand(batch)
-        if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
-            raise TargetError(
-                f"a target tensor has one class an item, shape ({batch},), or several, ({batch}, rows), "
-                f"not {tuple(target.shape)}"
-            )
-        wanted = target.to(device=device, dtype=torch.long)
-    elif _is_number(target):
-        wanted = torch.full((batch,), int(target), dtype=torch.long, device=device)
-    else:
-        raise TargetError(
-            f"a target is None, an int, several ints or an integer tensor, not {type(target).__name__}"
-        )
-    if classes is not None and not torch.compiler.is_compiling():
-        low, high = int(wanted.min()), int(wanted.max())
-        if low < 0 or high >= classes:
-            wrong = low if low < 0 else high
-            raise TargetError(f"class {wrong} is out of range: the model has {classes} classes, 0 to {classes - 1}")
-    return wanted
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def forward_shapes(forward: fx.GraphModule, inputs: Sequence[Tensor]) -> Shapes:

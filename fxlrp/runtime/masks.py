@@ -20,17 +20,17 @@ class Conditions:
     """What to keep of the relevance at the outputs of modules.
 
     Attributes:
-        rows: for each condition, by module what it keeps.
-        many: whether they are rows of one call, and not a single one.
+        conditions: for each, by module what it keeps.
+        several: whether they are slices of one call, and not a single one.
     """
 
-    rows: tuple[Mapping[str, Any], ...]
-    many: bool
+    conditions: tuple[Mapping[str, Any], ...]
+    several: bool
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Every module that is named, once, in alphabetical order."""
-        return tuple(sorted({name for row in self.rows for name in row}))
+        return tuple(sorted({name for condition in self.conditions for name in condition}))
 
 
 def read_conditions(conditions: Any) -> Conditions | None:
@@ -42,19 +42,19 @@ def read_conditions(conditions: Any) -> Conditions | None:
     """
     if conditions is None:
         return None
-    many = isinstance(conditions, list | tuple)
-    rows = tuple(conditions) if many else (conditions,)
-    for row in rows:
-        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+    several = isinstance(conditions, list | tuple)
+    given = tuple(conditions) if several else (conditions,)
+    for condition in given:
+        if not isinstance(condition, Mapping) or not all(isinstance(name, str) for name in condition):
             raise ConditionError(
                 "conditions= is a dict from module names to channels, or a list of such dicts, "
-                f"not {'a list with ' if many else ''}{type(row).__name__}"
+                f"not {'a list with ' if several else ''}{type(condition).__name__}"
             )
-        for name, kept in row.items():
+        for name, kept in condition.items():
             _check_entry(name, kept)
-    if not any(rows):
+    if not any(given):
         raise ConditionError("conditions= names no module: leave it out to explain without")
-    return Conditions(rows, many)
+    return Conditions(given, several)
 
 
 def _check_entry(name: str, kept: Any) -> None:
@@ -72,14 +72,14 @@ def _check_entry(name: str, kept: Any) -> None:
         raise ConditionError(f"the condition at {name!r} is a list of channel numbers, or a mask, not {kept!r}")
 
 
-def count_rows(conditions: Conditions | None, target: Tensor | None) -> int | None:
-    """How many rows there are; ``None``: no axis of rows.
+def count_slices(conditions: Conditions | None, target: Tensor | None) -> int | None:
+    """The number of slices; ``None``: a single explanation, without an axis of slices.
 
     Raises:
         ConditionError: there are other numbers of conditions and of targets.
     """
     by_target = target.shape[1] if target is not None and target.dim() == 2 else None
-    by_condition = len(conditions.rows) if conditions is not None and conditions.many else None
+    by_condition = len(conditions.conditions) if conditions is not None and conditions.several else None
     if by_target is not None and by_condition is not None and by_target != by_condition:
         raise ConditionError(
             f"{by_condition} conditions and {by_target} targets an item: row k has target k and condition k"
@@ -110,7 +110,7 @@ def masks(
 
 
 def _mask(conditions: Conditions, point: Point, shape: tuple[int, ...], axis: int | None) -> Tensor:
-    kept = [row.get(point.name) for row in conditions.rows]
+    kept = [condition.get(point.name) for condition in conditions.conditions]
     channels = [None if isinstance(k, Tensor) or k is None else _channels(point, k, shape, axis) for k in kept]
     if not any(isinstance(k, Tensor) for k in kept):
         whole = next(c for c in channels if c is not None)

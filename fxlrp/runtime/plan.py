@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,83 +13,21 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call, Captured, check_model, export, trace
 from fxlrp.capture.symbolic import UntraceableError
-from fxlrp.common.errors import CaptureError, PatternError, UnknownOperationError
+from fxlrp.common.errors import CaptureError, UnknownOperationError
 from fxlrp.passes.annotate import Annotate
-from fxlrp.passes.assign import Assign, check_preset, override
+from fxlrp.passes.assign import Assign
 from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.channel_axes import Shapes
-from fxlrp.passes.emit import Program, emit
+from fxlrp.passes.emit import emit
 from fxlrp.passes.facts import facts
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
-from fxlrp.passes.optimize import PACK_WEIGHTS, REUSE_FORWARD, SINGLE_BRANCH, optimize
-from fxlrp.presets import Preset
-from fxlrp.rules.join import SplitRule
-from fxlrp.rules.rule import Rule
-from fxlrp.rules.starts import Start
+from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
+from fxlrp.passes.request import Program, Request
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
+from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.vocabulary import Kind
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the caller of ``compile`` asked for; its attributes are that function's parameters."""
-
-    preset: Preset
-    rules: Mapping[Any, Rule] | None = None
-    split: SplitRule | None = None
-    identity_skips: bool = True
-    start: Start | nn.Module | None = None
-    output: Any = None
-    checkpoints: tuple[str, ...] = ()
-    optimize: tuple[str, ...] = ()
-
-    def check(self, model: nn.Module) -> None:
-        """Raise where something asked for cannot be, whatever the graph of ``model`` turns out to be.
-
-        Raises:
-            RuleError, PatternError: a rule is none, a key means nothing, a checkpoint is no module.
-        """
-        check_model(model)
-        check_preset(self.preset)
-        for key, rule in (self.rules or {}).items():
-            override(key, rule)
-        modules = dict(model.named_modules())
-        for name in self.checkpoints:
-            if name not in modules:
-                raise PatternError(f"checkpoint {name!r} is no module of this model")
-
-    def traced(self, model: nn.Module) -> Plan:
-        """The plan of a model that symbolic tracing can follow.
-
-        Raises:
-            UntraceableError: it cannot.
-            UnknownOperationError: it can, but what it finds is not in the vocabulary.
-        """
-        return Plan(trace(model, self.output), self)
-
-    def exported(
-        self, model: nn.Module, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
-    ) -> Plan:
-        """The plan of a model as ``torch.export`` reads it from example inputs.
-
-        Args:
-            model: the model.
-            call: how it is called.
-            tensors: the example inputs.
-            dtype: the floating point type to read it in, where that is not the model's own.
-        """
-        check_model(model)
-        read = model if dtype is None else copy.deepcopy(model).to(dtype)
-        captured = export(read, call, tensors, self.output)
-        captured.model = model
-        return Plan(captured, self, call, dtype or dtype_of(model))
-
-
-def may_export(reason: CaptureError) -> bool:
-    """Whether a model that was not captured symbolically may yet be captured by export."""
-    return isinstance(reason, UntraceableError) or (isinstance(reason, UnknownOperationError) and reason.opaque)
 
 
 @dataclass(eq=False)
@@ -100,7 +38,7 @@ class Plan:
         captured: the graph as read.
         recipe: what was asked for.
         call: the call that it was captured for; ``None`` where it was traced symbolically.
-        dtype: the floating point type that it was captured in, for export writes casts down.
+        dtype: the floating point type that it was captured in, because export writes casts down.
         forward: the forward graph, canonical, annotated, with joins and rules.
         explained: the node where relevance starts.
         casts: whether the model itself casts values that carry signal.
@@ -111,7 +49,7 @@ class Plan:
     recipe: Recipe
     call: Call | None = None
     dtype: torch.dtype | None = None
-    _programs: dict[tuple[Any, ...], Program] = field(default_factory=dict)
+    _programs: dict[Request, Program] = field(default_factory=dict)
     _shapes: tuple[Any, Shapes] | None = None
     _classes: int | None = None
 
@@ -125,12 +63,10 @@ class Plan:
     def _annotated(self) -> fx.GraphModule:
         recipe = self.recipe
         forward = canonicalize(self.captured)
-        for step in (
-            Annotate(),
-            FindJoins(),
-            Assign(recipe.preset, recipe.rules, split=recipe.split, identity_skips=recipe.identity_skips),
-            FoldNorms(),
-        ):
+        assign = Assign(
+            recipe.chosen_preset, recipe.rules, split=recipe.chosen_split, identity_skips=recipe.identity_skips
+        )
+        for step in (Annotate(), FindJoins(), assign, FoldNorms()):
             forward = step(forward)
         return forward
 
@@ -154,40 +90,41 @@ class Plan:
         """The structure of what the model returns."""
         return self.captured.returns
 
-    def program(
-        self, *, ledger: bool = False, mixed: bool = False, rows: bool = False, conditions: tuple[str, ...] = (),
-        heatmap: bool = False, nodes: tuple[str, ...] = (), packed: bool = False, optimized: bool = True,
-    ) -> Program:
-        """The relevance graph, emitted when it is first asked for.
+    @property
+    def plain(self) -> Program:
+        """The program of an explanation of one target per item, without a wish of the call."""
+        return self._program_of(self.recipe.optimizations)
+
+    @property
+    def as_emitted(self) -> Program:
+        """The same program as the rules wrote it, before the optimiser worked on it: what pictures show."""
+        return self._program_of(tuple(name for name in self.recipe.optimizations if name in EMITTED))
+
+    def _program_of(self, optimizations: tuple[str, ...]) -> Program:
+        request = Request(checkpoints=tuple(self.recipe.checkpoints), optimizations=optimizations)
+        return self.program(self.fitted(request, packed=False))
+
+    def fitted(self, request: Request, *, packed: bool) -> Request:
+        """A request as this model's programs can be: casts need mixed precision, a ledger an unchanged program.
 
         Args:
-            ledger: whether it keeps a ledger.
-            mixed: whether it is for values of half or several precisions.
-            rows: whether it is for many targets.
-            conditions: the modules at whose output it masks relevance.
-            heatmap: whether it sums relevance over channels.
-            nodes: the forward nodes whose relevance it gives beside.
-            packed: whether its weights may be packed for the processor.
-            optimized: whether the optimiser works on it.
+            request: what is wanted.
+            packed: whether weights may be packed for the processor.
         """
-        packed = packed and PACK_WEIGHTS in self.recipe.optimize and not self.casts
-        key = (ledger, mixed or self.casts, rows, conditions, heatmap, nodes, packed, optimized)
-        if key not in self._programs:
-            recipe = self.recipe
-            assert recipe.start is not None
-            mixed = mixed or self.casts
-            program = emit(
-                self.forward, self.explained, recipe.start, recipe.checkpoints,
-                ledger=ledger, mixed=mixed, rows=rows, conditions=conditions, heatmap=heatmap, nodes=nodes,
-                signs=SINGLE_BRANCH in recipe.optimize,
-                # An output of half precision is rounded more than a denominator may be.
-                outputs=REUSE_FORWARD in recipe.optimize and not mixed,
-            )
-            # A ledger tells what each node does, so none of it is rewritten.
-            names = [name for name in recipe.optimize if packed or name != PACK_WEIGHTS]
-            program.module = optimize(program.module, () if ledger or not optimized else names)
-            self._programs[key] = program
-        return self._programs[key]
+        names = request.optimizations
+        if request.ledger:  # a ledger tells what each node does, so none of it is rewritten
+            names = tuple(name for name in names if name in EMITTED)
+        if not packed or self.casts:
+            names = tuple(name for name in names if name != PACK_WEIGHTS)
+        return replace(request, optimizations=names, precision="mixed" if self.casts else request.precision)
+
+    def program(self, request: Request) -> Program:
+        """The relevance graph, emitted when it is first asked for."""
+        if request not in self._programs:
+            program = emit(self.forward, self.explained, self.recipe.chosen_start, request)
+            program.module = optimize(program.module, request.optimizations)
+            self._programs[request] = program
+        return self._programs[request]
 
     def serves(self, call: Call, dtype: torch.dtype | None) -> bool:
         """Whether this graph was captured for calls like ``call`` of a model in ``dtype``."""
@@ -224,3 +161,37 @@ class Plan:
             shape = self.shapes(inputs)[self.explained]
             self._classes = shape[1] if len(shape) == 2 else -1
         return self._classes if self._classes >= 0 else None
+
+
+def traced(model: nn.Module, recipe: Recipe) -> Plan:
+    """The plan of a model that symbolic tracing can follow.
+
+    Raises:
+        UntraceableError: it cannot.
+        UnknownOperationError: it can, but what it finds is not in the vocabulary.
+    """
+    return Plan(trace(model, recipe.output), recipe)
+
+
+def exported(
+    model: nn.Module, recipe: Recipe, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+) -> Plan:
+    """The plan of a model as ``torch.export`` reads it from example inputs.
+
+    Args:
+        model: the model.
+        recipe: what was asked for.
+        call: how the model is called.
+        tensors: the example inputs.
+        dtype: the floating point type to read the model in, where that is not its own.
+    """
+    check_model(model)
+    read = model if dtype is None else copy.deepcopy(model).to(dtype)
+    captured = export(read, call, tensors, recipe.output)
+    captured.model = model
+    return Plan(captured, recipe, call, dtype or dtype_of(model))
+
+
+def may_export(reason: CaptureError) -> bool:
+    """Whether a model that was not captured symbolically may yet be captured by export."""
+    return isinstance(reason, UntraceableError) or (isinstance(reason, UnknownOperationError) and reason.opaque)

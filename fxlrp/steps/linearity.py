@@ -47,7 +47,7 @@ _FIRST: list[Any] = [
     operator.truediv, operator.neg, operator.getitem, torch.zeros_like, torch.sum, torch.neg, torch.cat, torch.stack,
     torch.flip, torch.cumsum, torch.roll, torch.reshape, torch.permute, F.pixel_shuffle, F.pixel_unshuffle,
     primitives.divide, primitives.where_vanished, primitives.without_padding, primitives.fit, primitives.full,
-    batch_axis.item_sum, starts.total, starts.one_row, join.ratio_split, join.signed_split,
+    batch_axis.item_sum, starts.total, starts.select_target, join.ratio_split, join.signed_split,
     join.kept_by_stabilizer,
     operations.convolution_transpose, operations.transposed_convolution_transpose,
     pooling.average_pool_transpose, pooling.window_sum_transpose, pooling.adaptive_average_pool_transpose,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import DrawError, MissingExtraError, NotCapturedError
@@ -20,9 +19,7 @@ from fxlrp.views.draw.dot import dot_text
 from fxlrp.views.draw.flow import Flow, mark, weigh
 from fxlrp.views.draw.picture import collapse
 from fxlrp.views.draw.reading import picture_of
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
+from fxlrp.views.readable import Readable
 
 VIEWS = ("both", "forward", "relevance")
 TEXT = ("dot", "gv")
@@ -33,7 +30,7 @@ _THUMBNAIL = 150
 
 
 def dot_source(
-    explainer: Explainer, view: str = "both", *, depth: int | None = None, ledger: Ledger | None = None
+    explainer: Readable, view: str = "both", *, depth: int | None = None, ledger: Ledger | None = None
 ) -> str:
     """The picture of ``explainer`` as DOT text; needs no other package or program.
 
@@ -64,7 +61,7 @@ def dot_source(
 
 
 def draw(
-    explainer: Explainer, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None,
+    explainer: Readable, path: str | os.PathLike[str], view: str = "both", *, depth: int | None = None,
     ledger: Ledger | None = None,
 ) -> Path:  # fmt: skip
     """Write the picture of ``explainer`` to a file and return its path.
@@ -98,7 +95,7 @@ def draw(
     return path
 
 
-def thumbnail(explainer: Explainer) -> str | None:
+def thumbnail(explainer: Readable) -> str | None:
     """The picture as SVG, modules closed until it is of a size to look at.
 
     Returns:

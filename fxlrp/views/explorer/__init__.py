@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import DrawError
@@ -19,13 +19,11 @@ from fxlrp.common.extras import require
 from fxlrp.views.draw.flow import Flow
 from fxlrp.views.explorer.graph import collection, pictures
 from fxlrp.views.explorer.overlays import overlays
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
+from fxlrp.views.readable import Readable
 
 
 def write_graph(
-    explainer: Explainer, path: str | os.PathLike[str], images: Any = None, *, target: Any = None
+    explainer: Readable, path: str | os.PathLike[str], images: Any = None, *, target: Any = None
 ) -> list[Path]:
     """Write the graph, and what there is to say of its nodes, as files that Model Explorer opens.
 
@@ -55,7 +53,7 @@ def write_graph(
 
 
 def explore(
-    explainer: Explainer, images: Any = None, *, target: Any = None, host: str = "localhost", port: int = 8080,
+    explainer: Readable, images: Any = None, *, target: Any = None, host: str = "localhost", port: int = 8080,
     browser: bool = True,
 ) -> None:  # fmt: skip
     """Serve the graph to a browser, until it is stopped (Ctrl-C).
@@ -83,7 +81,7 @@ def explore(
         server.visualize_from_config(config, host=host, port=port, no_open_in_browser=not browser)
 
 
-def _described(explainer: Explainer, images: Any, target: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _described(explainer: Readable, images: Any, target: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The graph, and by name what there is to say of its nodes, as Model Explorer reads them."""
     if images is None:
         return collection(explainer.model_name, pictures(explainer, None)), {}

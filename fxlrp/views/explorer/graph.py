@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxlrp.views.draw.flow import Flow, mark, weigh
 from fxlrp.views.draw.picture import RELEVANCE, Picture, Role, Thing, Way, call_name
 from fxlrp.views.draw.reading import picture_of
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
+from fxlrp.views.readable import Readable
 
 MODEL, RELEVANCE_GRAPH, BOTH = "model", "relevance", "model and relevance"
 
@@ -21,7 +19,7 @@ _TINTS = {
 }  # fmt: skip
 
 
-def pictures(explainer: Explainer, flow: Flow | None) -> dict[str, Picture]:
+def pictures(explainer: Readable, flow: Flow | None) -> dict[str, Picture]:
     """Model and relevance side by side, and each alone, by the name of the graph; with shares where there is a flow."""
     parts = {BOTH: (True, True), MODEL: (True, False), RELEVANCE_GRAPH: (False, True)}
     found = {}

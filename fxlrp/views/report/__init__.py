@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,15 +16,13 @@ from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.maps.heatmap import heatmap
+from fxlrp.views.readable import Readable
 from fxlrp.views.report.page import Look, render
 from fxlrp.views.report.stages import choose_stages
 
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
-
 
 def write_report(
-    explainer: Explainer, images: Tensor, path: str | os.PathLike[str], *, target: Any = None,
+    explainer: Readable, images: Tensor, path: str | os.PathLike[str], *, target: Any = None,
     class_names: Sequence[str] | None = None, photos: Sequence[Any] | None = None, title: str | None = None,
 ) -> Path:  # fmt: skip
     """Write the page.

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +19,8 @@ from fxlrp.maps.rendering import COLORS, colorize, fitting_colors, overlay, scal
 from fxlrp.passes.joins import Join
 from fxlrp.results.explanation import Explanation
 from fxlrp.results.ledger import Ledger
+from fxlrp.views.readable import Readable
 from fxlrp.views.report.stages import Stage
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
 
 _THUMBNAIL = 112
 
@@ -31,7 +29,7 @@ _THUMBNAIL = 112
 class Look:
     """What a page is made of."""
 
-    explainer: Explainer
+    explainer: Readable
     images: Tensor
     photos: Sequence[Any] | None
     explanation: Explanation

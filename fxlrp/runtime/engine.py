@@ -1,0 +1,310 @@
+"""The engine: a model, what was asked for, and the programs that answer calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxlrp.capture import Call, bind, input_counts
+from fxlrp.common.errors import CaptureError, ExportError, NotCapturedError
+from fxlrp.passes.optimize import EMITTED, can_pack
+from fxlrp.passes.request import Program, Request, Results
+from fxlrp.runtime.backends import Eager
+from fxlrp.runtime.inputs import InputSpec, arguments_of, check_examples, check_inputs, forward_shapes
+from fxlrp.runtime.masks import Conditions, count_slices, masks, read_conditions
+from fxlrp.runtime.plan import Plan, exported, may_export, traced
+from fxlrp.runtime.recipe import Recipe
+from fxlrp.runtime.slices import run_slices
+from fxlrp.runtime.targets import check_target
+from fxlrp.runtime.weights import Weights
+
+
+class Form(NamedTuple):
+    """An input without its values."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Seen(NamedTuple):
+    """What the last call looked like."""
+
+    plan: Plan
+    forms: list[Form]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call whose arguments were checked.
+
+    Attributes:
+        plan: the plan that serves it.
+        inputs: the tensors that the model takes, in order.
+        target: (batch,), or (batch, targets) where several are explained, or ``None``: the predicted class.
+        conditions: what to keep of the relevance inside the model; ``None``: all.
+        half: whether values of half precision may come up.
+    """
+
+    plan: Plan
+    inputs: list[Tensor]
+    target: Tensor | None
+    conditions: Conditions | None
+    half: bool
+
+    @property
+    def targets(self) -> Literal["one", "several"]:
+        """Whether there is one target per item, or several."""
+        return "several" if self.target is not None and self.target.dim() == 2 else "one"
+
+    @property
+    def autocast(self) -> bool:
+        """Whether ``torch.autocast`` is on for the inputs."""
+        return torch.is_autocast_enabled(self.inputs[0].device.type)
+
+
+class Engine:
+    """Captures a model, and explains calls of it.
+
+    It is captured symbolically at once where that is possible, and else from examples, now or at the first call.
+
+    Args:
+        model: the model, in eval mode. It is not changed.
+        recipe: what was asked for.
+        example_inputs: what the model takes; ``None``: nothing is known yet.
+
+    Attributes:
+        plan: that of the last call; ``None`` where the model is captured at the first call.
+        last: what the last call looked like; ``None`` before the first.
+
+    Raises:
+        TrainingModeError, CaptureError, PatternError: the model cannot be explained as asked.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, example_inputs: Any = None) -> None:
+        recipe.check(model)
+        self.recipe = recipe
+        self.weights = Weights(model)
+        self.plan: Plan | None = None
+        self.last: Seen | None = None
+        self.input_counts = input_counts(model)
+        self._plans: list[Plan] = []
+        self._untraceable: CaptureError | None = None
+        self._eager = Eager()
+        self._backend = recipe.new_backend()
+        try:
+            self._use(traced(model, recipe))
+        except CaptureError as reason:
+            if not may_export(reason):
+                raise
+            self._untraceable = reason
+        if example_inputs is not None:
+            args, kwargs = arguments_of(example_inputs)
+            self._plan_for(*bind(model, args, kwargs))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is explained."""
+        return self.weights.model
+
+    @property
+    def backend_name(self) -> str:
+        """What runs explanations: the backend, by name."""
+        return self._backend.name
+
+    @property
+    def current_program(self) -> fx.GraphModule | None:
+        """The program of the plan in use, for a call without wishes; ``None`` where there is no plan yet."""
+        return None if self.plan is None else self.plan.plain.module
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every forward value in the last call, by the name of its node; empty before the first."""
+        if self.last is None:
+            return {}
+        plan, forms = self.last
+        inputs = [torch.empty(form.shape, dtype=form.dtype, device=form.device) for form in forms]
+        shapes = plan.shapes(inputs).items()
+        return {node.name: tuple(shape) for node, shape in shapes if isinstance(shape, torch.Size)}
+
+    @property
+    def recorded(self) -> bool:
+        """Whether an explanation made now keeps its autograd graph."""
+        return self.recipe.differentiable and torch.is_grad_enabled()
+
+    def captured_plan(self, asked: str) -> Plan:
+        """The plan in use.
+
+        Raises:
+            NotCapturedError: there is none yet; the message names what was ``asked``.
+        """
+        if self.plan is None:
+            raise NotCapturedError(
+                f"{asked} is known once the model was captured; {type(self.model).__name__} is captured at "
+                "the first call: call the explainer, or give compile(example_inputs=…)\n"
+                f"({self._untraceable})"
+            )
+        return self.plan
+
+    def prepare(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any], target: Any = None, conditions: Any = None
+    ) -> Prepared:
+        """Check a call, before any work is done.
+
+        Args:
+            inputs: what the model takes, by position.
+            named: the same, by name.
+            target: the classes to explain, as :func:`~fxlrp.runtime.targets.check_target` takes them.
+            conditions: as :func:`~fxlrp.runtime.masks.read_conditions` takes them.
+
+        Raises:
+            InputError, TargetError, ConditionError: they do not fit the model.
+            CaptureError: this first call shows that the model cannot be captured.
+        """
+        plan, tensors = self.plan, list(inputs)
+        if plan is None or not plan.fits(inputs, named, self.weights.dtype_now()):
+            call, tensors = bind(self.model, inputs, dict(named))
+            plan = self._plan_for(call, tensors)
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self.weights.refresh(self.recorded)
+        check_inputs(plan.inputs, tensors, self.weights.example())
+        if not compiling:
+            self.last = Seen(plan, [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
+        first = tensors[0]
+        classes = plan.class_count(tensors) if target is not None and not compiling else None
+        wanted = check_target(target, first.shape[0], classes, first.device)
+        return Prepared(plan, tensors, wanted, read_conditions(conditions), self._is_half(first))
+
+    def request(
+        self, prepared: Prepared, *, ledger: bool = False, heatmap: bool = False, nodes: tuple[str, ...] = (),
+        optimized: bool = True, portable: bool = False, eager: bool = False,
+    ) -> Request:  # fmt: skip
+        """What a call wants of its program.
+
+        Args:
+            prepared: the call.
+            ledger: whether to keep a ledger.
+            heatmap: whether to sum relevance over channels.
+            nodes: names of forward nodes whose relevance is wanted.
+            optimized: ``False``: the program as the rules wrote it.
+            portable: whether nothing in it may be laid out for this processor.
+            eager: whether torch runs it step by step, whatever the backend.
+        """
+        compiled = not eager and self._compiles(prepared, ledger or bool(nodes))
+        names = self.recipe.optimizations
+        request = Request(
+            targets=prepared.targets,
+            ledger=ledger,
+            conditions=prepared.conditions.modules if prepared.conditions else (),
+            checkpoints=tuple(self.recipe.checkpoints),
+            nodes=nodes,
+            heatmap=heatmap,
+            precision="mixed" if prepared.half else "uniform",
+            optimizations=names if optimized else tuple(name for name in names if name in EMITTED),
+        )
+        unfit = portable or prepared.half or self.recorded or compiled
+        packed = optimized and not unfit and can_pack(prepared.inputs)
+        return prepared.plan.fitted(request, packed=packed)
+
+    def program(self, prepared: Prepared, request: Request) -> Program:
+        """The program for a request, its weights as those of the model are now."""
+        program = prepared.plan.program(request)
+        if self.weights.add(program.module):
+            self.weights.refresh(self.recorded)
+        return program
+
+    def run(self, prepared: Prepared, request: Request, chunk: int | None = None) -> Results:
+        """Run the program of a request.
+
+        Args:
+            prepared: the call.
+            request: what it wants.
+            chunk: how many targets or conditions to explain at once; ``None``: all.
+
+        Raises:
+            InputError: the model cannot take inputs of these shapes; the failing layer is named.
+            BackendError: the backend cannot run this.
+            RuleError: a rule does what cannot be done for several targets at once.
+        """
+        program = self.program(prepared, request)
+        plan, inputs, target, asked = prepared.plan, prepared.inputs, prepared.target, prepared.conditions
+        kept: list[Tensor] = []
+        if asked is not None:
+            kept = masks(asked, program.points, plan.forward.graph, plan.shapes(inputs), inputs[0].device)
+        compiled = self._compiles(prepared, request.ledger or bool(request.nodes))
+        backend = self._backend if compiled else self._eager
+        run = backend.runner(program.module, autocast=prepared.autocast)
+        count = count_slices(asked, target)
+        try:
+            with torch.set_grad_enabled(self.recorded):
+                if count is None:
+                    return Results(**run(*inputs, target, *(mask[0] for mask in kept)))
+                return run_slices(run, inputs, target, kept, count, chunk)
+        except RuntimeError as error:
+            # Shapes that the model cannot take: say which layer, instead of which kernel.
+            if not torch.compiler.is_compiling():
+                forward_shapes(plan.forward, inputs)
+            backend.raise_for(error)
+            raise
+
+    def example(self, example_inputs: Any = None) -> Prepared:
+        """A call with example inputs, or with inputs like those of the last call.
+
+        Raises:
+            ExportError: none are given, and there was no call.
+            InputError: an example does not fit the model.
+        """
+        if example_inputs is not None:
+            return self.prepare(*arguments_of(example_inputs))
+        if self.last is None:
+            raise ExportError(
+                "nothing says what the inputs look like: call the explainer once before, or give example_inputs="
+            )
+        plan, forms = self.last
+        tensors = [_filled(form, spec) for form, spec in zip(forms, plan.inputs, strict=True)]
+        return Prepared(plan, tensors, None, None, self._is_half(tensors[0]))
+
+    def _compiles(self, prepared: Prepared, watched: bool) -> bool:
+        """Whether compiled code runs a call: a single explanation of the batch, of which nothing is watched."""
+        single = count_slices(prepared.conditions, prepared.target) is None
+        return self._backend.compiles and single and not watched and not torch.compiler.is_compiling()
+
+    def _is_half(self, first: Tensor) -> bool:
+        """Whether values of half precision may come up."""
+        like = self.weights.example()
+        halves = (torch.float16, torch.bfloat16)
+        return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(first.device.type)
+
+    def _use(self, plan: Plan) -> Plan:
+        self.weights.add(plan.plain.module)
+        self.plan = plan
+        if plan not in self._plans:
+            self._plans.append(plan)
+        return plan
+
+    def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
+        """The plan for calls like this one; captured now where there is none."""
+        for plan in self._plans:
+            if plan.serves(call, self.weights.dtype_now()):
+                return plan if plan is self.plan else self._use(plan)
+        check_examples(call, tensors)
+        try:
+            return self._use(exported(self.model, self.recipe, call, tensors, self.weights.dtype))
+        except CaptureError as error:
+            if self._untraceable is not None:
+                error.args = (f"{error}\n({self._untraceable})",)
+            raise
+
+
+def _filled(form: Form, spec: InputSpec) -> Tensor:
+    """An input of a form: noise, or numbers that an embedding has."""
+    shape, dtype, device = form
+    if spec.integer:
+        return torch.ones(shape, dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)

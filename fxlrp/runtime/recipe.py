@@ -1,0 +1,134 @@
+"""What ``compile`` is asked for: its parameters, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from fxlrp.capture import check_model
+from fxlrp.common.errors import PatternError, RuleError, StartError
+from fxlrp.passes.assign import check_preset, override
+from fxlrp.passes.optimize import chosen
+from fxlrp.presets import Preset, preset_named
+from fxlrp.rules.join import SPLITS, SplitRule
+from fxlrp.rules.rule import Rule
+from fxlrp.rules.starts import STARTS, CustomStart, Start
+from fxlrp.runtime.backends import Backend, backend_named
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What :func:`fxlrp.compile` is asked for; it reads its parameters from here.
+
+    Args:
+        preset: the rules, by name (``fxlrp.presets.PRESETS``) or as a :class:`Preset`.
+        rules: exceptions from it, by module name or pattern (``"layer4.*"``), module type
+            (``nn.Linear``), operation (``torch.nn.functional.linear``) or kind of join
+            (``fxlrp.JoinKind.IDENTITY``); the most specific wins.
+        split: how a join shares relevance: ``"ratio"``, ``"symmetric"``, ``"signed"``,
+            ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
+        identity_skips: ``False``: an identity skip receives nothing, its residual branch all.
+        start: the relevance that enters at the output: ``"probability"`` (softmax of a
+            (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
+            ``"softmax_gradient"`` (SGLRP), ``fxlrp.starts.against(other)`` (this class rather than
+            that one), ``"output"`` (the output itself, for a regression or a similarity), or a
+            callable ``(output, target) -> relevance`` in the shape of the output.
+        output: which output of a model with several: a key, an index, or a callable that
+            picks it from what the model returns.
+        checkpoints: names of modules at whose input relevance is wanted.
+        example_inputs: what the model takes: a tensor, a tuple of positional or a dict of
+            keyword arguments; needed at once only where the graph is to be looked at before
+            the first call. They are not kept.
+        backend: what runs it: ``"eager"`` (also ``None``), ``"inductor"`` (compiled by
+            ``torch.compile`` at the first call, which takes a minute or so) or ``"cudagraphs"``
+            (the same, captured as CUDA graphs). Ledgers, and explanations of several targets, run eagerly.
+        differentiable: whether an explanation keeps its autograd graph.
+        optimize: ``True``: every optimisation that leaves the model's output as it is, to the bit;
+            ``False``: none, for reading; or the names of some (``fxlrp.passes.optimize.NAMES``).
+
+    Raises:
+        RuleError, PatternError: a preset, rule, split or name does not fit.
+        StartError: a start is neither a name nor a callable.
+        OptimizeError: an optimisation that is asked for is not known.
+        BackendError: a backend that is asked for is not known, or cannot run here.
+    """
+
+    preset: str | Preset = "conserving"
+    _: KW_ONLY
+    rules: Mapping[Any, Rule] | None = None
+    split: str | SplitRule | None = None
+    identity_skips: bool = True
+    start: str | Start = "probability"
+    output: Any = None
+    checkpoints: Sequence[str] = ()
+    example_inputs: InitVar[Any] = None
+    backend: str | None = None
+    differentiable: bool = False
+    optimize: bool | Sequence[str] = True
+
+    def __post_init__(self, example_inputs: Any) -> None:
+        check_preset(self.chosen_preset)
+        for key, rule in (self.rules or {}).items():
+            override(key, rule)
+        # What a name stands for is found once, and so are errors in it.
+        _ = self.chosen_split, self.chosen_start, self.optimizations
+        backend_named(self.backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was found from names is found again.
+        return {name: vars(self)[name] for name in self.__dataclass_fields__ if name in vars(self)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recipe:
+        return self  # it cannot change
+
+    @cached_property
+    def chosen_preset(self) -> Preset:
+        """The preset that ``preset`` names."""
+        return preset_named(self.preset)
+
+    @cached_property
+    def chosen_split(self) -> SplitRule | None:
+        """The split that ``split`` names; ``None``: the preset's."""
+        if self.split is None or isinstance(self.split, SplitRule):
+            return self.split
+        if self.split not in SPLITS:
+            raise RuleError(f"split={self.split!r}: choose one of {', '.join(map(repr, SPLITS))}, or give a split rule")
+        return SPLITS[self.split]
+
+    @cached_property
+    def chosen_start(self) -> Start | nn.Module:
+        """The start that ``start`` names; a caller's own is checked each time it is used."""
+        if isinstance(self.start, str):
+            if self.start not in STARTS:
+                names = ", ".join(map(repr, STARTS))
+                raise StartError(f"start={self.start!r}: choose one of {names}, or give a callable")
+            return STARTS[self.start]
+        if not callable(self.start):
+            raise StartError(f"start= must be a name or a callable (output, target) -> relevance, not {self.start!r}")
+        return CustomStart(self.start)
+
+    @cached_property
+    def optimizations(self) -> tuple[str, ...]:
+        """The names of the optimisations that ``optimize`` means."""
+        return chosen(self.optimize)
+
+    def new_backend(self) -> Backend:
+        """A backend that has compiled nothing yet."""
+        return backend_named(self.backend)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise where this cannot be asked of ``model``, whatever its graph turns out to be.
+
+        Raises:
+            CaptureError, TrainingModeError: the model cannot be captured as it is.
+            PatternError: a checkpoint is no module of it.
+        """
+        check_model(model)
+        modules = dict(model.named_modules())
+        for name in self.checkpoints:
+            if name not in modules:
+                raise PatternError(f"checkpoint {name!r} is no module of this model")

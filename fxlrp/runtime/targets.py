@@ -1,0 +1,90 @@
+"""Targets: the classes to explain, as a caller gives them and as a program takes them."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.common.errors import TargetError
+
+
+def separate_target(
+    counts: tuple[int, float], inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+) -> tuple[tuple[Any, ...], Any]:
+    """Inputs and target, where a target may follow the inputs as the last positional argument.
+
+    Args:
+        counts: how many inputs the model cannot do without, and how many it takes by position.
+        inputs: the positional arguments.
+        named: the arguments by name.
+        target: the target that was given by name.
+    """
+    if target is None and _ends_with_target(counts, inputs, named):
+        return inputs[:-1], inputs[-1]
+    return inputs, target
+
+
+def _ends_with_target(counts: tuple[int, float], inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    """Whether the last positional argument is one more than the inputs, and so the target."""
+    required, most = counts
+    if len(inputs) + len(named) <= required or len(inputs) < 2:
+        return False
+    last = inputs[-1]
+    # Several classes per item, or a list of them, could as well be an optional input.
+    classes = isinstance(last, Tensor) and not last.is_floating_point() and last.dim() < 2
+    return len(inputs) > most or classes or (isinstance(last, int) and not isinstance(last, bool))
+
+
+def check_one_target(target: Tensor | None, what: str) -> None:
+    """Raise where several targets per item are given for what takes one.
+
+    Raises:
+        TargetError: so it is.
+    """
+    if target is not None and target.dim() == 2:
+        raise TargetError(f"{what} is of one target an item: ask for one at a time")
+
+
+def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
+    """The target as an integer tensor: (batch,), or (batch, rows) where several are given an item; or ``None``.
+
+    Raises:
+        TargetError: it is no class, or not one an item, or as many for each.
+    """
+    if target is None:
+        return None
+    if isinstance(target, list | tuple | range):
+        if not target or not all(_is_number(entry) for entry in target):
+            raise TargetError(f"a {type(target).__name__} of targets holds class numbers, at least one, not {target!r}")
+        wanted = torch.tensor([int(entry) for entry in target], dtype=torch.long, device=device).expand(batch, -1)
+    elif isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            dtype = str(target.dtype).removeprefix("torch.")
+            raise TargetError(f"a target tensor holds class numbers as integers, not {dtype}")
+        if target.dim() == 0:
+            target = target.expand(batch)
+        if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
+            raise TargetError(
+                f"a target tensor has one class an item, shape ({batch},), or several, ({batch}, rows), "
+                f"not {tuple(target.shape)}"
+            )
+        wanted = target.to(device=device, dtype=torch.long)
+    elif _is_number(target):
+        wanted = torch.full((batch,), int(target), dtype=torch.long, device=device)
+    else:
+        raise TargetError(
+            f"a target is None, an int, several ints or an integer tensor, not {type(target).__name__}"
+        )
+    if classes is not None and not torch.compiler.is_compiling():
+        low, high = int(wanted.min()), int(wanted.max())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise TargetError(f"class {wrong} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+    return wanted
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
