@@ -18,7 +18,7 @@ DOCS := $(VENV)/.installed-docs
 help:
 	@echo "make demo    explain photographs with EfficientNet-Lite0; pictures in demo/"
 	@echo "make test    lint, type check, tests"
-	@echo "make lint    ruff and mypy alone"
+	@echo "make lint    ruff, import-linter and mypy alone"
 	@echo "make docs    the site in site/: its code is run, its links are checked"
 	@echo "make pictures  the pictures of README.md and docs/, from real runs"
 	@echo "make clean   remove .venv and everything that was made"
@@ -32,6 +32,7 @@ test: lint
 
 lint: $(TEST)
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 $(BIN)/python:

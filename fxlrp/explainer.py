@@ -118,7 +118,7 @@ class Explainer(nn.Module):
         Args:
             *inputs: what the model takes.
             nodes: names of nodes.
-            target: the class to explain, as for an explanation, one an item.
+            target: the class to explain, as for an explanation, one per item.
             **named: what the model takes, by name.
 
         Returns:
@@ -138,7 +138,7 @@ class Explainer(nn.Module):
 
         Raises:
             InputError, TargetError, ConditionError, PatternError, CaptureError: as for an explanation; a
-                ledger is of one target an item, and of one condition.
+                ledger is of one target per item, and of one condition.
         """
         prepared = self._prepared(inputs, named, target, conditions, one_target="a ledger")
         if prepared.conditions is not None and prepared.conditions.several:
@@ -286,7 +286,7 @@ class Explainer(nn.Module):
         Of what an explanation takes :meth:`profile` tells.
 
         Raises:
-            InputError, TargetError, CaptureError: as for an explanation; it is of one target an item.
+            InputError, TargetError, CaptureError: as for an explanation; it is of one target per item.
         """
         _, times = self._measured(inputs, named, target, optimized=False, rounds=ROUNDS)
         return {step: spent.total for step, spent in times.items()}
@@ -298,7 +298,7 @@ class Explainer(nn.Module):
         some that do not count. Print it.
 
         Raises:
-            InputError, TargetError, CaptureError: as for an explanation; it is of one target an item.
+            InputError, TargetError, CaptureError: as for an explanation; it is of one target per item.
         """
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise InputError(f"rounds={rounds!r}: give a whole number of at least 1")

@@ -539,7 +539,7 @@ def test_what_is_no_condition_is_refused(model, x, conditions, error, message):
 
 def test_other_numbers_of_targets_and_conditions_are_refused(model, x):
     explainer = fxlrp.compile(model)
-    with pytest.raises(ConditionError, match="2 conditions and 3 targets an item: row k has target k"):
+    with pytest.raises(ConditionError, match="2 conditions and 3 targets per item: explanation k has target k"):
         explainer(x, target=[0, 1, 2], conditions=[{"stem": [0]}, {"stem": [1]}])
     with pytest.raises(ConditionError, match="a ledger is of one condition"):
         explainer.ledger(x, conditions=[{"stem": [0]}])

@@ -152,7 +152,7 @@ def test_bad_input_of_a_saved_explanation_is_told(explainer, x, tmp_path):
         saved(x, y=x)
     with pytest.raises(TargetError, match="class 9 is out of range"):
         saved(x, target=9)
-    with pytest.raises(TargetError, match="one target an item"):
+    with pytest.raises(TargetError, match="one target per item"):
         saved(x, target=[0, 1])
 
 

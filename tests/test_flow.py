@@ -108,7 +108,7 @@ def test_a_target_is_the_one_that_is_asked_for(x):
 
 
 def test_several_targets_an_item_are_an_error(x):
-    with pytest.raises(TargetError, match="relevance of nodes is of one target an item"):
+    with pytest.raises(TargetError, match="relevance of nodes is of one target per item"):
         fxlrp.compile(residual()).relevance_of(x, nodes=["stem"], target=[0, 1])
 
 

@@ -263,7 +263,7 @@ def test_a_layer_that_something_else_reads_keeps_its_own_weights():
     explainer = explainer_of(model, ZPlus(), relevance)
     passing = fxlrp.compile(model, fxlrp.Preset("passing"), start=lambda output, target: relevance)
     assert torch.equal(explainer(x).relevance, passing(x).relevance)
-    assert reasons(explainer) == {"norm": "preset folding: passes, for no linear layer is next to it"}
+    assert reasons(explainer) == {"norm": "preset folding: passes, because no linear layer is next to it"}
 
 
 class Returned(nn.Module):

@@ -137,7 +137,7 @@ def test_what_cannot_be_profiled_is_an_error(explainer, images):
         with pytest.raises(InputError, match="whole number"):
             explainer.profile(images, rounds=rounds)
     for ask in (explainer.profile, explainer.node_times):
-        with pytest.raises(TargetError, match="one target an item"):
+        with pytest.raises(TargetError, match="one target per item"):
             ask(images, target=[0, 1])
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast"):
             ask(images)

@@ -154,7 +154,7 @@ def test_photographs_may_be_given(resnet, images, tmp_path):
         ({"images": torch.rand(2, 4, 64, 64)}, InputError, "a report is of pictures"),
         ({"photos": [torch.rand(3, 64, 64)]}, InputError, "1 photographs for 2 images"),
         ({"target": 9}, TargetError, "class"),
-        ({"target": [0, 1]}, TargetError, "one target an item"),
+        ({"target": [0, 1]}, TargetError, "one target per item"),
     ],
 )  # fmt: skip
 def test_bad_input_is_told_and_nothing_is_written(options, error, message, resnet, images, tmp_path):

@@ -228,7 +228,7 @@ def test_a_chunk_bounds_how_many_run_at_once(model, x, chunk):
         ([0, "cat"], "a list of targets holds class numbers"),
         ([0, 5], "class 5 is out of range: the model has 5 classes"),
         ([-1], "class -1 is out of range"),
-        (torch.zeros(3, 0, dtype=torch.long), "one class an item, shape (3,), or several, (3, rows), not (3, 0)"),
+        (torch.zeros(3, 0, dtype=torch.long), "one class per item, shape (3,), or several, (3, targets), not (3, 0)"),
         (torch.zeros(2, 3, dtype=torch.long), "not (2, 3)"),
         (torch.zeros(3, 1, 1, dtype=torch.long), "not (3, 1, 1)"),
         ({0, 1}, "several ints or an integer tensor, not set"),
@@ -246,7 +246,7 @@ def test_what_is_no_chunk_is_refused(model, x, chunk):
 
 
 def test_a_ledger_is_of_one_target_an_item(model, x):
-    with pytest.raises(TargetError, match="one target an item"):
+    with pytest.raises(TargetError, match="one target per item"):
         fxlrp.compile(model).ledger(x, target=[0, 1])
 
 

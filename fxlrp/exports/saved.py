@@ -73,7 +73,7 @@ def check_results(found: Exported, run: Callable[..., Any]) -> None:
 class SavedExplainer(nn.Module):
     """An explanation read from a file: called as the explainer is that it was saved from.
 
-    It takes inputs of the shape that it was exported with, any batch, and one target an item. It
+    It takes inputs of the shape that it was exported with, any batch, and one target per item. It
     has weights of its own, and needs neither the model nor its code.
 
     Attributes:

@@ -50,7 +50,7 @@ def attribute(
         inputs: a tensor (batch, ...) or a tuple of them, the model's first arguments.
         target: the class to explain: ``None`` (the predicted one; also for a start that needs no
             class), an int or a tensor of one element for all items, a list or a tensor (batch,) with
-            one an item. In a ``NoiseTunnel`` ``None`` is the class predicted for each noisy input;
+            one per item. In a ``NoiseTunnel`` ``None`` is the class predicted for each noisy input;
             :func:`fxlrp.smooth` keeps that of the clean one.
         additional_forward_args: the model's further arguments, one value or a tuple of them, which
             get no attribution back. What is no tensor is passed on as it is.
@@ -90,14 +90,14 @@ def further_arguments(additional_forward_args: Any) -> tuple[Any, ...]:
 
 
 def one_per_item(target: Any) -> Any:
-    """A target as Captum understands it, as the explainer takes it: a list or tensor has one class an item.
+    """A target as Captum understands it, as the explainer takes it: a list or tensor has one class per item.
 
     Raises:
         TargetError: it is a list of something else, a tensor of more axes, or a tuple.
     """
     if isinstance(target, list):
         if not all(isinstance(number, Integral | Tensor) and not isinstance(number, bool) for number in target):
-            raise TargetError(f"a list of targets holds one class number an item, not {target!r}")
+            raise TargetError(f"a list of targets holds one class number per item, not {target!r}")
         return torch.tensor([int(number) for number in target], dtype=torch.long)
     if isinstance(target, tuple):
         raise TargetError(
@@ -108,5 +108,5 @@ def one_per_item(target: Any) -> Any:
         if target.numel() == 1:
             return target.reshape(())
         if target.dim() != 1:
-            raise TargetError(f"a target tensor has one class an item, shape (batch,), not {tuple(target.shape)}")
+            raise TargetError(f"a target tensor has one class per item, shape (batch,), not {tuple(target.shape)}")
     return target

@@ -19,7 +19,7 @@ class Pass(ABC):
     Calling a pass checks ``requires``, runs it, lints the graph and checks ``ensures``.
     """
 
-    def requires(self, module: fx.GraphModule) -> None:  # noqa: B027, for many passes take any graph
+    def requires(self, module: fx.GraphModule) -> None:  # noqa: B027, because many passes take any graph
         """Raise :class:`PassError` where the graph is not ready for this pass."""
 
     @abstractmethod

@@ -66,7 +66,7 @@ def _axis(node: fx.Node, known: Facts, shapes: Shapes, axes: dict[fx.Node, int |
 
 
 def _agreed(node: fx.Node, known: Facts, shapes: Shapes, axes: dict[fx.Node, int | None]) -> int | None:
-    """The axis that all operands have channels in, seen from the back, for an operand may be broadcast."""
+    """The axis that all operands have channels in, seen from the back, because an operand may be broadcast."""
     shape = _first(shapes[node])
     found = set()
     for _, operand in known.operands:

@@ -28,7 +28,7 @@ class FoldNorms(Pass):
             known = facts(node)
             if isinstance(known.rule, Fold):
                 into = ", ".join(self._tie(node))
-                known.reason += f", into {into}" if into else ": passes, for no linear layer is next to it"
+                known.reason += f", into {into}" if into else ": passes, because no linear layer is next to it"
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:

@@ -24,7 +24,7 @@ QUESTIONS = frozenset({
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "logical_not",
     "logical_and", "logical_or", "any", "all", "is_tensor", "bool", "long", "int", "sign",
 })  # fmt: skip
-"""Functions and methods whose answers are truths, indices or counts."""
+"""Functions and methods whose answers are booleans, indices or counts."""
 
 
 def signal_nodes(captured: Captured) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -90,7 +90,7 @@ def _is_floating(node: fx.Node) -> bool:
 
 
 def _asks(node: fx.Node) -> bool:
-    """Whether a node asks for a shape, a truth or an index."""
+    """Whether a node asks for a shape, a boolean or an index."""
     if node.op == "call_method":
         return node.target in SHAPE_METHODS or node.target in QUESTIONS
     if node.target is getattr:

@@ -58,7 +58,7 @@ class Ledger:
     """The accounts of all nodes, from the output back to the input.
 
     Attributes:
-        rows: one a node that relevance passed.
+        rows: one per node that relevance passed.
         start: (batch,), the relevance that entered at the output.
         relevance: (batch,), the sum that arrived at the inputs.
         absorbed: by reason, the (batch,) total over all nodes; stabilizer, bias, constant and padding always have

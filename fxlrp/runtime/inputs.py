@@ -29,7 +29,7 @@ class InputSpec:
         name: its name in ``forward``.
         rank: how many axes it has, the batch included; ``None`` where the graph does not say.
         axis, size: an axis of fixed size, such as (1, 3) for RGB channels.
-        integer: whether it holds integers or truths: token numbers, a mask.
+        integer: whether it holds integers or booleans: token numbers, a mask.
         entries: how many rows the embedding has that it is looked up in.
         shape: its shape where the capture fixed it: numbers, and names for free axes.
     """

@@ -61,7 +61,7 @@ def _check_entry(name: str, kept: Any) -> None:
     if isinstance(kept, Tensor):
         if not (kept.dtype == torch.bool or kept.is_floating_point()):
             raise ConditionError(
-                f"the mask at {name!r} holds truths or floating point numbers, not {kept.dtype}: "
+                f"the mask at {name!r} holds booleans or floating point numbers, not {kept.dtype}: "
                 "channel numbers are given as a list"
             )
         if kept.is_floating_point() and not bool(torch.isfinite(kept).all()):
@@ -82,7 +82,7 @@ def count_slices(conditions: Conditions | None, target: Tensor | None) -> int | 
     by_condition = len(conditions.conditions) if conditions is not None and conditions.several else None
     if by_target is not None and by_condition is not None and by_target != by_condition:
         raise ConditionError(
-            f"{by_condition} conditions and {by_target} targets an item: row k has target k and condition k"
+            f"{by_condition} conditions and {by_target} targets an item: explanation k has target k and condition k"
         )
     return by_condition if by_target is None else by_target
 

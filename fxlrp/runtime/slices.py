@@ -24,7 +24,7 @@ def check_chunk(chunk: Any) -> None:
         InputError: it is none.
     """
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk= is how many rows to compute at once, a whole number of at least 1, not {chunk!r}")
+        raise InputError(f"chunk= is how many targets or conditions to explain at once, a whole number of at least 1, not {chunk!r}")
 
 
 def run_slices(
@@ -69,7 +69,7 @@ def run_slices(
             if "vmap" not in str(error):
                 raise
             raise RuleError(
-                f"this cannot be computed for several rows at once; explain them one by one: {error}"
+                f"this cannot be computed for several targets or conditions at once; explain them one by one: {error}"
             ) from error
     joined = chunks[0] if len(chunks) == 1 else _joined(chunks, several=several)
     if not several and joined.target is not None:

@@ -45,14 +45,14 @@ def check_one_target(target: Tensor | None, what: str) -> None:
         TargetError: so it is.
     """
     if target is not None and target.dim() == 2:
-        raise TargetError(f"{what} is of one target an item: ask for one at a time")
+        raise TargetError(f"{what} is of one target per item: ask for one at a time")
 
 
 def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
-    """The target as an integer tensor: (batch,), or (batch, rows) where several are given an item; or ``None``.
+    """The target as an integer tensor: (batch,), or (batch, targets) where several are given an item; or ``None``.
 
     Raises:
-        TargetError: it is no class, or not one an item, or as many for each.
+        TargetError: it is no class, or not one per item, or as many for each.
     """
     if target is None:
         return None
@@ -68,7 +68,7 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
             target = target.expand(batch)
         if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
             raise TargetError(
-                f"a target tensor has one class an item, shape ({batch},), or several, ({batch}, rows), "
+                f"a target tensor has one class per item, shape ({batch},), or several, ({batch}, targets), "
                 f"not {tuple(target.shape)}"
             )
         wanted = target.to(device=device, dtype=torch.long)

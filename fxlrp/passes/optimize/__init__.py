@@ -61,7 +61,7 @@ def chosen(optimize: bool | Sequence[str]) -> tuple[str, ...]:
     """What ``compile(optimize=…)`` asks for.
 
     Raises:
-        OptimizeError: it is neither a truth nor names, or a name is none of ``NAMES``.
+        OptimizeError: it is neither a boolean nor names, or a name is none of ``NAMES``.
     """
     if isinstance(optimize, bool):
         return DEFAULT if optimize else ()

@@ -66,12 +66,6 @@ def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
     return {node: value.shape for node, value in values.items() if isinstance(value, Tensor)}
 
 
-def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of a call by name, ``None`` for those that are left out."""
-    given = dict(zip(names, node.args, strict=False))
-    return {**dict.fromkeys(names), **given, **node.kwargs}
-
-
 def inserted(node: fx.Node, target: Callable[..., Any], *args: Any, name: str | None = None) -> fx.Node:
     """A new call right before ``node``, of the same origin."""
     with node.graph.inserting_before(node):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, without_dead_code
+from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget, without_dead_code
+from fxlrp.passes.optimize.matching import Capture, Step
 from fxlrp.steps.batch_axis import rescale_to
 from fxlrp.steps.operations import convolution_transpose
 from fxlrp.steps.primitives import channel_sum, primitive
@@ -28,6 +29,16 @@ def without_channel(relevance: Tensor) -> Tensor:
     return relevance.squeeze(1)
 
 
+_BACK = Step(
+    convolution_transpose, name="back", s=Capture("s"), weight=Capture("weight"), x=Capture("x"),
+    stride=Capture("stride"), padding=Capture("padding"), dilation=Capture("dilation"), groups=1,
+)  # fmt: skip
+_PLAIN = Step(channel_sum, relevance=_BACK)
+_RESCALED = Step(
+    channel_sum, relevance=Step(rescale_to, share=_BACK, received=Capture("received"), support=None, items=None)
+)
+
+
 class SumChannels(OptimizerPass):
     """Sums the weights of the first layer over its input channels, and not the relevance that they give.
 
@@ -43,19 +54,15 @@ class SumChannels(OptimizerPass):
         return module
 
     def _push(self, node: fx.Node) -> None:
-        scaled = node.args[0]
-        rescaled = isinstance(scaled, fx.Node) and scaled.target is rescale_to
-        back = scaled.args[0] if rescaled else scaled  # type: ignore[union-attr]
-        if not isinstance(back, fx.Node) or back.target is not convolution_transpose:
+        a = _RESCALED.match(node) or _PLAIN.match(node)
+        if a is None:
             return
-        a = arguments(back, ("s", "weight", "x", "stride", "padding", "dilation", "groups"))
-        if a["groups"] != 1 or (rescaled and len(scaled.args) > 2 and any(scaled.args[2:])):  # type: ignore[union-attr]
-            return
+        back = a["back"]
         weight = inserted(back, sum_inputs, a["weight"], name=f"{back.name}_weight")
         form = inserted(back, one_channel, a["x"])
         new = inserted(
             back, convolution_transpose, a["s"], weight, form, a["stride"], a["padding"], a["dilation"], 1
         )
-        if rescaled:
-            new = inserted(node, rescale_to, new, scaled.args[1])  # type: ignore[union-attr]
+        if "received" in a:
+            new = inserted(node, rescale_to, new, a["received"])
         retarget(node, without_channel, new)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, arguments, emitted, inserted, retarget, weight_shapes
+from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, retarget, weight_shapes
+from fxlrp.passes.optimize.matching import arguments_of
 from fxlrp.steps.primitives import channels_last, plain, primitive
 
 aten = torch.ops.aten
@@ -22,9 +23,6 @@ _NN: Any = torch._C._nn
 
 _LARGE = 1 << 15
 """Elements from which on weights are worth packing."""
-
-_NAMES = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
-_DEFAULTS: dict[str, Any] = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
 
 
 def can_pack(inputs: Sequence[Tensor]) -> bool:
@@ -138,15 +136,24 @@ def same_convolution(
 
 
 class PackWeights(OptimizerPass):
-    """Lets convolutions with large weights read them packed."""
+    """Lets convolutions with large weights read them packed.
+
+    Before::
+
+        z = conv2d(x, weight, None, [1, 1], [1, 1], [1, 1], 1)
+
+    After::
+
+        laid_out = packed(weight, True)
+        z = packed_convolution(x, laid_out, None, [1, 1], [1, 1], [1, 1], 1)
+    """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         shapes = weight_shapes(module)
         for node in list(module.graph.nodes):
             if node.target not in (F.conv2d, aten.conv2d.default):
                 continue
-            given = {name: value for name, value in arguments(node, _NAMES).items() if value is not None}
-            a = {"bias": None, **_DEFAULTS, **given}
+            a = arguments_of(node)
             shape = shapes.get(a["weight"])
             if shape is None or shape.numel() < _LARGE or isinstance(a["padding"], str):
                 continue
@@ -154,9 +161,9 @@ class PackWeights(OptimizerPass):
             ours = emitted(node)
             laid_out = inserted(node, packed, a["weight"], ours, name=f"{node.name}_packed")
             if ours:
-                retarget(node, packed_convolution, a["x"], laid_out, a["bias"], *how)
+                retarget(node, packed_convolution, a["input"], laid_out, a["bias"], *how)
             else:
-                retarget(node, same_convolution, a["x"], a["weight"], a["bias"], *how, laid_out)
+                retarget(node, same_convolution, a["input"], a["weight"], a["bias"], *how, laid_out)
         return module
 
 

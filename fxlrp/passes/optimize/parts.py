@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, weight_shapes, without_dead_code
+from fxlrp.passes.optimize.matching import Capture, Step
 from fxlrp.steps.batch_axis import rescale, sum_items
 from fxlrp.steps.primitives import divide, primitive
 from fxlrp.steps.routing import rebind, unpermute, unreshape, unselect, unsplit
@@ -23,8 +24,38 @@ from fxlrp.steps.routing import rebind, unpermute, unreshape, unselect, unsplit
 aten = torch.ops.aten
 
 _ADD = (operator.add, torch.add)
-_ADDED_UP: dict[Any, int] = {sum_items: 0, rescale: 1}
-"""Steps that take of an argument nothing but its sum, and which argument."""
+
+_PRODUCT = Step(torch.matmul, self=Step(divide), other=Capture("weight"))
+"""A share of relevance times weights, and not the other way round."""
+
+_UNSPLIT = Step(
+    unsplit, parts=Capture("pieces", lambda pieces: len(pieces) == 1), dim=-1,
+    values=Step(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, name="split"),
+)  # fmt: skip
+_PERMUTED = Step(
+    aten.permute.default,
+    self=Step(aten.reshape.default, aten.view.default, name="reshaped"),
+)
+_SELECTED_AXIS = Step(
+    unreshape, shape=Capture("shape"),
+    relevance=Step(
+        unpermute, dims=Capture("dims"),
+        relevance=Step(
+            unselect, relevance=Capture("small"), dim=Capture("dim"), index=Capture("index"),
+            shape=Step(getattr, object=_PERMUTED),
+        ),
+    ),
+)  # fmt: skip
+_UNBOUND_AXIS = Step(
+    unreshape, shape=Capture("shape"),
+    relevance=Step(
+        unpermute, dims=Capture("dims"),
+        relevance=Step(
+            rebind, parts=Capture("entry", lambda entries: len(entries) == 1), dim=Capture("dim"),
+            values=Step(aten.unbind.int, self=_PERMUTED),
+        ),
+    ),
+)  # fmt: skip
 
 
 @primitive
@@ -64,7 +95,20 @@ class _Part:
 
 
 class OnePart(OptimizerPass):
-    """Propagates through a part of a linear layer's outputs where relevance comes to that part alone."""
+    """Propagates through a part of a linear layer's outputs where relevance comes to that part alone.
+
+    Before::
+
+        relevance_qkv = unsplit([(2, relevance_v)], split, -1)
+        s = divide(relevance_qkv, linear(x, weight_positive))
+        share = matmul(s, weight_positive)
+
+    After::
+
+        part = outputs_of(weight_positive, 512, 256)
+        s = divide(relevance_v, linear(x, part))
+        share = matmul(s, part)
+    """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         shapes = weight_shapes(module)
@@ -77,16 +121,17 @@ class OnePart(OptimizerPass):
 
 def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
     """Let a linear rule that starts from ``relevance``, (..., out), read a part of it, where the rest is zeros."""
-    shares = [user for user in relevance.users if user.target is divide and user.args[0] is relevance]
+    shares = [user for user in relevance.users if Step(divide, relevance=relevance).match(user) is not None]
     products = [user for share in shares for user in share.users]
     totals = [user for user in relevance.users if user not in shares]
-    if not all(map(_multiplies, products)) or not all(_adds_up(user, relevance) for user in totals):
+    weights = [_PRODUCT.match(product) for product in products]
+    if not all(weights) or not all(_adds_up(user, relevance) for user in totals):
         return
-    weights: set[Any] = {product.args[1] for product in products}
-    sizes = {shapes[weight][0] for weight in weights if len(shapes.get(weight, ())) == 2}
-    if len(sizes) != 1 or not weights <= shapes.keys():
+    sizes = {shapes.get(found["weight"], torch.Size()) for found in weights if found is not None}
+    outputs = {size[0] for size in sizes if len(size) == 2}
+    if len(outputs) != 1 or not all(sizes):
         return
-    (features,) = sizes
+    (features,) = outputs
     found = _split(relevance, features) or _axis(relevance, features)
     if found is None:
         return
@@ -100,26 +145,20 @@ def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
         user.replace_input_with(relevance, small)
 
 
-def _multiplies(product: fx.Node) -> bool:
-    """Whether it is a share of relevance times weights, and not the other way round."""
-    return product.target is torch.matmul and getattr(product.args[0], "target", None) is divide
-
-
 def _adds_up(user: fx.Node, relevance: fx.Node) -> bool:
     """Whether ``user`` takes of the relevance nothing but its sum."""
-    place = _ADDED_UP.get(user.target)
-    return place is not None and [i for i, arg in enumerate(user.args) if arg is relevance] == [place]
+    return list(user.args).count(relevance) == 1 and (
+        Step(sum_items, value=relevance).match(user) is not None
+        or Step(rescale, relevance=relevance).match(user) is not None
+    )
 
 
 def _split(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
     """The one piece that has relevance, of a layer's output that was chunked or split along its features."""
-    if relevance.target is not unsplit:
+    a = _UNSPLIT.match(relevance)
+    if a is None:
         return None
-    given: Any = relevance.args
-    pieces, split, dim = given
-    if len(pieces) != 1 or dim != -1:
-        return None
-    (index, small), how = pieces[0], split.args[1]
+    ((index, small),), split, how = a["pieces"], a["split"], a["split"].args[1]
     if not all(isinstance(number, int) for number in (how if isinstance(how, list | tuple) else [how])):
         return None
     sizes = [len(piece) for piece in split.target(torch.empty(features, device="meta"), how, 0)]
@@ -128,29 +167,16 @@ def _split(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
 
 def _axis(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
     """The one entry that has relevance, of features that were parted into several axes, the parts first of them."""
-    back: Any = relevance.args[0]
-    if relevance.target is not unreshape or getattr(back, "target", None) is not unpermute:
+    a = _SELECTED_AXIS.match(relevance) or _UNBOUND_AXIS.match(relevance)
+    if a is None:
         return None
-    permuted: Any
-    entry, dims = back.args
-    if getattr(entry, "target", None) is unselect:
-        small, shape, dim, index = entry.args
-        permuted = shape.args[0] if shape.target is getattr else None
-    elif getattr(entry, "target", None) is rebind and len(entry.args[0]) == 1:
-        ((index, small),), unbound, dim = entry.args
-        permuted = unbound.args[0]
-    else:
-        return None
-    if getattr(permuted, "target", None) is not aten.permute.default:
-        return None
-    reshaped = permuted.args[0]
-    if reshaped.target not in (aten.reshape.default, aten.view.default):
-        return None
-    axes = reshaped.args[1][dims[dim] % len(dims) :]
+    index, small = a["entry"][0] if "entry" in a else (a["index"], a["small"])
+    dim, dims, sizes = a["dim"], a["dims"], a["reshaped"].args[1]
+    axes = sizes[dims[dim] % len(dims) :]
     if not all(isinstance(size, int) and size > 0 for size in axes) or prod(axes) != features:
         return None
     length = features // axes[0]
-    small = inserted(relevance, as_features, small, relevance.args[1], dim, list(dims))
+    small = inserted(relevance, as_features, small, a["shape"], dim, list(dims))
     return small, _Part(index % axes[0] * length, length)
 
 

@@ -5,28 +5,44 @@ from __future__ import annotations
 from torch import fx
 
 from fxlrp.passes.facts import KEY, Emitted
-from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget
+from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget
+from fxlrp.passes.optimize.matching import Capture, Step
 from fxlrp.steps.batch_axis import rescale, rescale_to, sum_items
 from fxlrp.steps.routing import unreshape
 
-_RESCALE = ("share", "relevance", "support", "signed", "items", "received_items")
+_RESCALE = Step(
+    rescale, share=Capture("share"), relevance=Capture("relevance"), support=Capture("support"), signed=False,
+    items=Capture("items"), received_items=Capture("received_items"),
+)  # fmt: skip
+_RESHAPED = Step(unreshape, relevance=Step(rescale_to, name="source"))
 
 
 class KnownSums(OptimizerPass):
-    """Takes the sum that a node must hand on from the node before, where that one knows it."""
+    """Takes the sum that a node must hand on from the node before, where that one knows it.
+
+    Before::
+
+        relevance_b = rescale(share_b, relevance_c, None, False)
+        relevance_a = rescale(share_a, relevance_b, None, False)
+
+    After::
+
+        received = sum_items(relevance_c)
+        relevance_b = rescale_to(share_b, received, None)
+        relevance_a = rescale_to(share_a, received, None)
+    """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         known: dict[fx.Node, fx.Node] = {}  # relevance with the batch in front, and its sum over each item
         for node in list(module.graph.nodes):
-            if node.target is unreshape and isinstance(node.args[0], fx.Node) and node.args[0].target is rescale_to:
+            reshaped = _RESHAPED.match(node)
+            if reshaped is not None:
                 # Whoever reads it as relevance with the batch in front says that it still is there.
-                if node.args[0] in known:
-                    known[node] = known[node.args[0]]
+                if reshaped["source"] in known:
+                    known[node] = known[reshaped["source"]]
                 continue
-            if node.target is not rescale:
-                continue
-            a = arguments(node, _RESCALE)
-            if a["signed"] is not False:
+            a = _RESCALE.match(node)
+            if a is None:
                 continue
             source, front = a["relevance"], a["received_items"] is None
             received = known.get(source) if front else None
@@ -46,6 +62,6 @@ class KnownSums(OptimizerPass):
             return inserted(node, sum_items, source, items, name=f"{node.name}_received")
         with node.graph.inserting_after(source):
             new = node.graph.create_node("call_function", sum_items, (source,), {}, f"{node.name}_received")
-        step: Emitted = node.meta[KEY]
-        new.meta[KEY] = Emitted(step.node, step.rule, "step")
+        emitted: Emitted = node.meta[KEY]
+        new.meta[KEY] = Emitted(emitted.node, emitted.rule, "step")
         return new

@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, weight_shapes
+from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget, weight_shapes
+from fxlrp.passes.optimize.matching import arguments_of
 from fxlrp.steps.operations import convolution_transpose
 from fxlrp.steps.primitives import channels_last, primitive
 
 _CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _WORTH = 1.5
 """How much more arithmetic the pixel shuffle may take; what it saves is a slow kernel."""
-
-_NAMES = ("s", "weight", "x", "stride", "padding", "dilation", "groups")
 
 
 @primitive
@@ -43,7 +42,7 @@ def phases(weight: Tensor, stride: int) -> Tensor:
 
 
 def _format(weight: Tensor) -> torch.memory_format:
-    """That of the weights, for a convolution's result is laid out as they are."""
+    """That of the weights, because a convolution's result is laid out as they are."""
     return torch.channels_last if channels_last(weight) else torch.contiguous_format
 
 
@@ -78,6 +77,15 @@ class TransposesAsConvolutions(OptimizerPass):
     behind it. Where the kernel is hardly larger than its stride, as in stems and patch embeddings, the
     transpose is a convolution for each phase of the stride, and a shuffle of pixels. The others stay.
     The weights depend on those of the model alone: ``FoldWeights`` keeps them.
+
+    Before::
+
+        share = convolution_transpose(s, weight, x, [1, 1], [1, 1], [1, 1], 1)
+
+    After::
+
+        turned = flipped(weight, 1)
+        share = conv2d(s, turned, None, [1, 1], [1, 1], [1, 1], 1)
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
@@ -85,7 +93,7 @@ class TransposesAsConvolutions(OptimizerPass):
         for node in list(module.graph.nodes):
             if node.target is not convolution_transpose:
                 continue
-            a = arguments(node, _NAMES)
+            a = arguments_of(node)
             shape = shapes.get(a["weight"])
             if shape is None:
                 continue

@@ -166,7 +166,7 @@ def add_relevance(picture: Picture, graph: fx.Graph, *, alone: bool = False) -> 
     Args:
         picture: what to add them to.
         graph: the explainer's.
-        alone: name the operation as well, for the forward part is not there to say it.
+        alone: name the operation as well, because the forward part is not there to say it.
     """
     _Flow(picture, graph, alone=alone).run()
 

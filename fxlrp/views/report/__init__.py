@@ -31,9 +31,9 @@ def write_report(
         explainer: of a model that takes one batch of pictures.
         images: (batch, 1 or 3, height, width), as the model takes them; a page of more than a dozen is long.
         path: a file name that ends in ``.html``; its folder must be there.
-        target: the class to explain, as for an explanation: one an item.
+        target: the class to explain, as for an explanation: one per item.
         class_names: the names of the model's classes.
-        photos: what to show beside the maps, one an image: tensors (3, height, width) between 0 and 1 or Pillow
+        photos: what to show beside the maps, one per image: tensors (3, height, width) between 0 and 1 or Pillow
             images, of the size of ``images``; ``None``: the images themselves, from their least value (black) to
             their largest (white).
         title: the headline; ``None``: the model's class.
@@ -43,7 +43,7 @@ def write_report(
 
     Raises:
         InputError: there is no batch of pictures, photographs do not fit, or the path will not do.
-        TargetError: the target is no class of the model, or there are several an item.
+        TargetError: the target is no class of the model, or there are several per item.
         MissingExtraError: jinja2 or matplotlib is not installed (extra ``draw``).
     """
     path = Path(path)
@@ -55,7 +55,7 @@ def write_report(
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(f"a report is of pictures (batch, 1 or 3, height, width), not {got}")
     if photos is not None and len(photos) != len(images):
-        raise InputError(f"{len(photos)} photographs for {len(images)} images: give one an image")
+        raise InputError(f"{len(photos)} photographs for {len(images)} images: give one per image")
     for package in ("jinja2", "matplotlib", "PIL"):
         require(package, "draw")
     explanation = explainer(images, target=target)
