@@ -62,7 +62,7 @@ def test_targets_are_captums(model, x):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ([0, 1], r"shape \(3,\), or several, \(3, rows\), not \(2,\)"),
+        ([0, 1], r"shape \(3,\), or several, \(3, targets\), not \(2,\)"),
         ([0, 1, 5], "class 5 is out of range"),
         ([(0, 1)] * 3, "a list of targets holds one class number per item"),
         ((0, 1), r"target=\(0, 1\) is a place in an output of several axes"),

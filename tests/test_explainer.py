@@ -468,7 +468,7 @@ def test_a_shape_that_a_layer_cannot_take_names_the_layer():
         (5, "class 5 is out of range: the model has 5 classes, 0 to 4"),
         (-1, "class -1 is out of range"),
         (torch.tensor([0, 1, 7]), "class 7 is out of range"),
-        (torch.tensor([0, 1]), r"shape \(3,\), or several, \(3, rows\), not \(2,\)"),
+        (torch.tensor([0, 1]), r"shape \(3,\), or several, \(3, targets\), not \(2,\)"),
         (torch.tensor([0.0, 1.0, 2.0]), "as integers, not float32"),
         (True, "not bool"),
         ("cat", "not str"),

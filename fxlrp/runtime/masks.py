@@ -82,7 +82,7 @@ def count_slices(conditions: Conditions | None, target: Tensor | None) -> int | 
     by_condition = len(conditions.conditions) if conditions is not None and conditions.several else None
     if by_target is not None and by_condition is not None and by_target != by_condition:
         raise ConditionError(
-            f"{by_condition} conditions and {by_target} targets an item: explanation k has target k and condition k"
+            f"{by_condition} conditions and {by_target} targets per item: explanation k has target k and condition k"
         )
     return by_condition if by_target is None else by_target
 
