@@ -12,8 +12,8 @@ from fxlrp.common.errors import RuleError, StartError
 from fxlrp.explainer import Explainer
 from fxlrp.passes.optimize import chosen
 from fxlrp.presets import Preset, preset_named
-from fxlrp.rules.join import SPLITS, SplitRule
 from fxlrp.rules.rule import Rule
+from fxlrp.rules.split import SPLITS, SplitRule
 from fxlrp.rules.starts import STARTS, CustomStart, Start
 from fxlrp.runtime.backends import check_backend
 from fxlrp.runtime.plan import Recipe

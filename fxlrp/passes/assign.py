@@ -17,14 +17,14 @@ from fxlrp.passes.layers import channels
 from fxlrp.presets import Preset
 from fxlrp.rules.gate import GateRule
 from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
-from fxlrp.rules.join import ResidualOnly, SplitRule
 from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import Fold, NormEpsilon
+from fxlrp.rules.normalisation import Fold, NormEpsilon
 from fxlrp.rules.product import ProductRule, SoftmaxTaylor
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass as PassRule
 from fxlrp.rules.rule import Rule
 from fxlrp.rules.selection import SelectionRule
+from fxlrp.rules.split import ResidualOnly, SplitRule
 from fxlrp.vocabulary import VOCABULARY, Kind
 
 ACCEPTED: dict[Kind, tuple[type[Rule], ...]] = {

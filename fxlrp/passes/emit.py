@@ -23,9 +23,8 @@ from fxlrp.passes.propagate import Relevance, propagate
 from fxlrp.passes.values import Values
 from fxlrp.results.ledger import RowHead
 from fxlrp.rules.rule import CONDITION, Shares
-from fxlrp.rules.starts import NONNEGATIVE, RowsOfStarts, Start, one_row, resolve_target, total
-from fxlrp.steps.batch_axis import Items, Position, item_sum
-from fxlrp.steps.linearity import conditioned
+from fxlrp.rules.starts import NONNEGATIVE, RowsOfStarts, Start, resolve_target
+from fxlrp.steps.batch_axis import Items, Position, conditioned, item_sum, one_row, total
 from fxlrp.steps.primitives import channel_sum
 from fxlrp.vocabulary import Kind
 

@@ -10,12 +10,14 @@ from torch import fx
 
 from fxlrp.passes.facts import Facts, facts, operation_of, rule_of
 from fxlrp.passes.values import Values
-from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop, vector_jacobian
-from fxlrp.rules.join import SplitRule
+from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
 from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import NormEpsilon, all_over, batch_norm_scale, batch_norm_shift, in_channels
+from fxlrp.rules.normalisation import NormEpsilon
 from fxlrp.rules.product import SoftmaxTaylor, ThroughValues
 from fxlrp.rules.rule import CONSTANT, PADDING, Shares
+from fxlrp.rules.split import SplitRule
+from fxlrp.steps.derivative import vector_jacobian
+from fxlrp.steps.norm_transposes import all_over, batch_norm_scale, batch_norm_shift, in_channels
 from fxlrp.steps.primitives import fit
 from fxlrp.steps.routing import outside
 from fxlrp.vocabulary import Bound, Kind

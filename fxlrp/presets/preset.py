@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from fxlrp.rules.gate import ToSignal
-from fxlrp.rules.join import RatioSplit
 from fxlrp.rules.linear import ZPlus
 from fxlrp.rules.product import ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule
 from fxlrp.rules.selection import WindowAverage
+from fxlrp.rules.split import RatioSplit
 
 
 @dataclass(frozen=True)

@@ -4,39 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
 from fxlrp.rules.rule import BIAS, STABILIZER, Amount, Rule, Shares
-from fxlrp.steps.primitives import primitive
-from fxlrp.steps.products import MatrixProduct, attention_scores, masked, per_group, per_head, softmax_rows
+from fxlrp.steps.attention import (
+    Attention,
+    attention_scores,
+    expanded,
+    finite,
+    left_over,
+    masked,
+    per_group,
+    softmax_rows,
+)
+from fxlrp.steps.matrix_product import MatrixProduct
 
 Factor = Callable[[LinearRule, Tensor], Shares]
 """One factor of a product: shares relevance out over it by a linear rule, the others held constant."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The operands of a scaled dot-product attention.
-
-    Attributes:
-        query: (batch, heads, queries, features).
-        key, value: (batch, heads, keys, features); a group of query heads may share one.
-        mask: boolean (true: may look) or additive, broadcast to the scores; or ``None``.
-        causal: whether a query looks at no later key.
-        scale: ``None``: features^(−1/2).
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None = None
-    causal: bool = False
-    scale: float | None = None
 
 
 class ProductRule(Rule):
@@ -143,29 +130,6 @@ class Bilinear(ProductRule):
                 BIAS: lambda: left_over([to_weights.only], [to_scores]),
             },
         )
-
-
-@primitive
-def expanded(shared: Tensor, like: Tensor) -> Tensor:
-    """Keys or values, one for each head."""
-    return per_head(shared, like)
-
-
-@primitive
-def left_over(received: list[Tensor], handed_on: list[Tensor]) -> Tensor:
-    """What came and did not go on, summed to one number a row of the first axis."""
-    return sum_rows(received) - sum_rows(handed_on)
-
-
-def sum_rows(tensors: list[Tensor]) -> Tensor:
-    """The sum over all tensors and all axes but the first."""
-    return torch.stack([tensor.flatten(1).sum(dim=1) for tensor in tensors]).sum(dim=0)
-
-
-@primitive
-def finite(scores: Tensor) -> Tensor:
-    """Zeros in place of −∞: what is masked has no share."""
-    return scores.masked_fill(scores == float("-inf"), 0)
 
 
 class SoftmaxTaylor(Rule):

@@ -24,8 +24,8 @@ from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import PACK_WEIGHTS, REUSE_FORWARD, SINGLE_BRANCH, optimize
 from fxlrp.presets import Preset
-from fxlrp.rules.join import SplitRule
 from fxlrp.rules.rule import Rule
+from fxlrp.rules.split import SplitRule
 from fxlrp.rules.starts import Start
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.runtime.weights import dtype_of

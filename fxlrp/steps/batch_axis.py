@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxlrp.steps.primitives import along, primitive, smallest_denominator
+from fxlrp.steps.declaration import InPlace, along, primitive
+from fxlrp.steps.memory import has_rows, holds_everywhere, writable
+from fxlrp.steps.primitives import smallest_denominator
 
 
 class Position(NamedTuple):
@@ -95,12 +97,18 @@ def reshaped(position: Position, before: Sequence[int], after: Sequence[int], ba
 
 
 @primitive
+def einsum_position(position: Position, term: str, result: str) -> Position:
+    """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
+    return Position(result.index(term[position[0]]), position[1])
+
+
+@primitive(linear="first", reads=True)
 def item_sum(relevance: Tensor, items: Items | None = None) -> Tensor:
     """Sum over everything but the batch, in float64: shape (batch,)."""
     return sum_items(relevance, items, torch.float64)
 
 
-@primitive
+@primitive(reads=True)
 def sum_items(value: Tensor, items: Items | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Sum over everything but the batch; ``items`` ``None``: the first axis is the batch."""
     if items is not None and items[2] == 1:
@@ -112,6 +120,18 @@ def sum_items(value: Tensor, items: Items | None = None, dtype: torch.dtype | No
         return rows
     _, outer, batch = items
     return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
+
+
+@primitive(linear="first")
+def total(relevance: Tensor, items: Items | None = None) -> Tensor:
+    """The sum over everything but the batch: (batch,)."""
+    return item_sum(relevance, items).to(relevance.dtype)
+
+
+@primitive(linear="first")
+def one_row(values: Tensor, row: Tensor) -> Tensor:
+    """The entry ``row``, a number, of values (rows, ...)."""
+    return values.index_select(0, row.reshape(1)).squeeze(0)
 
 
 def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
@@ -129,7 +149,7 @@ def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
     return value.reshape(shape)
 
 
-@primitive
+@primitive(one_for_all=(2,))
 def rescale(
     share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
     items: Items | None = None, received_items: Items | None = None,
@@ -154,7 +174,24 @@ def rescale(
     return rescale_to(share, sum_items(relevance, received_items), support, items)
 
 
-@primitive
+@primitive(reads=True)
+def rescale_into(
+    share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
+) -> Tensor:
+    """:func:`rescale_to`, into ``share``.
+
+    On a processor without work for items that need none.
+    """
+    if share.device.type != "cpu" or not (has_rows(share) or writable(share, received)):
+        return rescale_to(share, received, support, items)
+    total = sum_items(share, items)
+    nothing = received == 0  # then there is nothing in the share either, and its sum is no divisor
+    if not holds_everywhere(nothing | (total > smallest_denominator(share.dtype) * received.abs())):
+        return rescale_to(share, received, support, items)
+    return share.mul_(spread_items(received / total.masked_fill(nothing, 1), share, items))
+
+
+@primitive(fresh=True, writes_into=InPlace(rescale_into), one_for_all=(2,))
 def rescale_to(
     share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
 ) -> Tensor:
@@ -202,3 +239,18 @@ def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
 def _carriers(share: Tensor, support: Tensor | None, items: Items | None, received: Tensor) -> Tensor | int:
     """How many elements of an item carry signal."""
     return share.numel() // received.shape[0] if support is None else sum_items(support, items).clamp(min=1)
+
+
+@primitive(linear="first")
+def conditioned(relevance: Tensor, mask: Tensor, position: Position | None = None) -> Tensor:
+    """What a condition keeps of the relevance of a module's output.
+
+    Args:
+        relevance: (batch, ...), or with the batch elsewhere.
+        mask: broadcasts to one item of it, or to ``relevance`` where it has as many axes.
+        position: where the batch is; ``None``: in front.
+    """
+    if mask.dim() < relevance.dim():
+        axis = 0 if position is None else position[0] % relevance.dim()
+        mask = mask.reshape([1] * (relevance.dim() - 1 - mask.dim()) + list(mask.shape)).unsqueeze(axis)
+    return relevance * mask.to(relevance.dtype)

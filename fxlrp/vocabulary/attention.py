@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxlrp.rules.product import Attention
-from fxlrp.steps.products import WeightedSum, attention_weights
+from fxlrp.steps.attention import Attention, WeightedSum, attention_weights
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten

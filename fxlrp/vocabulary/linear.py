@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.steps import batch_axis
-from fxlrp.steps.operations import Convolution, Dense, LinearOperation, TransposedConvolution
-from fxlrp.steps.primitives import primitive
-from fxlrp.steps.products import EinsteinSum, MatrixProduct
+from fxlrp.steps.convolution import Convolution, TransposedConvolution
+from fxlrp.steps.dense import Dense
+from fxlrp.steps.linear_operation import LinearOperation
+from fxlrp.steps.matrix_product import EinsteinSum, MatrixProduct
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -125,13 +126,7 @@ def bind_einsum(a: Arguments, operand: str) -> Bindings:
 
 def items_of_einsum(position: Any, a: Arguments) -> Any:
     inputs, result = a["equation"].split("->")
-    return einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
-
-
-@primitive
-def einsum_position(position: Any, term: str, result: str) -> Any:
-    """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
-    return batch_axis.Position(result.index(term[position[0]]), position[1])
+    return batch_axis.einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
 
 
 OPERATIONS: list[Operation] = [

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fxlrp.rules.norm import batch_norm_back, group_norm_back, layer_norm_back, rms_norm_back
+from fxlrp.steps.norm_transposes import batch_norm_back, group_norm_back, layer_norm_back, rms_norm_back
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten

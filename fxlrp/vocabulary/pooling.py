@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.steps.operations import LinearOperation
+from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, Fold, Upsample
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
 

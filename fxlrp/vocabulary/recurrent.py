@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fxlrp.rules.recurrent import Lstm
+from fxlrp.steps.lstm import Lstm
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.steps import batch_axis
-from fxlrp.steps.operations import LinearOperation
-from fxlrp.steps.reductions import (
+from fxlrp.steps.linear_operation import LinearOperation
+from fxlrp.steps.reduction import (
     CumulativeSum,
     Reduction,
     WeightedReduction,

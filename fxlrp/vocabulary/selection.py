@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules.selection import AdaptiveMaxPool, Extremum, MaxPool
 from fxlrp.steps.routing import unsort
+from fxlrp.steps.selection import AdaptiveMaxPool, Extremum, MaxPool
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
 from fxlrp.vocabulary.reduction import axes, bound_of_reduction, removed_axes
 

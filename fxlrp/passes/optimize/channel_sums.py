@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, arguments, inserted, retarget, without_dead_code
 from fxlrp.steps.batch_axis import rescale_to
-from fxlrp.steps.operations import convolution_transpose
+from fxlrp.steps.convolution import convolution_transpose
 from fxlrp.steps.primitives import channel_sum, primitive
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import BIAS, STABILIZER, Rule, Shares
 from fxlrp.steps.batch_axis import Items, rescale
-from fxlrp.steps.operations import LinearOperation, Weight
+from fxlrp.steps.linear_operation import LinearOperation, Weight
 from fxlrp.steps.primitives import divide, negative, positive, stabilize, where_vanished, without_padding
 
 VANISHING = ("rescale", "spread", "absorb")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
 from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import STABILIZER, Rule, Shares
-from fxlrp.steps.primitives import divide, primitive, stabilize
+from fxlrp.steps.addition import kept_by_stabilizer, ratio_split, signed_split
 
 
 class SplitRule(Rule):
@@ -35,47 +34,6 @@ class SplitRule(Rule):
         All are like the sum, or broadcast to it. A support has ones where an operand
         carries signal and zeros in padding; ``None``: signal everywhere.
         """
-
-
-@primitive
-def ratio(
-    skip: Tensor, residual: Tensor, skip_support: Tensor | None = None, residual_support: Tensor | None = None
-) -> Tensor:
-    """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal."""
-    numerator = skip.abs()
-    total = numerator + residual.abs()
-    undecided = total == 0
-    # An operand of zeros receives exactly that: a tiny share would turn into denormal numbers, on which CPUs are slow.
-    share = numerator / total.masked_fill(undecided, 1)
-    if skip_support is None and residual_support is None:
-        return share.masked_fill(undecided, 0.5)
-    ours = torch.ones_like(skip) if skip_support is None else skip_support
-    theirs = torch.ones_like(residual) if residual_support is None else residual_support
-    return torch.where(undecided, 0.5 * (1 + ours - theirs), share)
-
-
-@primitive
-def ratio_split(
-    relevance: Tensor, skip: Tensor, residual: Tensor,
-    skip_support: Tensor | None = None, residual_support: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Relevance by :func:`ratio`: what skip and residual receive."""
-    to_skip = relevance * ratio(skip, residual, skip_support, residual_support)
-    return to_skip, relevance - to_skip
-
-
-@primitive
-def signed_split(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Relevance in proportion to the terms of the sum: what skip and residual receive."""
-    s = divide(relevance, skip + residual, True, epsilon)
-    return s * skip, s * residual
-
-
-@primitive
-def kept_by_stabilizer(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> Tensor:
-    """What :func:`signed_split` gives to neither."""
-    total = skip + residual
-    return divide(relevance, total, True, epsilon) * (stabilize(total, epsilon) - total)
 
 
 class RatioSplit(SplitRule):
