@@ -24,7 +24,7 @@ from fxlrp.passes.values import Values
 from fxlrp.results.ledger import RowHead
 from fxlrp.rules.rule import CONDITION, Shares
 from fxlrp.rules.starts import NONNEGATIVE, RowsOfStarts, Start, resolve_target
-from fxlrp.steps.batch_axis import Items, Position, conditioned, item_sum, one_row, total
+from fxlrp.steps.batch_axis import BatchAxis, Position, conditioned, item_sum, one_row, total
 from fxlrp.steps.primitives import channel_sum
 from fxlrp.vocabulary import Kind
 
@@ -277,7 +277,7 @@ class _Emitter:
         """Where the batch is in each part of a node's relevance."""
         if not isinstance(relevance, list):
             return [here]
-        states = (Items(*STATES, self.values.positions.batch),)
+        states = (BatchAxis(*STATES, self.values.positions.batch),)
         return [states if known.kind is Kind.RECURRENT and index else here for index, _ in relevance]
 
     def _checkpoint(self, name: str) -> Any:

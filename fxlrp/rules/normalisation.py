@@ -9,6 +9,7 @@ from torch import Tensor
 from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import BIAS, Rule, Shares
 from fxlrp.steps.primitives import divide
+from fxlrp.vocabulary.operation import Kind
 
 
 class NormEpsilon(Rule):
@@ -20,15 +21,18 @@ class NormEpsilon(Rule):
         epsilon: the stabiliser.
     """
 
+    kinds = (Kind.NORMALISATION,)
+    needs = ("x", "output", "transpose")
+
     def __init__(self, epsilon: float = 1e-6) -> None:
         if not epsilon > 0:
             raise RuleError(f"the ε rule of a norm needs a positive epsilon, not {epsilon!r}")
         self.epsilon = epsilon
 
-    def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, back: Callable[[Tensor], Tensor]) -> Shares:
-        """Share ``relevance`` of the norm's ``output`` out over ``x``; ``back`` is the transposed map."""
+    def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, transpose: Callable[[Tensor], Tensor]) -> Shares:
+        """Share ``relevance`` of the norm's ``output`` out over ``x``; ``transpose`` is the transposed map."""
         s = divide(relevance, output, True, self.epsilon)
-        share = x * back(s)
+        share = x * transpose(s)
         return Shares([share], {BIAS: lambda: relevance - share})
 
 
@@ -41,6 +45,7 @@ class Fold(Rule):
     Where there is neither, the norm passes relevance on all the same. The model's tensors stay as they are.
     """
 
+    operations = ("batch_norm",)
     keeps_sign = True
 
     def __call__(self, relevance: Tensor) -> Shares:

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
-from fxlrp.rules.rule import BIAS, STABILIZER, Amount, Rule, Shares
+from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Amount, Ask, Rule, Shares
 from fxlrp.steps.attention import (
     Attention,
     attention_scores,
@@ -21,6 +21,7 @@ from fxlrp.steps.attention import (
     softmax_rows,
 )
 from fxlrp.steps.matrix_product import MatrixProduct
+from fxlrp.vocabulary.operation import Kind
 
 Factor = Callable[[LinearRule, Tensor], Shares]
 """One factor of a product: shares relevance out over it by a linear rule, the others held constant."""
@@ -29,8 +30,13 @@ Factor = Callable[[LinearRule, Tensor], Shares]
 class ProductRule(Rule):
     """Base of the rules for products of two signals."""
 
+    kinds = (Kind.PRODUCT,)
+
     through_weights = False
     """Whether the query and the key of an attention receive relevance as well."""
+
+    rule: LinearRule
+    """The linear rule for one factor, the others held constant."""
 
     @abstractmethod
     def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
@@ -43,6 +49,28 @@ class ProductRule(Rule):
     def attention(self, relevance: Tensor, attention: Attention) -> Shares:
         """Share ``relevance`` of an attention out over query, key and value; asked where ``through_weights`` holds."""
         raise NotImplementedError  # by design: rules without ``through_weights`` are never asked, and have none
+
+    def at(self, relevance: Tensor, ask: Ask) -> Shares:
+        factors, values = ask("factors"), ask("values")
+        if ask("values_operand") == "input":  # a weight that the model computes for its input is held constant
+            return ThroughValues(self.rule)(relevance, factors, values)
+        if ask("values_operand") != "value":
+            return self(relevance, factors, values)
+        if self.through_weights:
+            return _among_signals(self.attention(relevance, ask("attention")), ask("carries"))
+        if values is None:  # the values are constants, whatever picks among them
+            return Shares([None] * len(factors), {CONSTANT: lambda: relevance})
+        return self(relevance, factors, values)
+
+
+def _among_signals(shares: Shares, carries: Sequence[bool]) -> Shares:
+    """Shares for all operands of an operation as shares for those that carry signal."""
+    pairs = list(zip(carries, shares.operands, strict=True))
+    constants = [share for signal, share in pairs if not signal and share is not None]
+    shares.operands = [share for signal, share in pairs if signal]
+    if constants:
+        shares.absorbed[CONSTANT] = lambda: constants
+    return shares
 
 
 def _halves(rule: LinearRule, relevance: Tensor, factors: Sequence[Factor]) -> Shares:
@@ -58,11 +86,11 @@ def _halves(rule: LinearRule, relevance: Tensor, factors: Sequence[Factor]) -> S
 
 
 def _all(amounts: list[Amount]) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for amount in amounts:
         kept = amount()
-        found.extend(kept if isinstance(kept, list) else [kept])
-    return found
+        tensors.extend(kept if isinstance(kept, list) else [kept])
+    return tensors
 
 
 class ThroughValues(ProductRule):
@@ -137,6 +165,9 @@ class SoftmaxTaylor(Rule):
 
     What the expansion's constant term takes is absorbed as bias.
     """
+
+    operations = ("softmax",)
+    needs = ("x", "output", "dim")
 
     def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, *, dim: int) -> Shares:
         """Share ``relevance`` of the softmax ``output`` over the axis ``dim`` out over ``x``."""

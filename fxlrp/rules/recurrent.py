@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Rule, Shares
+from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Ask, Rule, Shares
 from fxlrp.rules.split import RatioSplit, SplitRule
 from fxlrp.steps.declaration import along, primitive
 from fxlrp.steps.dense import Dense
 from fxlrp.steps.lstm import Lstm, LstmStep, candidate_map, forward_steps, row_sums
+from fxlrp.vocabulary.operation import Kind
 
 _KEPT = (CONSTANT, STABILIZER, BIAS)
 
@@ -28,6 +29,8 @@ class Recurrent(Rule):
         linear: the rule of the candidate's linear map.
         split: the rule of the sum that makes the cell state.
     """
+
+    kinds = (Kind.RECURRENT,)
 
     def __init__(self, linear: LinearRule | None = None, split: SplitRule | None = None) -> None:
         self.linear = ZPlus() if linear is None else linear
@@ -57,6 +60,9 @@ class Recurrent(Rule):
         along(back)(lstm_part)
         found = back(relevance, lstm.x, lstm.states, lstm.weights, *form)
         return Shares([found[0]], {reason: partial(found.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
+
+    def at(self, relevance: Any, ask: Ask) -> Shares:
+        return self(relevance, ask("bound"))
 
     def _back_along(
         self, parts: list[tuple[int, Tensor]], whole: list[tuple[int, Tensor]], lstm: Lstm

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor
 
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.rule import Rule, Shares
-from fxlrp.steps.batch_axis import Items
+from fxlrp.rules.rule import Ask, Rule, Shares, added, given
+from fxlrp.steps.batch_axis import BatchAxis
 from fxlrp.steps.pooling import AveragePool
 from fxlrp.steps.selection import Extremum, Pool, tiled
+from fxlrp.vocabulary.operation import Kind
 
 
 class SelectionRule(Rule):
     """Base of the rules for max pooling."""
 
+    kinds = (Kind.SELECTION,)
+    needs = ("signed", "nonnegative", "support", "filled", "batch_axis", "received_batch_axis")
+
     @abstractmethod
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
+        signed: bool = True, batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
     ) -> Shares:
         """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
+
+    def at(self, relevance: Any, ask: Ask) -> Shares:
+        pool = ask("bound")
+        if isinstance(relevance, list):  # it returns its indices as well
+            relevance = added([part for index, part in relevance if index == 0])
+        return self(pool, ask("x"), relevance, **given(self.needs, ask))
 
 
 class Winner(SelectionRule):
@@ -33,7 +44,7 @@ class Winner(SelectionRule):
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
+        signed: bool = True, batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
     ) -> Shares:
         return Shares([pool.to_winners(relevance, x)])
 
@@ -58,7 +69,7 @@ class WindowAverage(SelectionRule):
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
+        signed: bool = True, batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
     ) -> Shares:
         if self.kernel is None or isinstance(pool, Extremum):
             windows = pool.windows()
@@ -67,5 +78,5 @@ class WindowAverage(SelectionRule):
             windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
         return self.rule(
             windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled,
-            signed=signed, items=items, received_items=received_items,
+            signed=signed, batch_axis=batch_axis, received_batch_axis=received_batch_axis,
         )

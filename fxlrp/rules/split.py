@@ -11,12 +11,15 @@ from abc import abstractmethod
 from torch import Tensor
 
 from fxlrp.common.errors import RuleError
-from fxlrp.rules.rule import STABILIZER, Rule, Shares
+from fxlrp.rules.rule import STABILIZER, Ask, Rule, Shares, fitted
 from fxlrp.steps.addition import kept_by_stabilizer, ratio_split, signed_split
+from fxlrp.vocabulary.operation import Kind
 
 
 class SplitRule(Rule):
     """Base of the splits."""
+
+    kinds = (Kind.JOIN,)
 
     needs_support = False
     """Whether the split asks where its operands carry signal."""
@@ -34,6 +37,16 @@ class SplitRule(Rule):
         All are like the sum, or broadcast to it. A support has ones where an operand
         carries signal and zeros in padding; ``None``: signal everywhere.
         """
+
+    def at(self, relevance: Tensor, ask: Ask) -> Shares:
+        terms = [ask("skip"), ask("residual")]
+        supports = {name: ask(name) for name in ("skip_support", "residual_support")} if self.needs_support else {}
+        skip = ask("skip_position")
+        if self.needs_sign and ask("subtracts"):
+            terms[1 - skip] = -terms[1 - skip]  # the second operand, wherever it is among the terms
+        shares = fitted(self(relevance, *terms, **supports), ask, (skip, 1 - skip))
+        shares.operands = shares.operands[::-1] if skip else shares.operands
+        return shares
 
 
 class RatioSplit(SplitRule):

@@ -124,7 +124,7 @@ def bind_einsum(a: Arguments, operand: str) -> Bindings:
     return EinsteinSum(a["equation"], index), others[0] if others else None, None
 
 
-def items_of_einsum(position: Any, a: Arguments) -> Any:
+def batch_of_einsum(position: Any, a: Arguments) -> Any:
     inputs, result = a["equation"].split("->")
     return batch_axis.einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
 
@@ -148,7 +148,7 @@ OPERATIONS: list[Operation] = [
     ),
     Operation(
         aten.einsum.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("tensors",), functions=(torch.einsum,),
-        lower=lower_einsum, bind=bind_einsum, items=items_of_einsum, parametric=True,
+        lower=lower_einsum, bind=bind_einsum, batch=batch_of_einsum, parametric=True,
         aten={aten.einsum.default: lambda equation, tensors, path=None: lower_einsum(equation, tensors)},
     ),
 ]

@@ -85,7 +85,7 @@ class Operation:
             ``arguments["output"]`` is the moved value itself.
         outputs_many: the result is a list of tensors.
         sign, bound: facts about the result; they may depend on the arguments.
-        items: ``(position, arguments) -> position`` of the batch in the result, as
+        batch: ``(position, arguments) -> position`` of the batch in the result, as
             :mod:`fxlrp.steps.batch_axis` has it; ``None``: where it was.
         cuts: routing that keeps a part of a value: another part is not the same value.
         pads: routing that puts constants around a value.
@@ -107,7 +107,7 @@ class Operation:
     outputs_many: bool = False
     sign: Sign | Callable[[Arguments], Sign] = Sign.ANY
     bound: Bound | Callable[[Arguments], Bound] = Bound.NONE
-    items: Callable[[Any, Arguments], Any] | None = None
+    batch: Callable[[Any, Arguments], Any] | None = None
     cuts: bool = False
     pads: bool = False
     loses: bool = False

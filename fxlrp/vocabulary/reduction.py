@@ -58,7 +58,7 @@ def reduction(target: Any, name: str, **more: Any) -> Operation:
 
     return Operation(
         target, Kind.LINEAR, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_reduction(mean=name == "mean"), sign=Sign.KEEPS, bound=bound_of_reduction, items=removed_axes,
+        bind=bind_reduction(mean=name == "mean"), sign=Sign.KEEPS, bound=bound_of_reduction, batch=removed_axes,
         aten={getattr(aten, name).default: lambda self, dtype=None: lower(self, dtype=dtype)}, **more,
     )
 
@@ -72,7 +72,7 @@ def statistic(target: Any, weights: Any, lower: Any, *spellings: Any, methods: t
 
     return Operation(
         target, Kind.LINEAR, functions=spellings, methods=methods, lower=lower, bind=bind, sign=sign,
-        bound=bound_of_reduction, items=removed_axes, aten=aten or {},
+        bound=bound_of_reduction, batch=removed_axes, aten=aten or {},
     )
 
 

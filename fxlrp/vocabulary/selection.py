@@ -72,7 +72,7 @@ def reduced_extremum(name: str) -> Operation:
 
     return Operation(
         target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_extremum(largest=name == "amax"), sign=Sign.KEEPS, bound=bound_of_reduction, items=removed_axes,
+        bind=bind_extremum(largest=name == "amax"), sign=Sign.KEEPS, bound=bound_of_reduction, batch=removed_axes,
     )
 
 
@@ -93,7 +93,7 @@ def extremum(name: str) -> Operation:
 
     return Operation(
         target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_extremum(largest=name == "max"), outputs_many=True, sign=Sign.KEEPS, items=removed_axes,
+        bind=bind_extremum(largest=name == "max"), outputs_many=True, sign=Sign.KEEPS, batch=removed_axes,
         aten={getattr(aten, name).default: lambda self: whole(self, [], False)},
     )
 
