@@ -1017,7 +1017,8 @@ def test_a_wrong_sum_goes_red(monkeypatch):
     from fxlrp.passes.optimize import sums
 
     right = batch_axis.sum_items
-    monkeypatch.setattr(sums, "sum_items", primitive(lambda relevance, batch_axis=None: 1.01 * right(relevance, batch_axis)))
+    wrong = primitive(lambda relevance, batch_axis=None: 1.01 * right(relevance, batch_axis))
+    monkeypatch.setattr(sums, "sum_items", wrong)
     model, x = tour()
     with pytest.raises(AssertionError):
         assert_changes_nothing(model, x, optimize=("known_sums",))

@@ -109,7 +109,7 @@ class Assign(Pass):
 
     def _linear(self, known: Facts, reason: str) -> tuple[Rule, str]:
         preset, late = self.preset, self.preset.late
-        convolution = name_of(known).startswith("conv")
+        convolution = operation_of(known).is_convolution
         if known.first and convolution and preset.first_convolution is not None:
             return preset.first_convolution, f"{reason}: first layer"
         if known.first and preset.first is not None:

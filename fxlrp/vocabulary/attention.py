@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxlrp.steps.attention import Attention, WeightedSum, attention_weights
+from fxlrp.vocabulary.channel_moves import last
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten
@@ -79,7 +80,7 @@ def _heads(x: Any, heads: int) -> Any:
 OPERATIONS = [
     Operation(
         aten.scaled_dot_product_attention.default, Kind.PRODUCT, operands=("query", "key", "value"),
-        functions=(F.scaled_dot_product_attention,), lower=lower_attention, bind=bind_values, values="value",
+        functions=(F.scaled_dot_product_attention,), lower=lower_attention, bind=bind_values, values="value", channels=last,
     ),
 ]
 

@@ -13,6 +13,7 @@ from fxlrp.steps.convolution import Convolution, TransposedConvolution
 from fxlrp.steps.dense import Dense
 from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.matrix_product import EinsteinSum, MatrixProduct
+from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -50,7 +51,8 @@ def convolution(dims: int) -> Operation:
     return Operation(
         target, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(getattr(torch, f"conv{dims}d"),), aten={getattr(aten, f"conv{dims}d").padding: lower},
-        values="input", lower=lower, bind=bind, parametric=True,
+        values="input", lower=lower, bind=bind, parametric=True, channels=behind_batch,
+        input_channels=lambda shape, a: shape[1] * a["groups"],
     )
 
 
@@ -71,6 +73,7 @@ def transposed_convolution(dims: int) -> Operation:
     return Operation(
         target, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(getattr(torch, f"conv_transpose{dims}d"),), lower=lower, bind=bind, parametric=True,
+        channels=behind_batch, input_channels=lambda shape, a: shape[0],
     )
 
 
@@ -135,12 +138,13 @@ OPERATIONS: list[Operation] = [
     Operation(
         aten.linear.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(F.linear,), bind=bind_linear, values="input", parametric=True,
+        channels=last, input_channels=lambda shape, a: shape[1],
         aten={aten.addmm.default: lower_addmm},
     ),
     Operation(
         aten.matmul.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("self", "other"),
         functions=(torch.matmul, operator.matmul, torch.bmm, torch.mm), methods=("matmul", "bmm", "mm", "__matmul__"),
-        lower=lower_matmul, bind=bind_matmul, parametric=True,
+        lower=lower_matmul, bind=bind_matmul, parametric=True, channels=last,
         aten={
             aten.bmm.default: lower_matmul, aten.mm.default: lower_matmul, aten.mv.default: lower_matmul,
             aten.baddbmm.default: lower_baddbmm,
@@ -148,7 +152,7 @@ OPERATIONS: list[Operation] = [
     ),
     Operation(
         aten.einsum.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("tensors",), functions=(torch.einsum,),
-        lower=lower_einsum, bind=bind_einsum, batch=batch_of_einsum, parametric=True,
+        lower=lower_einsum, bind=bind_einsum, batch=batch_of_einsum, channels=lost, parametric=True,
         aten={aten.einsum.default: lambda equation, tensors, path=None: lower_einsum(equation, tensors)},
     ),
 ]
