@@ -80,7 +80,8 @@ def _heads(x: Any, heads: int) -> Any:
 OPERATIONS = [
     Operation(
         aten.scaled_dot_product_attention.default, Kind.PRODUCT, operands=("query", "key", "value"),
-        functions=(F.scaled_dot_product_attention,), lower=lower_attention, bind=bind_values, values="value", channels=last,
+        functions=(F.scaled_dot_product_attention,), lower=lower_attention, bind=bind_values, values="value",
+        channels=last,
     ),
 ]
 
