@@ -66,6 +66,7 @@ _ALIASES = {
         "profile": "results.profile",
         "render": "maps.rendering",
         "report": "views.report",
+        "rules.join": "rules.split",
         "rules.primitives": "steps.primitives",
         "starts": "rules.starts",
         "text": "maps.tokens",

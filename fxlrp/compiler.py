@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import InitVar
 from typing import Any, Concatenate, ParamSpec, cast
 
 import numpy.typing as npt
@@ -24,14 +25,20 @@ def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[nn.Module, P]
         asked = recipe(*args, **kwargs)
         return Explainer(Engine(model, asked, cast("dict[str, Any]", kwargs).get("example_inputs")))
 
-    signature = inspect.signature(recipe)
-    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="nn.Module")
-    compile.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[model, *signature.parameters.values()], return_annotation="Explainer"
+    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module)
+    compile.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [model, *map(_plain, inspect.signature(recipe, eval_str=True).parameters.values())],
+        return_annotation=Explainer,
     )
     compile.__doc__ = _DOC.format(*_sections(inspect.getdoc(Recipe) or ""))
     compile.__qualname__ = "compile"
     return compile  # type: ignore[return-value]  # Concatenate knows no name for the model
+
+
+def _plain(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of the recipe, of its plain type where the recipe does not keep it."""
+    kind = parameter.annotation
+    return parameter.replace(annotation=kind.type) if isinstance(kind, InitVar) else parameter
 
 
 def _sections(doc: str) -> tuple[str, str]:

@@ -404,15 +404,13 @@ def test_the_relevance_without_condition_is_computed_once(model, x):
         def __call__(self, operation, value, weight, bias, relevance, **about):
             return super().__call__(operation, value, weight, bias, noted(relevance), **about)
 
-    @primitive
+    @primitive(linear="first")
     def noted(relevance):
         batched.setdefault(bool(torch._C._functorch.is_batchedtensor(relevance)), []).append(relevance.shape)
         return relevance
 
-    fxlrp.rules.linearity.LINEAR[noted] = fxlrp.rules.linearity.Linear.FIRST
     explainer = fxlrp.compile(model, fxlrp.Preset("noting", linear=Noting(), first=Noting()))
     explainer(x, conditions=[{"blocks.0": [0]}, {"blocks.0": [1]}])
-    del fxlrp.rules.linearity.LINEAR[noted]
     assert len(batched[False]) > len(batched[True]) > 0
 
 

@@ -9,8 +9,9 @@ from torch import nn
 import fxlrp
 from fxlrp.passes import annotate
 from fxlrp.passes.aliases import Aliases
-from fxlrp.rules import join, primitives, routing
+from fxlrp.rules import join, primitives
 from fxlrp.rules.linear import mechanism
+from fxlrp.steps import addition, routing
 
 PLAN = NetPlan([BlockPlan(inplace=True), BlockPlan(skip="projection"), BlockPlan(skip="dense")])
 
@@ -42,7 +43,7 @@ def test_a_wrong_weight_sign_goes_red(monkeypatch, model):
 def test_a_wrong_transpose_goes_red(monkeypatch):
     import test_linear_rules as oracle
 
-    from fxlrp.steps.operations import Convolution
+    from fxlrp.steps.convolution import Convolution
 
     right = Convolution.transpose
     monkeypatch.setattr(Convolution, "transpose", lambda self, s, w, x: right(self, s, w.flip(2), x))
@@ -52,7 +53,7 @@ def test_a_wrong_transpose_goes_red(monkeypatch):
 
 def test_a_dropped_operand_goes_red(monkeypatch, model, x):
     def half_lost(self, relevance, skip, residual, **supports):
-        return fxlrp.rules.Shares([None, relevance * (1 - join.ratio(skip, residual))])
+        return fxlrp.rules.Shares([None, relevance * (1 - addition.ratio(skip, residual))])
 
     assert_conserves(fxlrp.compile(model), x)
     monkeypatch.setattr(join.RatioSplit, "__call__", half_lost)

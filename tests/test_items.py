@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxlrp.steps.batch_axis import (
-    Items,
+    BatchAxis,
     Position,
     expanded,
     indexed,
@@ -35,7 +35,7 @@ def labels(sizes, axis):
 
 def found(value, position):
     """The labels that a position says."""
-    items = Items(position.axis, position.outer, BATCH)
+    items = BatchAxis(position.axis, position.outer, BATCH)
     return spread_items(torch.arange(BATCH), value, items).expand(value.shape)
 
 
@@ -152,14 +152,14 @@ def test_sums_over_items_are_the_sums_of_their_elements(start, seed):
     value, position = start
     amounts = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     expected = torch.stack([amounts[value == item].sum() for item in range(BATCH)])
-    assert torch.allclose(item_sum(amounts, Items(*position, BATCH)), expected)
-    items = Items(0, math.prod(value.shape[: position.axis]), BATCH)
+    assert torch.allclose(item_sum(amounts, BatchAxis(*position, BATCH)), expected)
+    items = BatchAxis(0, math.prod(value.shape[: position.axis]), BATCH)
     assert torch.allclose(item_sum(amounts.flatten(0, position.axis), items), expected)
 
 
 def test_without_items_the_first_axis_is_the_batch():
     value = torch.randn(BATCH, 2, 4, dtype=torch.float64)
-    assert torch.equal(item_sum(value), item_sum(value, Items(0, 1, BATCH)))
+    assert torch.equal(item_sum(value), item_sum(value, BatchAxis(0, 1, BATCH)))
     assert torch.equal(item_sum(value[:, 0, 0]), value[:, 0, 0])
 
 
@@ -176,7 +176,7 @@ def test_rescaling_is_the_same_wherever_the_batch_is(data, signed):
     assert torch.allclose(expected.flatten(1).sum(1), relevance.sum(1))
     elsewhere = rescale(
         share.movedim(0, axis), relevance.T, None, signed,
-        items=Items(axis, 1, BATCH), received_items=Items(1, 1, BATCH),
+        batch_axis=BatchAxis(axis, 1, BATCH), received_batch_axis=BatchAxis(1, 1, BATCH),
     )  # fmt: skip
     assert torch.allclose(elsewhere.movedim(axis, 0), expected)
 
@@ -184,7 +184,7 @@ def test_rescaling_is_the_same_wherever_the_batch_is(data, signed):
 @given(starts(), st.integers(0, 3), st.integers(1, 5))
 def test_a_batch_of_one_is_all_there_is_wherever_it_is_said_to_be(start, axis, outer):
     value, _ = start
-    value, items = value.double(), Items(axis, outer, 1)
+    value, items = value.double(), BatchAxis(axis, outer, 1)
     assert torch.equal(item_sum(value, items), value.sum().reshape(1))
     assert torch.equal(spread_items(torch.ones(1), value, items).expand(value.shape), torch.ones(value.shape))
     assert reshaped(Position(axis, outer), [1] * 4, value.shape, 1) == Position(0)

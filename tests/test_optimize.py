@@ -41,7 +41,9 @@ from torch import fx, nn
 import fxlrp
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize import DEFAULT, FOLD_NORMS, NAMES, chosen, transposes
-from fxlrp.rules import Epsilon, LinearRule, Part, ZPlus, items, operations, primitives
+from fxlrp.rules import Epsilon, LinearRule, Part, ZPlus
+from fxlrp.steps import batch_axis, primitives
+from fxlrp.steps import convolution as convolutions
 from fxlrp.steps.primitives import primitive
 
 DOUBLE = torch.float64
@@ -588,7 +590,7 @@ def test_a_known_sign_saves_a_branch():
     plain, single = fxlrp.compile(model, optimize=False), fxlrp.compile(model, optimize=("single_branch",))
     assert len(written(plain, F.conv2d, layer="known")) == 2  # x⁺w⁺ and x⁻w⁻
     assert len(written(single, F.conv2d, layer="known")) == 1
-    assert len(written(single, operations.convolution_transpose, layer="known")) == 1
+    assert len(written(single, convolutions.convolution_transpose, layer="known")) == 1
     assert len(written(single, F.conv2d, layer="signed")) == 2  # which reads either sign
 
 
@@ -736,12 +738,12 @@ def test_what_is_rescaled_is_summed_once(network, start):
     model, x = network()
     plain = fxlrp.compile(model, optimize=("single_branch",), start=start)
     known = fxlrp.compile(model, optimize=("single_branch", "known_sums"), start=start)
-    count = len(written(plain, items.rescale))
+    count = len(written(plain, batch_axis.rescale))
     assert count > 3
-    assert not written(known, items.rescale)
-    assert len(written(known, items.rescale_to)) == count
+    assert not written(known, batch_axis.rescale)
+    assert len(written(known, batch_axis.rescale_to)) == count
     # A chain of layers knows its sum from the last one on.
-    assert len(written(known, items.sum_items)) < count
+    assert len(written(known, batch_axis.sum_items)) < count
     assert_same(known(x), plain(x))
 
 
@@ -751,15 +753,15 @@ def test_a_chain_of_layers_takes_one_sum():
     x = torch.randn(2, 3, 8, 8, dtype=DOUBLE)
     x[1] = 0
     explainer = assert_changes_nothing(model, x, optimize=("known_sums",))
-    assert len(written(explainer, items.rescale_to)) == 4
-    assert len(written(explainer, items.sum_items)) == 1
+    assert len(written(explainer, batch_axis.rescale_to)) == 4
+    assert len(written(explainer, batch_axis.sum_items)) == 1
 
 
 def test_relevance_of_either_sign_is_rescaled_as_it_was():
     model, _ = tour()
     plain, known = (fxlrp.compile(model, optimize=o, start="logit") for o in (False, ("known_sums",)))
-    assert len(written(known, items.rescale)) == len(written(plain, items.rescale)) > 3
-    assert not written(known, items.rescale_to)
+    assert len(written(known, batch_axis.rescale)) == len(written(plain, batch_axis.rescale)) > 3
+    assert not written(known, batch_axis.rescale_to)
 
 
 @pytest.mark.parametrize("preset", ["conserving", "epsilon_plus_flat"])
@@ -781,7 +783,7 @@ def test_weights_are_summed_over_the_channels_of_the_input(dims):
     model, x = stack(StackPlan((8,) * dims, [LayerPlan((3,) * dims, (1,) * dims, (1,) * dims, (1,) * dims)]))
     weight = model.layers[0].weight.detach()
     s = F.relu(model.layers[0](x)).detach()
-    convolution, transpose = transposes._CONVOLUTION[dims], operations._TRANSPOSED_CONVOLUTION[dims]
+    convolution, transpose = transposes._CONVOLUTION[dims], convolutions._TRANSPOSED_CONVOLUTION[dims]
     assert sum_inputs(weight).shape == (len(weight), 1, *weight.shape[2:])
     summed = transpose(s, weight, None, 1, 1).sum(1, keepdim=True)
     assert_close(transpose(s, sum_inputs(weight), None, 1, 1), summed, 1e-13)
@@ -794,8 +796,8 @@ def test_weights_are_summed_over_the_channels_of_the_input(dims):
 def test_a_convolution_with_stride_one_has_no_transpose_left():
     model, x = signed()
     plain, turned = fxlrp.compile(model, optimize=False), fxlrp.compile(model, optimize=("transposes_as_convolutions",))
-    assert len(written(plain, operations.convolution_transpose)) == 5
-    assert not written(turned, operations.convolution_transpose)
+    assert len(written(plain, convolutions.convolution_transpose)) == 5
+    assert not written(turned, convolutions.convolution_transpose)
     seen = calls(turned, x)
     assert not seen.of("convolution_backward", "conv_transpose2d")
     assert_same(turned(x), plain(x))
@@ -812,7 +814,7 @@ TURNED = {
 def test_which_transposes_are_turned_into_convolutions(name):
     model, _ = stack(STACKS[name])
     explainer = fxlrp.compile(model, optimize=("transposes_as_convolutions",))
-    assert bool(written(explainer, operations.convolution_transpose)) == (name in KEPT)
+    assert bool(written(explainer, convolutions.convolution_transpose)) == (name in KEPT)
 
 
 def test_a_norm_behind_a_convolution_is_no_step_of_its_own():
@@ -913,7 +915,7 @@ def transposed(s, weight, x, stride, padding, dilation=1, groups=1):
         for n, st, p, d, k in zip(s.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
     ]
     rest = [n - m for n, m in zip(x.shape[2:], made, strict=True)]
-    return operations._TRANSPOSED_CONVOLUTION[dims](s, weight, None, stride, padding, rest, groups, dilation)
+    return convolutions._TRANSPOSED_CONVOLUTION[dims](s, weight, None, stride, padding, rest, groups, dilation)
 
 
 def normal(*shape):
@@ -1014,8 +1016,9 @@ def test_wrong_phases_go_red(monkeypatch):
 def test_a_wrong_sum_goes_red(monkeypatch):
     from fxlrp.passes.optimize import sums
 
-    right = items.sum_items
-    monkeypatch.setattr(sums, "sum_items", primitive(lambda relevance, items=None: 1.01 * right(relevance, items)))
+    right = batch_axis.sum_items
+    wrong = primitive(lambda relevance, batch_axis=None: 1.01 * right(relevance, batch_axis))
+    monkeypatch.setattr(sums, "sum_items", wrong)
     model, x = tour()
     with pytest.raises(AssertionError):
         assert_changes_nothing(model, x, optimize=("known_sums",))

@@ -1,11 +1,13 @@
 """Memory that is used again: nothing is overwritten that is read later, or that is not the program's own."""
 
 import operator
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close
+from fxlrp.rules.join import SplitRule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import RandomNet
@@ -28,13 +30,19 @@ from torch import fx, nn
 import fxlrp
 from fxlrp.passes.optimize import DEFAULT, REUSE_MEMORY, in_place
 from fxlrp.rules import Shares
-from fxlrp.rules import in_place as steps
-from fxlrp.rules.join import SplitRule, ratio, ratio_split, signed_split
-from fxlrp.steps.batch_axis import rescale_to, sum_items
-from fxlrp.steps.primitives import divide
+from fxlrp.steps import declaration, memory
+from fxlrp.steps.addition import ratio, ratio_split, ratio_split_into, signed_split, signed_split_into
+from fxlrp.steps.batch_axis import rescale_into, rescale_to, sum_items
+from fxlrp.steps.declaration import declare, facts_of
+from fxlrp.steps.primitives import divide, divide_into
+from fxlrp.steps.torch_functions import ACTIVATIONS, add_into, multiply_into, subtract_into
 
 DOUBLE = torch.float64
-INTO = {into.step for into in in_place._INTO.values()}
+WRITING = (
+    operator.mul, operator.add, operator.sub, divide, rescale_to, ratio_split, signed_split,
+    *(getattr(torch.ops.aten, name).default for name in ACTIVATIONS),
+)  # fmt: skip
+INTO = {facts_of(step).writes_into.step for step in WRITING}
 
 
 class Watched(fx.Interpreter):
@@ -340,31 +348,31 @@ def values(*shape, dtype=DOUBLE):
 
 
 PLAIN = {
-    "divide": (divide, steps.divide_into, lambda a, b, c: (a, b), 1),
+    "divide": (divide, divide_into, lambda a, b, c: (a, b), 1),
     "divide by what is stabilised": (
-        lambda r, z: divide(r, z, True, 0.1), lambda r, z: steps.divide_into(r, z, True, 0.1), lambda a, b, c: (a, b), 1
+        lambda r, z: divide(r, z, True, 0.1), lambda r, z: divide_into(r, z, True, 0.1), lambda a, b, c: (a, b), 1
     ),
     "divide by what is stabilised and not negative": (
-        lambda r, z: divide(r, z, False, 0.1), lambda r, z: steps.divide_into(r, z, False, 0.1),
+        lambda r, z: divide(r, z, False, 0.1), lambda r, z: divide_into(r, z, False, 0.1),
         lambda a, b, c: (a, b.relu()), 1
     ),
     "divide by what is not negative": (
-        lambda r, z: divide(r, z, False), lambda r, z: steps.divide_into(r, z, False), lambda a, b, c: (a, b.relu()), 1
+        lambda r, z: divide(r, z, False), lambda r, z: divide_into(r, z, False), lambda a, b, c: (a, b.relu()), 1
     ),
-    "multiply": (operator.mul, steps.multiply_into, lambda a, b, c: (a, b), 0),
-    "add": (operator.add, steps.add_into, lambda a, b, c: (a, b), 0),
-    "subtract": (operator.sub, steps.subtract_into, lambda a, b, c: (a, b), 0),
-    "rescale": (rescale_to, steps.rescale_into, lambda a, b, c: (a.abs() + 0.1, b.abs().flatten(1).sum(1)), 0),
+    "multiply": (operator.mul, multiply_into, lambda a, b, c: (a, b), 0),
+    "add": (operator.add, add_into, lambda a, b, c: (a, b), 0),
+    "subtract": (operator.sub, subtract_into, lambda a, b, c: (a, b), 0),
+    "rescale": (rescale_to, rescale_into, lambda a, b, c: (a.abs() + 0.1, b.abs().flatten(1).sum(1)), 0),
     "rescale what is nothing": (
-        rescale_to, steps.rescale_into, lambda a, b, c: (a.abs() * (c[:, :1] > 5), b.abs().flatten(1).sum(1)), None
+        rescale_to, rescale_into, lambda a, b, c: (a.abs() * (c[:, :1] > 5), b.abs().flatten(1).sum(1)), None
     ),
     "rescale to nothing": (
-        rescale_to, steps.rescale_into,
+        rescale_to, rescale_into,
         lambda a, b, c: (a.abs() * (c[:, :1] > 0), b.abs().flatten(1).sum(1) * (c.flatten(1)[:, 0] > 0)), None
     ),
-    "ratio split": (ratio_split, steps.ratio_split_into, lambda a, b, c: (a, b, c), (0, 2)),
+    "ratio split": (ratio_split, ratio_split_into, lambda a, b, c: (a, b, c), (0, 2)),
     "signed split": (
-        lambda r, s, m: signed_split(r, s, m, 0.1), lambda r, s, m: steps.signed_split_into(r, s, m, 0.1),
+        lambda r, s, m: signed_split(r, s, m, 0.1), lambda r, s, m: signed_split_into(r, s, m, 0.1),
         lambda a, b, c: (a, b, c), (0,)
     ),
 }  # fmt: skip
@@ -377,7 +385,7 @@ PLAIN = {
 def test_a_step_gives_what_it_stands_for(monkeypatch, name, together, dtype):
     plain, into, arguments, written = PLAIN[name]
     if not together:
-        monkeypatch.setattr(steps, "_CACHED", 0)  # as for large values: item by item
+        monkeypatch.setattr(memory, "_CACHED", 0)  # as for large values: item by item
     for shape in ((3, 4, 5, 6), (3, 7), (1, 4, 5), (3, 2, 3, 2, 3)):
         given = arguments(*(values(*shape, dtype=dtype) for _ in range(3)))
         expected = plain(*given)
@@ -444,7 +452,7 @@ def test_relevance_with_rows_that_nobody_reads_again_takes_the_quotient():
         mine, denominator = relevance.clone(), z.clone() if signed else z.relu()
 
         def into(r, z, signed=signed, epsilon=epsilon):
-            return steps.divide_into(r, z, signed, epsilon, spare=True)
+            return divide_into(r, z, signed, epsilon, spare=True)
 
         expected = divide(relevance, denominator, signed, epsilon)
         assert torch.equal(torch.vmap(into, in_dims=(0, None))(mine, denominator), expected)
@@ -480,14 +488,14 @@ def test_a_split_of_broadcast_operands():
     relevance, skip, residual = values(3, 4, 5), values(1, 4, 5), values(3, 4, 5)
     expected = ratio_split(relevance, skip, residual)
     mine = [value.clone() for value in (relevance, skip, residual)]
-    assert all(map(torch.equal, steps.ratio_split_into(*mine), expected))
+    assert all(map(torch.equal, ratio_split_into(*mine), expected))
     assert all(map(torch.equal, mine, (relevance, skip, residual)))
     expected = signed_split(*mine, 0.1)
-    assert all(map(torch.equal, steps.signed_split_into(*mine, 0.1), expected))
+    assert all(map(torch.equal, signed_split_into(*mine, 0.1), expected))
     assert all(map(torch.equal, mine, (relevance, skip, residual)))
     support = (values(3, 4, 5) > 0).double()
     expected = ratio_split(*mine, support, None)
-    assert all(map(torch.equal, steps.ratio_split_into(*mine, support, None), expected))
+    assert all(map(torch.equal, ratio_split_into(*mine, support, None), expected))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -562,7 +570,7 @@ FRESH = {
 
 @pytest.mark.parametrize("step", FRESH, ids=range(len(FRESH)).__iter__())
 def test_what_a_step_makes_is_memory_of_its_own_where_it_changes_nothing(step):
-    assert step in in_place._FRESH
+    assert facts_of(step).fresh
     for shape in ((2, 4, 6, 6), (1, 4, 1, 6), (1, 4, 6, 6)):
         if shape[2] == 1 and step is aten.adaptive_avg_pool2d.default:
             continue
@@ -574,11 +582,11 @@ def test_what_a_step_makes_is_memory_of_its_own_where_it_changes_nothing(step):
 
 def test_every_activation_has_a_form_that_writes():
     x = torch.randn(3, 4, dtype=DOUBLE)
-    for name in in_place._ACTIVATIONS:
+    for name in ACTIVATIONS:
         plain = getattr(aten, name).default
         mine = x.clone()
         with torch.no_grad():
-            made = in_place._INTO[plain].step(mine)
+            made = facts_of(plain).writes_into.step(mine)
         assert torch.equal(made, plain(x))
         assert made.data_ptr() == mine.data_ptr()
 
@@ -607,7 +615,9 @@ def test_a_view_taken_for_memory_of_its_own_goes_red(monkeypatch):
             rows = x.flatten(2)
             return self.head(F.relu(rows).mean(2) + x.mean((2, 3)))
 
-    monkeypatch.setattr(in_place, "_FRESH", in_place._FRESH | {unreshape, aten.flatten.using_ints})
+    monkeypatch.setattr(unreshape, "step_facts", replace(unreshape.step_facts, fresh=True))
+    monkeypatch.setattr(declaration, "_OF_OTHERS", dict(declaration._OF_OTHERS))
+    declare([aten.flatten.using_ints], fresh=True)
     model, x = Viewed().double().eval(), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
     with pytest.raises(AssertionError):
         assert_memory_makes_no_difference(model, x)

@@ -8,7 +8,7 @@ from torch import nn
 
 import fxlrp
 from fxlrp.passes.optimize import parts
-from fxlrp.rules import routing
+from fxlrp.steps import routing
 
 DOUBLE = torch.float64
 WIDTH, HEADS = 12, 3

@@ -10,9 +10,10 @@ from torch import nn
 
 import fxlrp
 from fxlrp.rules import Bilinear, Epsilon, Halves, NormEpsilon, SignedSplit, SoftmaxTaylor, ThroughValues, ZPlus
+from fxlrp.steps.attention import WeightedSum
+from fxlrp.steps.matrix_product import EinsteinSum, MatrixProduct
 from fxlrp.steps.pooling import Fold, Upsample
-from fxlrp.steps.products import EinsteinSum, MatrixProduct, WeightedSum
-from fxlrp.steps.reductions import CumulativeSum, Reduction
+from fxlrp.steps.reduction import CumulativeSum, Reduction
 
 DOUBLE = torch.float64
 

@@ -15,46 +15,23 @@ from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind
 from fxlrp.passes.layers import channels
 from fxlrp.presets import Preset
-from fxlrp.rules.gate import GateRule
-from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
-from fxlrp.rules.join import ResidualOnly, SplitRule
-from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import Fold, NormEpsilon
-from fxlrp.rules.product import ProductRule, SoftmaxTaylor
-from fxlrp.rules.recurrent import Recurrent
-from fxlrp.rules.rule import Pass as PassRule
-from fxlrp.rules.rule import Rule
-from fxlrp.rules.selection import SelectionRule
+from fxlrp.presets.preset import SERVED, Served
+from fxlrp.rules.rule import Rule, families
+from fxlrp.rules.split import ResidualOnly, SplitRule
 from fxlrp.vocabulary import VOCABULARY, Kind
 
-ACCEPTED: dict[Kind, tuple[type[Rule], ...]] = {
-    Kind.LINEAR: (LinearRule,),
-    Kind.SELECTION: (SelectionRule,),
-    Kind.JOIN: (SplitRule,),
-    Kind.GATE: (GateRule,),
-    Kind.PRODUCT: (ProductRule,),
-    Kind.RECURRENT: (Recurrent,),
-    Kind.POINTWISE: (PassRule,),
-    Kind.NORMALISATION: (PassRule, NormEpsilon),
-}
-"""The families of rules that each kind of operation takes; every one also takes ``Gradient``."""
-
-OWN: dict[str, tuple[type[Rule], ...]] = {
-    "softmax": (SoftmaxTaylor,),
-    "relu": (ReLUGuidedBackprop, ReLUDeconvNet),
-    "batch_norm": (Fold,),
-}
-"""Rules for one operation, by its name."""
-
-
-def accepted(known: Facts) -> tuple[type[Rule], ...]:
-    """The families of rules that a node takes."""
-    return (*ACCEPTED[known.kind], *OWN.get(name_of(known), ()), Gradient)
+RULED = frozenset(served.kind for served in SERVED.values())
+"""The kinds of operation that have a rule: those that a preset has one for."""
 
 
 def name_of(known: Facts) -> str:
     """The name of a node's operation."""
     return "" if known.operation is None else known.operation.name
+
+
+def fits(rule: Any, known: Facts) -> bool:
+    """Whether ``rule`` is one for a node."""
+    return isinstance(rule, Rule) and rule.fits(known.kind, name_of(known))
 
 
 @dataclass
@@ -96,25 +73,25 @@ class Assign(Pass):
             check(facts(node).kind is not Kind.JOIN or facts(node).join is not None, f"{node}: find joins first")
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in ACCEPTED]
+        nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in RULED]
         check_overrides(self.asked, nodes)
         for node in nodes:
             known = facts(node)
             known.rule, known.reason = self._choose(node, known)
             size = channels(node, module)
-            if isinstance(known.rule, LinearRule) and size is not None:
+            if size is not None:
                 known.rule.check_channels(size)
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:
         for node in module.graph.nodes:
             known = facts(node)
-            if node.op == "call_function" and known.kind in ACCEPTED:
-                check(isinstance(known.rule, accepted(known)), f"{node} has no rule of its kind")
+            if node.op == "call_function" and known.kind in RULED:
+                check(fits(known.rule, known), f"{node} has no rule of its kind")
 
     def _choose(self, node: fx.Node, known: Facts) -> tuple[Rule, str]:
         for overrides, reason in ((self.asked, "rules"), (self.preset_rules, f"preset {self.preset.name}")):
-            fitting = [o for o in overrides if isinstance(o.rule, accepted(known)) and o.matches(node)]
+            fitting = [o for o in overrides if fits(o.rule, known) and o.matches(node)]
             if fitting:
                 best = max(reversed(fitting), key=lambda o: o.rank)
                 return best.rule, f"{reason}: {_spelled(best.key)}"
@@ -128,21 +105,11 @@ class Assign(Pass):
             return self.split, reason if self.split is self.preset.split else "split"
         if known.kind is Kind.LINEAR:
             return self._linear(known, reason)
-        if known.kind is Kind.SELECTION:
-            return self.preset.selection, reason
-        if known.kind is Kind.GATE:
-            return self.preset.gate, reason
-        if known.kind is Kind.PRODUCT:
-            return self.preset.product, reason
-        if known.kind is Kind.RECURRENT:
-            return self.preset.recurrent, reason
-        if known.kind is Kind.NORMALISATION:
-            return self.preset.batch_norm if name_of(known) == "batch_norm" else self.preset.norm, reason
-        return self.preset.softmax if name_of(known) == "softmax" else self.preset.pointwise, reason
+        return self.preset.rule_of(known.kind, name_of(known)), reason
 
     def _linear(self, known: Facts, reason: str) -> tuple[Rule, str]:
         preset, late = self.preset, self.preset.late
-        convolution = name_of(known).startswith("conv")
+        convolution = operation_of(known).is_convolution
         if known.first and convolution and preset.first_convolution is not None:
             return preset.first_convolution, f"{reason}: first layer"
         if known.first and preset.first is not None:
@@ -188,21 +155,6 @@ def matches_name(node: fx.Node, pattern: str, *, wild: bool) -> bool:
     return any(fnmatchcase(name, pattern) if wild else name == pattern for name in names)
 
 
-FIELDS: dict[str, tuple[type[Rule], ...]] = {
-    **dict.fromkeys(("linear", "convolution", "pooling", "first", "first_convolution"), ACCEPTED[Kind.LINEAR]),
-    "selection": ACCEPTED[Kind.SELECTION],
-    "split": ACCEPTED[Kind.JOIN],
-    "gate": ACCEPTED[Kind.GATE],
-    "product": ACCEPTED[Kind.PRODUCT],
-    "recurrent": ACCEPTED[Kind.RECURRENT],
-    "norm": ACCEPTED[Kind.NORMALISATION],
-    "batch_norm": (*ACCEPTED[Kind.NORMALISATION], *OWN["batch_norm"]),
-    "softmax": (*ACCEPTED[Kind.POINTWISE], *OWN["softmax"]),
-    "pointwise": ACCEPTED[Kind.POINTWISE],
-}
-"""The families of rules that each field of a preset takes; every one also takes ``Gradient``."""
-
-
 def check_preset(preset: Preset) -> None:
     """Raise where a preset has a rule that what it is for cannot take.
 
@@ -210,14 +162,13 @@ def check_preset(preset: Preset) -> None:
         RuleError: a rule is of another family.
         PatternError: a key of its own rules means nothing.
     """
-    asked = {name: getattr(preset, name) for name in FIELDS}
+    asked = [(name, getattr(preset, name), served) for name, served in SERVED.items()]
     if preset.late is not None:
-        asked["late"] = preset.late[1]
-    for name, rule in asked.items():
-        families = FIELDS.get(name, FIELDS["linear"])
-        optional = name in ("convolution", "pooling", "first", "first_convolution")
-        if not (isinstance(rule, (*families, Gradient)) or (optional and rule is None)):
-            takes = " or a ".join(family.__name__ for family in families)
+        asked.append(("late", preset.late[1], Served(Kind.LINEAR)))
+    for name, rule, (kind, operation, optional) in asked:
+        takes_it = isinstance(rule, Rule) and rule.fits(kind, operation)
+        if not (takes_it or (optional and rule is None)):
+            takes = " or a ".join(family.__name__ for family in families(kind, operation))
             raise RuleError(f"preset {preset.name}: {name}={rule!r}, and {name} takes a {takes}")
     for key, rule in preset.rules.items():
         override(key, rule)
@@ -235,12 +186,16 @@ def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:
         matched = [node for node in nodes if wanted.matches(node)]
         if not matched:
             raise PatternError(f"rules[{_spelled(wanted.key)}] matches nothing in the model; {_known_names(nodes)}")
-        if not any(isinstance(wanted.rule, accepted(facts(node))) for node in matched):
+        if not any(fits(wanted.rule, facts(node)) for node in matched):
             kinds = ", ".join(sorted({str(facts(node).kind) for node in matched}))
             raise RuleError(
                 f"rules[{_spelled(wanted.key)}] = {wanted.rule!r} cannot be taken by what it matches ({kinds}): "
-                + "; ".join(f"{kind} takes a {rules[0].__name__}" for kind, rules in ACCEPTED.items())
+                + "; ".join(f"{s.kind} takes a {families(s.kind)[0].__name__}" for s in _of_whole_kinds())
             )
+
+
+def _of_whole_kinds() -> list[Served]:
+    return [served for served in SERVED.values() if not served.operation and not served.optional]
 
 
 def _known_names(nodes: list[fx.Node]) -> str:

@@ -16,8 +16,8 @@ from torch import fx
 
 from fxlrp.common.errors import PatternError, RuleError
 from fxlrp.passes.facts import KEY, Emitted, facts
-from fxlrp.steps.batch_axis import Position
-from fxlrp.steps.linearity import LINEAR, METHODS, MOVED, Linear, conditioned, part_of
+from fxlrp.steps.batch_axis import Position, conditioned
+from fxlrp.steps.declaration import Linear, facts_of
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,8 @@ def write_parts(graph: fx.Graph, beginning: fx.Node) -> None:
         depends = [source for source in node.all_input_nodes if source in relevance]
         if not depends or node.op == "output":
             continue
-        step = LINEAR.get(node.target) if node.op == "call_function" else METHODS.get(str(node.target))
-        if node.target is getattr and node.args[1] in MOVED:
-            step = Linear.FIRST
-        if step is Linear.NONE:
+        step = facts_of(node.target, node.args)
+        if step.linear == "none":
             continue
         relevance.add(node)
         if node.target is conditioned:
@@ -119,11 +117,9 @@ def write_parts(graph: fx.Graph, beginning: fx.Node) -> None:
             whole[node] = whole.get(source, source)
         elif any(source in whole for source in depends):
             whole[node] = _copy_for_the_whole(graph, node, whole)
-            part = part_of(node.target)
-            if part is not None:
-                new = _act_along(graph, node, part, whole)
-                relevance.add(new)
-            elif step is None or not _is_linear(node, step, relevance):
+            if step.along is not None:
+                relevance.add(_act_along(graph, node, step.along, whole))
+            elif step.linear is None or not _is_linear(node, step.linear, relevance):
                 raise RuleError(_not_linear(node))
 
 
@@ -148,19 +144,20 @@ def _act_along(graph: fx.Graph, node: fx.Node, part: Any, whole: dict[fx.Node, f
     return new
 
 
-def _is_linear(node: fx.Node, step: Linear, relevance: set[fx.Node]) -> bool:
-    found: list[bool] = []  # for each tensor in each argument, whether it is relevance
-    first = 0
+def _is_linear(node: fx.Node, linear: Linear, relevance: set[fx.Node]) -> bool:
+    """Whether a step that is ``linear`` is so in this call, by which of its arguments are relevance."""
+    is_relevance: list[bool] = []  # of each tensor in each argument
+    in_first = 0
     for i, argument in enumerate((*node.args, *node.kwargs.values())):
-        fx.node.map_arg(argument, lambda source: found.append(source in relevance))
-        first = len(found) if i == 0 else first
-    if step is Linear.FIRST:
-        return not any(found[first:])
-    if step is Linear.EITHER:
-        return found.count(True) == 1
-    # A number, or a tensor that is no relevance, added to it.
+        fx.node.map_arg(argument, lambda source: is_relevance.append(source in relevance))
+        in_first = len(is_relevance) if i == 0 else in_first
+    if linear == "first":
+        return not any(is_relevance[in_first:])
+    if linear == "either":
+        return is_relevance.count(True) == 1
+    # Jointly: a number, or a tensor that is no relevance, must not be added.
     numbers = [a for a in node.args if isinstance(a, int | float) and a != 0]
-    return all(found) and not numbers
+    return all(is_relevance) and not numbers
 
 
 def _not_linear(node: fx.Node) -> str:
@@ -168,6 +165,6 @@ def _not_linear(node: fx.Node) -> str:
     name = getattr(node.target, "__name__", str(node.target))
     return (
         f"conditions need steps that are linear in relevance, and {name} in {known.rule} at {known.node} is not known "
-        "to be: enter it in fxlrp.rules.linearity.LINEAR, or say with fxlrp.rules.primitives.along how it acts on a "
-        "part of the relevance"
+        "to be: declare it where the step is defined, @fxlrp.rules.primitives.primitive(linear=...), or say with "
+        "fxlrp.rules.primitives.along how it acts on a part of the relevance"
     )

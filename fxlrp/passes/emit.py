@@ -22,7 +22,8 @@ from fxlrp.passes.request import Program, Request, Results
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWatcher, NodeWatcher, Watcher
 from fxlrp.passes.writer import Writer
-from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, resolve_target, select_target, total
+from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, resolve_target
+from fxlrp.steps.batch_axis import select_target, total
 from fxlrp.steps.primitives import channel_sum
 from fxlrp.vocabulary import Kind
 

@@ -7,7 +7,7 @@ from torch import fx
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import facts
 from fxlrp.rules.linear import LinearRule
-from fxlrp.rules.norm import Fold
+from fxlrp.rules.normalisation import Fold
 from fxlrp.vocabulary import Kind
 
 

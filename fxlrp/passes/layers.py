@@ -31,9 +31,6 @@ def weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:
 def channels(node: fx.Node, forward: fx.GraphModule) -> int | None:
     """How many channels a convolution takes, or features a linear layer; ``None`` for anything else."""
     shape, operation = weight_shape(node, forward), facts(node).operation
-    if shape is None or operation is None:
+    if shape is None or operation is None or operation.input_channels is None:
         return None
-    if operation.name.startswith("conv"):
-        groups = operation.arguments(node.args, node.kwargs)["groups"]
-        return shape[0] if "transpose" in operation.name else int(shape[1] * groups)
-    return shape[1] if operation.name == "linear" else None
+    return int(operation.input_channels(shape, operation.arguments(node.args, node.kwargs)))

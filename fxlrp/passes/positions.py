@@ -15,9 +15,9 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import facts
-from fxlrp.steps.batch_axis import Items, Position
+from fxlrp.steps.batch_axis import BatchAxis, Position
 from fxlrp.vocabulary import Arguments, Kind
-from fxlrp.vocabulary.batch import in_front, items_reshaped
+from fxlrp.vocabulary.batch import batch_reshaped, in_front
 
 FRONT = Position(0)
 
@@ -37,22 +37,22 @@ class Positions:
         self.value = value
         self.arguments = arguments
         self.batch: Any = None
-        self._known: dict[fx.Node, Any] = {}
+        self._found: dict[fx.Node, Any] = {}
 
-    def items(self, node: fx.Node) -> Items | None:
+    def batch_axis(self, node: fx.Node) -> BatchAxis | None:
         """What sums over the items of ``node`` need; ``None`` where its first axis is the batch."""
         position = self.of(node)
-        return None if position is None else Items(position[0], position[1], self.batch)
+        return None if position is None else BatchAxis(position[0], position[1], self.batch)
 
     def of(self, node: fx.Node) -> Any:
         """The position of the batch in ``node``; ``None``: the first axis is the batch, no more and no less."""
         waiting = [node]  # no recursion: models may be a thousand layers deep
-        while waiting[-1] not in self._known and facts(waiting[-1]).operands:
+        while waiting[-1] not in self._found and facts(waiting[-1]).operands:
             waiting.append(facts(waiting[-1]).operands[0][1])
         for value in reversed(waiting):
-            if value not in self._known:
-                self._known[value] = self._moved(value)
-        return self._known[node]
+            if value not in self._found:
+                self._found[value] = self._moved(value)
+        return self._found[node]
 
     def _moved(self, node: fx.Node) -> Any:
         known = facts(node)
@@ -66,16 +66,16 @@ class Positions:
             # An operand of fewer axes is broadcast: the other one says where the batch is.
             other = self.of(known.operands[1][1])
             return before if other is None or in_front(other) else other
-        if node.target is getitem or known.operation is None or known.operation.items is None:
+        if node.target is getitem or known.operation is None or known.operation.batch is None:
             return before
-        move = known.operation.items
-        if move is items_reshaped and (before is None or in_front(before)) and self._keeps_batch(node):
+        move = known.operation.batch
+        if move is batch_reshaped and (before is None or in_front(before)) and self._keeps_batch(node):
             return None
         arguments = self.arguments(node)
         arguments["output"] = self.value(node)
         arguments["batch"], arguments["operand"] = self.batch, known.operands[0][0]
         after = move(FRONT if before is None else before, arguments)
-        merges = move is items_reshaped
+        merges = move is batch_reshaped
         return None if before is None and in_front(after) and not merges else after
 
     def _keeps_batch(self, node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 from fxlrp.passes.building import Builder
 from fxlrp.passes.facts import KEY, Facts, facts, operation_of
 from fxlrp.passes.positions import Positions
-from fxlrp.steps.batch_axis import Items
+from fxlrp.steps.batch_axis import BatchAxis
 from fxlrp.steps.primitives import full
 from fxlrp.vocabulary import Arguments, Kind
 
@@ -85,13 +85,13 @@ class Values:
             return None
         if node not in self._supports:
             known = facts(node)
-            parts: list[Any] = [self.support(operand) for _, operand in known.operands]
+            supports: list[Any] = [self.support(operand) for _, operand in known.operands]
             if known.kind is Kind.ROUTING:
                 self._supports[node] = self._moved_support(node, known)
             elif known.kind is Kind.JOIN:
-                self._supports[node] = torch.maximum(*parts)
+                self._supports[node] = torch.maximum(*supports)
             else:
-                there = [part for part in parts if part is not None]
+                there = [support for support in supports if support is not None]
                 self._supports[node] = there[0] if len(there) == 1 else there[0] * there[1]
         return self._supports[node]
 
@@ -116,15 +116,10 @@ class Values:
         target: Any = node.target
         return target(*args)
 
-    def items(self, operand: fx.Node, node: fx.Node) -> dict[str, Items]:
-        """Where the batch is in an operand and in a node, for rules; nothing where it is in front in both."""
-        found = {"items": self.positions.items(operand), "received_items": self.positions.items(node)}
-        return {name: items for name, items in found.items() if items is not None}
-
-    def where(self, node: fx.Node) -> tuple[Items, ...]:
+    def where(self, node: fx.Node) -> tuple[BatchAxis, ...]:
         """Where the batch is in a node, as an optional last argument of a sum."""
-        items = self.positions.items(node)
-        return () if items is None else (items,)
+        batch_axis = self.positions.batch_axis(node)
+        return () if batch_axis is None else (batch_axis,)
 
 
 class _Value(fx.Proxy):

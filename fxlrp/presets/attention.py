@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fxlrp.presets.preset import Preset
 from fxlrp.rules.gate import Halves
-from fxlrp.rules.join import SignedSplit
 from fxlrp.rules.linear import Epsilon
-from fxlrp.rules.norm import Fold, NormEpsilon
+from fxlrp.rules.normalisation import Fold, NormEpsilon
 from fxlrp.rules.product import Bilinear, SoftmaxTaylor, ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.selection import Winner
+from fxlrp.rules.split import SignedSplit
 
 _EPSILON = Epsilon(1e-6, bias="absorb")
 

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 
 from fxlrp.presets.preset import Preset
 from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
-from fxlrp.rules.join import SignedSplit
 from fxlrp.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, LinearRule, Norm, ZBox, ZPlus
 from fxlrp.rules.linear.first import Bound
-from fxlrp.rules.norm import Fold
+from fxlrp.rules.normalisation import Fold
 from fxlrp.rules.product import ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Rule
 from fxlrp.rules.selection import Winner
+from fxlrp.rules.split import SignedSplit
 
 
 def epsilon(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Preset:

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fxlrp.rules.gate import ToSignal
-from fxlrp.rules.join import RatioSplit
 from fxlrp.rules.linear import ZPlus
 from fxlrp.rules.product import ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule
 from fxlrp.rules.selection import WindowAverage
+from fxlrp.rules.split import RatioSplit
+from fxlrp.vocabulary import Kind
+
+
+class Served(NamedTuple):
+    """The operations that a field of a preset has the rule for.
+
+    Attributes:
+        kind: their kind.
+        operation: the name of the only one; ``""``: all of the kind that have no field of their own.
+        optional: whether the rule may be ``None``, another field's rule being taken.
+    """
+
+    kind: Kind
+    operation: str = ""
+    optional: bool = False
+
+
+def serves(kind: Kind, operation: str = "", *, optional: bool = False) -> dict[str, Served]:
+    """The metadata of a field: which operations its rule is for, as :class:`Served` has it."""
+    return {"served": Served(kind, operation, optional)}
 
 
 @dataclass(frozen=True)
@@ -44,19 +64,29 @@ class Preset:
     """
 
     name: str
-    linear: Rule = field(default_factory=ZPlus)
-    convolution: Rule | None = None
-    pooling: Rule | None = None
-    first: Rule | None = None
-    first_convolution: Rule | None = None
+    linear: Rule = field(default_factory=ZPlus, metadata=serves(Kind.LINEAR))
+    convolution: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
+    pooling: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
+    first: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
+    first_convolution: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     late: tuple[int, Rule] | None = None
-    selection: Rule = field(default_factory=WindowAverage)
-    split: Rule = field(default_factory=RatioSplit)
-    gate: Rule = field(default_factory=ToSignal)
-    product: Rule = field(default_factory=ThroughValues)
-    recurrent: Rule = field(default_factory=Recurrent)
-    norm: Rule = field(default_factory=Pass)
-    batch_norm: Rule = field(default_factory=Pass)
-    softmax: Rule = field(default_factory=Pass)
-    pointwise: Rule = field(default_factory=Pass)
+    selection: Rule = field(default_factory=WindowAverage, metadata=serves(Kind.SELECTION))
+    split: Rule = field(default_factory=RatioSplit, metadata=serves(Kind.JOIN))
+    gate: Rule = field(default_factory=ToSignal, metadata=serves(Kind.GATE))
+    product: Rule = field(default_factory=ThroughValues, metadata=serves(Kind.PRODUCT))
+    recurrent: Rule = field(default_factory=Recurrent, metadata=serves(Kind.RECURRENT))
+    norm: Rule = field(default_factory=Pass, metadata=serves(Kind.NORMALISATION))
+    batch_norm: Rule = field(default_factory=Pass, metadata=serves(Kind.NORMALISATION, "batch_norm"))
+    softmax: Rule = field(default_factory=Pass, metadata=serves(Kind.POINTWISE, "softmax"))
+    pointwise: Rule = field(default_factory=Pass, metadata=serves(Kind.POINTWISE))
     rules: Mapping[Any, Rule] = field(default_factory=lambda: MappingProxyType({}))
+
+    def rule_of(self, kind: Kind, operation: str) -> Rule:
+        """The rule of operations of a kind: that of the operation of this name, where it has a field of its own."""
+        by_name = {s.operation: field for field, s in SERVED.items() if s.kind is kind and not s.optional}
+        rule: Rule = getattr(self, by_name.get(operation, by_name[""]))
+        return rule
+
+
+SERVED: dict[str, Served] = {f.name: f.metadata["served"] for f in fields(Preset) if "served" in f.metadata}
+"""The fields of a preset that hold a rule, and what each is for."""

@@ -1,8 +1,8 @@
 """The rules: how the relevance of an operation's result is shared between its operands."""
 
+from fxlrp.rules import split as join  # noqa: F401, documented as fxlrp.rules.join
 from fxlrp.rules.gate import GateRule, Halves, ToSignal
 from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
-from fxlrp.rules.join import FixedSplit, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SplitRule, SymmetricSplit
 from fxlrp.rules.linear import (
     AlphaBeta,
     Epsilon,
@@ -17,11 +17,12 @@ from fxlrp.rules.linear import (
     ZBox,
     ZPlus,
 )
-from fxlrp.rules.norm import Fold, NormEpsilon
+from fxlrp.rules.normalisation import Fold, NormEpsilon
 from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule, Shares
 from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
+from fxlrp.rules.split import FixedSplit, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SplitRule, SymmetricSplit
 from fxlrp.steps import primitives  # noqa: F401, documented as fxlrp.rules.primitives
 from fxlrp.steps.primitives import negative, positive, primitive
 

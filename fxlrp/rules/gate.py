@@ -7,11 +7,14 @@ from abc import abstractmethod
 from torch import Tensor
 
 from fxlrp.rules.rule import Rule, Shares
+from fxlrp.vocabulary.operation import Kind
 
 
 class GateRule(Rule):
     """Base of the rules for gates."""
 
+    kinds = (Kind.GATE,)
+    needs = ("gate", "statistic")
     keeps_sign = True
 
     @abstractmethod

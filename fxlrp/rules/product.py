@@ -4,46 +4,39 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
-from fxlrp.rules.rule import BIAS, STABILIZER, Amount, Rule, Shares
-from fxlrp.steps.primitives import primitive
-from fxlrp.steps.products import MatrixProduct, attention_scores, masked, per_group, per_head, softmax_rows
+from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Amount, Ask, Rule, Shares
+from fxlrp.steps.attention import (
+    Attention,
+    attention_scores,
+    expanded,
+    finite,
+    left_over,
+    masked,
+    per_group,
+    softmax_rows,
+)
+from fxlrp.steps.matrix_product import MatrixProduct
+from fxlrp.vocabulary.operation import Kind
 
 Factor = Callable[[LinearRule, Tensor], Shares]
 """One factor of a product: shares relevance out over it by a linear rule, the others held constant."""
 
 
-@dataclass(frozen=True)
-class Attention:
-    """The operands of a scaled dot-product attention.
-
-    Attributes:
-        query: (batch, heads, queries, features).
-        key, value: (batch, heads, keys, features); a group of query heads may share one.
-        mask: boolean (true: may look) or additive, broadcast to the scores; or ``None``.
-        causal: whether a query looks at no later key.
-        scale: ``None``: features^(−1/2).
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None = None
-    causal: bool = False
-    scale: float | None = None
-
-
 class ProductRule(Rule):
     """Base of the rules for products of two signals."""
 
+    kinds = (Kind.PRODUCT,)
+
     through_weights = False
     """Whether the query and the key of an attention receive relevance as well."""
+
+    rule: LinearRule
+    """The linear rule for one factor, the others held constant."""
 
     @abstractmethod
     def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
@@ -56,6 +49,28 @@ class ProductRule(Rule):
     def attention(self, relevance: Tensor, attention: Attention) -> Shares:
         """Share ``relevance`` of an attention out over query, key and value; asked where ``through_weights`` holds."""
         raise NotImplementedError  # by design: rules without ``through_weights`` are never asked, and have none
+
+    def at(self, relevance: Tensor, ask: Ask) -> Shares:
+        factors, values = ask("factors"), ask("values")
+        if ask("values_operand") == "input":  # a weight that the model computes for its input is held constant
+            return ThroughValues(self.rule)(relevance, factors, values)
+        if ask("values_operand") != "value":
+            return self(relevance, factors, values)
+        if self.through_weights:
+            return _among_signals(self.attention(relevance, ask("attention")), ask("carries"))
+        if values is None:  # the values are constants, whatever picks among them
+            return Shares([None] * len(factors), {CONSTANT: lambda: relevance})
+        return self(relevance, factors, values)
+
+
+def _among_signals(shares: Shares, carries: Sequence[bool]) -> Shares:
+    """Shares for all operands of an operation as shares for those that carry signal."""
+    pairs = list(zip(carries, shares.operands, strict=True))
+    constants = [share for signal, share in pairs if not signal and share is not None]
+    shares.operands = [share for signal, share in pairs if signal]
+    if constants:
+        shares.absorbed[CONSTANT] = lambda: constants
+    return shares
 
 
 def _halves(rule: LinearRule, relevance: Tensor, factors: Sequence[Factor]) -> Shares:
@@ -71,11 +86,11 @@ def _halves(rule: LinearRule, relevance: Tensor, factors: Sequence[Factor]) -> S
 
 
 def _all(amounts: list[Amount]) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for amount in amounts:
         kept = amount()
-        found.extend(kept if isinstance(kept, list) else [kept])
-    return found
+        tensors.extend(kept if isinstance(kept, list) else [kept])
+    return tensors
 
 
 class ThroughValues(ProductRule):
@@ -145,34 +160,14 @@ class Bilinear(ProductRule):
         )
 
 
-@primitive
-def expanded(shared: Tensor, like: Tensor) -> Tensor:
-    """Keys or values, one for each head."""
-    return per_head(shared, like)
-
-
-@primitive
-def left_over(received: list[Tensor], handed_on: list[Tensor]) -> Tensor:
-    """What came and did not go on, summed to one number a row of the first axis."""
-    return sum_rows(received) - sum_rows(handed_on)
-
-
-def sum_rows(tensors: list[Tensor]) -> Tensor:
-    """The sum over all tensors and all axes but the first."""
-    return torch.stack([tensor.flatten(1).sum(dim=1) for tensor in tensors]).sum(dim=0)
-
-
-@primitive
-def finite(scores: Tensor) -> Tensor:
-    """Zeros in place of −∞: what is masked has no share."""
-    return scores.masked_fill(scores == float("-inf"), 0)
-
-
 class SoftmaxTaylor(Rule):
     """``R_i = x_i (R_i − s_i Σ_j R_j)``: Taylor's expansion of the softmax ``s`` (AttnLRP, Prop. 3.1).
 
     What the expansion's constant term takes is absorbed as bias.
     """
+
+    operations = ("softmax",)
+    needs = ("x", "output", "dim")
 
     def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, *, dim: int) -> Shares:
         """Share ``relevance`` of the softmax ``output`` over the axis ``dim`` out over ``x``."""

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxlrp.rules.join import RatioSplit, SplitRule
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Rule, Shares
-from fxlrp.steps.operations import Dense
-from fxlrp.steps.primitives import along, primitive
+from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Ask, Rule, Shares
+from fxlrp.rules.split import RatioSplit, SplitRule
+from fxlrp.steps.declaration import along, primitive
+from fxlrp.steps.dense import Dense
+from fxlrp.steps.lstm import Lstm, LstmStep, candidate_map, forward_steps, row_sums
+from fxlrp.vocabulary.operation import Kind
 
 _KEPT = (CONSTANT, STABILIZER, BIAS)
-
-
-@dataclass(frozen=True)
-class Lstm:
-    """What an LSTM is called with.
-
-    Attributes:
-        x: the sequence, (batch, steps, features), or (steps, batch, features).
-        states: the initial h and c, each (layers · directions, batch, hidden).
-        weights: for each layer and direction W_ih and W_hh, then, if ``biases``, b_ih and b_hh.
-        biases, layers, both, batch_first: as ``nn.LSTM`` has them; ``both``: in both directions.
-    """
-
-    x: Tensor
-    states: list[Tensor]
-    weights: list[Tensor]
-    biases: bool
-    layers: int
-    both: bool
-    batch_first: bool
-
-
-class _Step(NamedTuple):
-    """What one step computed: its input, the states before it, its gates."""
-
-    x: Tensor
-    h: Tensor
-    c: Tensor
-    kept: Tensor
-    added: Tensor
 
 
 class Recurrent(Rule):
@@ -58,6 +29,8 @@ class Recurrent(Rule):
         linear: the rule of the candidate's linear map.
         split: the rule of the sum that makes the cell state.
     """
+
+    kinds = (Kind.RECURRENT,)
 
     def __init__(self, linear: LinearRule | None = None, split: SplitRule | None = None) -> None:
         self.linear = ZPlus() if linear is None else linear
@@ -88,6 +61,9 @@ class Recurrent(Rule):
         found = back(relevance, lstm.x, lstm.states, lstm.weights, *form)
         return Shares([found[0]], {reason: partial(found.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
 
+    def at(self, relevance: Any, ask: Ask) -> Shares:
+        return self(relevance, ask("bound"))
+
     def _back_along(
         self, parts: list[tuple[int, Tensor]], whole: list[tuple[int, Tensor]], lstm: Lstm
     ) -> list[Tensor]:
@@ -104,7 +80,7 @@ class Recurrent(Rule):
     def _back(self, parts: list[tuple[int, Tensor]], lstm: Lstm) -> list[Tensor]:
         directions = 2 if lstm.both else 1
         x = lstm.x.transpose(0, 1) if lstm.batch_first else lstm.x
-        runs = _forward(lstm, x)
+        runs = forward_steps(lstm, x)
         hidden = lstm.states[0].shape[2]
         arriving = [x.new_zeros(x.shape[1], hidden * directions) for _ in x]
         last = [[torch.zeros_like(state[0]) for _ in state] for state in lstm.states]
@@ -122,14 +98,14 @@ class Recurrent(Rule):
                 span = slice(direction * hidden, (direction + 1) * hidden)
                 outputs = [r[:, span] for r in arriving]
                 shares = self._direction(
-                    runs[at], outputs, last[0][at], last[1][at], _candidate(lstm, at), kept, backwards=direction == 1
+                    runs[at], outputs, last[0][at], last[1][at], candidate_map(lstm, at), kept, backwards=direction == 1
                 )
                 handed = [a + b for a, b in zip(handed, shares, strict=True)]
             arriving = handed
         return [torch.stack(arriving, dim=1 if lstm.batch_first else 0), *kept.values()]
 
     def _direction(
-        self, steps: list[_Step], outputs: list[Tensor], to_h: Tensor, to_c: Tensor,
+        self, steps: list[LstmStep], outputs: list[Tensor], to_h: Tensor, to_c: Tensor,
         candidate: tuple[Tensor, Tensor | None], kept: dict[str, Tensor], *, backwards: bool,
     ) -> list[Tensor]:
         """The relevance of each step's input; ``kept`` collects what is absorbed, by reason."""
@@ -148,59 +124,9 @@ class Recurrent(Rule):
             assert to_added is not None
             through = self.linear(Dense(), both, weight, bias, to_added, support=carriers)
             for reason, amount in (*split.absorbed.items(), *through.absorbed.items()):
-                kept[reason] = kept[reason] + _rows(amount())
+                kept[reason] = kept[reason] + row_sums(amount())
             share = through.only
             shares[t], to_h = share[:, : step.x.shape[1]], share[:, step.x.shape[1] :]
             to_c = torch.zeros_like(to_h) if to_kept is None else to_kept
-        kept[CONSTANT] = kept[CONSTANT] + _rows(to_h + to_c)
+        kept[CONSTANT] = kept[CONSTANT] + row_sums(to_h + to_c)
         return shares
-
-
-def _rows(amount: Tensor | list[Tensor]) -> Tensor:
-    parts = amount if isinstance(amount, list) else [amount]
-    return torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0)
-
-
-def _parameters(lstm: Lstm, at: int) -> list[Tensor]:
-    each = 4 if lstm.biases else 2
-    return lstm.weights[at * each : (at + 1) * each]
-
-
-def _candidate(lstm: Lstm, at: int) -> tuple[Tensor, Tensor | None]:
-    """Weights over (input, hidden) and bias of the candidate g, the third of the four gates."""
-    w_ih, w_hh, *biases = (parameter.chunk(4)[2] for parameter in _parameters(lstm, at))
-    return torch.cat([w_ih, w_hh], dim=1), biases[0] + biases[1] if biases else None
-
-
-def _forward(lstm: Lstm, x: Tensor) -> list[list[_Step]]:
-    """Every layer and direction run step by step; steps are in the order of time."""
-    runs = []
-    inputs = list(x.unbind(0))
-    directions = 2 if lstm.both else 1
-    for layer in range(lstm.layers):
-        outputs = []
-        for direction in range(directions):
-            at = layer * directions + direction
-            steps, hidden = _run(inputs, lstm.states[0][at], lstm.states[1][at], _parameters(lstm, at), direction == 1)
-            runs.append(steps)
-            outputs.append(hidden)
-        inputs = [torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True)]
-    return runs
-
-
-def _run(
-    inputs: list[Tensor], h: Tensor, c: Tensor, parameters: list[Tensor], backwards: bool
-) -> tuple[list[_Step], list[Tensor]]:
-    w_ih, w_hh, *biases = parameters
-    steps: dict[int, _Step] = {}
-    hidden: dict[int, Tensor] = {}
-    for t in reversed(range(len(inputs))) if backwards else range(len(inputs)):
-        x = inputs[t]
-        gates = x @ w_ih.T + h @ w_hh.T + (biases[0] + biases[1] if biases else 0)
-        i, f, g, o = gates.chunk(4, dim=1)
-        kept, added = f.sigmoid() * c, i.sigmoid() * g.tanh()
-        steps[t] = _Step(x, h, c, kept, added)
-        c = kept + added
-        h = o.sigmoid() * c.tanh()
-        hidden[t] = h
-    return [steps[t] for t in range(len(inputs))], [hidden[t] for t in range(len(inputs))]

@@ -3,146 +3,37 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fxlrp.common.errors import InputError
 from fxlrp.rules.linear import LinearRule, ZPlus
-from fxlrp.rules.rule import Rule, Shares
-from fxlrp.steps.batch_axis import Items
-from fxlrp.steps.operations import LinearOperation
-from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, WindowSum
-from fxlrp.steps.primitives import primitive
-from fxlrp.steps.reductions import Reduction
-
-aten = torch.ops.aten
-
-_MAX_POOL_INDICES: dict[int, Any] = {
-    1: F.max_pool1d_with_indices,
-    2: F.max_pool2d_with_indices,
-    3: F.max_pool3d_with_indices,
-}
-_ADAPTIVE_INDICES: dict[int, Any] = {
-    1: F.adaptive_max_pool1d_with_indices,
-    2: F.adaptive_max_pool2d_with_indices,
-    3: F.adaptive_max_pool3d_with_indices,
-}
-
-
-@primitive
-def to_winners(relevance: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """Each window's relevance to the element that it selected, summed where windows overlap."""
-    dims = x.dim() - 2
-    flat = relevance.new_zeros(*x.shape[:2], x.shape[2:].numel())
-    back = flat.scatter_add(2, indices.flatten(2), relevance.flatten(2))
-    return back.reshape(x.shape) if dims else back
-
-
-@primitive
-def tiled(x: Tensor, relevance: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """``x``, after a check that tiles of size ``kernel`` meet the pool's output one to one."""
-    tiles = tuple(size // k for size, k in zip(x.shape[2:], kernel, strict=False))
-    if len(kernel) != x.dim() - 2 or tiles != tuple(relevance.shape[2:]):
-        size = " × ".join(map(str, kernel))
-        raise InputError(
-            f"averages of {size} cannot stand for this max pool: it makes {tuple(relevance.shape[2:])} of "
-            f"{tuple(x.shape[2:])}, they make {tiles}. The rules of the released code need a size that halves evenly "
-            "and a pool that halves; choose another input size, or override the rule of the pool with WindowAverage()"
-        )
-    return x
-
-
-@dataclass(frozen=True)
-class MaxPool:
-    """Max pooling over ``len(kernel)`` axes."""
-
-    kernel: list[int]
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    ceil_mode: bool = False
-
-    def indices(self, x: Tensor) -> Tensor:
-        """The flat index of each window's winner."""
-        pool = _MAX_POOL_INDICES[len(self.kernel)]
-        return pool(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)[1]
-
-    def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
-        """Each window's relevance to its winner."""
-        return to_winners(relevance, x, self.indices(x))
-
-    def windows(self) -> LinearOperation:
-        """A linear operation over the same windows."""
-        if any(d != 1 for d in self.dilation):
-            return WindowSum(self.kernel, self.stride, self.padding, self.dilation)
-        return AveragePool(self.kernel, self.stride, self.padding, self.ceil_mode)
-
-
-@dataclass(frozen=True)
-class AdaptiveMaxPool:
-    """Adaptive max pooling to ``size`` (one entry an axis)."""
-
-    size: list[int]
-
-    def indices(self, x: Tensor) -> Tensor:
-        """The flat index of each window's winner."""
-        return _ADAPTIVE_INDICES[len(self.size)](x, self.size)[1]
-
-    def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
-        """Each window's relevance to its winner."""
-        return to_winners(relevance, x, self.indices(x))
-
-    def windows(self) -> LinearOperation:
-        """A linear operation over the same windows."""
-        return AdaptiveAveragePool(self.size)
-
-
-@primitive
-def to_largest(relevance: Tensor, x: Tensor, dim: Sequence[int], keepdim: bool, largest: bool) -> Tensor:
-    """Each maximum's (or minimum's) relevance to the element over ``dim`` that it is; equal ones share."""
-    axes = sorted(d % x.dim() for d in dim) or list(range(x.dim()))
-    if not keepdim:
-        for axis in axes:
-            relevance = relevance.unsqueeze(axis)
-    chosen = (x == (x.amax(axes, keepdim=True) if largest else x.amin(axes, keepdim=True))).to(relevance.dtype)
-    return relevance * chosen / chosen.sum(axes, keepdim=True)
-
-
-@dataclass(frozen=True)
-class Extremum:
-    """The maximum, or the minimum, over the axes ``dim``."""
-
-    dim: list[int]
-    keepdim: bool = False
-    largest: bool = True
-
-    def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
-        """Each extremum's relevance to the element that it is."""
-        return to_largest(relevance, x, self.dim, self.keepdim, self.largest)
-
-    def windows(self) -> LinearOperation:
-        """The mean over the same axes."""
-        return Reduction(self.dim or None, self.keepdim)
-
-
-Pool = MaxPool | AdaptiveMaxPool | Extremum
+from fxlrp.rules.rule import Ask, Rule, Shares, added, given
+from fxlrp.steps.batch_axis import BatchAxis
+from fxlrp.steps.pooling import AveragePool
+from fxlrp.steps.selection import Extremum, Pool, tiled
+from fxlrp.vocabulary.operation import Kind
 
 
 class SelectionRule(Rule):
     """Base of the rules for max pooling."""
 
+    kinds = (Kind.SELECTION,)
+    needs = ("signed", "nonnegative", "support", "filled", "batch_axis", "received_batch_axis")
+
     @abstractmethod
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
+        signed: bool = True, batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
     ) -> Shares:
         """Share ``relevance``, like the pool's output, out over ``x``, (batch, channels, ...)."""
+
+    def at(self, relevance: Any, ask: Ask) -> Shares:
+        pool = ask("bound")
+        if isinstance(relevance, list):  # it returns its indices as well
+            relevance = added([part for index, part in relevance if index == 0])
+        return self(pool, ask("x"), relevance, **given(self.needs, ask))
 
 
 class Winner(SelectionRule):
@@ -153,7 +44,7 @@ class Winner(SelectionRule):
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
+        signed: bool = True, batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
     ) -> Shares:
         return Shares([pool.to_winners(relevance, x)])
 
@@ -178,7 +69,7 @@ class WindowAverage(SelectionRule):
     def __call__(
         self, pool: Pool, x: Tensor, relevance: Tensor, *,
         nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, items: Items | None = None, received_items: Items | None = None,
+        signed: bool = True, batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
     ) -> Shares:
         if self.kernel is None or isinstance(pool, Extremum):
             windows = pool.windows()
@@ -187,5 +78,5 @@ class WindowAverage(SelectionRule):
             windows = AveragePool(list(self.kernel), list(self.kernel), [0] * len(self.kernel))
         return self.rule(
             windows, x, None, None, relevance, nonnegative=nonnegative, support=support, filled=filled,
-            signed=signed, items=items, received_items=received_items,
+            signed=signed, batch_axis=batch_axis, received_batch_axis=received_batch_axis,
         )

@@ -13,18 +13,11 @@ import torch
 from torch import Tensor
 
 from fxlrp.common.errors import StartError
-from fxlrp.steps.batch_axis import Items, item_sum
-from fxlrp.steps.primitives import primitive
+from fxlrp.steps.declaration import primitive
 
 __all__ = ["STARTS", "Start", "against"]
 
 Start = Callable[[Tensor, Tensor | None], Tensor]
-
-
-@primitive
-def total(relevance: Tensor, items: Items | None = None) -> Tensor:
-    """The sum over everything but the batch: (batch,)."""
-    return item_sum(relevance, items).to(relevance.dtype)
 
 
 @primitive
@@ -165,12 +158,6 @@ STARTS: dict[str, Start] = {
     "contrastive": contrastive, "softmax_gradient": softmax_gradient,
 }  # fmt: skip
 """The starts that ``compile(start=…)`` knows by name."""
-
-
-@primitive
-def select_target(values: Tensor, number: Tensor) -> Tensor:
-    """The entry of this number of values (targets, ...)."""
-    return values.index_select(0, number.reshape(1)).squeeze(0)
 
 
 class SeveralStarts(torch.nn.Module):

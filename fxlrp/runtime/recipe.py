@@ -14,8 +14,8 @@ from fxlrp.common.errors import PatternError, RuleError, StartError
 from fxlrp.passes.assign import check_preset, override
 from fxlrp.passes.optimize import chosen
 from fxlrp.presets import Preset, preset_named
-from fxlrp.rules.join import SPLITS, SplitRule
 from fxlrp.rules.rule import Rule
+from fxlrp.rules.split import SPLITS, SplitRule
 from fxlrp.rules.starts import STARTS, CustomStart, Start
 from fxlrp.runtime.backends import Backend, backend_named
 

@@ -24,7 +24,10 @@ def check_chunk(chunk: Any) -> None:
         InputError: it is none.
     """
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk= is how many targets or conditions to explain at once, a whole number of at least 1, not {chunk!r}")
+        raise InputError(
+            "chunk= is how many targets or conditions to explain at once, a whole number of at least 1, "
+            f"not {chunk!r}"
+        )
 
 
 def run_slices(

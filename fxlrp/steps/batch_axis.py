@@ -1,9 +1,9 @@
-"""Which part of a tensor belongs to which item of the batch.
+"""Which part of a tensor belongs to which item of the batch, and sums over items.
 
 Nearly always the first axis is the batch. Sequence-first layouts, windows folded into the
 batch and stacked projections put it elsewhere: there axis ``axis`` is ``outer × batch ×
-inner`` long. A :class:`Position` says so and follows the moves of a value, an
-:class:`Items` is what sums over items need.
+inner`` long. A :class:`Position` says so and follows the moves of a value, a
+:class:`BatchAxis` is what sums over items need.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxlrp.steps.primitives import along, primitive, smallest_denominator
+from fxlrp.steps.declaration import InPlace, along, primitive
+from fxlrp.steps.memory import has_rows, holds_everywhere, writable
+from fxlrp.steps.primitives import smallest_denominator
 
 
 class Position(NamedTuple):
@@ -24,7 +26,7 @@ class Position(NamedTuple):
     outer: int = 1
 
 
-class Items(NamedTuple):
+class BatchAxis(NamedTuple):
     """A position, and how many items there are."""
 
     axis: int
@@ -62,12 +64,12 @@ def removed(position: Position, dims: int | Sequence[int] | None, rank: int) -> 
 @primitive
 def indexed(position: Position, indices: Sequence[Tensor | None]) -> Position:
     """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
-    truths = (torch.bool, torch.uint8)
+    masks = (torch.bool, torch.uint8)
     kept: list[bool] = []
     for index in indices:
-        kept += [True] if index is None else [False] * (index.dim() if index.dtype in truths else 1)
+        kept += [True] if index is None else [False] * (index.dim() if index.dtype in masks else 1)
     picked = [axis for axis, stays in enumerate(kept) if not stays]
-    rank = max(1 if index.dtype in truths else index.dim() for index in indices if index is not None)
+    rank = max(1 if index.dtype in masks else index.dim() for index in indices if index is not None)
     behind = picked[0] < position[0] or picked[-1] - picked[0] >= len(picked)
     return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), position[1])
 
@@ -95,30 +97,48 @@ def reshaped(position: Position, before: Sequence[int], after: Sequence[int], ba
 
 
 @primitive
-def item_sum(relevance: Tensor, items: Items | None = None) -> Tensor:
+def einsum_position(position: Position, term: str, result: str) -> Position:
+    """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
+    return Position(result.index(term[position[0]]), position[1])
+
+
+@primitive(linear="first", reads=True)
+def item_sum(relevance: Tensor, batch_axis: BatchAxis | None = None) -> Tensor:
     """Sum over everything but the batch, in float64: shape (batch,)."""
-    return sum_items(relevance, items, torch.float64)
+    return sum_items(relevance, batch_axis, torch.float64)
 
 
-@primitive
-def sum_items(value: Tensor, items: Items | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Sum over everything but the batch; ``items`` ``None``: the first axis is the batch."""
-    if items is not None and items[2] == 1:
+@primitive(reads=True)
+def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Sum over everything but the batch; ``batch_axis`` ``None``: the first axis is the batch."""
+    if batch_axis is not None and batch_axis[2] == 1:
         return value.sum(dtype=dtype).reshape(1)
-    axis = 0 if items is None else items[0] % value.dim()
+    axis = 0 if batch_axis is None else batch_axis[0] % value.dim()
     dims = [d for d in range(value.dim()) if d != axis]
     rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
-    if items is None:
+    if batch_axis is None:
         return rows
-    _, outer, batch = items
+    _, outer, batch = batch_axis
     return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
 
 
-def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
+@primitive(linear="first")
+def total(relevance: Tensor, batch_axis: BatchAxis | None = None) -> Tensor:
+    """The sum over everything but the batch: (batch,)."""
+    return item_sum(relevance, batch_axis).to(relevance.dtype)
+
+
+@primitive(linear="first")
+def select_target(values: Tensor, number: Tensor) -> Tensor:
+    """The entry of this number of values (targets, ...)."""
+    return values.index_select(0, number.reshape(1)).squeeze(0)
+
+
+def spread_items(value: Tensor, like: Tensor, batch_axis: BatchAxis | None) -> Tensor:
     """``value``, (batch,), in a shape that broadcasts to ``like``."""
-    if items is None:
+    if batch_axis is None:
         return value.reshape(-1, *[1] * (like.dim() - 1))
-    axis, outer, batch = items
+    axis, outer, batch = batch_axis
     if batch == 1:
         return value.reshape([1] * like.dim())
     size = like.shape[axis]
@@ -129,14 +149,14 @@ def spread_items(value: Tensor, like: Tensor, items: Items | None) -> Tensor:
     return value.reshape(shape)
 
 
-@primitive
+@primitive(one_for_all=(2,))
 def rescale(
     share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
-    items: Items | None = None, received_items: Items | None = None,
+    batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
 ) -> Tensor:
     """Hand what ``share`` lacks of ``relevance`` to its elements in proportion to their magnitude.
 
-    One factor an item. An item whose share is all zero gets its relevance evenly over
+    One factor per item. An item whose share is all zero gets its relevance evenly over
     ``support`` (ones where an element carries signal; ``None``: everywhere).
 
     Args:
@@ -144,35 +164,53 @@ def rescale(
         relevance: (batch, ...), the relevance that the node received.
         support: like ``share``, or ``None``.
         signed: whether relevance may be negative.
-        items: where the batch is in ``share``; ``None``: in front, as above.
-        received_items: where it is in ``relevance``.
+        batch_axis: where the batch is in ``share``; ``None``: in front, as above.
+        received_batch_axis: where it is in ``relevance``.
     """
     if signed:
         return rescale_along(
-            share, relevance, support, signed, items, received_items, whole=(share, relevance)
+            share, relevance, support, signed, batch_axis, received_batch_axis, whole=(share, relevance)
         )
-    return rescale_to(share, sum_items(relevance, received_items), support, items)
+    return rescale_to(share, sum_items(relevance, received_batch_axis), support, batch_axis)
 
 
-@primitive
+@primitive(reads=True)
+def rescale_into(
+    share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
+) -> Tensor:
+    """:func:`rescale_to`, into ``share``.
+
+    On a CPU, items that need no rescaling cost no work.
+    """
+    if share.device.type != "cpu" or not (has_rows(share) or writable(share, received)):
+        return rescale_to(share, received, support, batch_axis)
+    total = sum_items(share, batch_axis)
+    nothing = received == 0  # then there is nothing in the share either, and its sum is no divisor
+    if not holds_everywhere(nothing | (total > smallest_denominator(share.dtype) * received.abs())):
+        return rescale_to(share, received, support, batch_axis)
+    return share.mul_(spread_items(received / total.masked_fill(nothing, 1), share, batch_axis))
+
+
+@primitive(fresh=True, writes_into=InPlace(rescale_into), one_for_all=(2,))
 def rescale_to(
-    share: Tensor, received: Tensor, support: Tensor | None = None, items: Items | None = None
+    share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
 ) -> Tensor:
     """:func:`rescale` of relevance that is nowhere negative, to the sums ``received``, (batch,)."""
-    total = sum_items(share, items)
+    total = sum_items(share, batch_axis)
     empty = _is_empty(total, received, share)
-    even = spread_items((received / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)
+    evenly = received / _carriers(share, support, batch_axis, received)
+    even = spread_items(evenly.masked_fill(~empty, 0), share, batch_axis)
     if support is not None:
         even = even * support
     # share + share · (received − total) / total, in one step
     divisor = total.masked_fill(empty, float("inf"))
-    return torch.addcmul(even, share, spread_items(received / divisor, share, items))
+    return torch.addcmul(even, share, spread_items(received / divisor, share, batch_axis))
 
 
 @along(rescale)
 def rescale_along(
     share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
-    items: Items | None = None, received_items: Items | None = None, *, whole: tuple[Tensor, ...],
+    batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None, *, whole: tuple[Tensor, ...],
 ) -> Tensor:
     """Hand what ``share``, a part, lacks of ``relevance`` to its elements as the whole does.
 
@@ -181,24 +219,40 @@ def rescale_along(
     they are the whole. The other arguments are those of :func:`rescale`.
     """
     whole_share, whole_relevance, *_ = whole
-    received, kept = sum_items(relevance, received_items), sum_items(share, items)
-    whole_received = received if whole_relevance is relevance else sum_items(whole_relevance, received_items)
+    received, kept = sum_items(relevance, received_batch_axis), sum_items(share, batch_axis)
+    whole_received = received if whole_relevance is relevance else sum_items(whole_relevance, received_batch_axis)
     magnitude = whole_share.abs() if signed else whole_share
-    total = sum_items(magnitude, items)
+    total = sum_items(magnitude, batch_axis)
     empty = _is_empty(total, whole_received, share)
     lacking = received - kept
-    even = spread_items((lacking / _carriers(share, support, items, received)).masked_fill(~empty, 0), share, items)
+    evenly = lacking / _carriers(share, support, batch_axis, received)
+    even = spread_items(evenly.masked_fill(~empty, 0), share, batch_axis)
     if support is not None:
         even = even * support
     divisor = total.masked_fill(empty, float("inf"))
-    return torch.addcmul(share + even, magnitude, spread_items(lacking / divisor, share, items))
+    return torch.addcmul(share + even, magnitude, spread_items(lacking / divisor, share, batch_axis))
 
 
 def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
-    """Which items have no share: nothing beside what was received, for that may be as small as a probability."""
+    """Which items have no share: nothing beside what was received, which may be as small as a probability."""
     return total <= smallest_denominator(share.dtype) * received.abs()
 
 
-def _carriers(share: Tensor, support: Tensor | None, items: Items | None, received: Tensor) -> Tensor | int:
+def _carriers(share: Tensor, support: Tensor | None, batch_axis: BatchAxis | None, received: Tensor) -> Tensor | int:
     """How many elements of an item carry signal."""
-    return share.numel() // received.shape[0] if support is None else sum_items(support, items).clamp(min=1)
+    return share.numel() // received.shape[0] if support is None else sum_items(support, batch_axis).clamp(min=1)
+
+
+@primitive(linear="first")
+def conditioned(relevance: Tensor, mask: Tensor, position: Position | None = None) -> Tensor:
+    """What a condition keeps of the relevance of a module's output.
+
+    Args:
+        relevance: (batch, ...), or with the batch elsewhere.
+        mask: broadcasts to one item of it, or to ``relevance`` where it has as many axes.
+        position: where the batch is; ``None``: in front.
+    """
+    if mask.dim() < relevance.dim():
+        axis = 0 if position is None else position[0] % relevance.dim()
+        mask = mask.reshape([1] * (relevance.dim() - 1 - mask.dim()) + list(mask.shape)).unsqueeze(axis)
+    return relevance * mask.to(relevance.dtype)

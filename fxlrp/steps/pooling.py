@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxlrp.steps.operations import FixedOperation, LinearOperation, Weight, convolution_transpose
-from fxlrp.steps.primitives import negative, positive, primitive
+from fxlrp.steps.convolution import convolution_transpose
+from fxlrp.steps.declaration import primitive
+from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
+from fxlrp.steps.primitives import negative, positive
 from fxlrp.steps.separable import ByAxis, SeparableOperation
 
 aten = torch.ops.aten
@@ -35,7 +37,7 @@ def padded_by(x: Tensor, padding: list[int]) -> Tensor:
     return aten.constant_pad_nd(x, [p for p in reversed(padding) for _ in range(2)])
 
 
-@primitive
+@primitive(fresh=True)
 def average_pool(
     x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     ceil_mode: bool, count_include_pad: bool, divisor: int | None,
@@ -47,7 +49,7 @@ def average_pool(
     return pool(x, kernel, stride, padding, ceil_mode, count_include_pad, *([] if len(kernel) == 1 else [divisor]))
 
 
-@primitive
+@primitive(linear="first", fresh=True)
 def average_pool_transpose(
     s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     ceil_mode: bool, count_include_pad: bool, divisor: int | None,
@@ -113,7 +115,7 @@ def window_sum(
     return z.reshape(*x.shape[:2], *z.shape[2:])
 
 
-@primitive
+@primitive(linear="first", fresh=True)
 def window_sum_transpose(
     s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     dilation: list[int],
@@ -142,7 +144,7 @@ class WindowSum(FixedOperation):
         return window_sum_transpose(s, x, self.kernel, self.stride, self.padding, self.dilation)
 
 
-@primitive
+@primitive(linear="first", fresh=True)
 def adaptive_average_pool_transpose(s: Tensor, x: Tensor, dims: int) -> Tensor:
     """The transpose of adaptive average pooling, in the shape of ``x``."""
     if dims == 3:
@@ -168,7 +170,7 @@ class AdaptiveAveragePool(SeparableOperation):
         return replace(self, size=only(axis, self.size))
 
 
-@primitive
+@primitive(linear="first")
 def upsample_transpose(
     s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
 ) -> Tensor:
@@ -205,14 +207,14 @@ class Upsample(SeparableOperation):
         return super().changed(weight, change)
 
 
-@primitive
+@primitive(linear="first")
 def fold(x: Tensor, size: list[int], kernel: list[int], dilation: list[int], padding: list[int],
          stride: list[int]) -> Tensor:
     """Patches (batch, channels · kernel, windows) added up to an image."""
     return aten.col2im(x, size, kernel, dilation, padding, stride)
 
 
-@primitive
+@primitive(linear="first")
 def unfold(x: Tensor, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]) -> Tensor:
     """The patches of an image, (batch, channels · kernel, windows)."""
     return aten.im2col(x, kernel, dilation, padding, stride)

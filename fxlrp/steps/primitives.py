@@ -7,66 +7,20 @@ lets a primitive look at shapes that are known only when the graph runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import ParamSpec, TypeVar, cast
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxlrp.common.errors import RuleError
+from fxlrp.steps.declaration import InPlace, along, primitive
+from fxlrp.steps.memory import blocks, has_rows, plain, takes
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def primitive(function: Callable[P, T]) -> Callable[P, T]:
-    """Let ``function`` record itself as a node where an argument is a torch.fx proxy."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        proxy = _first_proxy(args)
-        if proxy is None and kwargs:
-            proxy = _first_proxy(kwargs.values())
-        if proxy is None:
-            return function(*args, **kwargs)
-        return cast(T, proxy.tracer.create_proxy("call_function", call, args, dict(kwargs)))
-
-    return call
-
-
-Along = Callable[..., Tensor]
-"""How a step that is not linear in relevance acts on a part of it: called as the step is, with the
-part's relevance, and with ``whole``, the arguments of the step for all of the relevance."""
-
-
-def along(step: Callable[..., object]) -> Callable[[Along], Along]:
-    """Say how ``step`` is made linear at the relevance of the whole explanation; see ``fxlrp.rules.linearity``."""
-
-    def register(part: Along) -> Along:
-        vars(step)["along"] = part
-        return part
-
-    return register
-
-
-def _first_proxy(values: Iterable[object]) -> fx.Proxy | None:
-    for value in values:  # one loop and no call for each, since every step of a program comes through here
-        if isinstance(value, fx.Proxy):
-            return value
-        if isinstance(value, tuple | list):
-            found = _first_proxy(value)
-            if found is not None:
-                return found
-    return None
-
-
-def plain(value: Tensor) -> bool:
-    """Whether a tensor is its elements and no more: no gradient is recorded, no vmap or compiler stands behind it."""
-    if torch.compiler.is_compiling():
-        return False
-    recorded = value.requires_grad and torch.is_grad_enabled()
-    return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+__all__ = [
+    "above_zero", "along", "along_channels", "below_zero", "channel_sum", "channels_last", "divide", "divide_into",
+    "fit", "full", "negative", "plain", "positive", "primitive", "smallest_denominator", "squared", "stabilize",
+    "where_vanished", "without_padding", "zero",
+]  # fmt: skip
 
 
 def channels_last(x: Tensor) -> bool:
@@ -74,13 +28,13 @@ def channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-@primitive
+@primitive(keeps_batch=True)
 def positive(weight: Tensor) -> Tensor:
     """The positive part, w⁺ or x⁺."""
     return weight.clamp(min=0)
 
 
-@primitive
+@primitive(keeps_batch=True)
 def negative(weight: Tensor) -> Tensor:
     """The negative part, w⁻ or x⁻ (not above zero)."""
     return weight.clamp(max=0)
@@ -98,7 +52,7 @@ def negative_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
     return relevance * (whole[0] < 0)
 
 
-@primitive
+@primitive(keeps_batch=True)
 def squared(weight: Tensor) -> Tensor:
     """The square, element by element."""
     return weight.square()
@@ -140,7 +94,36 @@ def smallest_denominator(dtype: torch.dtype) -> float:
     return float(info.tiny / info.eps)
 
 
-@primitive
+@primitive(reads=True)
+def divide_into(
+    relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0.0, *, spare: bool = False
+) -> Tensor:
+    """:func:`divide`, into ``z``.
+
+    ``spare``: nobody reads ``relevance`` again, so that it takes the quotient where it has rows and ``z`` has none.
+    """
+    if not takes(z, relevance):
+        if spare and has_rows(relevance) and plain(z) and z.shape == relevance.shape and z.dtype == relevance.dtype:
+            return relevance.div_(denominator_into(z, signed, epsilon))
+        return divide(relevance, z, signed, epsilon)
+    for r, d in blocks(relevance, z):
+        torch.div(r, denominator_into(d, signed, epsilon), out=d)
+    return z
+
+
+def denominator_into(z: Tensor, signed: bool, epsilon: float) -> Tensor:
+    """What :func:`divide` divides by, into ``z``."""
+    if epsilon and signed:  # a number, not a truth, for each sign: that way all of it is fast
+        return z.add_(torch.lt(z, 0, out=torch.empty_like(z)).mul_(-2 * epsilon).add_(epsilon))
+    if epsilon:
+        return z.add_(epsilon)
+    smallest = smallest_denominator(z.dtype)
+    return z.masked_fill_(z.abs() <= smallest, float("inf")) if signed else torch.threshold_(z, smallest, float("inf"))
+
+
+@primitive(
+    linear="first", fresh=True, writes_into=InPlace(divide_into, writes=(1,), spare=0), one_for_all=(1,)
+)
 def divide(relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0.0) -> Tensor:
     """``relevance / z``.
 
@@ -154,25 +137,25 @@ def divide(relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0
     return relevance / torch.where(stands, z, float("inf"))
 
 
-@primitive
+@primitive(keeps_batch=True)
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """``z`` moved away from zero by ``epsilon`` in the direction of its sign, sign(0) = +1."""
     return torch.where(z < 0, z - epsilon, z + epsilon)
 
 
-@primitive
+@primitive(linear="first")
 def where_vanished(relevance: Tensor, z: Tensor) -> Tensor:
     """The part of ``relevance`` whose denominator ``z`` vanishes, zero elsewhere."""
     return relevance.masked_fill(z.abs() > smallest_denominator(z.dtype), 0)
 
 
-@primitive
+@primitive(linear="first", keeps_batch=True, one_for_all=(1,))
 def without_padding(x: Tensor, support: Tensor) -> Tensor:
     """``x`` with zeros where it carries no signal, whatever stands there (−∞ before a max pool)."""
     return x.masked_fill(support == 0, 0)
 
 
-@primitive
+@primitive(linear="first")
 def fit(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Undo broadcasting: sum ``relevance`` down to ``shape``, that of an operand."""
     return relevance.sum_to_size(shape)
@@ -184,7 +167,7 @@ def channel_sum(relevance: Tensor) -> Tensor:
     return relevance.sum(dim=1)
 
 
-@primitive
+@primitive(linear="first")
 def full(value: object, output: Tensor) -> object:
     """A tensor in the precision of relevance, that of ``output`` but at least float32; all else as it is."""
     if isinstance(value, Tensor) and value.is_floating_point():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxlrp.steps.primitives import primitive
+from fxlrp.steps.declaration import primitive
 
 aten = torch.ops.aten
 
@@ -19,13 +19,13 @@ Parts = Sequence[tuple[int, Tensor]]
 """Relevance of pieces of a split, by their index."""
 
 
-@primitive
+@primitive(linear="first")
 def unreshape(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Back to ``shape``."""
     return relevance.reshape(shape)
 
 
-@primitive
+@primitive(linear="first")
 def unpermute(relevance: Tensor, dims: Sequence[int]) -> Tensor:
     """The inverse of ``permute(dims)``."""
     inverse = [0] * len(dims)
@@ -34,7 +34,7 @@ def unpermute(relevance: Tensor, dims: Sequence[int]) -> Tensor:
     return relevance.permute(inverse)
 
 
-@primitive
+@primitive(linear="first")
 def unslice(
     relevance: Tensor, shape: torch.Size, dim: int, start: int | None, end: int | None, step: int
 ) -> Tensor:
@@ -48,26 +48,26 @@ def _within(size: int, start: int | None, end: int | None) -> tuple[int, int]:
     return first, last
 
 
-@primitive
+@primitive(linear="first")
 def unselect(relevance: Tensor, shape: torch.Size, dim: int, index: int) -> Tensor:
     """Zeros of ``shape``, with the selected entry filled in."""
     return torch.select_scatter(relevance.new_zeros(shape), relevance, dim, index)
 
 
-@primitive
+@primitive(linear="first")
 def unpad(relevance: Tensor, pad: Sequence[int]) -> Tensor:
     """Cut constant padding off (or put zeros where ``pad`` was negative)."""
     return aten.constant_pad_nd(relevance, [-p for p in pad])
 
 
-@primitive
+@primitive(linear="first")
 def outside(relevance: Tensor, pad: Sequence[int]) -> Tensor:
     """The relevance that lies in constant padding, zero elsewhere."""
     inside = aten.constant_pad_nd(torch.ones_like(relevance), [-p for p in pad])
     return relevance * (1 - aten.constant_pad_nd(inside, pad))
 
 
-@primitive
+@primitive(linear="first")
 def unrepeat(relevance: Tensor, shape: torch.Size, repeats: Sequence[int]) -> Tensor:
     """Sum over the copies that ``repeat`` made of a value of ``shape``."""
     full = [1] * (len(repeats) - len(shape)) + list(shape)
@@ -75,7 +75,7 @@ def unrepeat(relevance: Tensor, shape: torch.Size, repeats: Sequence[int]) -> Te
     return parted.sum(dim=tuple(range(0, 2 * len(repeats), 2))).reshape(shape)
 
 
-@primitive
+@primitive(linear="first")
 def uncat(relevance: Tensor, tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
     """One piece for each of the concatenated ``tensors``."""
     pieces, start = [], 0
@@ -86,7 +86,7 @@ def uncat(relevance: Tensor, tensors: Sequence[Tensor], dim: int) -> list[Tensor
     return pieces
 
 
-@primitive
+@primitive(linear="first")
 def unsplit(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
     """The pieces of a split joined again; a piece that nobody used has no relevance."""
     return torch.cat(_whole(parts, values), dim)
@@ -100,45 +100,45 @@ def _whole(parts: Parts, values: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(value) if r is None else r for r, value in zip(whole, values, strict=True)]
 
 
-@primitive
+@primitive(linear="first")
 def unstack(relevance: Tensor, dim: int) -> list[Tensor]:
     """One slice for each of the stacked tensors."""
     return list(relevance.unbind(dim))
 
 
-@primitive
+@primitive(linear="first")
 def rebind(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
     """The slices of ``unbind`` stacked again; a slice that nobody used has no relevance."""
     return torch.stack(_whole(parts, values), dim)
 
 
-@primitive
+@primitive(linear="first")
 def unroll(relevance: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:
     """Roll back."""
     return torch.roll(relevance, [-s for s in shifts], list(dims))
 
 
-@primitive
+@primitive(linear="first")
 def unpad_border(relevance: Tensor, x: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     """Add reflected or replicated borders (``mode`` as ATen names it) back onto their origin."""
     backward = getattr(aten, f"{mode}_pad{len(pad) // 2}d_backward")
     return backward(relevance, x, pad)
 
 
-@primitive
+@primitive(linear="first")
 def unchannel_shuffle(relevance: Tensor, groups: int) -> Tensor:
     """The inverse of a channel shuffle: a shuffle with the other factor."""
     return torch.channel_shuffle(relevance, relevance.shape[1] // groups)
 
 
-@primitive
+@primitive(linear="first")
 def unrepeat_interleave(relevance: Tensor, shape: torch.Size, repeats: int, dim: int) -> Tensor:
     """Sum over the neighbouring copies of each element."""
     axis = dim % len(shape)
     return relevance.reshape(*shape[: axis + 1], repeats, *shape[axis + 1 :]).sum(dim=axis + 1)
 
 
-@primitive
+@primitive(linear="first")
 def fold_axis(relevance: Tensor, shape: torch.Size, dim: int, size: int, step: int) -> Tensor:
     """Add the windows that ``Tensor.unfold`` cut back up."""
     axis = dim % len(shape)
@@ -149,7 +149,7 @@ def fold_axis(relevance: Tensor, shape: torch.Size, dim: int, size: int, step: i
     return relevance.new_zeros(shape).index_add(axis, places.flatten(), cut)
 
 
-@primitive
+@primitive(linear="first")
 def fold_patches(
     relevance: Tensor, shape: torch.Size, kernel: list[int], dilation: list[int], padding: list[int],
     stride: list[int],
@@ -158,37 +158,37 @@ def fold_patches(
     return aten.col2im(relevance, shape[-2:], kernel, dilation, padding, stride)
 
 
-@primitive
+@primitive(linear="first")
 def unindex(relevance: Tensor, shape: torch.Size, indices: Sequence[Tensor | None]) -> Tensor:
     """Add every element back to where an index took it from."""
     return aten.index_put(relevance.new_zeros(shape), indices, relevance, True)
 
 
-@primitive
+@primitive(linear="first")
 def unindex_select(relevance: Tensor, shape: torch.Size, dim: int, index: Tensor) -> Tensor:
     """Add every slice back to where it was taken from."""
     return relevance.new_zeros(shape).index_add(dim, index, relevance)
 
 
-@primitive
+@primitive(linear="first")
 def ungather(relevance: Tensor, shape: torch.Size, dim: int, index: Tensor) -> Tensor:
     """Add every element back to where it was gathered from."""
     return relevance.new_zeros(shape).scatter_add(dim, index, relevance)
 
 
-@primitive
+@primitive(linear="first")
 def keep(relevance: Tensor, mask: Tensor) -> Tensor:
     """The relevance where ``mask`` is true."""
     return relevance * mask
 
 
-@primitive
+@primitive(linear="first")
 def drop(relevance: Tensor, mask: Tensor) -> Tensor:
     """The relevance where ``mask`` is false."""
     return relevance.masked_fill(mask, 0)
 
 
-@primitive
+@primitive(linear="first")
 def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | None, step: int) -> list[Tensor]:
     """The relevance of a value, and of the slice that was written into it."""
     part = aten.slice(relevance, dim, start, end, step)
@@ -196,14 +196,14 @@ def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | N
     return [torch.slice_scatter(relevance, torch.zeros_like(part), dim, *bounds, step), part]
 
 
-@primitive
+@primitive(linear="first")
 def unscatter_select(relevance: Tensor, dim: int, index: int) -> list[Tensor]:
     """The relevance of a value, and of the entry that was written into it."""
     part = relevance.select(dim, index)
     return [torch.select_scatter(relevance, torch.zeros_like(part), dim, index), part]
 
 
-@primitive
+@primitive(linear="first")
 def unsort(parts: Parts, output: tuple[Tensor, Tensor], shape: torch.Size, dim: int) -> Tensor:
     """The relevance of sorted or selected values, back where their indices say they come from."""
     values, indices = output

@@ -15,8 +15,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fxlrp.steps.operations import FixedOperation, LinearOperation, Weight
-from fxlrp.steps.primitives import negative, positive, primitive, squared
+from fxlrp.steps.declaration import primitive
+from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
+from fxlrp.steps.primitives import negative, positive, squared
 
 
 class SeparableOperation(FixedOperation):
@@ -56,7 +57,7 @@ def by_axis(x: Tensor, operation: SeparableOperation, change: str) -> Tensor:
     return _through(x, _products(operation, x, change))
 
 
-@primitive
+@primitive(linear="first")
 def by_axis_transpose(s: Tensor, x: Tensor, operation: SeparableOperation, change: str) -> Tensor:
     """The transpose of :func:`by_axis`, in the shape of ``x``."""
     return _through(s, [[matrix.mT for matrix in matrices] for matrices in _products(operation, x, change)])

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxlrp.rules.product import Attention
-from fxlrp.steps.products import WeightedSum, attention_weights
+from fxlrp.steps.attention import Attention, WeightedSum, attention_weights
+from fxlrp.vocabulary.channel_moves import last
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten
@@ -81,6 +81,7 @@ OPERATIONS = [
     Operation(
         aten.scaled_dot_product_attention.default, Kind.PRODUCT, operands=("query", "key", "value"),
         functions=(F.scaled_dot_product_attention,), lower=lower_attention, bind=bind_values, values="value",
+        channels=last,
     ),
 ]
 

@@ -18,31 +18,31 @@ def in_front(position: Any, *dims: int) -> bool:
     return isinstance(position, batch_axis.Position) and position == batch_axis.Position(0) and all(d < 0 for d in dims)
 
 
-def items_permuted(position: Any, a: Arguments) -> Any:
+def batch_permuted(position: Any, a: Arguments) -> Any:
     return batch_axis.permuted(position, a["dims"], len(a["dims"]))
 
 
-def items_swapped(position: Any, a: Arguments) -> Any:
+def batch_swapped(position: Any, a: Arguments) -> Any:
     dims = a["dim0"], a["dim1"]
     return position if in_front(position, *dims) else batch_axis.swapped(position, *dims, rank(a, *dims))
 
 
-def items_inserted(position: Any, a: Arguments) -> Any:
+def batch_inserted(position: Any, a: Arguments) -> Any:
     return position if in_front(position, a["dim"]) else batch_axis.inserted(position, a["dim"], rank(a, a["dim"]))
 
 
-def items_stacked(position: Any, a: Arguments) -> Any:
+def batch_stacked(position: Any, a: Arguments) -> Any:
     dim = a["dim"]
     rank = 64 if dim >= 0 else a["tensors"][0].dim()
     return position if in_front(position, dim) else batch_axis.inserted(position, dim, rank)
 
 
-def items_removed(position: Any, a: Arguments) -> Any:
+def batch_removed(position: Any, a: Arguments) -> Any:
     dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
     return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
 
-def items_indexed(position: Any, a: Arguments) -> Any:
+def batch_indexed(position: Any, a: Arguments) -> Any:
     indices = a["indices"]
     together = "".join("k" if index is None else "i" for index in indices).strip("k").count("k") == 0
     if in_front(position) and indices[0] is None and together:
@@ -50,13 +50,13 @@ def items_indexed(position: Any, a: Arguments) -> Any:
     return batch_axis.indexed(position, indices)
 
 
-def items_reshaped(position: Any, a: Arguments) -> Any:
+def batch_reshaped(position: Any, a: Arguments) -> Any:
     if in_front(position):
         return position  # however the rest is cut, items stay one behind the other
     return batch_axis.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
 
 
-def items_expanded(position: Any, a: Arguments) -> Any:
+def batch_expanded(position: Any, a: Arguments) -> Any:
     if in_front(position):
         return position
     return batch_axis.expanded(position, a["self"].dim(), a["output"].dim())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fxlrp.vocabulary.channel_moves import last
 from fxlrp.vocabulary.operation import Kind, Operation, Unsupported
 
 aten = torch.ops.aten
@@ -21,6 +22,7 @@ def lower_embedding(input: Any, weight: Any, padding_idx: int | None = None, max
 
 OPERATIONS = [
     Operation(
-        aten.embedding.default, Kind.INPUT, operands=("indices",), functions=(F.embedding,), lower=lower_embedding
+        aten.embedding.default, Kind.INPUT, operands=("indices",), functions=(F.embedding,), lower=lower_embedding,
+        channels=last,
     ),
 ]

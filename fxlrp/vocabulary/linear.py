@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.steps import batch_axis
-from fxlrp.steps.operations import Convolution, Dense, LinearOperation, TransposedConvolution
-from fxlrp.steps.primitives import primitive
-from fxlrp.steps.products import EinsteinSum, MatrixProduct
+from fxlrp.steps.convolution import Convolution, TransposedConvolution
+from fxlrp.steps.dense import Dense
+from fxlrp.steps.linear_operation import LinearOperation
+from fxlrp.steps.matrix_product import EinsteinSum, MatrixProduct
+from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -49,7 +51,8 @@ def convolution(dims: int) -> Operation:
     return Operation(
         target, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(getattr(torch, f"conv{dims}d"),), aten={getattr(aten, f"conv{dims}d").padding: lower},
-        values="input", lower=lower, bind=bind, parametric=True,
+        values="input", lower=lower, bind=bind, parametric=True, channels=behind_batch,
+        input_channels=lambda shape, a: shape[1] * a["groups"],
     )
 
 
@@ -70,6 +73,7 @@ def transposed_convolution(dims: int) -> Operation:
     return Operation(
         target, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(getattr(torch, f"conv_transpose{dims}d"),), lower=lower, bind=bind, parametric=True,
+        channels=behind_batch, input_channels=lambda shape, a: shape[0],
     )
 
 
@@ -123,15 +127,9 @@ def bind_einsum(a: Arguments, operand: str) -> Bindings:
     return EinsteinSum(a["equation"], index), others[0] if others else None, None
 
 
-def items_of_einsum(position: Any, a: Arguments) -> Any:
+def batch_of_einsum(position: Any, a: Arguments) -> Any:
     inputs, result = a["equation"].split("->")
-    return einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
-
-
-@primitive
-def einsum_position(position: Any, term: str, result: str) -> Any:
-    """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
-    return batch_axis.Position(result.index(term[position[0]]), position[1])
+    return batch_axis.einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
 
 
 OPERATIONS: list[Operation] = [
@@ -140,12 +138,13 @@ OPERATIONS: list[Operation] = [
     Operation(
         aten.linear.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(F.linear,), bind=bind_linear, values="input", parametric=True,
+        channels=last, input_channels=lambda shape, a: shape[1],
         aten={aten.addmm.default: lower_addmm},
     ),
     Operation(
         aten.matmul.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("self", "other"),
         functions=(torch.matmul, operator.matmul, torch.bmm, torch.mm), methods=("matmul", "bmm", "mm", "__matmul__"),
-        lower=lower_matmul, bind=bind_matmul, parametric=True,
+        lower=lower_matmul, bind=bind_matmul, parametric=True, channels=last,
         aten={
             aten.bmm.default: lower_matmul, aten.mm.default: lower_matmul, aten.mv.default: lower_matmul,
             aten.baddbmm.default: lower_baddbmm,
@@ -153,7 +152,7 @@ OPERATIONS: list[Operation] = [
     ),
     Operation(
         aten.einsum.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("tensors",), functions=(torch.einsum,),
-        lower=lower_einsum, bind=bind_einsum, items=items_of_einsum, parametric=True,
+        lower=lower_einsum, bind=bind_einsum, batch=batch_of_einsum, channels=lost, parametric=True,
         aten={aten.einsum.default: lambda equation, tensors, path=None: lower_einsum(equation, tensors)},
     ),
 ]

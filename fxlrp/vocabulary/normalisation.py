@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fxlrp.rules.norm import batch_norm_back, group_norm_back, layer_norm_back, rms_norm_back
+from fxlrp.steps.norm_transposes import batch_norm_back, group_norm_back, layer_norm_back, rms_norm_back
+from fxlrp.vocabulary.channel_moves import behind_batch, last
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten
@@ -81,24 +82,27 @@ def bind_instance_norm(a: Arguments, x: Any) -> Any:
 
 OPERATIONS = [
     Operation(
-        aten.batch_norm.default, Kind.NORMALISATION, functions=(F.batch_norm,), lower=lower_batch_norm,
+        aten.batch_norm.default, Kind.NORMALISATION,
+        channels=behind_batch, functions=(F.batch_norm,), lower=lower_batch_norm,
         aten={aten._native_batch_norm_legit_no_training.default: lower_native_batch_norm},
         bind=lambda a, x: lambda s: batch_norm_back(s, a["weight"], a["running_var"], a["eps"]),
     ),
     Operation(
-        aten.instance_norm.default, Kind.NORMALISATION, functions=(F.instance_norm,), lower=lower_instance_norm,
+        aten.instance_norm.default, Kind.NORMALISATION,
+        channels=behind_batch, functions=(F.instance_norm,), lower=lower_instance_norm,
         bind=bind_instance_norm,
     ),
     Operation(
-        aten.group_norm.default, Kind.NORMALISATION, functions=(F.group_norm,), lower=lower_group_norm,
+        aten.group_norm.default, Kind.NORMALISATION,
+        channels=behind_batch, functions=(F.group_norm,), lower=lower_group_norm,
         bind=lambda a, x: lambda s: group_norm_back(s, x, a["num_groups"], a["weight"], a["eps"]),
     ),
     Operation(
-        aten.layer_norm.default, Kind.NORMALISATION, functions=(F.layer_norm,), lower=lower_layer_norm,
+        aten.layer_norm.default, Kind.NORMALISATION, channels=last, functions=(F.layer_norm,), lower=lower_layer_norm,
         bind=lambda a, x: lambda s: layer_norm_back(s, x, a["normalized_shape"], a["weight"], a["eps"]),
     ),
     Operation(
-        aten.rms_norm.default, Kind.NORMALISATION, functions=(F.rms_norm,), lower=lower_rms_norm,
+        aten.rms_norm.default, Kind.NORMALISATION, channels=last, functions=(F.rms_norm,), lower=lower_rms_norm,
         bind=lambda a, x: lambda s: rms_norm_back(s, x, a["normalized_shape"], a["weight"], a["eps"]),
     ),
 ]

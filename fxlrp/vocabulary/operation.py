@@ -85,8 +85,11 @@ class Operation:
             ``arguments["output"]`` is the moved value itself.
         outputs_many: the result is a list of tensors.
         sign, bound: facts about the result; they may depend on the arguments.
-        items: ``(position, arguments) -> position`` of the batch in the result, as
+        batch: ``(position, arguments) -> position`` of the batch in the result, as
             :mod:`fxlrp.steps.batch_axis` has it; ``None``: where it was.
+        channels: where the channels are in the result, a function of :mod:`fxlrp.vocabulary.channel_moves`;
+            ``None``: where they were, counted from behind.
+        input_channels: for a layer ``(shape of its weight, arguments) ->`` how many channels, or features, it takes.
         cuts: routing that keeps a part of a value: another part is not the same value.
         pads: routing that puts constants around a value.
         loses: routing that puts constants in the place of some elements.
@@ -107,7 +110,9 @@ class Operation:
     outputs_many: bool = False
     sign: Sign | Callable[[Arguments], Sign] = Sign.ANY
     bound: Bound | Callable[[Arguments], Bound] = Bound.NONE
-    items: Callable[[Any, Arguments], Any] | None = None
+    batch: Callable[[Any, Arguments], Any] | None = None
+    channels: Callable[[int | None, Arguments, Sequence[int], Sequence[int]], int | None] | None = None
+    input_channels: Callable[[Sequence[int], Arguments], int] | None = None
     cuts: bool = False
     pads: bool = False
     loses: bool = False
@@ -117,6 +122,11 @@ class Operation:
     def name(self) -> str:
         """The short name, such as ``"conv2d"``."""
         return str(self.target).split(".")[1]
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution, transposed or not."""
+        return self.name.startswith("conv")
 
     def operand_names(self) -> tuple[str, ...]:
         """The schema names of the arguments that can carry signal: by default the first."""

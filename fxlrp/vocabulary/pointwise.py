@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxlrp.steps.primitives import primitive
+from fxlrp.steps.selection import winners
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
@@ -67,12 +67,6 @@ def lower_addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> 
 
 def lower_extremum(name: str, input: Any, other: Any) -> Any:
     return getattr(aten, name).default(input, other)
-
-
-@primitive
-def winners(relevance: Any, x: Any, output: Any) -> Any:
-    """The part of ``relevance`` where ``x`` is what was chosen."""
-    return relevance * (x == output)
 
 
 def to_extremum(r: Any, a: Arguments) -> list[Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.steps.operations import LinearOperation
+from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, Fold, Upsample
+from fxlrp.vocabulary.channel_moves import behind_batch
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -37,7 +38,8 @@ def average_pool(dims: int) -> Operation:
         )
 
     return Operation(
-        target, Kind.LINEAR, functions=(getattr(F, f"avg_pool{dims}d"),), lower=lower, bind=bind, sign=Sign.KEEPS
+        target, Kind.LINEAR, functions=(getattr(F, f"avg_pool{dims}d"),), lower=lower, bind=bind, sign=Sign.KEEPS,
+        channels=behind_batch,
     )
 
 
@@ -52,7 +54,9 @@ def adaptive_average_pool(dims: int) -> Operation:
         return AdaptiveAveragePool(a["output_size"]), None, None
 
     function = getattr(F, f"adaptive_avg_pool{dims}d")
-    return Operation(target, Kind.LINEAR, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS)
+    return Operation(
+        target, Kind.LINEAR, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS, channels=behind_batch
+    )
 
 
 def interpolation(mode: str) -> Operation:
@@ -61,7 +65,8 @@ def interpolation(mode: str) -> Operation:
     def bind(a: Arguments, operand: str) -> Bindings:
         return Upsample(mode, a["output_size"], a.get("align_corners"), a["scale_factors"]), None, None
 
-    return Operation(getattr(aten, f"upsample_{mode}").vec, Kind.LINEAR, bind=bind, sign=Sign.KEEPS)
+    target = getattr(aten, f"upsample_{mode}").vec
+    return Operation(target, Kind.LINEAR, bind=bind, sign=Sign.KEEPS, channels=behind_batch)
 
 
 _MODES = {
@@ -101,7 +106,10 @@ OPERATIONS: list[Operation] = [
     *(interpolation(mode) for mode in ("linear1d", "bilinear2d", "trilinear3d", "bicubic2d", "nearest1d", "nearest3d")),
     Operation(
         aten.upsample_nearest2d.vec, Kind.LINEAR, functions=(F.interpolate, F.upsample), lower=lower_interpolate,
-        bind=interpolation("nearest2d").bind, sign=Sign.KEEPS,
+        bind=interpolation("nearest2d").bind, sign=Sign.KEEPS, channels=behind_batch,
     ),
-    Operation(aten.col2im.default, Kind.LINEAR, functions=(F.fold,), lower=lower_fold, bind=bind_fold, sign=Sign.KEEPS),
+    Operation(
+        aten.col2im.default, Kind.LINEAR, functions=(F.fold,), lower=lower_fold, bind=bind_fold, sign=Sign.KEEPS,
+        channels=behind_batch,
+    ),
 ]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fxlrp.rules.recurrent import Lstm
+from fxlrp.steps.lstm import Lstm
+from fxlrp.vocabulary.channel_moves import last
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
 
 aten = torch.ops.aten
@@ -30,6 +31,7 @@ def bind_lstm(a: Arguments, operand: str) -> Lstm:
 OPERATIONS = [
     Operation(
         aten.lstm.input, Kind.RECURRENT, operands=("input",), bind=bind_lstm, outputs_many=True, parametric=True,
+        channels=last,
         aten={aten.lstm.input: lower_lstm},
     ),
 ]

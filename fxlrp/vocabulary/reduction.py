@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.steps import batch_axis
-from fxlrp.steps.operations import LinearOperation
-from fxlrp.steps.reductions import (
+from fxlrp.steps.linear_operation import LinearOperation
+from fxlrp.steps.reduction import (
     CumulativeSum,
     Reduction,
     WeightedReduction,
@@ -18,6 +18,7 @@ from fxlrp.steps.reductions import (
     soft_weights,
 )
 from fxlrp.vocabulary.batch import in_front
+from fxlrp.vocabulary.channel_moves import reduced
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
@@ -58,7 +59,8 @@ def reduction(target: Any, name: str, **more: Any) -> Operation:
 
     return Operation(
         target, Kind.LINEAR, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_reduction(mean=name == "mean"), sign=Sign.KEEPS, bound=bound_of_reduction, items=removed_axes,
+        bind=bind_reduction(mean=name == "mean"), sign=Sign.KEEPS, bound=bound_of_reduction, batch=removed_axes,
+        channels=reduced,
         aten={getattr(aten, name).default: lambda self, dtype=None: lower(self, dtype=dtype)}, **more,
     )
 
@@ -72,7 +74,7 @@ def statistic(target: Any, weights: Any, lower: Any, *spellings: Any, methods: t
 
     return Operation(
         target, Kind.LINEAR, functions=spellings, methods=methods, lower=lower, bind=bind, sign=sign,
-        bound=bound_of_reduction, items=removed_axes, aten=aten or {},
+        bound=bound_of_reduction, batch=removed_axes, channels=reduced, aten=aten or {},
     )
 
 

@@ -13,15 +13,16 @@ from fxlrp.steps import batch_axis
 from fxlrp.steps import routing as back
 from fxlrp.steps.primitives import fit
 from fxlrp.vocabulary.batch import (
-    items_expanded,
-    items_indexed,
-    items_inserted,
-    items_permuted,
-    items_removed,
-    items_reshaped,
-    items_stacked,
-    items_swapped,
+    batch_expanded,
+    batch_indexed,
+    batch_inserted,
+    batch_permuted,
+    batch_removed,
+    batch_reshaped,
+    batch_stacked,
+    batch_swapped,
 )
+from fxlrp.vocabulary.channel_moves import cut_anew, indexed, lost, permuted, reduced, stacked, swapped
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, per_axis
 
 aten = torch.ops.aten
@@ -209,25 +210,32 @@ def sign_of_padding(a: Arguments) -> Sign:
 
 
 SHAPES = [
-    move(aten.reshape.default, unreshape, items=items_reshaped, methods=("view", "reshape"), functions=(torch.reshape,),
+    move(aten.reshape.default, unreshape, batch=batch_reshaped,
+         channels=cut_anew, methods=("view", "reshape"), functions=(torch.reshape,),
          aten={aten.view.default: None, aten._unsafe_view.default: None}, lower=lower_reshape),
-    move(aten.reshape_as.default, unreshape, items=items_reshaped, methods=("reshape_as", "view_as"),
+    move(aten.reshape_as.default, unreshape, batch=batch_reshaped, channels=cut_anew, methods=("reshape_as", "view_as"),
          lower=lower_reshape_as),
-    move(aten.flatten.using_ints, unreshape, items=items_reshaped, methods=("flatten",), functions=(torch.flatten,),
+    move(aten.flatten.using_ints, unreshape, batch=batch_reshaped,
+         channels=cut_anew, methods=("flatten",), functions=(torch.flatten,),
          lower=lower_flatten),
-    move(aten.unflatten.int, unreshape, items=items_reshaped, methods=("unflatten",), functions=(torch.unflatten,),
+    move(aten.unflatten.int, unreshape, batch=batch_reshaped,
+         channels=cut_anew, methods=("unflatten",), functions=(torch.unflatten,),
          lower=lower_unflatten),
-    move(aten.squeeze.dims, unreshape, items=items_removed, methods=("squeeze",), functions=(torch.squeeze,),
+    move(aten.squeeze.dims, unreshape, batch=batch_removed,
+         channels=cut_anew, methods=("squeeze",), functions=(torch.squeeze,),
          lower=lower_squeeze, aten={aten.squeeze.dim: lower_squeeze}),
-    move(aten.unsqueeze.default, unreshape, items=items_inserted, methods=("unsqueeze",), functions=(torch.unsqueeze,)),
+    move(aten.unsqueeze.default, unreshape, batch=batch_inserted,
+         channels=cut_anew, methods=("unsqueeze",), functions=(torch.unsqueeze,)),
 ]
 
 AXES = [
-    move(aten.permute.default, lambda r, a: back.unpermute(r, a["dims"]), items=items_permuted, methods=("permute",),
+    move(aten.permute.default, lambda r, a: back.unpermute(r, a["dims"]), batch=batch_permuted,
+         channels=permuted, methods=("permute",),
          functions=(torch.permute,), lower=lower_permute),
-    move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]), items=items_swapped,
+    move(aten.transpose.int, lambda r, a: r.transpose(a["dim0"], a["dim1"]), batch=batch_swapped, channels=swapped,
          methods=("transpose", "swapaxes", "swapdims"), functions=(torch.transpose, torch.swapaxes, torch.swapdims)),
-    move(aten.t.default, lambda r, a: r.t(), items=lambda p, a: batch_axis.swapped(p, 0, 1, 2), methods=("t", "T"),
+    move(aten.t.default, lambda r, a: r.t(), batch=lambda p, a: batch_axis.swapped(p, 0, 1, 2),
+         channels=swapped, methods=("t", "T"),
          functions=(torch.t,)),
     move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lambda input: aten.transpose.int(input, -2, -1)),
     move(aten.flip.default, lambda r, a: torch.flip(r, a["dims"]), methods=("flip",), functions=(torch.flip,),
@@ -246,7 +254,7 @@ PARTS = [
     move(aten.slice.Tensor,
          lambda r, a: back.unslice(r, a["self"].shape, a["dim"], a["start"], a["end"], a["step"]), cuts=True),
     move(aten.select.int, lambda r, a: back.unselect(r, a["self"].shape, a["dim"], a["index"]),
-         items=items_removed, methods=("select",), functions=(torch.select,), cuts=True),
+         batch=batch_removed, channels=reduced, methods=("select",), functions=(torch.select,), cuts=True),
     move(aten.narrow.default, unreshape, methods=("narrow",), functions=(torch.narrow,), lower=lower_narrow, cuts=True),
     move(aten.chunk.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]), methods=("chunk",),
          functions=(torch.chunk,), lower=lower_chunk, outputs_many=True, cuts=True),
@@ -254,27 +262,29 @@ PARTS = [
          functions=(torch.split, torch.functional.split), lower=lower_split, outputs_many=True, cuts=True),
     move(aten.split_with_sizes.default, lambda r, a: back.unsplit(r, a["output"], a["dim"]),
          methods=("split_with_sizes",), functions=(torch.split_with_sizes,), outputs_many=True, cuts=True),
-    move(aten.unbind.int, lambda r, a: back.rebind(r, a["output"], a["dim"]), items=items_removed, methods=("unbind",),
+    move(aten.unbind.int, lambda r, a: back.rebind(r, a["output"], a["dim"]), batch=batch_removed,
+         channels=reduced, methods=("unbind",),
          functions=(torch.unbind,), lower=lower_unbind, outputs_many=True, cuts=True),
 ]
 
 COPIES = [
-    move(aten.expand.default, lambda r, a: fit(r, a["self"].shape), items=items_expanded, methods=("expand",),
+    move(aten.expand.default, lambda r, a: fit(r, a["self"].shape), batch=batch_expanded, methods=("expand",),
          lower=lower_expand),
-    move(aten.expand_as.default, lambda r, a: fit(r, a["self"].shape), items=items_expanded, methods=("expand_as",)),
+    move(aten.expand_as.default, lambda r, a: fit(r, a["self"].shape), batch=batch_expanded, methods=("expand_as",)),
     move(aten.repeat_interleave.self_int,
          lambda r, a: back.unrepeat_interleave(r, a["self"].shape, a["repeats"], a["dim"]),
          methods=("repeat_interleave",), functions=(torch.repeat_interleave,), lower=lower_repeat_interleave),
     move(aten.unfold.default, lambda r, a: back.fold_axis(r, a["self"].shape, a["dimension"], a["size"], a["step"]),
-         methods=("unfold",)),
-    move(aten.im2col.default, back_im2col, functions=(F.unfold,), lower=lower_unfold,
+         channels=lost, methods=("unfold",)),
+    move(aten.im2col.default, back_im2col, channels=lost, functions=(F.unfold,), lower=lower_unfold,
          aten={aten.im2col.default: lower_unfold}),
     move(aten.repeat.default, lambda r, a: back.unrepeat(r, a["self"].shape, a["repeats"]), methods=("repeat", "tile"),
          functions=(torch.tile,), lower=lower_repeat),
     move(aten.cat.default, lambda r, a: back.uncat(r, a["tensors"], a["dim"]),
          functions=(torch.cat, torch.concat, torch.concatenate), lower=lower_cat,
          aten={aten.concat.default: None, aten.concatenate.default: None}),
-    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), items=items_stacked, functions=(torch.stack,),
+    move(aten.stack.default, lambda r, a: back.unstack(r, a["dim"]), batch=batch_stacked,
+         channels=stacked, functions=(torch.stack,),
          lower=lower_stack),
 ]
 
@@ -290,7 +300,8 @@ PADDINGS = [
 ]
 
 CHOICES = [
-    move(aten.index.Tensor, lambda r, a: back.unindex(r, a["self"].shape, a["indices"]), items=items_indexed,
+    move(aten.index.Tensor, lambda r, a: back.unindex(r, a["self"].shape, a["indices"]),
+         batch=batch_indexed, channels=indexed,
          lower=lower_index, cuts=True),
     move(aten.index_select.default, lambda r, a: back.unindex_select(r, a["self"].shape, a["dim"], a["index"]),
          methods=("index_select",), functions=(torch.index_select,), lower=lower_index_select, cuts=True),

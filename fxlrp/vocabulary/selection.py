@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.rules.selection import AdaptiveMaxPool, Extremum, MaxPool
 from fxlrp.steps.routing import unsort
+from fxlrp.steps.selection import AdaptiveMaxPool, Extremum, MaxPool
+from fxlrp.vocabulary.channel_moves import behind_batch, reduced
 from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
 from fxlrp.vocabulary.reduction import axes, bound_of_reduction, removed_axes
 
@@ -32,7 +33,9 @@ def max_pool(dims: int) -> Operation:
         return MaxPool(kernel, stride, per_axis(a["padding"], dims), per_axis(a["dilation"], dims), a["ceil_mode"])
 
     functions = (getattr(F, f"max_pool{dims}d"), getattr(torch, f"max_pool{dims}d"))
-    return Operation(target, Kind.SELECTION, functions=functions, lower=lower, bind=bind, sign=Sign.KEEPS)
+    return Operation(
+        target, Kind.SELECTION, functions=functions, lower=lower, bind=bind, sign=Sign.KEEPS, channels=behind_batch
+    )
 
 
 def adaptive_max_pool(dims: int) -> Operation:
@@ -51,7 +54,8 @@ def adaptive_max_pool(dims: int) -> Operation:
 
     function = getattr(F, f"adaptive_max_pool{dims}d")
     return Operation(
-        target, Kind.SELECTION, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS, outputs_many=True
+        target, Kind.SELECTION, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS, outputs_many=True,
+        channels=behind_batch,
     )
 
 
@@ -72,7 +76,8 @@ def reduced_extremum(name: str) -> Operation:
 
     return Operation(
         target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_extremum(largest=name == "amax"), sign=Sign.KEEPS, bound=bound_of_reduction, items=removed_axes,
+        bind=bind_extremum(largest=name == "amax"), sign=Sign.KEEPS, bound=bound_of_reduction, batch=removed_axes,
+        channels=reduced,
     )
 
 
@@ -93,7 +98,8 @@ def extremum(name: str) -> Operation:
 
     return Operation(
         target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_extremum(largest=name == "max"), outputs_many=True, sign=Sign.KEEPS, items=removed_axes,
+        bind=bind_extremum(largest=name == "max"), outputs_many=True, sign=Sign.KEEPS, batch=removed_axes,
+        channels=reduced,
         aten={getattr(aten, name).default: lambda self: whole(self, [], False)},
     )
 

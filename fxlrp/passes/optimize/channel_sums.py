@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget, without_dead_code
 from fxlrp.passes.optimize.matching import Capture, Step
 from fxlrp.steps.batch_axis import rescale_to
-from fxlrp.steps.operations import convolution_transpose
+from fxlrp.steps.convolution import convolution_transpose
 from fxlrp.steps.primitives import channel_sum, primitive
 
 
@@ -35,7 +35,7 @@ _BACK = Step(
 )  # fmt: skip
 _PLAIN = Step(channel_sum, relevance=_BACK)
 _RESCALED = Step(
-    channel_sum, relevance=Step(rescale_to, share=_BACK, received=Capture("received"), support=None, items=None)
+    channel_sum, relevance=Step(rescale_to, share=_BACK, received=Capture("received"), support=None, batch_axis=None)
 )
 
 

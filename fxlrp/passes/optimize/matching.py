@@ -52,7 +52,7 @@ class Step:
         **arguments: by parameter, a pattern or a value; parameters that are not named may be anything.
     """
 
-    def __init__(self, *targets: Callable[..., Any], name: str = "", **arguments: Any) -> None:
+    def __init__(self, /, *targets: Callable[..., Any], name: str = "", **arguments: Any) -> None:
         self.targets = targets
         self.name = name
         self.arguments = arguments

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, without_dead_code
 from fxlrp.passes.optimize.matching import Capture, Step
-from fxlrp.rules.norm import batch_norm_scale, batch_norm_shift
-from fxlrp.steps.operations import scale_leading
+from fxlrp.steps.convolution import scale_leading
+from fxlrp.steps.norm_transposes import batch_norm_scale, batch_norm_shift
 from fxlrp.steps.primitives import primitive
 
 aten = torch.ops.aten

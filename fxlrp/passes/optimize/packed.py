@@ -112,7 +112,7 @@ def packed(weight: Tensor, ours: bool) -> Packed:
     return Packed(weight, ours)
 
 
-@primitive
+@primitive(fresh=True)
 def packed_convolution(
     x: Tensor, weight: Packed, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
     groups: int,
@@ -121,7 +121,7 @@ def packed_convolution(
     return weight.convolve(x, bias, (stride, padding, dilation, groups))
 
 
-@primitive
+@primitive(fresh=True)
 def same_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
     groups: int, laid_out: Packed,

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, retarget, weights_only, without_dead_code
-from fxlrp.steps import primitives
-from fxlrp.steps.batch_axis import rescale, rescale_to
-from fxlrp.steps.operations import convolution_transpose, transposed_convolution_transpose
-from fxlrp.steps.primitives import channels_last, divide, primitive, without_padding
-
-_ALIKE: dict[Any, tuple[int, ...]] = {divide: (1,), without_padding: (1,), rescale: (2,), rescale_to: (2,)}
-"""Which arguments of a step may be one for all items."""
-
-_KEEP_FRONT: set[Any] = {
-    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear,
-    torch.ops.aten.constant_pad_nd.default, torch.ones_like, torch.zeros_like, torch.mul, torch.add,
-    operator.mul, operator.add, operator.sub, operator.truediv,
-    primitives.positive, primitives.negative, primitives.squared, primitives.stabilize, primitives.without_padding,
-}  # fmt: skip
-"""Steps after which the batch still is the first axis, and an item what it is alone."""
+from fxlrp.steps.convolution import convolution_transpose, transposed_convolution_transpose
+from fxlrp.steps.declaration import facts_of, primitive
+from fxlrp.steps.primitives import channels_last
 
 _TRANSPOSES = (convolution_transpose, transposed_convolution_transpose)
 
@@ -54,7 +40,7 @@ class ConstantDenominators(OptimizerPass):
 
     def _fold(self, ones: fx.Node, of_weights: set[fx.Node]) -> None:
         for user in list(ones.users):
-            if user.target is torch.mul or getattr(user.target, "__name__", "") == "mul":
+            if user.target in (torch.mul, operator.mul):
                 other = user.args[1] if user.args[0] is ones else user.args[0]
                 if isinstance(other, fx.Node) and other.target in _TRANSPOSES and other.args[2] is ones.args[0]:
                     other.meta, name = user.meta, user.name
@@ -66,7 +52,7 @@ class ConstantDenominators(OptimizerPass):
             sources = node.all_input_nodes
             if node.op == "call_function" and emitted(node) and any(source in constant for source in sources):
                 if all(source in constant or source in of_weights for source in sources):
-                    if node.target not in _KEEP_FRONT:
+                    if not facts_of(node.target).keeps_batch:
                         return
                     constant.add(node)
                 elif not _broadcasts(node, constant):
@@ -78,7 +64,5 @@ class ConstantDenominators(OptimizerPass):
 
 def _broadcasts(node: fx.Node, constant: set[fx.Node]) -> bool:
     """Whether a step takes one item of a constant for all."""
-    if getattr(node.target, "__name__", "") == "mul":
-        return True
-    places = _ALIKE.get(node.target, ())
-    return all(i in places for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in constant)
+    one_for_all = facts_of(node.target).one_for_all
+    return all(i in one_for_all for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in constant)

@@ -12,7 +12,7 @@ from fxlrp.steps.routing import unreshape
 
 _RESCALE = Step(
     rescale, share=Capture("share"), relevance=Capture("relevance"), support=Capture("support"), signed=False,
-    items=Capture("items"), received_items=Capture("received_items"),
+    batch_axis=Capture("batch_axis"), received_batch_axis=Capture("received_batch_axis"),
 )  # fmt: skip
 _RESHAPED = Step(unreshape, relevance=Step(rescale_to, name="source"))
 
@@ -44,22 +44,22 @@ class KnownSums(OptimizerPass):
             a = _RESCALE.match(node)
             if a is None:
                 continue
-            source, front = a["relevance"], a["received_items"] is None
+            source, front = a["relevance"], a["received_batch_axis"] is None
             received = known.get(source) if front else None
             if received is None:
-                received = self._sum(node, source, a["received_items"])
+                received = self._sum(node, source, a["received_batch_axis"])
                 if front:
                     known[source] = received
-            optional = [a["support"], a["items"]] if a["items"] is not None else [a["support"]]
+            optional = [a["support"], a["batch_axis"]] if a["batch_axis"] is not None else [a["support"]]
             retarget(node, rescale_to, a["share"], received, *optional)
-            if a["items"] is None and a["support"] is None:
+            if a["batch_axis"] is None and a["support"] is None:
                 known[node] = received
         return module
 
-    def _sum(self, node: fx.Node, source: fx.Node, items: object) -> fx.Node:
+    def _sum(self, node: fx.Node, source: fx.Node, batch_axis: object) -> fx.Node:
         """The sum over each item, as early as it can be had: what is summed need then not be kept."""
-        if items is not None:
-            return inserted(node, sum_items, source, items, name=f"{node.name}_received")
+        if batch_axis is not None:
+            return inserted(node, sum_items, source, batch_axis, name=f"{node.name}_received")
         with node.graph.inserting_after(source):
             new = node.graph.create_node("call_function", sum_items, (source,), {}, f"{node.name}_received")
         emitted: Emitted = node.meta[KEY]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget, weight_shapes
 from fxlrp.passes.optimize.matching import arguments_of
-from fxlrp.steps.operations import convolution_transpose
+from fxlrp.steps.convolution import convolution_transpose
 from fxlrp.steps.primitives import channels_last, primitive
 
 _CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -46,7 +46,7 @@ def _format(weight: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last(weight) else torch.contiguous_format
 
 
-@primitive
+@primitive(fresh=True)
 def interleaved(parts: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
     """The phases of a transpose put together, in the shape of ``x``."""
     shuffled = F.pixel_shuffle(parts, stride)
@@ -59,7 +59,7 @@ def interleaved(parts: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
     return shuffled[:, :, padding : padding + height, padding : padding + width]
 
 
-@primitive
+@primitive(fresh=True)
 def spaced(parts: Tensor, x: Tensor, stride: list[int]) -> Tensor:
     """Values at the multiples of the stride and zeros between, in the shape of ``x``."""
     several = not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(parts)

@@ -13,8 +13,7 @@ from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.passes.watchers.ledger import LedgerWatcher
 from fxlrp.passes.writer import Writer
-from fxlrp.steps.batch_axis import Position
-from fxlrp.steps.linearity import conditioned
+from fxlrp.steps.batch_axis import Position, conditioned
 
 
 class ConditionWatcher(Watcher):

@@ -15,7 +15,7 @@ from fxlrp.passes.positions import STATES
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.rules.rule import CONDITION, Shares
-from fxlrp.steps.batch_axis import Items, item_sum
+from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
 
 
@@ -98,7 +98,7 @@ class LedgerWatcher(Watcher):
         if not isinstance(received, list):
             return item_sum(received, *here)
         # The final states of a recurrent layer have the batch elsewhere than its sequence.
-        states = (Items(*STATES, self.values.positions.batch),)
+        states = (BatchAxis(*STATES, self.values.positions.batch),)
         recurrent = known.kind is Kind.RECURRENT
         return sum_of([item_sum(part, *(states if recurrent and index else here)) for index, part in received])
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from fxlrp.common.errors import RuleError
-from fxlrp.rules.rule import BIAS, STABILIZER, Rule, Shares
-from fxlrp.steps.batch_axis import Items, rescale
-from fxlrp.steps.operations import LinearOperation, Weight
+from fxlrp.rules.rule import BIAS, STABILIZER, Ask, Rule, Shares, added, given
+from fxlrp.steps.batch_axis import BatchAxis, rescale
+from fxlrp.steps.linear_operation import LinearOperation, Weight
 from fxlrp.steps.primitives import divide, negative, positive, stabilize, where_vanished, without_padding
+from fxlrp.vocabulary.operation import Kind
 
 VANISHING = ("rescale", "spread", "absorb")
 BIAS_POLICIES = ("ignore", "absorb", "share")
@@ -82,7 +83,7 @@ class Layer:
         summands = [term.operation.apply(term.x, term.weight) for term in terms]
         if bias is not None:
             summands.append(bias)
-        return _sum(summands) if summands else None
+        return added(summands) if summands else None
 
     def _is_own(self, term: Term) -> bool:
         """Whether ``term`` is the layer as it stands."""
@@ -143,6 +144,9 @@ class LinearRule(Rule):
         RuleError: an argument is not one of the above.
     """
 
+    kinds = (Kind.LINEAR,)
+    needs = ("nonnegative", "support", "filled", "batch_axis", "received_batch_axis", "output", "signed")
+
     def __init__(self, *, stabilizer: float = 0.0, bias: str = "ignore", vanishing: str = "absorb") -> None:
         if vanishing not in VANISHING:
             raise RuleError(f"vanishing={vanishing!r}: choose one of {', '.join(map(repr, VANISHING))}")
@@ -158,14 +162,11 @@ class LinearRule(Rule):
     def parts(self, layer: Layer) -> Sequence[Part]:
         """The quotients that the rule is made of; ``layer.bias`` is ``None`` where it is to be ignored."""
 
-    def check_channels(self, channels: int) -> None:
-        """Raise :class:`RuleError` where the rule does not fit an operand of so many channels."""
-
     def __call__(
         self, operation: LinearOperation, x: Tensor, weight: Weight, bias: Tensor | None,
         relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
-        signed: bool = True, weight_nonnegative: bool = False, items: Items | None = None,
-        received_items: Items | None = None, output: Tensor | None = None,
+        signed: bool = True, weight_nonnegative: bool = False, batch_axis: BatchAxis | None = None,
+        received_batch_axis: BatchAxis | None = None, output: Tensor | None = None,
     ) -> Shares:
         """Share ``relevance`` of the output out over ``x``.
 
@@ -181,8 +182,8 @@ class LinearRule(Rule):
                 take no share.
             signed: whether ``relevance`` may be negative anywhere.
             weight_nonnegative: whether ``weight`` is known to have no negative element.
-            items: where the batch is in ``x``; ``None``: in front.
-            received_items: where it is in ``relevance``.
+            batch_axis: where the batch is in ``x``; ``None``: in front.
+            received_batch_axis: where it is in ``relevance``.
             output: what the operation gives at ``x`` with its bias, where that is at hand.
         """
         if filled and support is not None:
@@ -192,20 +193,20 @@ class LinearRule(Rule):
         layer = Layer(operation, x, weight, bias, nonnegative, weight_nonnegative, support, output)
         quotients = [_Quotient(layer, part, relevance, self) for part in self.parts(layer)]
         given = [share for quotient in quotients for share in quotient.shares(x)]
-        share = _sum(given) if given else torch.zeros_like(x)
+        share = added(given) if given else torch.zeros_like(x)
         biased = [quotient for quotient in quotients if quotient.to_bias is not None]
-        to_bias = _sum([quotient.kept_by_bias() for quotient in biased]) if biased else None
+        to_bias = added([quotient.kept_by_bias() for quotient in biased]) if biased else None
         if to_bias is not None and self.bias == "share":
             share = share + _spread(layer, to_bias)
         if self.stabilizer or self.vanishing == "absorb":
             kept = _Quotient.kept_by_stabilizer if self.stabilizer else _Quotient.vanished
             shares = Shares([share], {STABILIZER: lambda: list(map(kept, quotients))})
         else:
-            vanished = _sum(list(map(_Quotient.vanished, quotients)))
+            vanished = added(list(map(_Quotient.vanished, quotients)))
             if self.vanishing == "spread":
                 share = share + _spread(layer, vanished)
-            elsewhere = {} if items is None and received_items is None else {
-                "items": items, "received_items": received_items,
+            elsewhere = {} if batch_axis is None and received_batch_axis is None else {
+                "batch_axis": batch_axis, "received_batch_axis": received_batch_axis,
             }  # fmt: skip
             received = relevance if to_bias is None or self.bias == "share" else relevance - to_bias
             signed = signed or not self.keeps_sign
@@ -216,6 +217,10 @@ class LinearRule(Rule):
         elif to_bias is not None and shares.absorbed:
             shares.absorbed = {BIAS: lambda: _unreached(layer, to_bias), **shares.absorbed}
         return shares
+
+    def at(self, relevance: Tensor, ask: Ask) -> Shares:
+        operation, x, weight, bias = (ask(name) for name in ("operation", "x", "weight", "bias"))
+        return self(operation, x, weight, bias, relevance, **given(self.needs, ask))
 
 
 class _Quotient:
@@ -259,13 +264,6 @@ class _Quotient:
     def vanished(self) -> Tensor:
         """The relevance whose denominator vanishes."""
         return self.relevance if self.s is None else where_vanished(self.relevance, self.z)
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
 
 
 def _spread(layer: Layer, relevance: Tensor) -> Tensor:

@@ -1,41 +1,34 @@
-"""Products of two tensors, each linear in one factor while the other is held constant."""
+"""Scaled dot-product attention: its scores, its weights, and the weighted sum of its values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxlrp.steps.operations import FixedOperation, LinearOperation, Weight
-from fxlrp.steps.primitives import primitive
-
-
-@primitive
-def matmul_transpose(s: Tensor, weight: Tensor, x: Tensor, left: bool) -> Tensor:
-    """The transpose of a product with a constant matrix, in the shape of ``x``."""
-    if weight.dim() == 1:  # matrix times vector drops an axis
-        c = s.unsqueeze(-1) * weight
-        return c.sum_to_size(x.shape)
-    c = torch.matmul(weight.mT, s) if left else torch.matmul(s, weight.mT)
-    return c.sum_to_size(x.shape)
+from fxlrp.steps.declaration import primitive
+from fxlrp.steps.linear_operation import LinearOperation, Weight
 
 
 @dataclass(frozen=True)
-class MatrixProduct(LinearOperation):
-    """``x @ weight``, or ``weight @ x`` where ``left``, by a constant matrix."""
+class Attention:
+    """The operands of a scaled dot-product attention.
 
-    left: bool = False
+    Attributes:
+        query: (batch, heads, queries, features).
+        key, value: (batch, heads, keys, features); a group of query heads may share one.
+        mask: boolean (true: may look) or additive, broadcast to the scores; or ``None``.
+        causal: whether a query looks at no later key.
+        scale: ``None``: features^(−1/2).
+    """
 
-    channel_axis = -1
-
-    def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        return torch.matmul(weight, x) if self.left else torch.matmul(x, weight)
-
-    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return matmul_transpose(s, weight, x, self.left)
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
 
 
 @primitive
@@ -80,7 +73,7 @@ def per_head(shared: Tensor, like: Tensor) -> Tensor:
     return shared.repeat_interleave(like.shape[-3] // shared.shape[-3], dim=-3)
 
 
-@primitive
+@primitive(linear="first")
 def per_group(relevance: Tensor, shape: torch.Size) -> Tensor:
     """The transpose of :func:`per_head`: the sum over the heads that share one of ``shape``."""
     if len(shape) >= 3 and shape[-3] not in (1, relevance.shape[-3]):
@@ -95,7 +88,7 @@ def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
     return torch.matmul(weight, per_head(x, weight))
 
 
-@primitive
+@primitive(linear="first")
 def weighted_sum_transpose(s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
     """``Aᵀ s`` in the shape of the values ``x``."""
     return per_group(torch.matmul(weight.mT, s), x.shape)
@@ -113,35 +106,23 @@ class WeightedSum(LinearOperation):
 
 
 @primitive
-def einsum_transpose(s: Tensor, weight: Tensor | None, x: Tensor, equation: str, index: int) -> Tensor:
-    """The transpose of an Einstein sum in its operand ``index``, in the shape of ``x``."""
-    inputs, result = equation.replace(" ", "").split("->")
-    terms = inputs.split(",")
-    others = [term for i, term in enumerate(terms) if i != index]
-    known = set(result).union(*others)
-    kept = "".join(letter for letter in terms[index] if letter in known)
-    c = torch.einsum(f"{','.join([result, *others])}->{kept}", s, *([] if weight is None else [weight]))
-    for axis, letter in enumerate(terms[index]):
-        if letter not in known:  # it was summed over: every element gets the same
-            c = c.unsqueeze(axis)
-    return c.expand(x.shape)
+def expanded(shared: Tensor, like: Tensor) -> Tensor:
+    """Keys or values, one for each head."""
+    return per_head(shared, like)
 
 
-@dataclass(frozen=True)
-class EinsteinSum(FixedOperation):
-    """An Einstein sum of one or two tensors, linear in operand ``index``."""
+@primitive(linear="jointly")
+def left_over(received: list[Tensor], handed_on: list[Tensor]) -> Tensor:
+    """What came and did not go on, summed to one number per row of the first axis."""
+    return sum_rows(received) - sum_rows(handed_on)
 
-    equation: str
-    index: int
 
-    def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        if weight is None:
-            return torch.einsum(self.equation, x)
-        return torch.einsum(self.equation, *((x, weight) if self.index == 0 else (weight, x)))
+def sum_rows(tensors: list[Tensor]) -> Tensor:
+    """The sum over all tensors and all axes but the first."""
+    return torch.stack([tensor.flatten(1).sum(dim=1) for tensor in tensors]).sum(dim=0)
 
-    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return einsum_transpose(s, weight, x, self.equation, self.index)
 
-    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
-        # Without a second tensor its weights are ones.
-        return super().changed(weight, change) if weight is None else (self, change(weight))
+@primitive
+def finite(scores: Tensor) -> Tensor:
+    """Zeros in place of −∞: what is masked has no share."""
+    return scores.masked_fill(scores == float("-inf"), 0)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
 from fxlrp.common.errors import RuleError
-from fxlrp.rules.rule import STABILIZER, Rule, Shares
-from fxlrp.steps.primitives import divide, primitive, stabilize
+from fxlrp.rules.rule import STABILIZER, Ask, Rule, Shares, fitted
+from fxlrp.steps.addition import kept_by_stabilizer, ratio_split, signed_split
+from fxlrp.vocabulary.operation import Kind
 
 
 class SplitRule(Rule):
     """Base of the splits."""
+
+    kinds = (Kind.JOIN,)
 
     needs_support = False
     """Whether the split asks where its operands carry signal."""
@@ -36,46 +38,15 @@ class SplitRule(Rule):
         carries signal and zeros in padding; ``None``: signal everywhere.
         """
 
-
-@primitive
-def ratio(
-    skip: Tensor, residual: Tensor, skip_support: Tensor | None = None, residual_support: Tensor | None = None
-) -> Tensor:
-    """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal."""
-    numerator = skip.abs()
-    total = numerator + residual.abs()
-    undecided = total == 0
-    # An operand of zeros receives exactly that: a tiny share would turn into denormal numbers, on which CPUs are slow.
-    share = numerator / total.masked_fill(undecided, 1)
-    if skip_support is None and residual_support is None:
-        return share.masked_fill(undecided, 0.5)
-    ours = torch.ones_like(skip) if skip_support is None else skip_support
-    theirs = torch.ones_like(residual) if residual_support is None else residual_support
-    return torch.where(undecided, 0.5 * (1 + ours - theirs), share)
-
-
-@primitive
-def ratio_split(
-    relevance: Tensor, skip: Tensor, residual: Tensor,
-    skip_support: Tensor | None = None, residual_support: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Relevance by :func:`ratio`: what skip and residual receive."""
-    to_skip = relevance * ratio(skip, residual, skip_support, residual_support)
-    return to_skip, relevance - to_skip
-
-
-@primitive
-def signed_split(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Relevance in proportion to the terms of the sum: what skip and residual receive."""
-    s = divide(relevance, skip + residual, True, epsilon)
-    return s * skip, s * residual
-
-
-@primitive
-def kept_by_stabilizer(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> Tensor:
-    """What :func:`signed_split` gives to neither."""
-    total = skip + residual
-    return divide(relevance, total, True, epsilon) * (stabilize(total, epsilon) - total)
+    def at(self, relevance: Tensor, ask: Ask) -> Shares:
+        terms = [ask("skip"), ask("residual")]
+        supports = {name: ask(name) for name in ("skip_support", "residual_support")} if self.needs_support else {}
+        skip = ask("skip_position")
+        if self.needs_sign and ask("subtracts"):
+            terms[1 - skip] = -terms[1 - skip]  # the second operand, wherever it is among the terms
+        shares = fitted(self(relevance, *terms, **supports), ask, (skip, 1 - skip))
+        shares.operands = shares.operands[::-1] if skip else shares.operands
+        return shares
 
 
 class RatioSplit(SplitRule):

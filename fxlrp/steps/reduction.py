@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fxlrp.steps.operations import FixedOperation, LinearOperation, Weight
-from fxlrp.steps.primitives import primitive
+from fxlrp.steps.declaration import primitive
+from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
 
 
 @primitive
@@ -18,7 +18,7 @@ def reduce(x: Tensor, dim: list[int] | None, keepdim: bool, power: int) -> Tenso
     return total / (x.numel() // total.numel()) ** power
 
 
-@primitive
+@primitive(linear="first")
 def reduce_transpose(s: Tensor, x: Tensor, dim: list[int] | None, keepdim: bool, power: int) -> Tensor:
     """The transpose of :func:`reduce`, in the shape of ``x``."""
     axes = sorted(d % x.dim() for d in (range(x.dim()) if dim is None else dim))
