@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from fxlrp.evaluation.items import Normalization, load_item
 from PIL import Image
 from torchvision import transforms
 
 from fxlrp.errors import DataError, ImageError, InputError
 from fxlrp.evaluation import data
 from fxlrp.evaluation.data import Sample, choose, half
-from fxlrp.evaluation.items import Normalization, load_item
 
 
 def picture(path, value=128, size=(10, 8)):

@@ -15,13 +15,13 @@ import evaluation_nets
 import numpy as np
 import pytest
 import torch
+from fxlrp.evaluation.items import load_item
 from PIL import Image
 
 import fxlrp
 from fxlrp.errors import ConfigError, DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_report
 from fxlrp.evaluation.forward import CompiledForward
-from fxlrp.evaluation.items import load_item
 from fxlrp.evaluation.measure import measure
 from fxlrp.evaluation.randomized import Part, joined
 from fxlrp.evaluation.store import RESULTS, Store

@@ -13,7 +13,8 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import EvaluationError, InputError, TargetError
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
-from fxlrp.evaluation.insertion import area, baseline_images, blurred, entries
+from fxlrp.evaluation.baselines import baseline_images, blurred
+from fxlrp.evaluation.insertion import area, naming_ranks
 from fxlrp.evaluation.ties import tied_share
 
 
@@ -129,7 +130,7 @@ def test_strict_and_plateau_agree_where_no_pixels_tie(seed, step):
 def test_entries_are_an_order(seed, values):
     torch.manual_seed(seed)
     maps = torch.randint(0, values, (3, 4, 5)).double()
-    strict, plateau = entries(maps), entries(maps, "plateau")
+    strict, plateau = naming_ranks(maps), naming_ranks(maps, "plateau")
     for heat, place, first in zip(maps.flatten(1), strict, plateau, strict=True):
         assert sorted(place.tolist()) == list(range(20))
         assert (heat[place.argsort()].diff() <= 0).all()
@@ -220,11 +221,11 @@ def test_the_area_of_a_line_is_its_middle():
     [
         ({"images": torch.rand(3, 6, 6)}, InputError, r"\(batch, channels, height, width\)"),
         ({"images": 2 * torch.rand(3, 3, 6, 6) - 1}, InputError, r"must lie in \[0, 1\]"),
-        ({"heatmaps": torch.rand(3, 6, 5)}, InputError, r"one map an image.*\(3, 6, 6\), not \(3, 6, 5\)"),
+        ({"heatmaps": torch.rand(3, 6, 5)}, InputError, r"one map per image.*\(3, 6, 6\), not \(3, 6, 5\)"),
         ({"heatmaps": torch.full((3, 6, 6), torch.nan)}, InputError, "NaN or infinity"),
         ({"targets": 7}, TargetError, "class 7 is out of range: the model has 3 classes"),
         ({"targets": -1}, TargetError, "out of range"),
-        ({"targets": [0, 1]}, TargetError, "one an image"),
+        ({"targets": [0, 1]}, TargetError, "one per image"),
         ({"targets": 0.5}, TargetError, "class numbers"),
         ({"step": 0}, InputError, "step=0"),
         ({"step": 2.5}, InputError, "step=2.5"),

@@ -22,8 +22,8 @@ def grad_cam(
 
 
 def score_cam(
-    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None,
-    forward: nn.Module | None = None,
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], forward: nn.Module | None = None, *,
+    layer: str | None = None,
 ) -> Explain:  # fmt: skip
     """Score-CAM (Wang et al., CVPR Workshops 2020), at the output of ``layer`` or the last feature map.
 

@@ -1,0 +1,65 @@
+"""Mistakes in a configuration, in words: where, what, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fxlrp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def not_among(word: str, known: Collection[str]) -> str:
+    """What to write in place of a word: the nearest known one, or else the choice."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(known)}"
+
+
+def check_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Raise where a table has a key that means nothing.
+
+    Raises:
+        ConfigError: names the key and the nearest one that there is.
+    """
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where} has no {key!r}: {not_among(key, known)}")
+
+
+def told(error: ValidationError, section: str, known: Collection[str]) -> str:
+    """The mistakes that pydantic found in a section, one after the other.
+
+    Args:
+        error: of pydantic.
+        section: the name of the section, such as ``metrics`` or ``methods.NAME``.
+        known: its keys.
+    """
+    by_key: dict[str, list[Any]] = {}
+    for detail in error.errors():
+        by_key.setdefault(str(detail["loc"][0]) if detail["loc"] else "", []).append(detail)
+    return "; ".join(_told(key, details, section, known) for key, details in by_key.items())
+
+
+def _told(key: str, details: Sequence[Mapping[str, Any]], section: str, known: Collection[str]) -> str:
+    """The mistake at one key; of a union each member has a detail of its own."""
+    first = details[0]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"[{section}] has no {key!r}: {not_among(key, known)}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"[{section}] lacks {key!r}"
+    if first["type"] == "value_error":
+        return f"{f'{section}.{key}' if key else f'[{section}]'}: {first['ctx']['error']}"
+    wanted = ", or ".join(dict.fromkeys(detail["msg"].removeprefix("Input should be ") for detail in details))
+    return f"{section}.{key} = {first['input']!r}: it must be {wanted}{_nearest(first['input'], details)}"
+
+
+def _nearest(value: Any, details: Sequence[Mapping[str, Any]]) -> str:
+    """``did you mean``, where one of a few words is wanted and one of them is near."""
+    expected = " ".join(detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error")
+    words = re.findall("'(.+?)'", expected)
+    near = difflib.get_close_matches(value, words, n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
