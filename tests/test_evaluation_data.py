@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from fxlrp.evaluation.items import Normalization, load_item
 from PIL import Image
 from torchvision import transforms
 
 from fxlrp.errors import DataError, ImageError, InputError
 from fxlrp.evaluation import data
 from fxlrp.evaluation.data import Sample, choose, half
+from fxlrp.evaluation.evaluated_image import Normalization, load_image
 
 
 def picture(path, value=128, size=(10, 8)):
@@ -185,7 +185,7 @@ def test_an_image_comes_apart_into_what_it_shows_and_normalisation(tmp_path):
          transforms.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])]
     )  # fmt: skip
     (sample,) = data.image_folder(tmp_path, "none")
-    item = load_item(sample, preprocess)
+    item = load_image(sample, preprocess)
     assert item.image.shape == (1, 3, 16, 16)
     assert 0 <= item.image.min() <= item.image.max() <= 1
     assert torch.allclose(item.input[0], preprocess(sample.read()), atol=1e-5)
@@ -202,4 +202,4 @@ def test_unreadable_images_are_told(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     (sample,) = data.image_folder(tmp_path, "none")
     with pytest.raises(ImageError, match=r"broken\.jpg is not an image"):
-        load_item(sample, transforms.ToTensor())
+        load_image(sample, transforms.ToTensor())

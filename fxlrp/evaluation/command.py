@@ -32,15 +32,15 @@ def evaluate(
 
     Several processes: torchrun --nproc-per-node N -m fxlrp evaluate CONFIG
     """
-    from fxlrp import evaluation
-
-    checked = _read(config, out)
-    for package in ("pyarrow", *(["h5py"] if checked.run.maps else []),
-                    *(["polars", "scipy", "jinja2", "matplotlib"] if report else [])):  # fmt: skip
-        require(package, "evaluate")
     from rich.console import Console
 
+    from fxlrp import evaluation
     from fxlrp.evaluation.workers import rank
+
+    checked = _read(config, out)
+    write_report = evaluation.write_report if report else None  # a package that it lacks is missed now, not at the end
+    if checked.run.maps:
+        require("h5py", "evaluate")
 
     console = Console(highlight=False)
     watched = console if console.is_terminal else Console(stderr=True)
@@ -59,8 +59,8 @@ def evaluate(
         console.print(f"something failed on {finished.failures} images: the report says what", style="yellow")
     for name, reason in finished.unavailable.items():
         console.print(f"{name} cannot explain this model: {reason}", style="yellow", soft_wrap=True)
-    if report:
-        console.print(f"report: {evaluation.write_report(checked)}", soft_wrap=True)
+    if write_report is not None:
+        console.print(f"report: {write_report(checked)}", soft_wrap=True)
 
 
 def report(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from functools import cache
-from typing import Annotated, Any, get_args
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
@@ -16,6 +18,9 @@ from fxlrp.evaluation.methods import KINDS, MethodSpec, options_of
 from fxlrp.evaluation.methods.relevance import check_options
 from fxlrp.evaluation.mistakes import not_among, told
 from fxlrp.evaluation.paper import ROLES
+
+_WRITTEN = (str, bool, int, float, Mapping, Sequence, NoneType)
+"""Types that TOML can write, and what is left out."""
 
 
 def _level(number: int) -> int:
@@ -100,7 +105,7 @@ def _checked(where: str, kind: str, given: Mapping[str, Any]) -> tuple[_Measured
     return common, options
 
 
-@cache
+@functools.cache
 def _model(kind: str) -> type[_Measured]:
     """The keys of a method of this kind: those of every method, and the options of its function."""
     options = {
@@ -113,13 +118,10 @@ def _model(kind: str) -> type[_Measured]:
 
 def _of_toml(annotation: Any) -> Any:
     """A type without the members of its union that TOML cannot write, such as ``Preset`` of ``str | Preset``."""
-    members = [member for member in get_args(annotation) if member in (str, bool, int, float, type(None))]
-    if not members:
+    if get_origin(annotation) not in (Union, UnionType):
         return annotation
-    whole = members[0]
-    for member in members[1:]:
-        whole = whole | member
-    return whole
+    members = [member for member in get_args(annotation) if (get_origin(member) or member) in _WRITTEN]
+    return functools.reduce(operator.or_, members)
 
 
 def _text(value: Any) -> str:

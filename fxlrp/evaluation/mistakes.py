@@ -54,7 +54,8 @@ def _told(key: str, details: Sequence[Mapping[str, Any]], section: str, known: C
     if first["type"] == "value_error":
         return f"{f'{section}.{key}' if key else f'[{section}]'}: {first['ctx']['error']}"
     wanted = ", or ".join(dict.fromkeys(detail["msg"].removeprefix("Input should be ") for detail in details))
-    return f"{section}.{key} = {first['input']!r}: it must be {wanted}{_nearest(first['input'], details)}"
+    must = "it must be " if first["msg"].startswith("Input should be ") else ""
+    return f"{section}.{key} = {first['input']!r}: {must}{wanted}{_nearest(first['input'], details)}"
 
 
 def _nearest(value: Any, details: Sequence[Mapping[str, Any]]) -> str:

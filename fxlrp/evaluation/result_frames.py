@@ -52,7 +52,7 @@ def summary(results: pl.DataFrame, metrics: MetricsConfig) -> pl.DataFrame:
     for tie in metrics.ties:
         estimates = [estimate(scores.to_numpy()) for scores in methods[f"id_{tie}"]]
         methods = methods.with_columns(
-            pl.Series(f"{name}_{tie}", column, pl.Float64, nan_to_null=True)
+            pl.Series(f"{name}_{tie}", column, pl.Float64).fill_nan(None)
             for name, column in zip(("id", "id_low", "id_high"), zip(*estimates, strict=True), strict=True)
         )
     measures = [f"{measure}_{tie}" for tie in metrics.ties for measure in MEASURES]

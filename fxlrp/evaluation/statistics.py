@@ -48,7 +48,7 @@ def estimate(values: Array, seed: int = 0) -> Estimate:
     """
     if len(values) < 2:
         return Estimate(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found: Any = stats.bootstrap(
             (values,), np.mean, n_resamples=RESAMPLES, batch=100, method="BCa", rng=np.random.default_rng(seed)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fxlrp.compiler import compile
 from fxlrp.errors import MethodError
-from fxlrp.evaluation.conservation import INPUT, arrived
 from fxlrp.evaluation.methods.base import Attribution, Explain
+from fxlrp.evaluation.relevance_sums import INPUT, arrived
 from fxlrp.heatmap import stage_map
 from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
 from fxlrp.rule_text import read_rules
