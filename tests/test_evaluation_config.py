@@ -88,7 +88,7 @@ def test_a_key_that_is_left_out_has_a_default(tmp_path):
 
 def test_the_fingerprint_depends_on_the_results_alone(tmp_path):
     plain = parse_config(GIVEN, tmp_path).fingerprint()
-    assert plain == "3ab6b3afff2340ca"  # of results of fxlrp 0.1.0, which are taken up
+    assert plain == "3ab6b3afff2340ca"  # of earlier results, which are taken up
     for section in ({"run": {"out": "x", "device": "cuda", "title": "T", "against": "relevance"}},
                     {"metrics": {"failure": 0.2}}, {"model": {"name": "N"}}):  # fmt: skip
         assert parse_config(changed(**section), tmp_path).fingerprint() == plain

@@ -1,4 +1,4 @@
-"""The folder of results: what killed processes leave, results of fxlrp 0.1.0, and what cannot be read."""
+"""The folder of results: what killed processes leave, results in the earlier layout, and what cannot be read."""
 
 import h5py
 import numpy as np
@@ -88,8 +88,8 @@ def test_failed_images_are_forgotten_with_their_maps(store, collected):
     assert indices(store.maps.folder / "first.h5") == [3, 12]
 
 
-def in_the_layout_of_0_1_0(store, parts):
-    """The same folder as fxlrp 0.1.0 would leave it: all images in one file, or those of ``parts`` still apart."""
+def in_the_earlier_layout(store, parts):
+    """The same folder in the earlier layout: all images in one file, or those of ``parts`` still apart."""
     table = store.read()
     old = store.folder / "parts"
     old.mkdir()
@@ -107,8 +107,8 @@ def in_the_layout_of_0_1_0(store, parts):
 
 
 @pytest.mark.parametrize("parts", [[], [7], [3, 7, 12]])
-def test_results_of_0_1_0_are_read_and_taken_up(store, parts):
-    table = in_the_layout_of_0_1_0(store, parts)
+def test_results_in_the_earlier_layout_are_read_and_taken_up(store, parts):
+    table = in_the_earlier_layout(store, parts)
     assert store.read().equals(table)
     store.open("fingerprint", {})
     assert store.done() == {3, 7, 12}
@@ -118,8 +118,8 @@ def test_results_of_0_1_0_are_read_and_taken_up(store, parts):
     assert {path.name for path in store.folder.iterdir()} == {RESULTS, "maps", "run.json"}
 
 
-def test_reading_results_of_0_1_0_that_was_cut_off_goes_on(store):
-    table = in_the_layout_of_0_1_0(store, [7])
+def test_a_conversion_that_was_cut_off_goes_on(store):
+    table = in_the_earlier_layout(store, [7])
     store.results.rename(store.folder / "merged.parquet")
     store.results.mkdir()
     store._write(store._file(3), table.slice(0, 2))

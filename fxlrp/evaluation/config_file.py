@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fxlrp.errors import ConfigError
 from fxlrp.evaluation.config import Config, DataConfig, MetricsConfig, ModelConfig, RunConfig, Strings
 from fxlrp.evaluation.method_tables import methods_of, sweeps_of
-from fxlrp.evaluation.mistakes import check_keys, not_among, told
+from fxlrp.evaluation.mistakes import check_keys, mistakes_of, not_among
 from fxlrp.extras import require
 
 T = TypeVar("T")
@@ -100,4 +100,4 @@ def _section(kind: type[T], table: Mapping[str, Any], name: str) -> T:
     try:
         return kind(**given)
     except ValidationError as error:
-        raise ConfigError(told(error, name, [field.name for field in fields(kind)])) from error  # type: ignore[arg-type]
+        raise ConfigError(mistakes_of(error, name, [field.name for field in fields(kind)])) from error  # type: ignore[arg-type]

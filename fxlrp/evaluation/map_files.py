@@ -56,16 +56,16 @@ class MapFiles:
                 with np.load(path) as content:
                     if f"map {method}" in content:
                         fresh[index] = (content[f"map {method}"][None], content["output"], content["label"])
-            place = self.folder / f"{file_name(method)}.h5"
-            _write(place, _read(place) | fresh)
+            file_path = self.folder / f"{file_name(method)}.h5"
+            _write(file_path, _read(file_path) | fresh)
         shutil.rmtree(self._waiting, ignore_errors=True)
 
     def drop(self, indices: Collection[int]) -> None:
         """Forget the maps of some images."""
         for index in indices:
             (self._waiting / f"{index:08d}.npz").unlink(missing_ok=True)
-        for place in self.folder.glob("*.h5") if indices else ():
-            _write(place, {index: entry for index, entry in _read(place).items() if index not in indices})
+        for file_path in self.folder.glob("*.h5") if indices else ():
+            _write(file_path, {index: entry for index, entry in _read(file_path).items() if index not in indices})
 
 
 def file_name(method: str) -> str:
@@ -74,23 +74,23 @@ def file_name(method: str) -> str:
     return kept or "method"
 
 
-def _read(place: Path) -> dict[int, tuple[Any, ...]]:
+def _read(file_path: Path) -> dict[int, tuple[Any, ...]]:
     """By image its map (1, height, width), the model's output and its label."""
-    if not place.exists():
+    if not file_path.exists():
         return {}
-    with require("h5py", "evaluate").File(place) as file:
+    with require("h5py", "evaluate").File(file_path) as file:
         columns = [file[name][:] for name in _COLUMNS]
         return {int(index): tuple(row) for index, *row in zip(file["index"][:], *columns, strict=True)}
 
 
-def _write(place: Path, entries: dict[int, tuple[Any, ...]]) -> None:
+def _write(file_path: Path, entries: dict[int, tuple[Any, ...]]) -> None:
     """Write a file anew, in the order of the images; without images there is none."""
     if not entries:
-        place.unlink(missing_ok=True)
+        file_path.unlink(missing_ok=True)
         return
     order = sorted(entries)
     maps, outputs, labels = (np.stack([entries[index][i] for index in order]) for i in range(3))
-    with whole(place) as path:
+    with whole(file_path) as path:
         with require("h5py", "evaluate").File(path, "w") as file:
             file.create_dataset("attribution", data=maps.astype(np.float32), compression="gzip", compression_opts=1)
             file["prediction"] = outputs.astype(np.float32)

@@ -16,7 +16,7 @@ from fxlrp.errors import ConfigError, RuleError, StartError
 from fxlrp.evaluation.config import Entry, as_tuple
 from fxlrp.evaluation.methods import KINDS, MethodSpec, options_of
 from fxlrp.evaluation.methods.relevance import check_options
-from fxlrp.evaluation.mistakes import not_among, told
+from fxlrp.evaluation.mistakes import mistakes_of, not_among
 from fxlrp.evaluation.paper import ROLES
 
 _WRITTEN = (str, bool, int, float, Mapping, Sequence, NoneType)
@@ -95,7 +95,7 @@ def _checked(where: str, kind: str, given: Mapping[str, Any]) -> tuple[_Measured
     try:
         common = model(**given)
     except ValidationError as error:
-        raise ConfigError(f"{told(error, where, model.model_fields)} (kind {kind})") from error
+        raise ConfigError(f"{mistakes_of(error, where, model.model_fields)} (kind {kind})") from error
     options = {key: value for key, value in given.items() if key not in _Measured.model_fields}
     if kind == "fxlrp":
         try:

@@ -13,42 +13,42 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-def not_among(word: str, known: Collection[str]) -> str:
-    """What to write in place of a word: the nearest known one, or else the choice."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(known)}"
+def not_among(word: str, choices: Collection[str]) -> str:
+    """What to write in place of a word: the nearest choice, or else all choices."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(choices)}"
 
 
-def check_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> None:
+def check_keys(table: Mapping[str, Any], choices: Collection[str], where: str) -> None:
     """Raise where a table has a key that means nothing.
 
     Raises:
         ConfigError: names the key and the nearest one that there is.
     """
     for key in table:
-        if key not in known:
-            raise ConfigError(f"{where} has no {key!r}: {not_among(key, known)}")
+        if key not in choices:
+            raise ConfigError(f"{where} has no {key!r}: {not_among(key, choices)}")
 
 
-def told(error: ValidationError, section: str, known: Collection[str]) -> str:
+def mistakes_of(error: ValidationError, section: str, choices: Collection[str]) -> str:
     """The mistakes that pydantic found in a section, one after the other.
 
     Args:
         error: of pydantic.
         section: the name of the section, such as ``metrics`` or ``methods.NAME``.
-        known: its keys.
+        choices: the keys that it may have.
     """
     by_key: dict[str, list[Any]] = {}
     for detail in error.errors():
         by_key.setdefault(str(detail["loc"][0]) if detail["loc"] else "", []).append(detail)
-    return "; ".join(_told(key, details, section, known) for key, details in by_key.items())
+    return "; ".join(_mistake(key, details, section, choices) for key, details in by_key.items())
 
 
-def _told(key: str, details: Sequence[Mapping[str, Any]], section: str, known: Collection[str]) -> str:
+def _mistake(key: str, details: Sequence[Mapping[str, Any]], section: str, choices: Collection[str]) -> str:
     """The mistake at one key; of a union each member has a detail of its own."""
     first = details[0]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"[{section}] has no {key!r}: {not_among(key, known)}"
+        return f"[{section}] has no {key!r}: {not_among(key, choices)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"[{section}] lacks {key!r}"
     if first["type"] == "value_error":

@@ -163,9 +163,9 @@ class ReportTables:
     def _claim(self, claim: str, first: Method, second: tuple[str, int]) -> Line:
         cells = [claim, f"{first['levels']} levels" if first["levels"] else "as they are"]
         for tie in self._ties:
-            found = estimate(self._differences((first["method"], first["levels"]), second, tie))
-            verdict = "holds" if found.low > 0 else "the reverse" if found.high < 0 else "undecided"
-            cells.append("–" if np.isnan(found.mean) else f"{found.text()}: **{verdict}**")
+            gain = estimate(self._differences((first["method"], first["levels"]), second, tie))
+            verdict = "holds" if gain.low > 0 else "the reverse" if gain.high < 0 else "undecided"
+            cells.append("–" if np.isnan(gain.mean) else f"{gain.text()}: **{verdict}**")
         return cells
 
     def _differences(self, first: tuple[str, int], second: tuple[str, int], tie: str) -> Array:

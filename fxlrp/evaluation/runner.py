@@ -128,7 +128,7 @@ def load_subject(config: Config, device: torch.device | str) -> tuple[nn.Module,
 
 
 class _Run:
-    """One process' part of an evaluation."""
+    """One process' share of an evaluation."""
 
     def __init__(
         self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, workers: Workers

@@ -50,10 +50,10 @@ def estimate(values: Array, seed: int = 0) -> Estimate:
         return Estimate(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found: Any = stats.bootstrap(
+        resampled: Any = stats.bootstrap(
             (values,), np.mean, n_resamples=RESAMPLES, batch=100, method="BCa", rng=np.random.default_rng(seed)
         )  # fmt: skip
-    low, high = found.confidence_interval
+    low, high = resampled.confidence_interval
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = values.min(), values.max()
     return Estimate(float(values.mean()), float(low), float(high))

@@ -73,8 +73,8 @@ class Store:
                 )
             self._convert()
             self.results.mkdir(exist_ok=True)
-            for place in (self.folder, self.results, self.maps.folder):
-                for unfinished in place.glob(".*-*"):  # by a process that was killed
+            for folder in (self.folder, self.results, self.maps.folder):
+                for unfinished in folder.glob(".*-*"):  # by a process that was killed
                     shutil.rmtree(unfinished, ignore_errors=True)
             if not meta.exists():
                 self.write_json(_META, {"fingerprint": fingerprint, **description})
@@ -142,14 +142,14 @@ class Store:
     def _file(self, index: int) -> Path:
         return self.results / f"{index:08d}.parquet"
 
-    def _write(self, place: Path, table: Any) -> None:
-        with whole(place) as path:
+    def _write(self, file: Path, table: Any) -> None:
+        with whole(file) as path:
             require("pyarrow.parquet", "evaluate").write_table(table, path, compression="zstd")
-            with path.open("rb") as file:
-                os.fsync(file.fileno())  # only what is on the disk may get its name
+            with path.open("rb") as written:
+                os.fsync(written.fileno())  # only what is on the disk may get its name
 
     def _convert(self) -> None:
-        """Bring results of fxlrp 0.1.0 into this layout: it merged all images into one file once a run ended.
+        """Bring earlier results into this layout: once a run ended, all images were merged into one file.
 
         Every step can be repeated, so that a conversion that was killed goes on.
         """
