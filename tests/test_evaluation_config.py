@@ -122,6 +122,7 @@ def test_the_fingerprint_depends_on_the_results_alone(tmp_path):
         ({"data": {"count": 0}}, "data.count = 0: it must be greater than 0"),
         ({"methods": {}}, "there are no methods"),
         ({"methods": {"a": {"kind": "lime"}}}, "methods.a.kind = 'lime': choose among fxlrp, captum_lrp"),
+        ({"methods": {"a": {"kind": ["random"]}}}, "methods.a.kind = ['random']: "),
         ({"methods": {"a": {"kind": "gradcam"}}}, "methods.a.kind = 'gradcam': did you mean 'grad_cam'?"),
         ({"methods": {"a": {"prest": "x"}}}, "[methods.a] has no 'prest': did you mean 'preset'? (kind fxlrp)"),
         ({"methods": {"a": {"preset": "conservng"}}}, "methods.a: preset='conservng': choose one of 'conserving'"),

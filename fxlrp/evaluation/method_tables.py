@@ -53,7 +53,7 @@ def methods_of(table: Any) -> list[Entry]:
     entries = []
     for name, given in _tables(table, "methods"):
         kind = given.pop("kind", "fxlrp")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigError(f"methods.{name}.kind = {kind!r}: {not_among(str(kind), KINDS)}")
         common, options = _checked(f"methods.{name}", kind, given)
         entries.append(Entry(MethodSpec(name, kind, options), common.levels, common.paper))

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 def not_among(word: str, choices: Collection[str]) -> str:
     """What to write in place of a word: the nearest choice, or else all choices."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(choices)}"
+    return _nearest(word, choices) or f"choose among {', '.join(choices)}"
 
 
 def check_keys(table: Mapping[str, Any], choices: Collection[str], where: str) -> None:
@@ -54,13 +53,12 @@ def _mistake(key: str, details: Sequence[Mapping[str, Any]], section: str, choic
     if first["type"] == "value_error":
         return f"{f'{section}.{key}' if key else f'[{section}]'}: {first['ctx']['error']}"
     wanted = ", or ".join(dict.fromkeys(detail["msg"].removeprefix("Input should be ") for detail in details))
+    near = _nearest(first["input"], re.findall("'(.+?)'", wanted))  # the words of a Literal stand in quotes
     must = "it must be " if first["msg"].startswith("Input should be ") else ""
-    return f"{section}.{key} = {first['input']!r}: {must}{wanted}{_nearest(first['input'], details)}"
+    return f"{section}.{key} = {first['input']!r}: {must}{wanted}{f'; {near}' if near else ''}"
 
 
-def _nearest(value: Any, details: Sequence[Mapping[str, Any]]) -> str:
-    """``did you mean``, where one of a few words is wanted and one of them is near."""
-    expected = " ".join(detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error")
-    words = re.findall("'(.+?)'", expected)
-    near = difflib.get_close_matches(value, words, n=1) if isinstance(value, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _nearest(value: Any, words: Collection[str]) -> str:
+    """``did you mean``, where one of the words is near."""
+    near = difflib.get_close_matches(value, list(words), n=1) if isinstance(value, str) else []
+    return f"did you mean {near[0]!r}?" if near else ""
