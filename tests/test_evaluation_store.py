@@ -137,3 +137,6 @@ def test_unusable_folders_are_errors(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EvaluationError, match="cannot be used for results"):
         Store(tmp_path / "file" / "out").open("fingerprint", {})
+    (store.folder / "run.json").write_text("damaged")
+    with pytest.raises(EvaluationError, match="cannot be used for results"):
+        store.open("fingerprint", {})

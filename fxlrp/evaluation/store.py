@@ -78,8 +78,8 @@ class Store:
                     shutil.rmtree(unfinished, ignore_errors=True)
             if not meta.exists():
                 self.write_json(_META, {"fingerprint": fingerprint, **description})
-        except OSError as error:
-            raise EvaluationError(f"{self.folder} cannot be used for results: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{self.folder} cannot be used for results: {error}") from error
 
     def done(self) -> set[int]:
         """The images whose results are there."""
