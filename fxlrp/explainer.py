@@ -252,7 +252,7 @@ class Explainer(nn.Module):
     ) -> None:  # fmt: skip
         """Serve the graph to a browser in Model Explorer, until it is stopped.
 
-        Arguments and errors are those of :func:`fxlrp.explorer.explore`.
+        Arguments and errors are those of :func:`fxlrp.views.explorer.explore`.
         """
         from fxlrp.views.explorer import explore
 

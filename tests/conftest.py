@@ -29,6 +29,15 @@ def _seed():
 
 
 @pytest.fixture
+def evaluation_place(monkeypatch):
+    """Evaluations find models and methods by name in the folder of the tests; threads are as before afterwards."""
+    monkeypatch.chdir(Path(__file__).parent)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def shared():
     """The optional data folder beside the repository."""
     if not SHARED.is_dir():

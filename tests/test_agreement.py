@@ -33,7 +33,7 @@ def test_rank_correlation_of_the_same_and_of_the_reverse():
         rank_correlation(maps, maps[:, :2])
 
 
-def test_all_pairs_at_once_are_what_each_pair_is():
+def test_correlations_of_all_pairs_equal_those_of_each_pair():
     torch.manual_seed(0)
     maps = torch.cat([torch.randn(3, 4, 5), torch.randint(0, 3, (2, 4, 5)).float(), torch.ones(1, 4, 5)])
     table = rank_correlations(maps)
@@ -81,7 +81,7 @@ def test_maps_of_the_model_change_with_its_weights_and_edges_do_not():
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
 
 
-def test_stages_are_fewer_layers_and_end_at_the_last():
+def test_fewer_stages_are_spread_evenly_and_end_at_the_first_layer():
     layers = [nn.Linear(4, 4) for _ in range(10)]
     model = nn.Sequential(*layers).eval()
     found = list(randomization_check(model, lambda m: lambda x, t: m(x)[:, None], torch.rand(2, 4),

@@ -1,12 +1,14 @@
-"""Configurations: what they hold, and that nothing wrong in one goes through."""
+"""Configurations: what they hold, and that every mistake in one is an error."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 from fxlrp.errors import ConfigError
 
 from fxlrp.evaluation import parse_config, read_config
+from fxlrp.evaluation.methods import options_of
 
 GIVEN = {
     "model": {"spec": "torchvision:resnet18"},
@@ -18,11 +20,12 @@ GIVEN = {
 def changed(**sections):
     table = {name: dict(section) for name, section in GIVEN.items()}
     for name, section in sections.items():
-        table[name] = section if name in ("methods", "sweep") else table.get(name, {}) | section
+        whole = name in ("methods", "sweep") or not isinstance(section, dict)
+        table[name] = section if whole else table.get(name, {}) | section
     return table
 
 
-def test_a_configuration_with_everything(tmp_path):
+def test_a_configuration_has_what_its_file_says(tmp_path):
     (tmp_path / "all.toml").write_text(
         """
         [model]
@@ -75,7 +78,7 @@ def test_swept_methods_are_called_by_what_varies_or_names_the_sweep(tmp_path):
     ]  # fmt: skip
 
 
-def test_what_is_left_out_has_defaults(tmp_path):
+def test_a_key_that_is_left_out_has_a_default(tmp_path):
     config = parse_config(GIVEN, tmp_path)
     assert config.metrics.ties == ("strict",)
     assert config.metrics.step == 500
@@ -83,8 +86,9 @@ def test_what_is_left_out_has_defaults(tmp_path):
     assert config.title == "torchvision:resnet18 on npz"
 
 
-def test_the_fingerprint_changes_with_the_results_alone(tmp_path):
+def test_the_fingerprint_depends_on_the_results_alone(tmp_path):
     plain = parse_config(GIVEN, tmp_path).fingerprint()
+    assert plain == "3ab6b3afff2340ca"  # of earlier results, which are taken up
     for section in ({"run": {"out": "x", "device": "cuda", "title": "T", "against": "relevance"}},
                     {"metrics": {"failure": 0.2}}, {"model": {"name": "N"}}):  # fmt: skip
         assert parse_config(changed(**section), tmp_path).fingerprint() == plain
@@ -96,36 +100,75 @@ def test_the_fingerprint_changes_with_the_results_alone(tmp_path):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"metrics": {"stpe": 5}}, r"\[metrics\] has no 'stpe': did you mean 'step'\?"),
-        ({"metrics": {"step": "five"}}, "metrics.step = 'five': a value of type int is expected"),
-        ({"metrics": {"step": True}}, "metrics.step = True"),
-        ({"metrics": {"step": 0}}, "metrics.step = 0: at least 1"),
-        ({"metrics": {"ties": ["loose"]}}, "metrics.ties = 'loose': choose strict or plateau"),
-        ({"metrics": {"baseline": "white"}}, "metrics.baseline = 'white'"),
-        ({"metrics": {"backend": "fast"}}, "metrics.backend = 'fast': choose eager or inductor"),
-        ({"metrics": {"target": "both"}}, "choose label or predicted"),
-        ({"data": {"kind": "mnist"}}, "data.kind = 'mnist': choose imagenet, cub, folder or npz"),
-        ({"data": {"part": "half"}}, "choose development or confirmation"),
-        ({"data": {"count": 3, "per_class": 1}}, "gives count and per_class"),
-        ({"data": {"count": 0}}, "data.count = 0"),
+        ({"metrics": {"stpe": 5}}, "[metrics] has no 'stpe': did you mean 'step'?"),
+        ({"metrics": {"colour": 5}}, "[metrics] has no 'colour': choose among step, ties"),
+        ({"metrics": {"step": "five"}}, "metrics.step = 'five': it must be a valid integer"),
+        ({"metrics": {"step": True}}, "metrics.step = True: it must be a valid integer"),
+        ({"metrics": {"step": 2.5}}, "metrics.step = 2.5: it must be a valid integer"),
+        ({"metrics": {"step": 0}}, "metrics.step = 0: it must be greater than 0"),
+        ({"metrics": {"step": 0, "targt": 1}}, "metrics.step = 0: it must be greater than 0; [metrics] has no 'targt'"),
+        ({"metrics": {"randomize": -1}}, "metrics.randomize = -1: it must be greater than or equal to 0"),
+        ({"metrics": {"agreement": 1}}, "metrics.agreement = 1: it must be a valid boolean"),
+        ({"metrics": {"ties": ["strikt"]}}, "it must be 'strict' or 'plateau'; did you mean 'strict'?"),
+        ({"metrics": {"ties": []}}, "metrics.ties = []: Value should have at least 1 item"),
+        ({"metrics": {"baseline": "white"}}, "'white': it must be 'black', 'mean' or 'blurred', or a valid number"),
+        ({"metrics": {"backend": "fast"}}, "metrics.backend = 'fast': it must be 'eager' or 'inductor'"),
+        ({"metrics": {"target": "both"}}, "metrics.target = 'both': it must be 'label' or 'predicted'"),
+        ({"metrics": {"checkpoints": [3]}}, "metrics.checkpoints = 3: it must be a valid string"),
+        ({"metrics": 3}, "[metrics] must be a table"),
+        ({"data": {"kind": "mnist"}}, "data.kind = 'mnist': it must be 'imagenet', 'cub', 'folder' or 'npz'"),
+        ({"data": {"part": "half"}}, "data.part = 'half': it must be 'development' or 'confirmation'"),
+        ({"data": {"count": 3, "per_class": 1}}, "[data]: count and per_class both give the number of images"),
+        ({"data": {"count": 0}}, "data.count = 0: it must be greater than 0"),
         ({"methods": {}}, "there are no methods"),
         ({"methods": {"a": {"kind": "lime"}}}, "methods.a.kind = 'lime': choose among fxlrp, captum_lrp"),
-        ({"methods": {"a": {"prest": "x"}}}, r"methods.a \(kind fxlrp\) has no 'prest': did you mean 'preset'\?"),
-        ({"methods": {"a": {"levels": [1]}}}, "levels are at least 2, or 0"),
-        ({"methods": {"a": {"paper": "v"}}}, "methods.a.paper = 'v'"),
+        ({"methods": {"a": {"kind": ["random"]}}}, "methods.a.kind = ['random']: "),
+        ({"methods": {"a": {"kind": "gradcam"}}}, "methods.a.kind = 'gradcam': did you mean 'grad_cam'?"),
+        ({"methods": {"a": {"prest": "x"}}}, "[methods.a] has no 'prest': did you mean 'preset'? (kind fxlrp)"),
+        ({"methods": {"a": {"preset": "conservng"}}}, "methods.a: preset='conservng': choose one of 'conserving'"),
+        ({"methods": {"a": {"split": "half"}}}, "methods.a: split='half': choose one of"),
+        ({"methods": {"a": {"start": "none"}}}, "methods.a: start='none': choose one of"),
+        ({"methods": {"a": {"rules": {"fc": "Epsilom(1)"}}}}, "methods.a: "),
+        ({"methods": {"a": {"identity_skips": "no"}}}, "methods.a.identity_skips = 'no': it must be a valid boolean"),
+        ({"methods": {"a": {"smooth": "much"}}}, "methods.a.smooth = 'much': it must be a valid number"),
+        ({"methods": {"a": {"checkpoints": ["fc"]}}}, "[methods.a] has no 'checkpoints'"),
+        ({"methods": {"a": {"kind": "integrated_gradients", "steps": 1.5}}}, "methods.a.steps = 1.5: it must be"),
+        ({"methods": {"a": {"kind": "score_cam", "forward": 1}}}, "[methods.a] has no 'forward'"),
+        ({"methods": {"a": {"kind": "python"}}}, "[methods.a] lacks 'function' (kind python)"),
+        ({"methods": {"a": {"levels": [1]}}}, "methods.a.levels: 1 levels: give at least 2, or 0"),
+        ({"methods": {"a": {"paper": "v"}}}, "methods.a.paper: 'v' is no row of the paper: did you mean 'iv'?"),
         ({"methods": {"a": 3}}, "methods.a must be a table"),
-        ({"sweep": {"s": {"splits": ["ratio"]}}}, "sweep.s has no 'splits': did you mean 'split'"),
+        ({"methods": 3}, "methods are tables by name, such as [methods.NAME]"),
+        ({"sweep": {"s": {"splits": ["ratio"]}}}, "[sweep.s] has no 'splits': did you mean 'split'?"),
+        ({"sweep": {"s": {"split": ["ratio", "half"]}}}, "sweep.s: split='half': choose one of"),
         ({"sweep": {"relevance": {"preset": "conserving"}}}, "two methods are called 'relevance'"),
-        ({"run": {"against": "Grad-CAM"}}, "run.against = 'Grad-CAM': there is no method of that name"),
+        ({"run": {"against": "relevence"}}, "run.against = 'relevence' is no method: did you mean 'relevance'?"),
         ({"report": {"out": "x"}}, "the configuration has no 'report'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_with_its_place(section, message, tmp_path):
-    with pytest.raises(ConfigError, match=message):
+def test_a_mistake_is_an_error_that_names_its_place(section, message, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         parse_config(changed(**section), tmp_path)
 
 
-def test_missing_sections_and_files_are_told(tmp_path):
+def test_every_option_of_a_kind_can_be_given(tmp_path):
+    methods = {
+        "all": {"preset": "epsilon_plus", "rules": {"fc": "Epsilon(1e-3)"}, "split": "signed", "identity_skips": False,
+                "start": "logit", "at": ["fc", "input"], "smooth": 5, "levels": 8},
+        "mine": {"kind": "python", "function": "a.b:c", "options": {"x": [1, 2]}},
+        "cam": {"kind": "score_cam", "layer": "layer4"},
+        "random": {"kind": "random", "seed": 3},
+        "ig": {"kind": "integrated_gradients", "steps": 20},
+    }  # fmt: skip
+    entries = parse_config(changed(methods=methods), tmp_path).methods
+    assert entries[0].levels == (8,)
+    assert [dict(entry.spec.options) for entry in entries] == [
+        {key: value for key, value in table.items() if key not in ("kind", "levels")} for table in methods.values()
+    ]
+    assert options_of("fxlrp").keys() == {"preset", "rules", "split", "identity_skips", "start", "at", "smooth"}
+
+
+def test_missing_sections_and_unreadable_files_are_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"\[model\] is missing"):
         parse_config({"data": GIVEN["data"]}, tmp_path)
     with pytest.raises(ConfigError, match=r"\[data\] lacks .*'path'"):
@@ -159,7 +202,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "evaluation"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*_*.toml")))
-def test_the_example_configurations_are_right(name):
+def test_the_example_configurations_can_be_read(name):
     config = read_config(EXAMPLES / name)
     assert {entry.paper for entry in config.methods} >= {"i", "ii", "iii", "iv", "mixture", "grad_cam"}
     assert config.metrics.ties == ("strict", "plateau")

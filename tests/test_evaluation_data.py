@@ -1,4 +1,4 @@
-"""Data sets: every layout, every choice of images, and what is told where something is missing."""
+"""Data sets: every layout, every choice of images, and errors where something is missing."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torchvision import transforms
 
 from fxlrp.evaluation import data
 from fxlrp.evaluation.data import Sample, choose, half
-from fxlrp.evaluation.items import Normalization, load_item
+from fxlrp.evaluation.evaluated_image import Normalization, load_image
 
 
 def picture(path, value=128, size=(10, 8)):
@@ -35,7 +35,7 @@ def write_cub(root, classes=4, training=5, testing=3):
     return root
 
 
-def test_a_folder_for_each_class(tmp_path):
+def test_a_folder_per_class_gives_labels(tmp_path):
     for name in ("b/2.png", "a/1.jpg", "a/3.PNG", "b/notes.txt", "c/4.bmp"):
         path = tmp_path / name
         if path.suffix == ".txt":
@@ -49,7 +49,7 @@ def test_a_folder_for_each_class(tmp_path):
     assert samples[0].read().size == (10, 8)
 
 
-def test_other_ways_to_label_a_folder(tmp_path):
+def test_labels_come_from_the_order_or_a_file_or_are_unknown(tmp_path):
     for name in ("x.png", "y.png", "z.png"):
         picture(tmp_path / name)
     assert [s.label for s in data.image_folder(tmp_path, "order")] == [0, 1, 2]
@@ -61,7 +61,7 @@ def test_other_ways_to_label_a_folder(tmp_path):
         data.image_folder(tmp_path, "labels.csv")
 
 
-def test_what_is_missing_in_a_folder_is_told(tmp_path):
+def test_a_folder_in_another_layout_is_an_error(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         data.image_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no folder for each class"):
@@ -72,7 +72,7 @@ def test_what_is_missing_in_a_folder_is_told(tmp_path):
         data.image_folder(tmp_path, "lables.csv")
 
 
-def test_imagenet_is_a_thousand_folders(tmp_path):
+def test_imagenet_has_a_thousand_folders(tmp_path):
     for i in range(1000):
         (tmp_path / "val" / f"n{i:08d}").mkdir(parents=True)
     picture(tmp_path / "val" / "n00000007" / "one.JPEG")
@@ -85,7 +85,7 @@ def test_imagenet_is_a_thousand_folders(tmp_path):
         data.imagenet(tmp_path)
 
 
-def test_cub_in_its_own_layout(tmp_path):
+def test_cub_is_read_in_its_own_layout(tmp_path):
     root = write_cub(tmp_path)
     test = data.cub(root)
     assert len(test) == 12
@@ -99,7 +99,7 @@ def test_cub_in_its_own_layout(tmp_path):
     assert {s.index for s in data.cub(root, "validation", seed=4, validation=4)} != {s.index for s in validation}
 
 
-def test_what_is_missing_in_cub_is_told(tmp_path):
+def test_cub_with_missing_files_is_an_error(tmp_path):
     root = write_cub(tmp_path)
     with pytest.raises(DataError, match="choose test, train or validation"):
         data.cub(root, "val")
@@ -113,7 +113,7 @@ def test_what_is_missing_in_cub_is_told(tmp_path):
         data.cub(root)
 
 
-def test_arrays(tmp_path):
+def test_an_npz_file_gives_images_and_labels(tmp_path):
     images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([4, 2]))
     samples = data.arrays(tmp_path / "a.npz")
@@ -140,7 +140,7 @@ def samples(*labels):
     return [Sample(i, str(i), label, lambda: None) for i, label in enumerate(labels)]
 
 
-def test_of_each_class_the_same_number():
+def test_each_class_gives_the_same_number_of_images():
     given = samples(*[0] * 5, *[1] * 6, *[2] * 7)
     for seed in range(3):
         chosen = choose(given, per_class=2, seed=seed)
@@ -152,7 +152,7 @@ def test_of_each_class_the_same_number():
     assert choose(given) == given
 
 
-def test_too_few_images_are_told():
+def test_too_few_images_are_an_error():
     given = samples(0, 0, 1)
     with pytest.raises(DataError, match="2 images of class 1 are wanted, and there are 1"):
         choose(given, per_class=2)
@@ -177,7 +177,7 @@ def test_halves_share_nothing_and_have_the_classes_in_common():
 # As a model takes them ------------------------------------------------------------------------------
 
 
-def test_an_image_comes_apart_into_what_it_shows_and_normalisation(tmp_path):
+def test_an_image_is_between_0_and_1_and_its_normalisation_is_measured(tmp_path):
     order = np.random.default_rng(0)
     Image.fromarray(order.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     preprocess = transforms.Compose(
@@ -185,7 +185,7 @@ def test_an_image_comes_apart_into_what_it_shows_and_normalisation(tmp_path):
          transforms.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])]
     )  # fmt: skip
     (sample,) = data.image_folder(tmp_path, "none")
-    item = load_item(sample, preprocess)
+    item = load_image(sample, preprocess)
     assert item.image.shape == (1, 3, 16, 16)
     assert 0 <= item.image.min() <= item.image.max() <= 1
     assert torch.allclose(item.input[0], preprocess(sample.read()), atol=1e-5)
@@ -193,13 +193,13 @@ def test_an_image_comes_apart_into_what_it_shows_and_normalisation(tmp_path):
     assert torch.allclose(grey[0, :, 0, 0], torch.tensor([0.5, 0.0, -0.4]), atol=1e-6)
 
 
-def test_preprocessing_that_cannot_be_undone_is_told():
+def test_preprocessing_that_cannot_be_undone_is_an_error():
     with pytest.raises(InputError, match="cannot be undone"):
         Normalization(lambda image: transforms.functional.to_tensor(image) * 0, (4, 4))
 
 
-def test_unreadable_images_are_told(tmp_path):
+def test_an_unreadable_image_is_an_error(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     (sample,) = data.image_folder(tmp_path, "none")
     with pytest.raises(ImageError, match=r"broken\.jpg is not an image"):
-        load_item(sample, transforms.ToTensor())
+        load_image(sample, transforms.ToTensor())

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves
-from fxlrp.rules.primitives import primitive
 from torch import nn
 
 import fxlrp
@@ -18,6 +17,7 @@ from fxlrp.rules import Epsilon, Gradient, Pass, Rule, Shares, ZPlus
 from fxlrp.rules.rule import families
 from fxlrp.steps.declaration import StepFacts, declare, facts_of
 from fxlrp.steps.linear_operation import FixedOperation
+from fxlrp.steps.primitives import primitive
 from fxlrp.vocabulary import VOCABULARY, Kind, Operation, Sign, register
 
 DOUBLE = torch.float64

@@ -13,7 +13,8 @@ from torch import nn
 
 import fxlrp
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
-from fxlrp.evaluation.insertion import area, baseline_images, blurred, entries
+from fxlrp.evaluation.baselines import baseline_images, blurred
+from fxlrp.evaluation.insertion import area, naming_ranks
 from fxlrp.evaluation.ties import tied_share
 
 
@@ -103,7 +104,7 @@ def test_no_image_is_seen_twice(batch_size):
         assert not torch.equal(curve[:, 0], curve[:, 3])
 
 
-def test_all_pixels_are_named_in_the_end():
+def test_the_last_step_names_all_pixels():
     model, images, maps = case()
     result = insertion_deletion(model, images, maps, 1, step=5)
     with torch.no_grad():
@@ -126,10 +127,10 @@ def test_strict_and_plateau_agree_where_no_pixels_tie(seed, step):
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**16), st.integers(1, 4))
-def test_entries_are_an_order(seed, values):
+def test_naming_ranks_follow_the_order_of_attributions(seed, values):
     torch.manual_seed(seed)
     maps = torch.randint(0, values, (3, 4, 5)).double()
-    strict, plateau = entries(maps), entries(maps, "plateau")
+    strict, plateau = naming_ranks(maps), naming_ranks(maps, "plateau")
     for heat, place, first in zip(maps.flatten(1), strict, plateau, strict=True):
         assert sorted(place.tolist()) == list(range(20))
         assert (heat[place.argsort()].diff() <= 0).all()
@@ -165,7 +166,7 @@ def test_a_better_map_scores_higher():
 # Baselines ------------------------------------------------------------------------------------------
 
 
-def test_baselines():
+def test_baselines_replace_pixels_as_named():
     _, images, _ = case()
     assert torch.equal(baseline_images(images), torch.zeros_like(images))
     assert torch.equal(baseline_images(images, 0.5), torch.full_like(images, 0.5))
@@ -202,7 +203,7 @@ def test_plateaus_warn_and_name_the_share_of_tied_pixels():
         insertion_deletion(model, images, quantized, 0, step=4)
 
 
-def test_the_share_of_tied_pixels():
+def test_tied_share_counts_pixels_of_equal_values():
     maps = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
     assert tied_share(maps).tolist() == [0, 0.5, 1]
 
@@ -220,11 +221,11 @@ def test_the_area_of_a_line_is_its_middle():
     [
         ({"images": torch.rand(3, 6, 6)}, InputError, r"\(batch, channels, height, width\)"),
         ({"images": 2 * torch.rand(3, 3, 6, 6) - 1}, InputError, r"must lie in \[0, 1\]"),
-        ({"heatmaps": torch.rand(3, 6, 5)}, InputError, r"one map an image.*\(3, 6, 6\), not \(3, 6, 5\)"),
+        ({"heatmaps": torch.rand(3, 6, 5)}, InputError, r"one map per image.*\(3, 6, 6\), not \(3, 6, 5\)"),
         ({"heatmaps": torch.full((3, 6, 6), torch.nan)}, InputError, "NaN or infinity"),
         ({"targets": 7}, TargetError, "class 7 is out of range: the model has 3 classes"),
         ({"targets": -1}, TargetError, "out of range"),
-        ({"targets": [0, 1]}, TargetError, "one an image"),
+        ({"targets": [0, 1]}, TargetError, "one per image"),
         ({"targets": 0.5}, TargetError, "class numbers"),
         ({"step": 0}, InputError, "step=0"),
         ({"step": 2.5}, InputError, "step=2.5"),
@@ -234,14 +235,14 @@ def test_the_area_of_a_line_is_its_middle():
         ({"batch_size": 0}, InputError, "batch_size=0"),
     ],
 )  # fmt: skip
-def test_bad_input_is_told(change, error, message):
+def test_bad_input_is_an_error(change, error, message):
     model, images, maps = case(dtype=torch.float32)
     given = {"images": images, "heatmaps": maps, "targets": 0, "step": 4} | change
     with pytest.raises(error, match=message):
         insertion_deletion(model, given.pop("images"), given.pop("heatmaps"), given.pop("targets"), **given)
 
 
-def test_models_that_are_no_classifiers_or_in_training_are_told():
+def test_a_model_without_logits_or_in_training_mode_is_an_error():
     model, images, maps = case()
     with pytest.raises(EvaluationError, match=r"model\.eval"):
         insertion_deletion(model.train(), images, maps, 0, step=4)
@@ -249,7 +250,7 @@ def test_models_that_are_no_classifiers_or_in_training_are_told():
         insertion_deletion(nn.Identity().eval(), images, maps, 0, step=4)
 
 
-def test_the_model_and_what_is_given_stay_as_they_are():
+def test_model_and_inputs_are_not_changed():
     model, images, maps = case()
     before = [value.clone() for value in (*model.state_dict().values(), images, maps)]
     insertion_deletion(model, images, maps, 0, step=4, baseline="blurred")

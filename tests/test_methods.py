@@ -1,4 +1,4 @@
-"""The methods that evaluations compare: what each gives, and what is told where one cannot run."""
+"""The methods that evaluations compare: what each gives, and the errors where one cannot run."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def explained(model, x, kind, targets=(0, 2), **options):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "python"])
-def test_every_kind_gives_a_map_an_image_and_leaves_the_model_alone(model, x, kind):
+def test_every_kind_gives_one_map_per_image_and_does_not_change_the_model(model, x, kind):
     if kind in LIBRARIES:
         pytest.importorskip(LIBRARIES[kind])
     before = snapshot(model, x)
@@ -49,7 +49,7 @@ def test_every_kind_gives_a_map_an_image_and_leaves_the_model_alone(model, x, ki
         assert_close(alone.heatmaps[0], found.heatmaps[i], 1e-3 if kind == "captum_lrp" else 1e-5)
 
 
-def test_relevance_is_the_explainers(model, x):
+def test_the_kind_fxlrp_gives_the_relevance_of_an_explainer(model, x):
     found = prepare(MethodSpec("m", "fxlrp", {"preset": "epsilon_plus", "start": "logit"}), model, x[:1], ("block",))(
         x, torch.tensor([0, 2])
     )
@@ -63,7 +63,7 @@ def test_relevance_is_the_explainers(model, x):
         assert_close(total / explanation.start, shares[name], 1e-6)
 
 
-def test_rules_stages_and_smoothing(model, x):
+def test_the_kind_fxlrp_takes_rules_stages_and_smoothing(model, x):
     options = {"rules": {"block": "Epsilon(1e-3)"}, "split": "symmetric", "identity_skips": False}
     found = explained(model, x, "fxlrp", **options)
     rules = {"block": fxlrp.rules.Epsilon(1e-3)}
@@ -89,7 +89,7 @@ def test_maps_of_a_stage_are_enlarged(x):
     assert_close(several.sum((1, 2)), explanation.start, 1e-6)  # each conserves, and so does their mean
 
 
-def test_captum_agrees_where_it_says_the_same(model, x):
+def test_baselines_of_captum_follow_their_definitions(model, x):
     pytest.importorskip("captum")
     x = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(x).gather(1, torch.tensor([[0], [2]])).sum(), x)
@@ -100,7 +100,7 @@ def test_captum_agrees_where_it_says_the_same(model, x):
     assert_close(completeness, expected, 2e-2)
 
 
-def test_methods_that_would_be_another_one_are_refused(x):
+def test_a_method_that_would_be_another_one_is_an_error(x):
     pytest.importorskip("captum")
 
     class Functional(nn.Module):
@@ -152,7 +152,7 @@ def test_a_shared_relu_does_not_lead_to_the_first_feature_map(x):
         explained(shared, x, "grad_cam", layer="relus.0")
 
 
-def test_score_cam_runs_its_passes_by_what_it_is_given(model, x):
+def test_score_cam_runs_its_passes_by_the_given_model(model, x):
     pytest.importorskip("pytorch_grad_cam")
 
     class Counting(nn.Module):
@@ -178,7 +178,7 @@ def test_score_cam_runs_its_passes_by_what_it_is_given(model, x):
     assert prepare(MethodSpec("m", "random"), model, x[:1], forward=counting) is not None  # others have no use for it
 
 
-def test_libraries_are_tried_unless_told_otherwise(model, x):
+def test_libraries_explain_an_example_first_unless_trial_is_false(model, x):
     pytest.importorskip("captum")
     broken = nn.Sequential(model, nn.Softmax2d())  # a module that Captum's LRP has no rule for
     spec = MethodSpec("m", "captum_lrp")
@@ -187,7 +187,7 @@ def test_libraries_are_tried_unless_told_otherwise(model, x):
     assert callable(prepare(spec, broken, x[:1], trial=False))
 
 
-def test_what_cannot_be_prepared_is_told(model, x):
+def test_a_method_that_cannot_be_prepared_is_an_error(model, x):
     for spec, message in (
         (MethodSpec("m", "lime"), "kind 'lime' is none of fxlrp"),
         (MethodSpec("m", "fxlrp", {"preset": "nothing"}), "nothing"),
@@ -200,7 +200,7 @@ def test_what_cannot_be_prepared_is_told(model, x):
             prepare(spec, model, x[:1])
 
 
-def test_missing_libraries_are_named_with_their_extra(model, x, monkeypatch):
+def test_a_missing_library_is_an_error_that_names_the_extra(model, x, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "captum", None)
@@ -225,7 +225,7 @@ def test_edges_are_where_the_image_changes(model):
     assert (heat[:, 5:] == 0).all()
 
 
-def test_metrics_of_quantus(model, x):
+def test_metrics_of_quantus_score_maps(model, x):
     quantus = pytest.importorskip("quantus")
     found = explained(model, x, "fxlrp")
     metric = quantus.Sparseness(disable_warnings=True, abs=True)

@@ -62,7 +62,7 @@ def test_arrays_go_in_and_come_out(model, x):
     assert np.array_equal(full, expected(model, x).numpy())
 
 
-def test_arrays_of_any_kind_are_understood(model, x):
+def test_arrays_of_any_kind_are_accepted(model, x):
     usual = fxlrp.quantus_explain(model, x, TARGETS)
     read_only = x.copy()
     read_only.flags.writeable = False
@@ -80,7 +80,7 @@ def test_options_are_those_of_compile(model, x):
     assert np.array_equal(found, expected(model, x).numpy())
 
 
-def test_rows_of_features_have_no_channels(x):
+def test_features_have_no_channels_to_sum(x):
     rows = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     assert fxlrp.quantus_explain(rows, x[:, 0].reshape(3, 64), TARGETS).shape == (3, 64)
 
@@ -101,13 +101,13 @@ def test_a_model_is_compiled_once_for_each_way_to_explain_it(model, x, compiled)
     assert len(compiled) == 3
 
 
-def test_no_more_explainers_are_kept_than_a_few(model, x):
+def test_at_most_eight_explainers_are_kept_per_model(model, x):
     for _ in range(12):
         fxlrp.quantus_explain(model, x, TARGETS, start=lambda output, target: output)
     assert len(module._KEPT[model].explainers) == 8
 
 
-def test_weights_are_followed_however_they_change(model, x, compiled):
+def test_changed_weights_change_the_relevance(model, x, compiled):
     def check():
         assert np.array_equal(fxlrp.quantus_explain(model, x, TARGETS), expected(model, x).sum(1, True).numpy())
 
@@ -124,7 +124,7 @@ def test_weights_are_followed_however_they_change(model, x, compiled):
     assert len(compiled) == 1
 
 
-def test_a_model_of_other_modules_is_compiled_anew(model, x, compiled):
+def test_a_model_with_a_new_module_is_compiled_again(model, x, compiled):
     fxlrp.quantus_explain(model, x, TARGETS)
     model[3] = nn.AvgPool2d(2).eval()
     assert np.array_equal(fxlrp.quantus_explain(model, x, TARGETS), expected(model, x).sum(1, True).numpy())
@@ -140,7 +140,7 @@ def test_a_copy_is_another_model(model, x):
     assert np.array_equal(fxlrp.quantus_explain(model, x, TARGETS), first)
 
 
-def test_nothing_of_a_model_outlives_it(model, x):
+def test_a_model_can_be_freed_after_use(model, x):
     other = net()
     weight, module_ref = weakref.ref(other[0].weight), weakref.ref(other)
     fxlrp.quantus_explain(other, x, TARGETS)
@@ -163,7 +163,7 @@ def test_another_device_is_computed_on_without_moving_the_model(model, x, compil
     assert np.allclose(moved, usual, atol=1e-5)
 
 
-def test_what_does_not_fit_is_told(model, x):
+def test_inputs_and_targets_that_do_not_fit_are_errors(model, x):
     with pytest.raises(TargetError, match="class 4 is out of range"):
         fxlrp.quantus_explain(model, x, [0, 1, 4])
     with pytest.raises(InputError, match="3 channels, not 8"):

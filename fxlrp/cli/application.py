@@ -4,9 +4,11 @@ Without the extra ``cli`` this module can be imported, and ``main`` says what to
 without ``from __future__ import annotations``: typer reads annotations made inside a function.
 """
 
+import functools
+import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,12 +64,6 @@ def _application() -> Any:
             metavar="NAME",
             help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient.",
         ),
-    ]
-    Configuration = Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="The configuration, in TOML.", show_default=False)
-    ]
-    Results = Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The folder of results; else as the configuration says.")
     ]
     Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -223,42 +219,27 @@ def _application() -> Any:
                 )
             )  # fmt: skip
 
-    @app.command()
-    def evaluate(
-        config: Configuration,
-        out: Results = None,
-        retry_failed: Annotated[
-            bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
-        ] = False,
-        report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
-        debug: Debug = False,
-    ) -> None:
-        """Evaluate explanation methods on a data set; run again, it goes on where it was stopped.
+    from fxlrp.evaluation.command import evaluate
+    from fxlrp.evaluation.command import report as report_command
 
-        Several processes: torchrun --nproc-per-node N -m fxlrp evaluate CONFIG
-        """
-        from fxlrp.evaluation.command import run_evaluation
-
-        with _reported(debug):
-            run_evaluation(config, out, retry_failed=retry_failed, report=report)
-
-    @app.command("report")
-    def report_command(
-        config: Configuration,
-        out: Results = None,
-        to: Annotated[
-            Path | None, typer.Option(metavar="FOLDER", help="Where the report goes; else beside the results.")
-        ] = None,
-        gallery: Annotated[bool, typer.Option(help="Show the best and the worst maps.")] = True,
-        debug: Debug = False,
-    ) -> None:
-        """Write the report of an evaluation anew, from its results."""
-        from fxlrp.evaluation.command import run_report
-
-        with _reported(debug):
-            run_report(config, out, to, gallery=gallery)
-
+    for name, command in (("evaluate", evaluate), ("report", report_command)):
+        app.command(name)(_with_debug(command, Debug))
     return app
+
+
+def _with_debug(command: Callable[..., None], debug_option: Any) -> Callable[..., None]:
+    """A command with the option ``--debug``, whose errors are reported as :func:`_reported` does."""
+
+    @functools.wraps(command)
+    def run(debug: bool = False, **options: Any) -> None:
+        with _reported(debug):
+            command(**options)
+
+    signature = inspect.signature(command)
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug_option)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "debug": debug_option}
+    return run
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How alike maps are, and whether they change when a model is no longer what it was."""
+"""Rank correlation of maps, and the check by randomised weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.common.errors import InputError
-from fxlrp.evaluation.ties import first_places, last_places
+from fxlrp.evaluation.ties import first_equal, last_equal
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def standard_ranks(maps: Tensor) -> Tensor:
 def ranks(values: Tensor) -> Tensor:
     """The rank of each element of (batch, n), from 0; what ties shares the mean of its ranks. float64."""
     ordered, order = values.sort(dim=1, stable=True)
-    mean = (first_places(ordered) + last_places(ordered)).double() / 2
+    mean = (first_equal(ordered) + last_equal(ordered)).double() / 2
     return torch.empty_like(mean).scatter_(1, order, mean)
 
 
@@ -72,8 +72,8 @@ def randomization_check(
 ) -> Iterator[Randomized]:  # fmt: skip
     """The sanity check by cascading randomisation (Adebayo et al., NeurIPS 2018).
 
-    Weights are made random layer by layer, from the output down; a map that rests on what the model has
-    learned must change. A method whose maps stay as they are draws the image, not the model.
+    Weights are made random layer by layer, from the output down; a map that depends on what the model
+    has learned must change. A method whose maps stay as they are shows the image, not the model.
 
     Args:
         model: the trained model, in eval mode. It is not changed.
@@ -84,17 +84,17 @@ def randomization_check(
         seed: of the random weights.
 
     Yields:
-        An entry a stage, from the output down; the last one is the model without anything learned.
+        One entry per stage, from the output down; at the last one nothing learned is left.
     """
     before = explain(model)(inputs, targets)
     randomised = copy.deepcopy(model)
     layers = [(name, module) for name, module in randomised.named_modules() if _has_weights(module)]
     generator = torch.Generator().manual_seed(seed)
     count = len(layers) if stages is None else min(stages, len(layers))
-    told = {round((i + 1) * len(layers) / count) for i in range(count)}
+    compared = {round((i + 1) * len(layers) / count) for i in range(count)}
     for done, (name, module) in enumerate(reversed(layers), start=1):
         _randomize(module, generator)
-        if done not in told:
+        if done not in compared:
             continue
         maps = explain(randomised)(inputs, targets)
         yield Randomized(name, rank_correlation(maps, before), rank_correlation(maps.abs(), before.abs()))

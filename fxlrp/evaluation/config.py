@@ -1,26 +1,44 @@
-"""What a configuration of an evaluation says."""
+"""What a configuration of an evaluation says: types and ranges, which pydantic checks."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic.dataclasses import dataclass
 
 from fxlrp.evaluation import data as datasets
+from fxlrp.evaluation.baselines import BaselineName
 from fxlrp.evaluation.data import Sample
+from fxlrp.evaluation.insertion import TieRule
 from fxlrp.evaluation.methods import MethodSpec
 
 
-@dataclass(frozen=True)
+def as_tuple(value: Any) -> Any:
+    """A list of TOML as a tuple; a single value stands for a list of one."""
+    return value if isinstance(value, tuple) else tuple(value) if isinstance(value, list) else (value,)
+
+
+NotNegative = Annotated[int, Field(ge=0)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Ties = Annotated[tuple[TieRule, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Part = Literal["development", "confirmation"]
+
+_SECTION = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=_SECTION)
 class ModelConfig:
     """``[model]``: what is explained.
 
     Attributes:
         spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``.
         weights: a checkpoint file; relative to the configuration's folder.
-        name: what the report calls it; else the spec.
+        name: the name in the report; else the spec.
     """
 
     spec: str
@@ -28,64 +46,70 @@ class ModelConfig:
     name: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_SECTION)
 class DataConfig:
     """``[data]``: which images.
 
     Attributes:
-        kind: ``"imagenet"``, ``"cub"``, ``"folder"`` or ``"npz"``.
+        kind: the layout of the data; see :mod:`fxlrp.evaluation.data`.
         path: a folder or file, relative to the configuration's folder.
-        name: what the report calls it; else the kind.
+        name: the name in the report; else the kind.
         split: of ImageNet (``"val"``) or CUB (``"test"``, ``"validation"``, ``"train"``).
         labels: of a folder: ``"folders"``, ``"order"``, ``"none"`` or the name of a CSV file in it.
         count: how many images, of each class the same number.
         per_class: how many of each class, in place of ``count``.
-        part: ``"development"`` or ``"confirmation"``: one of two halves of what was chosen.
+        part: one of two halves of what was chosen; ``None``: both.
         seed: of every choice.
     """
 
-    kind: str
+    kind: Literal["imagenet", "cub", "folder", "npz"]
     path: str
     name: str | None = None
     split: str | None = None
     labels: str = "folders"
-    count: int | None = None
-    per_class: int | None = None
-    part: str | None = None
+    count: PositiveInt | None = None
+    per_class: PositiveInt | None = None
+    part: Part | None = None
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _one_number(self) -> DataConfig:
+        if self.count is not None and self.per_class is not None:
+            raise ValueError("count and per_class both give the number of images: leave one of them out")
+        return self
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=_SECTION)
 class MetricsConfig:
     """``[metrics]``: what is measured.
 
     Attributes:
-        step: pixels named at a time.
-        ties: ``"strict"``, ``"plateau"`` or both.
-        baseline: what stands where a pixel is missing: ``"black"``, ``"mean"``, ``"blurred"`` or a number.
-        target: the class that is explained and followed: the ``"label"`` or the ``"predicted"`` one.
-        batch_size: images that the model sees at once.
-        backend: what runs the forward passes of insertion, deletion and Score-CAM: ``"eager"``, or ``"inductor"``,
-            which is about twice as fast on a CPU and differs in the last digits.
+        step: how many pixels are named at a time.
+        ties: tie rules, one or both.
+        baseline: what stands where a pixel is missing; a number is a grey value.
+        target: the class that is explained and followed.
+        batch_size: how many images the model sees at once.
+        backend: what runs the forward passes of insertion, deletion and Score-CAM. ``"inductor"`` is about twice as
+            fast on a CPU and differs in the last digits.
         checkpoints: modules at whose input relevance is added up.
         agreement: whether each pair of maps of an image is compared by rank correlation.
         failure: images with an ID up to this count as failures (the paper's D.4: 0.371).
         randomize: how many images the check by randomised weights takes; 0: it is left out.
     """
 
-    step: int = 500
-    ties: tuple[str, ...] = ("strict",)
-    baseline: str | float = "black"
-    target: str = "label"
-    batch_size: int = 64
-    backend: str = "eager"
-    checkpoints: tuple[str, ...] = ()
+    step: PositiveInt = 500
+    ties: Ties = ("strict",)
+    baseline: BaselineName | float = "black"
+    target: Literal["label", "predicted"] = "label"
+    batch_size: PositiveInt = 64
+    backend: Literal["eager", "inductor"] = "eager"
+    checkpoints: Strings = ()
     agreement: bool = True
     failure: float = 0.371
-    randomize: int = 0
+    randomize: NotNegative = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_SECTION)
 class RunConfig:
     """``[run]``: where and how.
 
@@ -95,27 +119,27 @@ class RunConfig:
         threads: of torch, in each process. The last digits of sums depend on it, so that it is given here and does
             not follow from the number of processes.
         maps: whether the maps themselves are kept, in HDF5.
-        title: the report's headline; else made of model and data.
+        title: the headline of the report; else made of model and data.
         against: the method that the report compares all others with, image by image.
     """
 
     out: str = "results"
     device: str = "cpu"
-    threads: int = 1
+    threads: PositiveInt = 1
     maps: bool = False
     title: str | None = None
     against: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A method with what is made of its maps.
 
     Attributes:
         spec: the method.
         levels: by how many levels its maps are quantised before they are measured; 0: as they are.
-        paper: the row of the paper's tables that it stands beside.
-        group: the variable of a sweep that it belongs to.
+        paper: the row of the paper's tables beside which it stands.
+        group: the sweep that it belongs to.
     """
 
     spec: MethodSpec
@@ -133,7 +157,7 @@ class Config:
     data: DataConfig
     metrics: MetricsConfig
     run: RunConfig
-    methods: tuple[Entry, ...] = field(default_factory=tuple)
+    methods: tuple[Entry, ...] = ()
 
     @property
     def out(self) -> Path:
@@ -153,23 +177,27 @@ class Config:
         """
         given, path = self.data, self.folder / self.data.path
         if given.kind == "imagenet":
-            found = datasets.imagenet(path, given.split or "val")
+            samples = datasets.imagenet(path, given.split or "val")
         elif given.kind == "cub":
-            found = datasets.cub(path, given.split or "test", given.seed)
+            samples = datasets.cub(path, given.split or "test", given.seed)
         elif given.kind == "npz":
-            found = datasets.arrays(path)
+            samples = datasets.arrays(path)
         else:
-            found = datasets.image_folder(path, given.labels)
-        chosen = datasets.choose(found, count=given.count, per_class=given.per_class, seed=given.seed)
+            samples = datasets.image_folder(path, given.labels)
+        chosen = datasets.choose(samples, count=given.count, per_class=given.per_class, seed=given.seed)
         return chosen if given.part is None else datasets.half(chosen, given.part, given.seed)
 
     def fingerprint(self) -> str:
-        """The same for configurations that give the same results."""
+        """A text that is the same for configurations that give the same results."""
         kept = {
-            "model": dataclasses.asdict(self.model) | {"name": None},
-            "data": dataclasses.asdict(self.data) | {"name": None},
-            "metrics": dataclasses.asdict(self.metrics) | {"failure": None},
-            "methods": [dataclasses.asdict(entry) | {"paper": None, "group": None} for entry in self.methods],
+            "model": _content(self.model) | {"name": None},
+            "data": _content(self.data) | {"name": None},
+            "metrics": _content(self.metrics) | {"failure": None},
+            "methods": [_content(entry) | {"paper": None, "group": None} for entry in self.methods],
             "run": {"maps": self.run.maps, "threads": self.run.threads},
         }
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _content(section: Any) -> dict[str, Any]:
+    return dataclasses.asdict(section)

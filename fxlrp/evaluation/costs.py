@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxlrp.evaluation.items import Item
+from fxlrp.evaluation.evaluated_image import EvaluatedImage
 from fxlrp.evaluation.measure import Prepared
 
 ROUNDS = 5
 
 
 def measure_costs(
-    item: Item, target: int, methods: Sequence[Prepared], model: nn.Module, rounds: int = ROUNDS
+    image: EvaluatedImage, target: int, methods: Sequence[Prepared], model: nn.Module, rounds: int = ROUNDS
 ) -> dict[str, float]:
     """By method, its time / that of a forward pass: the median over rounds in which all take turns."""
-    inputs = item.input
+    inputs = image.input
     targets = torch.tensor([target], device=inputs.device)
     ready = {m.entry.spec.name: m.explain for m in methods if m.explain is not None}
 
@@ -30,7 +30,7 @@ def measure_costs(
         with torch.no_grad():
             return model(inputs)
 
-    found: dict[str, list[float]] = {name: [] for name in ready}
+    ratios: dict[str, list[float]] = {name: [] for name in ready}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for turn in range(rounds + 1):  # the first one warms up
@@ -38,12 +38,12 @@ def measure_costs(
             for name, explain in list(ready.items()):
                 try:
                     taken = _seconds(partial(explain, inputs, targets), inputs.device)
-                except Exception:  # told with its reason among the results
+                except Exception:  # its reason is among the results
                     del ready[name]
                     continue
                 if turn:
-                    found[name].append(taken / base)
-    return {name: statistics.median(ratios) for name, ratios in found.items() if ratios}
+                    ratios[name].append(taken / base)
+    return {name: statistics.median(several) for name, several in ratios.items() if several}
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:

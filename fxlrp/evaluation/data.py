@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -41,8 +42,8 @@ def image_folder(path: Path, labels: str = "folders") -> list[Sample]:
 
     Args:
         path: the folder.
-        labels: ``"folders"``: there is one folder a class, sorted names in the order of the classes; ``"order"``:
-            one image a class, sorted names in that order; ``"none"``: there are no labels; else the name of a CSV
+        labels: ``"folders"``: there is one folder per class, sorted names in the order of the classes; ``"order"``:
+            one image per class, sorted names in that order; ``"none"``: there are no labels; else the name of a CSV
             file in the folder, with lines ``file,label``.
 
     Raises:
@@ -151,10 +152,8 @@ def choose(
     if count is None and per_class is None:
         return list(samples)
     order = random.Random(seed)
-    by_class: dict[int | None, list[Sample]] = {}
-    for sample in samples:
-        by_class.setdefault(sample.label, []).append(sample)
-    classes = sorted(by_class, key=lambda label: -1 if label is None else label)
+    by_class = _by_class(samples)
+    classes = list(by_class)
     if per_class is not None:
         wanted = dict.fromkeys(classes, per_class)
     else:
@@ -162,8 +161,7 @@ def choose(
         more = order.sample(classes, count % len(classes)) if classes else []
         wanted = {label: count // len(classes) + (label in more) for label in classes}
     chosen: set[int] = set()
-    for label in classes:
-        members = by_class[label]
+    for label, members in by_class.items():
         if len(members) < wanted[label]:
             what = "images" if label is None else f"images of class {label}"
             raise DataError(f"{wanted[label]} {what} are wanted, and there are {len(members)}")
@@ -182,27 +180,29 @@ def half(samples: Sequence[Sample], part: str, seed: int = 0) -> list[Sample]:
     if part not in ("development", "confirmation"):
         raise DataError(f"part = {part!r}: choose development or confirmation")
     order = random.Random(seed)
-    by_class: dict[int | None, list[Sample]] = {}
-    for sample in samples:
-        by_class.setdefault(sample.label, []).append(sample)
     first: set[int] = set()
     extra = True  # classes of an odd number of images give the one that is left over in turn
-    for label in sorted(by_class, key=lambda label: -1 if label is None else label):
-        members = by_class[label]
+    for members in _by_class(samples).values():
         size = (len(members) + extra) // 2
         extra ^= len(members) % 2 == 1
         first.update(sample.index for sample in order.sample(members, size))
     return [sample for sample in samples if (sample.index in first) == (part == "development")]
 
 
+def _by_class(samples: Sequence[Sample]) -> dict[int | None, list[Sample]]:
+    """The samples of each class, in the order of the classes; those without a label come first."""
+    ordered = sorted(samples, key=lambda sample: -1 if sample.label is None else sample.label)
+    return {label: list(members) for label, members in itertools.groupby(ordered, lambda sample: sample.label)}
+
+
 def _samples(root: Path, files: Iterable[tuple[Path, int | None]]) -> list[Sample]:
-    found = [
+    samples = [
         Sample(index, file.relative_to(root).as_posix(), label, partial(read_image, file))
         for index, (file, label) in enumerate(files)
     ]
-    if not found:
+    if not samples:
         raise DataError(f"{root} holds no images")
-    return found
+    return samples
 
 
 def _check_folder(path: Path) -> None:
@@ -223,13 +223,13 @@ def _listed(path: Path, name: str) -> list[tuple[Path, int | None]]:
     file = path / name
     if not file.is_file():
         raise DataError(f'labels = "{name}" is none of folders, order, none, and no file in {path}')
-    found: list[tuple[Path, int | None]] = []
+    files: list[tuple[Path, int | None]] = []
     with file.open(newline="", encoding="utf-8") as lines:
         for number, row in enumerate(csv.reader(lines), start=1):
             if len(row) != 2 or not row[1].strip().isdigit():
                 raise DataError(f"{file}, line {number}: expected 'file,label', not {','.join(row)!r}")
-            found.append((path / row[0].strip(), int(row[1])))
-    return found
+            files.append((path / row[0].strip(), int(row[1])))
+    return files
 
 
 def _table(file: Path) -> dict[str, str]:

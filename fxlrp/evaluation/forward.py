@@ -29,7 +29,7 @@ class CompiledForward(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """What the model gives, to the last digits."""
         with torch.no_grad(), freezing(inputs.device.type == "cpu" and inputs.dtype != torch.float64):
-            return torch.cat([self._of(part) for part in torch.split(inputs, self.batch_size)])
+            return torch.cat([self._of(some) for some in torch.split(inputs, self.batch_size)])
 
     def _of(self, inputs: Tensor) -> Tensor:
         filled = F.pad(inputs, [0, 0] * (inputs.dim() - 1) + [0, self.batch_size - len(inputs)])

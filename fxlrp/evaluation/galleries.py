@@ -2,61 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from fxlrp.common.errors import DataError
 from fxlrp.evaluation.config import Config
-from fxlrp.evaluation.items import load_item
-from fxlrp.evaluation.measure import maps_of, prepare_all
+from fxlrp.evaluation.data import Sample
+from fxlrp.evaluation.evaluated_image import load_image
+from fxlrp.evaluation.map_files import Maps
+from fxlrp.evaluation.measure import Prepared, maps_of, prepare_all
 from fxlrp.evaluation.runner import load_subject
-from fxlrp.evaluation.statistics import Group
-
-Shown = tuple[str, npt.NDArray[Any], dict[str, tuple[npt.NDArray[Any], str]]]
 
 _MOST = 10
 """Methods that are shown side by side."""
 
 
+class Shown(NamedTuple):
+    """An image of a gallery.
+
+    Attributes:
+        caption: its name.
+        picture: (height, width, 3), in [0, 1].
+        maps: by method, (height, width).
+        captions: by method, what stands under its map.
+    """
+
+    caption: str
+    picture: npt.NDArray[Any]
+    maps: Maps
+    captions: dict[str, str]
+
+
 class Gallery:
-    """Explains images of a configuration for show; model and methods are made when they are first needed."""
+    """Explains images of a configuration; model and methods are made when they are first needed.
 
-    def __init__(self, config: Config) -> None:
+    Attributes:
+        methods: the names of those that are shown.
+    """
+
+    def __init__(self, config: Config, results: pl.DataFrame) -> None:
+        tie = config.metrics.ties[0]
+        plain = results.filter(levels=0)
+        there = set(plain["method"])
         self._config = config
-        self._samples: dict[int, Any] | None = None
+        self._entries = [entry for entry in config.methods if entry.spec.name in there][:_MOST]
+        scores = plain.select("method", "index", f"id_{tie}").iter_rows()
+        self._scores = {(method, index): score for method, index, score in scores}
+        self._prepared: list[Prepared] | None = None
+        self.methods = [entry.spec.name for entry in self._entries]
 
-    def images(self, indices: Sequence[int], found: Mapping[tuple[str, int], Group], tie: str) -> list[Shown]:
-        """Caption, picture and maps of images.
+    @cached_property
+    def _samples(self) -> dict[int, Sample]:
+        return {sample.index: sample for sample in self._config.samples()}
+
+    @cached_property
+    def _subject(self) -> Any:
+        return load_subject(self._config, "cpu")
+
+    def images(self, indices: Sequence[int]) -> list[Shown]:
+        """Images with their maps.
 
         Raises:
             FxlrpError: model or data are not to be had any more.
         """
-        config = self._config
-        if self._samples is None:
-            self._samples = {sample.index: sample for sample in config.samples()}
-            self._model, self._preprocess = load_subject(config, "cpu")
-            self._methods = None
-        entries = [e for e in config.methods if found.get((e.spec.name, 0)) is not None][:_MOST]
         shown = []
         for index in indices:
             if index not in self._samples:
                 raise DataError(f"image {index} of the results is not among the data any more")
-            item = load_item(self._samples[index], self._preprocess)
-            if self._methods is None:
-                self._methods = prepare_all(entries, self._model, item.input, config.metrics)
-            maps = maps_of(item, self._methods, self._model, config.metrics)
-            captioned = {name: (heat, _score(found[name, 0], index, tie)) for name, heat in maps.items()}
-            picture = item.image[0].permute(1, 2, 0).numpy()
-            shown.append((_caption(item.sample.name), np.clip(picture, 0, 1), captioned))
+            model, preprocess = self._subject
+            image = load_image(self._samples[index], preprocess)
+            if self._prepared is None:
+                self._prepared = prepare_all(self._entries, model, image.input, self._config.metrics)
+            maps = maps_of(image, self._prepared, model, self._config.metrics)
+            captions = {method: f"{method}\n{self._score(method, index)}" for method in maps}
+            picture = np.clip(image.image[0].permute(1, 2, 0).numpy(), 0, 1)
+            shown.append(Shown(_caption(image.sample.name), picture, maps, captions))
         return shown
 
-
-def _score(group: Group, index: int, tie: str) -> str:
-    place = np.flatnonzero(group.index == index)
-    return f"ID {100 * group.score(tie)[place[0]]:.1f}" if len(place) and group.measured(tie) else ""
+    def _score(self, method: str, index: int) -> str:
+        score = self._scores.get((method, index))
+        return "" if score is None else f"ID {100 * score:.1f}"
 
 
 def _caption(name: str) -> str:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxlrp.common.errors import EvaluationError, InputError, TargetError
-from fxlrp.evaluation.ties import first_places, tied_share
+from fxlrp.evaluation.baselines import baseline_images
+from fxlrp.evaluation.ties import first_equal, tied_share
 
-TIES = ("strict", "plateau")
-BASELINES = ("black", "mean", "blurred")
+TieRule = Literal["strict", "plateau"]
+TIES: tuple[str, ...] = get_args(TieRule)
 
 Normalize = Callable[[Tensor], Tensor]
 """From images (batch, channels, height, width) in [0, 1] to what the model takes."""
-
-_BLUR_SIGMA = 10.0
-"""Pixels, for an image of 224; in proportion for others."""
 
 
 class PlateauWarning(UserWarning):
@@ -79,7 +76,7 @@ def insertion_deletion(
         model: from images to logits, (batch, classes); in eval mode.
         images: (batch, channels, height, width), between 0 and 1.
         heatmaps: (batch, height, width).
-        targets: the class whose probability is followed: one for all, or one an image.
+        targets: the class whose probability is followed: one for all, or one per image.
         step: how many pixels at a time.
         ties: among pixels of one attribution ``"strict"`` takes the upper left first, so that n pixels are n
             pixels (the definition in the paper); ``"plateau"`` takes every pixel that attains the attribution
@@ -98,7 +95,7 @@ def insertion_deletion(
     Raises:
         InputError: shapes do not fit, values are not finite, images are not within [0, 1], or ``step``,
             ``ties`` or ``baseline`` is nothing that there is.
-        TargetError: a target is no class, or they are not one an image.
+        TargetError: a target is no class, or there is not one per image.
         EvaluationError: the model does not give logits (batch, classes), or is in training mode.
     """
     _check(model, images, heatmaps, step, ties, batch_size)
@@ -106,7 +103,7 @@ def insertion_deletion(
     images, heatmaps = images.to(device), heatmaps.to(device)
     classes = _targets(targets, images)
     base = baseline_images(images, baseline)
-    entry = entries(heatmaps, ties)
+    ranks = naming_ranks(heatmaps, ties)
     tied = tied_share(heatmaps)
     if ties == "plateau" and bool((tied > 0).any()):
         warnings.warn(
@@ -116,100 +113,60 @@ def insertion_deletion(
         )  # fmt: skip
     total = images.shape[-2] * images.shape[-1]
     pixels = torch.arange(1, -(-total // step) + 1, device=images.device).mul_(step).clamp_(max=total)
-    same = _same(entry, pixels).flatten()
-    found = torch.empty(len(same), dtype=torch.float64, device=images.device)
+    first_alike = _first_alike(ranks, pixels).flatten()
+    probabilities = torch.empty(len(first_alike), dtype=torch.float64, device=images.device)
     with torch.inference_mode():
-        for where, batch in _masked(images, base, entry, pixels, torch.unique(same), batch_size):
+        for cells, batch in _masked(images, base, ranks, pixels, torch.unique(first_alike), batch_size):
             logits = model(batch if normalize is None else normalize(batch))
-            found[where] = _probabilities(logits, classes[where // len(pixels) % len(images)])
-    insertion, deletion = found[same].view(2, len(images), len(pixels))
+            probabilities[cells] = _probabilities(logits, classes[cells // len(pixels) % len(images)])
+    insertion, deletion = probabilities[first_alike].view(2, len(images), len(pixels))
     return InsertionDeletion(area(insertion), area(deletion), Curves(pixels, insertion, deletion), tied)
 
 
-def entries(heatmaps: Tensor, ties: str = "strict") -> Tensor:
-    """After how many pixels each pixel is named: it is in the first n where its entry is below n.
+def naming_ranks(heatmaps: Tensor, ties: str = "strict") -> Tensor:
+    """After how many pixels each pixel is named: it is among the first n where its rank is below n.
 
     Args:
         heatmaps: (batch, height, width).
-        ties: ``"strict"``: its place in the order of attributions, which are all different;
-            ``"plateau"``: the place of the first pixel of the same attribution.
+        ties: ``"strict"``: the rank of a pixel in the order of attributions; all ranks differ.
+            ``"plateau"``: the rank of the first pixel of the same attribution.
 
     Returns:
         (batch, height · width), integers.
     """
     values, order = heatmaps.flatten(1).sort(dim=1, descending=True, stable=True)
-    place = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, first_places(values) if ties == "plateau" else place)
+    ranks = first_equal(values) if ties == "plateau" else torch.arange(values.shape[1], device=values.device)
+    return torch.empty_like(order).scatter_(1, order, ranks.expand_as(order))
 
 
 def area(curve: Tensor) -> Tensor:
     """The area under curves by the trapezoid rule, divided by their span: (..., steps) to (...)."""
-    if curve.shape[-1] == 1:
-        return curve[..., 0]
-    return (curve.sum(dim=-1) - (curve[..., 0] + curve[..., -1]) / 2) / (curve.shape[-1] - 1)
+    steps = curve.shape[-1]
+    return curve[..., 0] if steps == 1 else torch.trapezoid(curve, dim=-1) / (steps - 1)
 
 
-def baseline_images(images: Tensor, baseline: str | float | Tensor = "black") -> Tensor:
-    """What stands where a pixel is missing, in the shape of ``images``.
-
-    Raises:
-        InputError: there is no such baseline, or it does not fit.
-    """
-    if isinstance(baseline, Tensor):
-        try:
-            return baseline.to(images).expand_as(images)
-        except RuntimeError as error:
-            shapes = f"{tuple(baseline.shape)} does not broadcast to {tuple(images.shape)}"
-            raise InputError(f"the baseline does not fit the images: {shapes}") from error
-    if isinstance(baseline, int | float) and not isinstance(baseline, bool):
-        return torch.full_like(images, float(baseline))
-    if baseline == "black":
-        return torch.zeros_like(images)
-    if baseline == "mean":
-        return images.mean(dim=(-2, -1), keepdim=True).expand_as(images)
-    if baseline == "blurred":
-        return blurred(images, _BLUR_SIGMA * min(images.shape[-2:]) / 224)
-    raise InputError(f"baseline={baseline!r}: choose among {', '.join(map(repr, BASELINES))}, a number or a tensor")
+# A cell is one image of one curve: its number counts through (2, batch, steps), insertion before deletion.
 
 
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Images, (batch, channels, height, width), under a Gaussian of ``sigma`` pixels; borders are mirrored."""
-    radius = max(1, round(3 * sigma))
-    offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel /= kernel.sum()
-    channels = images.shape[1]
-    for axis in (2, 3):
-        shape = [1, 1, 1, 1]
-        shape[axis] = len(kernel)
-        weight = kernel.reshape(shape).expand(channels, *shape[1:])
-        reach = min(radius, images.shape[axis] - 1)  # as far as there is something to mirror
-        padding = [0, 0, reach, reach] if axis == 2 else [reach, reach, 0, 0]
-        images = F.pad(images, padding, mode="reflect")
-        images = F.pad(images, [p and radius - reach for p in padding], mode="replicate")
-        images = F.conv2d(images, weight, groups=channels)
-    return images
-
-
-def _same(entry: Tensor, pixels: Tensor) -> Tensor:
-    """For each place in (2, batch, steps) the first one that has the same image: a plateau may outlast a step."""
-    named = torch.searchsorted(entry.sort(dim=1).values, pixels.expand(len(entry), -1).contiguous())
+def _first_alike(ranks: Tensor, pixels: Tensor) -> Tensor:
+    """For each cell, (2, batch, steps), the first cell with the same image: a plateau may outlast a step."""
+    named = torch.searchsorted(ranks.sort(dim=1).values, pixels.expand(len(ranks), -1).contiguous())
     first = torch.searchsorted(named, named)  # equally many pixels are the same pixels
-    items = torch.arange(2 * len(entry), device=entry.device).view(2, -1, 1)
-    return items * len(pixels) + first
+    curves = torch.arange(2 * len(ranks), device=ranks.device).view(2, -1, 1)
+    return curves * len(pixels) + first
 
 
 def _masked(
-    images: Tensor, base: Tensor, entry: Tensor, pixels: Tensor, places: Tensor, batch_size: int
+    images: Tensor, base: Tensor, ranks: Tensor, pixels: Tensor, cells: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images at some places of all curves, (2, batch, steps), in batches, each with its places."""
+    """The images at some cells, in batches, each with its cells."""
     count, steps = len(images), len(pixels)
-    for where in torch.split(places, batch_size):
-        item, named = where // steps % count, pixels[where % steps]
-        shown = entry[item] < named[:, None]
-        shown ^= (where >= count * steps)[:, None]  # deletion shows what insertion does not
+    for some in torch.split(cells, batch_size):
+        image = some // steps % count
+        shown = ranks[image] < pixels[some % steps][:, None]
+        shown ^= (some >= count * steps)[:, None]  # deletion shows what insertion does not
         mask = shown.view(-1, 1, *images.shape[-2:])
-        yield where, torch.where(mask, images[item], base[item])
+        yield some, torch.where(mask, images[image], base[image])
 
 
 def _probabilities(logits: Tensor, classes: Tensor) -> Tensor:
@@ -229,7 +186,7 @@ def _check(model: nn.Module, images: Tensor, heatmaps: Tensor, step: int, ties: 
     expected = (images.shape[0], *images.shape[2:])
     if not isinstance(heatmaps, Tensor) or heatmaps.shape != expected:
         got = tuple(heatmaps.shape) if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
-        raise InputError(f"there is one map an image, of its size: heatmaps must be {expected}, not {got}")
+        raise InputError(f"give one map per image, of its size: heatmaps must be {expected}, not {got}")
     if not bool(torch.isfinite(heatmaps).all()):
         raise InputError("the heatmaps hold NaN or infinity, which have no place in an order")
     low, high = float(images.min()), float(images.max())
@@ -252,7 +209,7 @@ def _targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
     if classes.dim() == 0:
         classes = classes.expand(len(images))
     if classes.shape != (len(images),):
-        raise TargetError(f"there are {len(images)} images and targets of shape {tuple(classes.shape)}: one an image")
+        raise TargetError(f"{len(images)} images and targets of shape {tuple(classes.shape)}: give one per image")
     if int(classes.min()) < 0:
         raise TargetError(f"class {int(classes.min())} is out of range")
     return classes.long()

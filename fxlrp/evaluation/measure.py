@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from fxlrp.common.errors import EvaluationError, FxlrpError, MethodError
 from fxlrp.evaluation.agreement import rank_correlations
 from fxlrp.evaluation.config import Entry, MetricsConfig
 from fxlrp.evaluation.data import Sample
+from fxlrp.evaluation.evaluated_image import EvaluatedImage
 from fxlrp.evaluation.insertion import InsertionDeletion, PlateauWarning, insertion_deletion
-from fxlrp.evaluation.items import Item
+from fxlrp.evaluation.map_files import Maps
 from fxlrp.evaluation.methods import Attribution, Explain, prepare
-from fxlrp.evaluation.store import Maps, Row
+from fxlrp.evaluation.store import Row
 from fxlrp.evaluation.ties import tied_share
 from fxlrp.maps.heatmap import quantize_heat
 
@@ -42,22 +44,35 @@ def prepare_all(
     forward: nn.Module | None = None,
 ) -> list[Prepared]:  # fmt: skip
     """Prepare all methods; one that cannot explain the model is kept with its reason."""
-    found = []
+    prepared = []
     for entry in entries:
         try:
-            found.append(Prepared(entry, prepare(entry.spec, model, example, metrics.checkpoints, forward)))
+            prepared.append(Prepared(entry, prepare(entry.spec, model, example, metrics.checkpoints, forward)))
         except MethodError as error:
-            found.append(Prepared(entry, None, one_line(error)))
-    return found
+            prepared.append(Prepared(entry, None, one_line(error)))
+    return prepared
+
+
+class Failure(NamedTuple):
+    """Why a method gives no map.
+
+    Attributes:
+        status: ``"unavailable"``, where it cannot explain the model, or ``"failed"``, on this image.
+        reason: one line.
+    """
+
+    status: str
+    reason: str
 
 
 def measure(
-    item: Item, methods: Sequence[Prepared], model: nn.Module, metrics: MetricsConfig, forward: nn.Module | None = None
-) -> tuple[list[Row], Maps]:
+    image: EvaluatedImage, methods: Sequence[Prepared], model: nn.Module, metrics: MetricsConfig,
+    forward: nn.Module | None = None,
+) -> tuple[list[Row], Maps]:  # fmt: skip
     """All that is measured of an image: its rows, and its maps with the model's output.
 
     Args:
-        item: the image.
+        image: the image.
         methods: what explains it.
         model: what is explained.
         metrics: what to measure.
@@ -66,19 +81,19 @@ def measure(
     Raises:
         EvaluationError: the model gives no logits for it, or it has no label to explain.
     """
-    inputs = item.input
+    inputs = image.input
     with torch.no_grad():
         logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EvaluationError(f"the model must give logits (batch, classes), not {got}")
     predicted = int(logits.argmax())
-    target = predicted if metrics.target == "predicted" else item.sample.label
+    target = predicted if metrics.target == "predicted" else image.sample.label
     if target is None:
         raise EvaluationError('the image has no label: explain the predicted class (metrics.target = "predicted")')
     if not 0 <= target < logits.shape[1]:
         raise EvaluationError(f"label {target} is no class of a model of {logits.shape[1]} classes")
-    known = about(item.sample) | {
+    columns = sample_columns(image.sample) | {
         "predicted": predicted, "target": target, "probability": float(logits.double().softmax(1)[0, target]),
     }  # fmt: skip
     attributions = {m.entry.spec.name: _attribution(m, inputs, target) for m in methods}
@@ -87,43 +102,41 @@ def measure(
     rows = []
     for method in methods:
         name = method.entry.spec.name
-        found = attributions[name]
+        attribution = attributions[name]
         for levels in method.entry.levels:
-            row = known | {"method": name, "levels": levels, "status": "ok", "reason": ""}
-            if isinstance(found, Attribution):
+            row = columns | {"method": name, "levels": levels, "status": "ok", "reason": ""}
+            if isinstance(attribution, Attribution):
                 try:
-                    row |= _measured(item, found, levels, target, forward or model, metrics)
+                    row |= _measured(image, attribution, levels, target, forward or model, metrics)
                     row |= {} if levels else {"agreement": agreements.get(name)}
                 except Exception as error:  # one map must not cost the others
                     row |= {"status": "failed", "reason": one_line(error)}
             else:
-                row |= {"status": found[0], "reason": found[1]}
+                row |= attribution._asdict()
             rows.append(row)
-    kept = {name: value[0].float().cpu().numpy() for name, value in maps.items()}
-    return rows, kept | {"": logits[0].float().cpu().numpy()}
+    return rows, _arrays(maps) | {"": logits[0].float().cpu().numpy()}
 
 
-def maps_of(item: Item, methods: Sequence[Prepared], model: nn.Module, metrics: MetricsConfig) -> Maps:
+def maps_of(image: EvaluatedImage, methods: Sequence[Prepared], model: nn.Module, metrics: MetricsConfig) -> Maps:
     """The maps of an image, by the methods that give one: (height, width)."""
     with torch.no_grad():
-        predicted = int(model(item.input).argmax())
-    label = item.sample.label
+        predicted = int(model(image.input).argmax())
+    label = image.sample.label
     target = predicted if metrics.target == "predicted" or label is None else label
-    found = _maps({m.entry.spec.name: _attribution(m, item.input, target) for m in methods})
-    return {name: value[0].float().cpu().numpy() for name, value in found.items()}
+    return _arrays(_maps({m.entry.spec.name: _attribution(m, image.input, target) for m in methods}))
 
 
-def failed(sample: Sample, entries: Sequence[Entry], reason: str) -> list[Row]:
+def failed_rows(sample: Sample, entries: Sequence[Entry], reason: str) -> list[Row]:
     """The rows of an image of which nothing could be measured."""
     return [
-        about(sample) | {"method": entry.spec.name, "levels": levels, "status": "failed", "reason": reason}
+        sample_columns(sample) | {"method": entry.spec.name, "levels": levels, "status": "failed", "reason": reason}
         for entry in entries
         for levels in entry.levels
     ]
 
 
-def about(sample: Sample) -> Row:
-    """What is known of an image beforehand."""
+def sample_columns(sample: Sample) -> Row:
+    """What the data say of an image."""
     return {"index": sample.index, "image": sample.name, "label": sample.label}
 
 
@@ -133,54 +146,59 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, FxlrpError) and text else f"{type(error).__name__}: {text}"
 
 
-def _maps(attributions: Mapping[str, Attribution | tuple[str, str]]) -> dict[str, Tensor]:
-    return {name: found.heatmaps for name, found in attributions.items() if isinstance(found, Attribution)}
+def _maps(attributions: Mapping[str, Attribution | Failure]) -> dict[str, Tensor]:
+    return {name: given.heatmaps for name, given in attributions.items() if isinstance(given, Attribution)}
 
 
-def _attribution(method: Prepared, inputs: Tensor, target: int) -> Attribution | tuple[str, str]:
-    """What a method gives, or status and reason."""
+def _arrays(maps: Mapping[str, Tensor]) -> Maps:
+    """The maps of one image as arrays, (height, width)."""
+    return {name: heatmaps[0].float().cpu().numpy() for name, heatmaps in maps.items()}
+
+
+def _attribution(method: Prepared, inputs: Tensor, target: int) -> Attribution | Failure:
+    """What a method gives, or why it gives nothing."""
     if method.explain is None:
-        return "unavailable", method.reason
+        return Failure("unavailable", method.reason)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = method.explain(inputs, torch.tensor([target], device=inputs.device))
+            attribution = method.explain(inputs, torch.tensor([target], device=inputs.device))
     except Exception as error:  # a library may raise anything
-        return "failed", one_line(error)
-    if not bool(torch.isfinite(found.heatmaps).all()):
-        return "failed", "its map holds NaN or infinity"
-    return found
+        return Failure("failed", one_line(error))
+    if not bool(torch.isfinite(attribution.heatmaps).all()):
+        return Failure("failed", "its map holds NaN or infinity")
+    return attribution
 
 
 def _measured(
-    item: Item, found: Attribution, levels: int, target: int, model: nn.Module, metrics: MetricsConfig
+    image: EvaluatedImage, attribution: Attribution, levels: int, target: int, model: nn.Module, metrics: MetricsConfig
 ) -> Row:
-    maps = found.heatmaps if not levels else quantize_heat(found.heatmaps, levels)
+    maps = attribution.heatmaps if not levels else quantize_heat(attribution.heatmaps, levels)
     row: Row = {"tied": float(tied_share(maps)[0])}
     result: InsertionDeletion | None = None
     for ties in metrics.ties:
         if result is None or row["tied"]:  # where no pixels tie one rule is the other
-            result = _insertion_deletion(item, maps, target, model, metrics, ties)
+            result = _insertion_deletion(image, maps, target, model, metrics, ties)
         row |= {
             f"insertion_{ties}": float(result.insertion[0]),
             f"deletion_{ties}": float(result.deletion[0]),
             f"insertion_curve_{ties}": result.curves.insertion[0].tolist(),
             f"deletion_curve_{ties}": result.curves.deletion[0].tolist(),
         }
-    if found.start is not None:
-        row["start"] = float(found.start[0])
-        row["checkpoints"] = [(name, float(total[0])) for name, total in found.checkpoints.items()]
+    if attribution.start is not None:
+        row["start"] = float(attribution.start[0])
+        row["checkpoints"] = [(name, float(total[0])) for name, total in attribution.checkpoints.items()]
     return row
 
 
 def _insertion_deletion(
-    item: Item, maps: Tensor, target: int, model: nn.Module, metrics: MetricsConfig, ties: str
+    image: EvaluatedImage, maps: Tensor, target: int, model: nn.Module, metrics: MetricsConfig, ties: str
 ) -> InsertionDeletion:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PlateauWarning)  # the report tells, once for all images
+        warnings.simplefilter("ignore", PlateauWarning)  # the report says it once for all images
         return insertion_deletion(
-            model, item.image, maps, target, step=metrics.step, ties=ties, baseline=metrics.baseline,
-            normalize=item.normalize, batch_size=metrics.batch_size,
+            model, image.image, maps, target, step=metrics.step, ties=ties, baseline=metrics.baseline,
+            normalize=image.normalize, batch_size=metrics.batch_size,
         )  # fmt: skip
 
 

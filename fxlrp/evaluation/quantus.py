@@ -27,10 +27,10 @@ def quantus_scores(
         **options: what else the metric's call takes.
 
     Returns:
-        One score an image.
+        One score per image.
 
     Raises:
-        InputError: there is not one map an image, of its size.
+        InputError: there is not one map per image, of its size.
     """
     if heatmaps.shape != (inputs.shape[0], *inputs.shape[2:]):
         raise InputError(f"heatmaps of {tuple(heatmaps.shape)} do not fit inputs of {tuple(inputs.shape)}")

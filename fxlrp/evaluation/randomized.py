@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.evaluation.agreement import randomization_check
-from fxlrp.evaluation.items import Item
+from fxlrp.evaluation.evaluated_image import EvaluatedImage
 from fxlrp.evaluation.measure import Prepared, one_line
 from fxlrp.evaluation.methods import MethodSpec, prepare
 
@@ -21,8 +21,8 @@ _STAGES = 8
 """Layers, evenly spaced, after which maps are compared."""
 
 
-class Part(NamedTuple):
-    """What one process found.
+class Share(NamedTuple):
+    """What one process measured.
 
     Attributes:
         layers: the last layer that was made random, by stage.
@@ -33,19 +33,19 @@ class Part(NamedTuple):
     methods: dict[str, list[list[float]]]
 
 
-def randomized(model: nn.Module, items: Sequence[Item], methods: Sequence[Prepared]) -> Part:
-    """Maps of ``items`` by methods that can explain the model, compared by rank with those of the trained model.
+def randomized(model: nn.Module, images: Sequence[EvaluatedImage], methods: Sequence[Prepared]) -> Share:
+    """Maps of ``images`` by methods that can explain the model, compared by rank with those of the trained model.
 
     Warns:
         UserWarning: a method failed on random weights; it has no entry.
     """
     layers: list[str] = []
-    found: dict[str, list[list[float]]] = {}
-    if not items:
-        return Part(layers, found)
-    inputs = torch.cat([item.input for item in items])
+    correlations: dict[str, list[list[float]]] = {}
+    if not images:
+        return Share(layers, correlations)
+    inputs = torch.cat([image.input for image in images])
     with torch.no_grad():
-        targets = torch.cat([model(item.input).argmax(1) for item in items])
+        targets = torch.cat([model(image.input).argmax(1) for image in images])
     for method in methods:
         if method.explain is None:
             continue
@@ -56,28 +56,28 @@ def randomized(model: nn.Module, items: Sequence[Item], methods: Sequence[Prepar
             warnings.warn(f"{spec.name} on randomised weights: {one_line(error)}", stacklevel=2)
             continue
         layers = [stage.layer for stage in stages]
-        found[spec.name] = [stage.correlation.tolist() for stage in stages]
-    return Part(layers, found)
+        correlations[spec.name] = [stage.correlation.tolist() for stage in stages]
+    return Share(layers, correlations)
 
 
-def joined(parts: Sequence[Part]) -> dict[str, Any]:
-    """The parts of all processes, among which images went round: layers, and by method the means over images."""
-    parts = [part for part in parts if part.layers]
-    if not parts:
+def joined(shares: Sequence[Share]) -> dict[str, Any]:
+    """What all processes measured, among which images were dealt out: layers, and by method the means over images."""
+    shares = [share for share in shares if share.layers]
+    if not shares:
         return {"layers": [], "methods": {}}
-    everywhere = [name for name in parts[0].methods if all(name in part.methods for part in parts)]
+    everywhere = [name for name in shares[0].methods if all(name in share.methods for share in shares)]
     return {
-        "layers": parts[0].layers,
+        "layers": shares[0].layers,
         "methods": {
-            name: [_mean(those) for those in zip(*(part.methods[name] for part in parts), strict=True)]
+            name: [_mean(stage) for stage in zip(*(share.methods[name] for share in shares), strict=True)]
             for name in everywhere
         },
     }
 
 
-def _mean(parts: Sequence[Sequence[float]]) -> float | None:
-    """Of the images of all processes in their order, whatever the number of processes."""
-    values = [value for value in chain(*zip_longest(*parts)) if value is not None and not math.isnan(value)]
+def _mean(shares: Sequence[Sequence[float]]) -> float | None:
+    """The mean over the images of all processes in their order, whatever the number of processes."""
+    values = [value for value in chain(*zip_longest(*shares)) if value is not None and not math.isnan(value)]
     return fmean(values) if values else None
 
 

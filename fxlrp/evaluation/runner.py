@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,14 +12,13 @@ import torch
 from torch import nn
 
 import fxlrp
-from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import FxlrpError
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.costs import measure_costs
 from fxlrp.evaluation.data import Sample
+from fxlrp.evaluation.evaluated_image import EvaluatedImage, load_image
 from fxlrp.evaluation.forward import forward_by
-from fxlrp.evaluation.items import Item, load_item
-from fxlrp.evaluation.measure import Prepared, failed, measure, one_line, prepare_all
+from fxlrp.evaluation.measure import Prepared, failed_rows, measure, one_line, prepare_all
 from fxlrp.evaluation.randomized import joined, randomized
 from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
 from fxlrp.evaluation.workers import Workers
@@ -72,7 +70,7 @@ class Finished:
 def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bool = False) -> Finished | None:
     """Run an evaluation, or what an earlier run left of it.
 
-    Under ``torchrun`` every process calls this and does its part; the results are the same for any number of them.
+    Under ``torchrun`` every process calls this and does its share; the results are the same for any number of them.
 
     Args:
         config: what to do.
@@ -83,22 +81,22 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
         What came of it; ``None`` in all processes but the first.
 
     Raises:
-        FxlrpError: something in the configuration cannot be had; nothing has been written then.
+        FxlrpError: something in the configuration is not to be had; nothing has been written then.
     """
     torch.set_num_threads(config.run.threads)
     workers = Workers(config.run.device)
     samples = config.samples()
     model, preprocess = load_subject(config, workers.device)
-    store = Store(config.out, [(entry.spec.name, n) for entry in config.methods for n in entry.levels])
+    store = Store(config.out)
     with workers:
         done = workers.agree(_opened(store, config, samples, retry_failed) if workers.first else None)
-        mine = workers.share([sample for sample in samples if sample.index not in done])
+        remaining = workers.share([sample for sample in samples if sample.index not in done])
         before = sum(sample.index in done for sample in samples)
         run = _Run(config, model, preprocess, store, workers)
-        run.all(mine, before, progress)
+        run.all(remaining, before, progress)
         workers.wait()
         if workers.first:
-            store.merge()
+            store.maps.collect()
         run.extras(samples)
         if not workers.first:
             return None
@@ -107,10 +105,9 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
 
 def _opened(store: Store, config: Config, samples: Sequence[Sample], retry_failed: bool) -> Any:
     """The images that are done already, or the error that says why the folder cannot be used."""
+    versions = {"fxlrp": fxlrp.__version__, "torch": torch.__version__}
     try:
-        store.open(config.fingerprint(), {"title": config.title, "images": len(samples), "fxlrp": fxlrp.__version__,
-                                          "torch": torch.__version__})  # fmt: skip
-        store.clean()
+        store.open(config.fingerprint(), {"title": config.title, "images": len(samples)} | versions)
         if retry_failed:
             store.forget_failed()
         return store.done()
@@ -131,7 +128,7 @@ def load_subject(config: Config, device: torch.device | str) -> tuple[nn.Module,
 
 
 class _Run:
-    """One process' part of an evaluation."""
+    """One process' share of an evaluation."""
 
     def __init__(
         self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, workers: Workers
@@ -149,21 +146,21 @@ class _Run:
                 progress(Progress(done, len(samples), before, time.perf_counter() - begun, failures, sample))
 
     def one(self, sample: Sample) -> bool:
-        """Do an image and keep what was found; whether all went well."""
+        """Do an image and keep what was measured; whether all went well."""
         maps = None
         try:
-            item = load_item(sample, self.preprocess, self.workers.device)
-            methods = self._methods(item)
-            rows, maps = measure(item, methods, self.model, self.config.metrics, self.forward)
+            image = load_image(sample, self.preprocess, self.workers.device)
+            methods = self._methods(image)
+            rows, maps = measure(image, methods, self.model, self.config.metrics, self.forward)
         except FxlrpError as error:
-            rows = failed(sample, self.config.methods, one_line(error))
+            rows = failed_rows(sample, self.config.methods, one_line(error))
         self.store.add(sample.index, rows, maps if self.config.run.maps else None, sample.label)
         return all(row["status"] != "failed" for row in rows)
 
-    def _methods(self, item: Item) -> list[Prepared]:
+    def _methods(self, image: EvaluatedImage) -> list[Prepared]:
         if self.methods is None:
             compiled = self.forward if self.forward is not self.model else None
-            self.methods = prepare_all(self.config.methods, self.model, item.input, self.config.metrics, compiled)
+            self.methods = prepare_all(self.config.methods, self.model, image.input, self.config.metrics, compiled)
         return self.methods
 
     def extras(self, samples: Sequence[Sample]) -> None:
@@ -172,32 +169,29 @@ class _Run:
         missing = self.workers.agree([name for name in wanted if not (self.config.out / name).exists()])
         if not missing:
             return
-        items = self._first_items(samples, max(1, self.config.metrics.randomize))
-        if not items:
+        images = self._first_images(samples, max(1, self.config.metrics.randomize))
+        if not images:
             return
         if COSTS in missing and self.workers.first:
-            # Step by step all of them, as is the forward pass that they are compared with.
-            methods = prepare_all(self.config.methods, self.model, items[0].input, self.config.metrics)
-            self._keep(COSTS, measure_costs(items[0], items[0].sample.label or 0, methods, self.model))
+            # All of them run step by step, as does the forward pass that they are compared with.
+            methods = prepare_all(self.config.methods, self.model, images[0].input, self.config.metrics)
+            costs = measure_costs(images[0], images[0].sample.label or 0, methods, self.model)
+            self.store.write_json(COSTS, costs)
         if RANDOMIZED in missing:
             self.workers.wait()  # costs are timed while all others rest
-            found = randomized(self.model, self.workers.share(items), self._methods(items[0]))
-            parts = self.workers.gather(found)
+            own = randomized(self.model, self.workers.share(images), self._methods(images[0]))
+            shares = self.workers.gather(own)
             if self.workers.first:
-                self._keep(RANDOMIZED, {"images": len(items), **joined(parts)})
+                self.store.write_json(RANDOMIZED, {"images": len(images), **joined(shares)})
 
-    def _first_items(self, samples: Sequence[Sample], count: int) -> list[Item]:
-        items: list[Item] = []
+    def _first_images(self, samples: Sequence[Sample], count: int) -> list[EvaluatedImage]:
+        images: list[EvaluatedImage] = []
         for sample in samples:
-            if len(items) == count:
+            if len(images) == count:
                 break
             with suppress(FxlrpError):
-                items.append(load_item(sample, self.preprocess, self.workers.device))
-        return items
-
-    def _keep(self, name: str, value: dict[str, Any]) -> None:
-        with whole(self.config.out / name) as path:
-            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                images.append(load_image(sample, self.preprocess, self.workers.device))
+        return images
 
     def unavailable(self) -> dict[str, str]:
         return {m.entry.spec.name: m.reason for m in self.methods or [] if m.explain is None}

@@ -1,9 +1,8 @@
-"""Results on disk: an image at a time, whole or not at all, nothing twice.
+"""Results on disk: one Parquet file per image, which appears whole or not at all.
 
-A worker writes what it found for an image as one small Parquet file, whose appearance under its final name is the
-moment at which the image is done; maps go into a file beside it just before. When a run ends the small files are
-merged, in the order of the images, into ``results.parquet`` (and ``maps/*.h5``), which again appear whole. Killed
-at any moment, what is there is what was finished, and the next run does the rest.
+``results.parquet`` is a folder; its files are one data set for pyarrow, polars and pandas. A process writes what it
+measured of an image as one file. When that file appears under its final name, the image is done; its maps are in a
+file of their own by then. After a process was killed, the next run does the images that have no file.
 """
 
 from __future__ import annotations
@@ -11,232 +10,163 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import EvaluationError
 from fxlrp.common.extras import require
+from fxlrp.evaluation.map_files import MapFiles, Maps
 
 Row = dict[str, Any]
-Maps = dict[str, npt.NDArray[Any]]
-"""By method, the map of an image, (height, width); under ``""`` the model's output, (classes,)."""
 
 RESULTS = "results.parquet"
 COSTS = "costs.json"
 RANDOMIZED = "randomized.json"
-_PARTS, _MAPS, _META = "parts", "maps", "run.json"
+_META = "run.json"
 
 
 def schema() -> Any:
-    """The columns of the results: a row an image, method and number of levels."""
+    """The columns of the results: one row per image, method and number of levels."""
     pa = require("pyarrow", "evaluate")
     number, curve = pa.float64(), pa.list_(pa.float32())
-    measured = [
-        pa.field(f"{what}_{tie}", kind)
-        for tie in ("strict", "plateau")
-        for what, kind in (("insertion", number), ("deletion", number), ("insertion_curve", curve),
-                           ("deletion_curve", curve))
-    ]  # fmt: skip
-    return pa.schema(
-        [
-            pa.field("index", pa.int64()),
-            pa.field("image", pa.string()),
-            pa.field("label", pa.int64()),
-            pa.field("predicted", pa.int64()),
-            pa.field("target", pa.int64()),
-            pa.field("probability", number),
-            pa.field("method", pa.string()),
-            pa.field("levels", pa.int32()),
-            pa.field("status", pa.string()),
-            pa.field("reason", pa.string()),
-            pa.field("tied", number),
-            pa.field("start", number),
-            pa.field("checkpoints", pa.map_(pa.string(), number)),
-            pa.field("agreement", pa.map_(pa.string(), pa.float32())),
-            *measured,
-        ]
-    )
+    measured = {"insertion": number, "deletion": number, "insertion_curve": curve, "deletion_curve": curve}
+    return pa.schema({
+        "index": pa.int64(), "image": pa.string(), "label": pa.int64(), "predicted": pa.int64(), "target": pa.int64(),
+        "probability": number, "method": pa.string(), "levels": pa.int32(), "status": pa.string(),
+        "reason": pa.string(), "tied": number, "start": number, "checkpoints": pa.map_(pa.string(), number),
+        "agreement": pa.map_(pa.string(), pa.float32()),
+        **{f"{name}_{tie}": kind for tie in ("strict", "plateau") for name, kind in measured.items()},
+    })  # fmt: skip
 
 
 class Store:
     """The folder of a run's results.
 
     Args:
-        folder: made where it is not there.
-        methods: names of methods and levels in the order in which rows are kept.
+        folder: is made by :meth:`open`.
     """
 
-    def __init__(self, folder: Path, methods: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._order = {method: i for i, method in enumerate(methods)}
+        self.maps = MapFiles(folder / "maps")
 
     @property
     def results(self) -> Path:
-        """The merged results."""
+        """The folder with one file per image."""
         return self.folder / RESULTS
 
-    def open(self, fingerprint: str, about: Mapping[str, Any]) -> None:
-        """Take the folder for a run, or take one up again.
+    def open(self, fingerprint: str, description: Mapping[str, Any]) -> None:
+        """Take the folder for a run, or take up the run that it holds.
 
         Raises:
             EvaluationError: it holds results of another configuration, or cannot be written to.
         """
-        try:
-            (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EvaluationError(f"{self.folder} cannot be used for results: {error.strerror}") from error
         meta = self.folder / _META
-        if meta.exists():
-            known = json.loads(meta.read_text(encoding="utf-8"))
-            if known.get("fingerprint") != fingerprint:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if meta.exists() and json.loads(meta.read_text(encoding="utf-8")).get("fingerprint") != fingerprint:
                 raise EvaluationError(
                     f"{self.folder} holds results of another configuration: give another folder (run.out), or "
                     "remove this one"
                 )
-            return
-        with whole(meta) as path:
-            path.write_text(json.dumps({"fingerprint": fingerprint, **about}, indent=2) + "\n", encoding="utf-8")
+            self._convert()
+            self.results.mkdir(exist_ok=True)
+            for folder in (self.folder, self.results, self.maps.folder):
+                for unfinished in folder.glob(".*-*"):  # by a process that was killed
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            if not meta.exists():
+                self.write_json(_META, {"fingerprint": fingerprint, **description})
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{self.folder} cannot be used for results: {error}") from error
 
     def done(self) -> set[int]:
         """The images whose results are there."""
-        merged = set() if not self.results.exists() else set(self.read(["index"]).column("index").to_pylist())
-        return merged | {int(path.stem) for path in self._parts()}
-
-    def forget_failed(self) -> int:
-        """Drop the images of which something failed, so that they are tried again; how many there were."""
-        self.merge()
-        failed = self.failed() if self.results.exists() else set()
-        if failed:
-            pa, pc = require("pyarrow", "evaluate"), require("pyarrow.compute", "evaluate")
-            table = self.read()
-            kept = pc.invert(pc.is_in(table["index"], pa.array(sorted(failed), pa.int64())))
-            self._write(self.results, table.filter(kept))
-            self._merge_maps(drop=failed)
-        return len(failed)
+        return {int(path.stem) for path in self.results.glob("[0-9]*.parquet")}
 
     def failed(self) -> set[int]:
-        """The images among the merged results of which something failed."""
-        table = self.read(["index", "status"]).to_pylist()
-        return {row["index"] for row in table if row["status"] == "failed"}
+        """The images of which something failed."""
+        pc = require("pyarrow.compute", "evaluate")
+        return set(self.read(["index"], pc.field("status") == "failed")["index"].to_pylist())
+
+    def forget_failed(self) -> None:
+        """Drop the images of which something failed, so that they are tried again."""
+        failed = self.failed() if self.done() else set()
+        for index in failed:
+            self._file(index).unlink()
+        self.maps.drop(failed)
 
     def add(self, index: int, rows: Sequence[Row], maps: Maps | None = None, label: int | None = None) -> None:
-        """Keep what was found for an image: from here on it is done."""
+        """Keep what was measured of an image: from here on it is done."""
         pa = require("pyarrow", "evaluate")
-        place = self.folder / _PARTS / f"{index:08d}.parquet"
         if maps is not None:
-            with whole(place.with_suffix(".npz")) as path:
-                named = {f"map {name}" if name else "output": value for name, value in maps.items()}
-                np.savez(path, label=np.int64(-1 if label is None else label), **named)  # type: ignore[arg-type]
-        self._write(place, pa.Table.from_pylist(list(rows), schema()))
+            self.maps.add(index, maps, label)
+        self._write(self._file(index), pa.Table.from_pylist(list(rows), schema()))
 
-    def merge(self) -> None:
-        """Merge what the workers wrote."""
-        parts = self._parts()
-        if not parts:
-            return
-        pa = require("pyarrow", "evaluate")
-        tables = [self._read(path) for path in parts]
-        if self.results.exists():
-            known = self.read()
-            old = set(known.column("index").to_pylist())
-            # A merge that was cut off after its result appeared: these parts are in it.
-            tables = [known, *(table for path, table in zip(parts, tables, strict=True) if int(path.stem) not in old)]
-        self._merge_maps()
-        rows = pa.concat_tables(tables)
-        keys = zip(rows["index"].to_pylist(), rows["method"].to_pylist(), rows["levels"].to_pylist(), strict=True)
-        ranks = [(index, self._order.get((method, levels), len(self._order))) for index, method, levels in keys]
-        self._write(self.results, rows.take(sorted(range(len(ranks)), key=ranks.__getitem__)))
-        for path in parts:
-            path.with_suffix(".npz").unlink(missing_ok=True)
-            path.unlink()
+    def read(self, columns: Collection[str] | None = None, where: Any = None) -> Any:
+        """The results, in the order of the images.
 
-    def read(self, columns: Sequence[str] | None = None) -> Any:
-        """The merged results, a pyarrow table.
+        Args:
+            columns: their names; ``None``: all.
+            where: a filter of pyarrow.
+
+        Returns:
+            A pyarrow table.
 
         Raises:
             EvaluationError: there are none, or they cannot be read.
         """
-        if not self.results.exists():
-            raise EvaluationError(f"{self.folder} holds no results ({RESULTS})")
-        return self._read(self.results, columns)
-
-    def clean(self) -> None:
-        """Remove what a killed process left half-written."""
-        for folder in (self.folder, self.folder / _PARTS, self.folder / _MAPS):
-            for path in folder.glob(".*-*"):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _parts(self) -> list[Path]:
-        return sorted((self.folder / _PARTS).glob("[0-9]*.parquet"))
-
-    def _read(self, path: Path, columns: Sequence[str] | None = None) -> Any:
-        pq = require("pyarrow.parquet", "evaluate")
+        dataset = require("pyarrow.dataset", "evaluate")
         try:
-            return pq.read_table(path, columns=None if columns is None else list(columns))
+            self._convert()
+            files = [str(self._file(index)) for index in sorted(self.done())]
+            if files:
+                images = dataset.dataset(files, schema(), format="parquet")
+                return images.to_table(columns=None if columns is None else list(columns), filter=where)
         except (OSError, ValueError) as error:
-            raise EvaluationError(f"{path} cannot be read: {error}") from error
+            raise EvaluationError(f"{self.results} cannot be read: {error}") from error
+        raise EvaluationError(f"{self.folder} holds no results ({RESULTS}): run fxlrp evaluate first")
 
-    def _write(self, place: Path, table: Any) -> None:
-        pq = require("pyarrow.parquet", "evaluate")
-        with whole(place) as path:
-            pq.write_table(table, path, compression="zstd")
-            _flush(path)
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What a file beside the results holds; nothing where there is none."""
+        path = self.folder / name
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return content
 
-    # Maps -----------------------------------------------------------------------------------------
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a file beside the results."""
+        with whole(self.folder / name) as path:
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def _merge_maps(self, drop: Iterable[int] = ()) -> None:
-        """Put the maps of the parts into ``maps/METHOD.h5``, as CoRelAy and ViRelAy read them; a method at a time."""
-        parts = {int(path.stem): path.with_suffix(".npz") for path in self._parts()}
-        parts = {index: path for index, path in parts.items() if path.exists()}
-        dropped = set(drop)
-        if not parts and not dropped:
+    def _file(self, index: int) -> Path:
+        return self.results / f"{index:08d}.parquet"
+
+    def _write(self, file: Path, table: Any) -> None:
+        with whole(file) as path:
+            require("pyarrow.parquet", "evaluate").write_table(table, path, compression="zstd")
+            with path.open("rb") as written:
+                os.fsync(written.fileno())  # only what is on the disk may get its name
+
+    def _convert(self) -> None:
+        """Bring earlier results into this layout: once a run ended, all images were merged into one file.
+
+        Every step can be repeated, so that a conversion that was killed goes on.
+        """
+        merged, parts = self.folder / "merged.parquet", self.folder / "parts"
+        if self.results.is_file():
+            self.results.rename(merged)
+        if not (merged.exists() or parts.exists()):
             return
-        names = {name[4:] for path in parts.values() for name in np.load(path).files if name.startswith("map ")}
-        places = {file_name(name): name for name in names}
-        places |= {path.stem: path.stem for path in (self.folder / _MAPS).glob("*.h5") if path.stem not in places}
-        (self.folder / _MAPS).mkdir(exist_ok=True)
-        for place, name in sorted(places.items()):
-            entries = {}
-            for index, path in parts.items():
-                with np.load(path) as entry:
-                    if f"map {name}" in entry:
-                        entries[index] = (entry[f"map {name}"], entry["output"], entry["label"])
-            self._merge_h5(self.folder / _MAPS / f"{place}.h5", entries, dropped)
-
-    def _merge_h5(self, place: Path, entries: dict[int, tuple[Any, Any, Any]], dropped: set[int]) -> None:
-        h5py = require("h5py", "evaluate")
-        if place.exists():
-            with h5py.File(place, "r") as file:
-                known = zip(file["index"][:], file["attribution"][:], file["prediction"][:], file["label"][:],
-                            strict=True)  # fmt: skip
-                old = {int(i): (a[0], p, label) for i, a, p, label in known if int(i) not in dropped}
-            entries = {**old, **entries}
-        order = sorted(entries)
-        if not order:
-            place.unlink(missing_ok=True)
-            return
-        with whole(place) as path:
-            with h5py.File(path, "w") as file:
-                maps = np.stack([entries[index][0] for index in order])[:, None].astype(np.float32)
-                file.create_dataset("attribution", data=maps, compression="gzip", compression_opts=1)
-                file["prediction"] = np.stack([entries[index][1] for index in order]).astype(np.float32)
-                file["label"] = np.asarray([entries[index][2] for index in order], dtype=np.int64)
-                file["index"] = np.asarray(order, dtype=np.int64)
-            _flush(path)
-
-
-def file_name(name: str) -> str:
-    """A method's name as the name of a file."""
-    kept = "".join(c if c.isalnum() or c in "-_+.() " else "_" for c in name).strip()
-    return kept or "method"
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file is on the disk: only then may it get its name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        self.results.mkdir(exist_ok=True)
+        if merged.exists():
+            pc, pq = require("pyarrow.compute", "evaluate"), require("pyarrow.parquet", "evaluate")
+            table = pq.read_table(merged)
+            for index in table["index"].unique().to_pylist():
+                self._write(self._file(index), table.filter(pc.field("index") == index))
+            merged.unlink()
+        for path in parts.glob("[0-9]*.parquet"):
+            path.rename(self.results / path.name)
+        for path in parts.glob("[0-9]*.npz"):
+            self.maps.take(path)
+        shutil.rmtree(parts, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Who does which images: one process, or several started by torchrun, on one machine or more."""
+"""The processes of a run and their shares: one process, or several of torchrun, on one machine or more."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Workers:
         return self.rank == 0
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
-        """This process' part of the work."""
+        """This process' share of the work."""
         return work[self.rank :: self.count]
 
     def agree(self, value: T | None) -> T:
@@ -73,9 +73,9 @@ class Workers:
             EvaluationError: ``value`` of the first process is an exception.
         """
         if self.count > 1:
-            told: list[Any] = [value if self.first else None]
-            dist.broadcast_object_list(told, src=0, device=self.device if self.device.type == "cuda" else None)
-            value = told[0]
+            sent: list[Any] = [value if self.first else None]
+            dist.broadcast_object_list(sent, src=0, device=self.device if self.device.type == "cuda" else None)
+            value = sent[0]
         if isinstance(value, BaseException):
             raise value
         return value  # type: ignore[return-value]
@@ -84,9 +84,9 @@ class Workers:
         """What every process says, in the order of their numbers; all wait for the last one."""
         if self.count == 1:
             return [value]
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, value)
-        return told
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Wait until all have come here."""

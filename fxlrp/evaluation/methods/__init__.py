@@ -6,6 +6,7 @@ A method is a name and a few options. :func:`prepare` makes it into a function f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from fxlrp.common.errors import FxlrpError, MethodError
 from fxlrp.evaluation.methods import cams, captum, floors, own, relevance
 from fxlrp.evaluation.methods.base import Attribution, Explain, tried
 
-__all__ = ["KINDS", "Attribution", "Explain", "MethodSpec", "prepare"]
+__all__ = ["KINDS", "Attribution", "Explain", "MethodSpec", "options_of", "prepare"]
 
 KINDS: dict[str, Callable[..., Explain]] = {
     "fxlrp": relevance.relevance,
@@ -32,7 +33,6 @@ KINDS: dict[str, Callable[..., Explain]] = {
     "python": own.imported,
 }
 """The kinds of methods: from a model, an example, checkpoints and options to the function that explains."""
-
 
 LIBRARIES = (
     "captum_lrp", "integrated_gradients", "guided_backprop", "deep_lift", "input_x_gradient", "grad_cam", "score_cam",
@@ -56,6 +56,13 @@ class MethodSpec:
     name: str
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def options_of(kind: str) -> dict[str, inspect.Parameter]:
+    """The options of a kind, by name: the keyword-only parameters of its function, and for fxlrp those of compile()."""
+    own = inspect.signature(KINDS[kind], eval_str=True).parameters.values()
+    options = {option.name: option for option in own if option.kind is option.KEYWORD_ONLY}
+    return relevance.compile_options() | options if kind == "fxlrp" else options
 
 
 def prepare(

@@ -22,12 +22,12 @@ def grad_cam(
 
 
 def score_cam(
-    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None,
-    forward: nn.Module | None = None,
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], forward: nn.Module | None = None, *,
+    layer: str | None = None,
 ) -> Explain:  # fmt: skip
     """Score-CAM (Wang et al., CVPR Workshops 2020), at the output of ``layer`` or the last feature map.
 
-    ``forward`` runs the passes of the model, one a channel; ``None``: a copy of the model.
+    ``forward`` runs the passes of the model, one per channel; ``None``: a copy of the model.
     """
     return _of_cam("ScoreCAM", model, example, layer, forward)
 
@@ -71,12 +71,12 @@ def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
     """
     calls = _Calls(model, example)
     # A block returns after its parts: of those that end together the outermost is the block.
-    last, features = next(((module, out) for module, _, out in reversed(calls.found) if _has_rows(out)), (None, None))
+    last, features = next(((module, out) for module, _, out in reversed(calls.ended) if _has_rows(out)), (None, None))
     if last is None:
         raise MethodError("no module gives a feature map with rows and columns")
     if calls.count(last) == 1:
         return last
-    reader = next((module for module, value, _ in calls.found if value is features), None)
+    reader = next((module for module, value, _ in calls.ended if value is features), None)
     if reader is None or calls.count(reader) > 1:
         raise MethodError("the module that gives the last feature map is called several times: name a layer")
     path = next(path for path, module in model.named_modules() if module is reader)
@@ -90,7 +90,7 @@ class _Calls:
     """The calls of a model's modules for an example, in the order in which they end."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
-        self.found: list[tuple[nn.Module, Any, Any]] = []
+        self.ended: list[tuple[nn.Module, Any, Any]] = []
         hooks = [module.register_forward_hook(self._seen) for path, module in model.named_modules() if path]
         try:
             with torch.no_grad():
@@ -100,10 +100,10 @@ class _Calls:
                 hook.remove()
 
     def _seen(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.found.append((module, inputs[0] if inputs else None, output))
+        self.ended.append((module, inputs[0] if inputs else None, output))
 
     def count(self, module: nn.Module) -> int:
-        return sum(called is module for called, _, _ in self.found)
+        return sum(called is module for called, _, _ in self.ended)
 
 
 def _has_rows(value: Any) -> bool:

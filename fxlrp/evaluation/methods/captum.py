@@ -55,7 +55,7 @@ def _needs_modules(model: nn.Module, kinds: tuple[type[nn.Module], ...], what: s
 
 def _of_captum(attribution: Any, **options: Any) -> Explain:
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
-        found = attribution.attribute(inputs.detach().clone().requires_grad_(), target=targets, **options)
-        return Attribution(found.detach().sum(dim=1))
+        relevance = attribution.attribute(inputs.detach().clone().requires_grad_(), target=targets, **options)
+        return Attribution(relevance.detach().sum(dim=1))
 
     return explain

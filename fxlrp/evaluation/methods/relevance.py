@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from fxlrp.common.errors import MethodError
 from fxlrp.compiler import compile
-from fxlrp.evaluation.conservation import INPUT, arrived
 from fxlrp.evaluation.methods.base import Attribution, Explain
+from fxlrp.evaluation.relevance_sums import INPUT, arrived
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.maps.heatmap import stage_map
 from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
 
+_DECIDED = ("model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize")
+"""The parameters of ``compile`` that an evaluation decides itself; a method may give all others."""
+
+
+def compile_options() -> dict[str, inspect.Parameter]:
+    """The options of ``compile`` that a method may give, by name."""
+    parameters = inspect.signature(compile, eval_str=True).parameters
+    return {name: parameter for name, parameter in parameters.items() if name not in _DECIDED}
+
 
 def relevance(
-    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, preset: str = "conserving",
-    rules: Mapping[str, str] | None = None, split: str | None = None, identity_skips: bool = True,
-    start: str = "probability", at: str | Sequence[str] = INPUT, smooth: float = 0.0,
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, rules: Mapping[str, str] | None = None,
+    at: str | Sequence[str] = INPUT, smooth: float = 0.0, **options: Any,
 ) -> Explain:  # fmt: skip
     """Relevance by a preset of fxlrp.
 
-    ``rules`` are texts, as the command line takes them; ``at`` shows the map at the input of a module, enlarged, or the
-    mean of the maps at several, of which ``"input"`` is the network's own; ``smooth`` is the σ in pixels of a Gaussian
-    over the map, for an image of 224.
+    Args:
+        model: is explained.
+        example: what it takes, (1, channels, height, width).
+        checkpoints: modules at whose input relevance is added up.
+        rules: rules as texts by pattern, as the command line takes them.
+        at: the map is that at the input of this module, enlarged, or the mean of those at several; ``"input"`` is the
+            input of the network.
+        smooth: standard deviation of a Gaussian over the map, in pixels for an image of 224 pixels.
+        **options: other options of :func:`fxlrp.compile`.
     """
     stages = [at] if isinstance(at, str) else list(at)
     if not stages:
         raise MethodError("at names no module")
     wanted = tuple(dict.fromkeys((*checkpoints, *(stage for stage in stages if stage != INPUT))))
     explainer = compile(
-        model, preset, rules=read_rules([f"{k}={v}" for k, v in (rules or {}).items()]), split=split,
-        identity_skips=identity_skips, start=start, checkpoints=wanted, example_inputs=example,
+        model, rules=_read(rules), checkpoints=wanted, example_inputs=example, **options,
         # Weights are packed from the second call on, which changes the last digits: the first image would differ.
         optimize=tuple(name for name in DEFAULT if name != PACK_WEIGHTS),
     )  # fmt: skip
 
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:
         explanation = explainer(inputs, target=targets)
-        parts = {INPUT: explanation.relevance, **explanation.checkpoints}
+        by_stage = {INPUT: explanation.relevance, **explanation.checkpoints}
         size = inputs.shape[-2:]
-        maps = stage_map([parts[stage] for stage in stages], *size, sigma=smooth * min(size) / 224)
+        maps = stage_map([by_stage[stage] for stage in stages], *size, sigma=smooth * min(size) / 224)
         sums = arrived(explanation)
         return Attribution(maps, explanation.start, {name: sums[name] for name in (INPUT, *checkpoints)})
 
     return explain
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise where options fit no model at all: a preset, split, start or rule that there is not.
+
+    Raises:
+        RuleError, StartError: as :func:`fxlrp.compile`, which compiles a model without rules of its own here.
+    """
+    _read(options.get("rules"))
+    accepted = compile_options().keys() - {"rules"}
+    compile(nn.Identity().eval(), **{name: value for name, value in options.items() if name in accepted})
+
+
+def _read(rules: Mapping[str, str] | None) -> dict[str, Any]:
+    return dict(read_rules([f"{pattern}={rule}" for pattern, rule in (rules or {}).items()]))

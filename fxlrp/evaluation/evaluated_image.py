@@ -40,7 +40,7 @@ class Normalization:
 
 
 @dataclass(frozen=True)
-class Item:
+class EvaluatedImage:
     """An image as it is evaluated.
 
     Attributes:
@@ -59,7 +59,7 @@ class Item:
         return self.normalize(self.image)
 
 
-def load_item(sample: Sample, preprocess: Preprocess, device: torch.device | str = "cpu") -> Item:
+def load_image(sample: Sample, preprocess: Preprocess, device: torch.device | str = "cpu") -> EvaluatedImage:
     """Read and preprocess an image.
 
     Raises:
@@ -69,4 +69,4 @@ def load_item(sample: Sample, preprocess: Preprocess, device: torch.device | str
     picture = sample.read()
     value = to_input(picture, preprocess)
     normalize = Normalization(preprocess, picture.size)
-    return Item(sample, normalize.undo(value)[None].to(device), normalize)
+    return EvaluatedImage(sample, normalize.undo(value)[None].to(device), normalize)
