@@ -1,55 +1,40 @@
-"""What several commands read from the command line."""
+"""What several commands make of their options: compile's arguments, a class, a device, an example."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxlrp.cli.options import ExplanationOptions, ModelOptions
 from fxlrp.common.errors import InputError, StartError, TargetError
 from fxlrp.loading.models import LoadedModel
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.presets import preset_named
-from fxlrp.rules import Rule
 from fxlrp.rules.starts import STARTS
 
 # Pictures are of one class; "output" would start at all of them.
 _STARTS = [name for name in STARTS if name != "output"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What every command is told of a model and its rules, as the help describes it."""
-
-    model: str
-    weights: Path | None = None
-    preset: str = "conserving"
-    rules: Sequence[str] = ()
-    split: str | None = None
-
-    def read_rules(self) -> dict[str, Rule]:
-        """The rules, once preset and rules are known to be right.
-
-        Raises:
-            InputError: there is no such preset, or a rule cannot be read.
-        """
-        preset_named(self.preset)
-        return read_rules(self.rules)
-
-
-def start_named(name: str) -> str:
-    """A start by name.
+def compile_options(options: ModelOptions) -> dict[str, Any]:
+    """The keyword arguments for :func:`fxlrp.compile`, without those that were not given.
 
     Raises:
-        StartError: there is none of this name, or it is not of one class.
+        RuleError: there is no such preset, or a rule cannot be read.
+        StartError: there is no such start, or it is not of one class.
     """
-    if name not in _STARTS:
-        raise StartError(f"--start {name}: choose one of {', '.join(_STARTS)}")
-    return name
+    if options.preset is not None:
+        preset_named(options.preset)
+    given: dict[str, Any] = {"preset": options.preset, "split": options.split, "rules": read_rules(options.rules or ())}
+    if isinstance(options, ExplanationOptions):
+        if options.start is not None and options.start not in _STARTS:
+            raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}")
+        given |= {"start": options.start, "checkpoints": options.checkpoints}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp import compile, heatmap, quantize_heat
-from fxlrp.cli.arguments import ModelOptions, class_number, device_named, start_named
+from fxlrp.cli.arguments import class_number, compile_options, device_named
+from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.picture_paths import free_place, identity, picture_paths
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
+from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.loading.models import LoadedModel, load_model
-from fxlrp.maps.heatmap import layer_map
+from fxlrp.maps.heatmap import heatmap, layer_map, quantize_heat
 from fxlrp.maps.rendering import (
     COLORS,
     Scale,
@@ -31,26 +32,6 @@ from fxlrp.maps.rendering import (
     with_bar,
 )
 from fxlrp.results.explanation import Explanation
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExplainOptions(ModelOptions):
-    """The options of ``fxlrp explain``, as its help describes them."""
-
-    images: Sequence[Path]
-    target: str | None = None
-    start: str = "probability"
-    checkpoints: Sequence[str] = ()
-    out: Path | None = None
-    device: str = "cpu"
-    batch_size: int = 8
-    colors: str | None = None
-    quantize: int | None = None
-    smooth: float | None = None
-    percentile: float = 99.5
-    bar: bool = False
-    ledger: bool = True
-    report: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +52,7 @@ def explain_images(options: ExplainOptions) -> None:
         FxlrpError: whatever can be wrong, and before the model runs where it can be known by then.
     """
     require("matplotlib", "draw")
-    rules = options.read_rules()
-    start_named(options.start)
+    compiling = compile_options(options)
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
     if not 0 < options.percentile <= 100:
@@ -87,10 +67,7 @@ def explain_images(options: ExplainOptions) -> None:
     target = class_number(options.target, loaded.classes)
     assert loaded.preprocess is not None
     together = None if options.report is None else _equally_large(options.images, loaded.preprocess)
-    explainer = compile(
-        loaded.model.to(device), options.preset, rules=rules, split=options.split, start=options.start,
-        checkpoints=options.checkpoints,
-    )  # fmt: skip
+    explainer = compile(loaded.model.to(device), **compiling)
     taken = {identity(path) for path in (*options.images, *places)}
 
     from rich.console import Console
