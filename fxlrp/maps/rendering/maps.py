@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
@@ -202,6 +201,8 @@ def check_map(heatmap: Any) -> None:
 
 def blurred(heatmap: Tensor, sigma: float) -> Tensor:
     """The map blurred by a Gaussian of ``sigma`` pixels; what is not finite stays where it is, and does not spread."""
+    from torchvision.transforms.functional import gaussian_blur  # slow to import
+
     values = heatmap.detach().cpu().double()
     # Three sigmas hold all but the last 0.3 %; reflection needs a margin smaller than the map.
     radius = min(math.ceil(3 * sigma), min(values.shape) - 1)
