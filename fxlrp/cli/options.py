@@ -53,7 +53,7 @@ class ExplanationOptions(ModelOptions):
     ] = None
     checkpoints: Annotated[
         list[str] | None,
-        Option("--checkpoint", metavar="MODULE", help="Also give the relevance at this module's input; may be repeated."),
+        Option("--checkpoint", metavar="MODULE", help="Also give the relevance at a module's input; may be repeated."),
     ] = None
 
 
