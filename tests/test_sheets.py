@@ -3,14 +3,16 @@
 import pytest
 import torch
 from fxlrp.errors import InputError
-from fxlrp.render import Cell, Line, colorize, grid, sheet, sheets
+from fxlrp.render import Cell, Line, colorize, grid, sheet
+
+from fxlrp.maps.rendering import layout
 
 
 @pytest.fixture
 def lines(monkeypatch):
     """What a grid hands to be drawn."""
     seen = []
-    monkeypatch.setattr(sheets, "sheet", lambda lines, **_: seen.extend(lines))
+    monkeypatch.setattr(layout, "sheet", lambda lines, **_: seen.extend(lines))
     return seen
 
 
