@@ -11,10 +11,10 @@ from fxlrp.loading.models import load_model
 
 
 def export_explanation(options: ExportOptions) -> None:
-    """Write a model's explanation as a file, and say what it takes and gives.
+    """Write a model's explanation as a file, and print its size and its inputs.
 
     Raises:
-        FxlrpError: whatever can be wrong, and before the model is built where it can be known by then.
+        FxlrpError: an option is wrong, or the model cannot be explained or exported.
     """
     compiling = compile_options(options)
     check_path(options.out, (".pt2", ".onnx"))

@@ -17,7 +17,7 @@ def draw_graph(options: GraphOptions) -> None:
     """Draw the graph of a model's explainer into a file, or show it in Model Explorer.
 
     Raises:
-        FxlrpError: whatever can be wrong.
+        FxlrpError: an option or the image is wrong, or the model cannot be explained.
     """
     compiling = compile_options(options)
     out, shown = options.out, options.explore or options.flow
@@ -29,7 +29,7 @@ def draw_graph(options: GraphOptions) -> None:
     if options.explore is not None:
         require("model_explorer", "explorer")
     with warnings.catch_warnings():
-        if picture is None:  # the drawing is the same with random weights
+        if picture is None:  # random weights give the same drawing
             warnings.simplefilter("ignore", ModelWarning)
         loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
