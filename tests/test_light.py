@@ -32,7 +32,7 @@ def run(code, *arguments):
     ("arguments", "code", "answer"),
     [
         (["--help"], 0, "Layer-wise Relevance Propagation"),
-        (["--version"], 0, fxlrp.__version__),
+        (["--version"], 0, f"fxlrp {fxlrp.__version__}\n"),
         (["explain", "--help"], 0, "--preset"),
         (["graph", "--help"], 0, "--view"),
         (["export", "--help"], 0, "--compiled"),
