@@ -74,23 +74,20 @@ def test_untrained_torchvision_model_gives_a_warning_and_is_always_the_same():
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
-def test_torchvision_model_has_its_preprocessing_and_class_names():
-    loaded = quiet("torchvision:mobilenet_v3_small")
-    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, 224, 224)
-    assert loaded.classes == imagenet_classes()
-    assert loaded.classes[282] == "tiger cat"
-    assert len(loaded.classes) == 1000
-
-
 def test_googlenet_converts_the_normalisation_for_its_trained_weights():
     assert quiet("torchvision:googlenet").model.transform_input
 
 
-def test_timm_model_has_its_preprocessing_and_class_names():
-    pytest.importorskip("timm", reason="the extra timm is not installed")
-    with pytest.warns(ModelWarning, match="timm:resnet10t has random weights"):
-        loaded = load_model("timm:resnet10t")
-    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, 176, 176)
+@pytest.mark.parametrize(
+    ("source", "name", "size"), [("torchvision", "mobilenet_v3_small", 224), ("timm", "resnet10t", 176)]
+)
+def test_model_has_its_preprocessing_and_class_names(source, name, size):
+    pytest.importorskip(source, reason=f"the extra {source} is not installed")
+    with pytest.warns(ModelWarning, match=f"{source}:{name} has random weights"):
+        loaded = load_model(f"{source}:{name}")
+    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, size, size)
+    assert loaded.classes == imagenet_classes()
+    assert loaded.classes[282] == "tiger cat"
     assert len(loaded.classes) == 1000
     assert not loaded.model.training
 
@@ -167,20 +164,19 @@ def resnet():
     return torchvision.models.resnet18()
 
 
-def wrappers(state):
-    return {
-        "bare": state,
-        "state_dict": {"state_dict": state, "epoch": 3},
-        "model": {"model": state, "optimizer": {"lr": 0.1}},
-        "parallel": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
-        "compiled": {f"_orig_mod.{key}": value for key, value in state.items()},
-        "old": {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
-    }
+WRAPPERS = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "parallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "old": lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+}
 
 
-@pytest.mark.parametrize("wrapper", ["bare", "state_dict", "model", "parallel", "compiled", "old"])
-def test_checkpoint_is_read_in_every_usual_wrapper(tmp_path, resnet, wrapper):
-    torch.save(wrappers(resnet.state_dict())[wrapper], tmp_path / "a.pt")
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_checkpoint_is_read_in_every_usual_wrapper(tmp_path, resnet, wrap):
+    torch.save(wrap(resnet.state_dict()), tmp_path / "a.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
         loaded = load_model("torchvision:resnet18", tmp_path / "a.pt")
