@@ -12,7 +12,6 @@ from typing import Annotated
 import torch
 import torchvision
 import typer
-from fxlrp.heatmap import quantize_heat
 from rich.console import Console
 from torch import nn
 
@@ -21,6 +20,7 @@ from benchmarks.speed_models import CifarResNet
 from benchmarks.subjects import noise, usable
 from fxlrp.common.text_tables import markdown
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
+from fxlrp.heatmap import quantize_heat
 
 HERE = Path(__file__).parent
 

@@ -11,13 +11,13 @@ from typing import Annotated
 
 import torch
 import typer
-from fxlrp.images import read_image, to_input
 from torch import Tensor
 
 import fxlrp
 from examples.demo import PHOTOS, photo_folder
 from examples.efficientnet_lite0 import load
 from fxlrp.common.text_tables import markdown
+from fxlrp.images import read_image, to_input
 
 
 def main(

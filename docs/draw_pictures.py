@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fxlrp.images import as_seen, read_image, to_input
-from fxlrp.render import grid
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +18,8 @@ import fxlrp
 from docs.chromium import CHROMIUM, browser, explored
 from examples import demo
 from examples.efficientnet_lite0 import load
+from fxlrp.images import as_seen, read_image, to_input
+from fxlrp.render import grid
 
 PAGES = Path(__file__).parent
 OUT = PAGES / "pictures"

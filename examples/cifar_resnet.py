@@ -6,10 +6,11 @@ Checkpoints of https://github.com/akamaster/pytorch_resnet_cifar10 fit.
 """
 
 import torch.nn.functional as F
-from fxlrp.images import IMAGENET_MEAN, IMAGENET_STD
-from fxlrp.models import LoadedModel
 from torch import Tensor, nn
 from torchvision import transforms
+
+from fxlrp.images import IMAGENET_MEAN, IMAGENET_STD
+from fxlrp.models import LoadedModel
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PREPROCESS = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fxlrp.images import as_seen, read_image, to_input
-from fxlrp.models import LoadedModel
-from fxlrp.render import Cell, Line, fitting_colors, overlay, save_png, sheet, to_photo
 from rich.console import Console
 from torch import Tensor
 
 import fxlrp
 from examples.demo import PHOTOS, photo_folder
 from examples.efficientnet_lite0 import load
+from fxlrp.images import as_seen, read_image, to_input
+from fxlrp.models import LoadedModel
+from fxlrp.render import Cell, Line, fitting_colors, overlay, save_png, sheet, to_photo
 
 BLOCK, FOLLOWING = "_blocks.4", "_blocks.5"
 """The block whose channels are the concepts, and the one that takes its output."""

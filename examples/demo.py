@@ -13,13 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from fxlrp.images import as_seen, read_image, to_input
-from fxlrp.render import Cell, Line, Scale, colorize, enlarge, overlay, save_png, sheet, to_photo
 from rich.console import Console
 from torch import Tensor
 
 import fxlrp
 from examples.efficientnet_lite0 import load
+from fxlrp.images import as_seen, read_image, to_input
+from fxlrp.render import Cell, Line, Scale, colorize, enlarge, overlay, save_png, sheet, to_photo
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png")
 OUT = Path("demo")

@@ -5,10 +5,11 @@
 The same three lines (model, preprocessing, class names) make any model explainable by name.
 """
 
+from torchvision import transforms
+
 from fxlrp.checkpoints import fit, read_checkpoint
 from fxlrp.extras import require
 from fxlrp.models import LoadedModel, imagenet_classes
-from torchvision import transforms
 
 # As the model was trained and is tested: the middle 224/256 of the short side, bicubic, and
 # (pixel − 127) / 128 in place of ImageNet's mean and standard deviation.

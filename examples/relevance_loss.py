@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fxlrp.extras import require
-from fxlrp.render import colorize, enlarge, save_png
 from rich.console import Console
 from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.extras import require
+from fxlrp.render import colorize, enlarge, save_png
 
 PRESET = fxlrp.Preset("epsilon", linear=fxlrp.rules.Epsilon(0.1))
 PENALTY = 10.0  # λ

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from fxlrp.extras import require
-from fxlrp.text import join_pieces, to_html, to_rich
 from rich.console import Console
 from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.extras import require
+from fxlrp.text import join_pieces, to_html, to_rich
 
 PAIRS = [
     ("A man is playing a guitar.", "Someone performs music on a guitar."),

@@ -25,17 +25,17 @@ from typing import Annotated, Any
 import torch
 import torchvision
 import typer
-from fxlrp.checkpoints import fit, read_checkpoint
-from fxlrp.errors import DataError, FxlrpError
-from fxlrp.files import whole
-from fxlrp.images import IMAGENET_MEAN, IMAGENET_STD
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from fxlrp.checkpoints import fit, read_checkpoint
+from fxlrp.errors import DataError, FxlrpError
 from fxlrp.evaluation import data
 from fxlrp.evaluation.data import Sample
+from fxlrp.files import whole
+from fxlrp.images import IMAGENET_MEAN, IMAGENET_STD
 
 console = Console(highlight=False)
 

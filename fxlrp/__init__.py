@@ -72,14 +72,15 @@ _ALIASES = {
         "text": "maps.tokens",
     }.items()
 }
-"""Paths that the documentation names, and the rooms where these modules are."""
+"""Paths that the documentation names, and the rooms where these modules are. A stub of each, such as
+``render.pyi``, tells type checkers the same."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     elif name in _ALIASES:
-        value = _ALIASES[name]
+        value = _ALIASES[name].resolve()
     elif name in __all__:
         value = importlib.import_module(f"{__name__}.{name}")
     else:

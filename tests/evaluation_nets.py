@@ -4,9 +4,10 @@ import time
 
 import numpy as np
 import torch
-from fxlrp.models import LoadedModel
 from torch import nn
 from torchvision import transforms
+
+from fxlrp.models import LoadedModel
 
 SIZE, CLASSES = 8, 3
 PREPROCESS = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])])

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 from checks import assert_close
-from fxlrp.errors import InputError
 from torch import nn
 
+from fxlrp.errors import InputError
 from fxlrp.evaluation import randomization_check, rank_correlation
 from fxlrp.evaluation.agreement import rank_correlations, ranks
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves, assert_unchanged, snapshot
-from fxlrp.errors import BackendError, InputError
 from nets import calibrated
 from torch import nn
 
 import fxlrp
 from fxlrp.common.tensors import Watch
+from fxlrp.errors import BackendError, InputError
 
 
 class Small(nn.Module):

@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
-from fxlrp.explorer import write_graph
 from torchvision import models
 
 import fxlrp
 from docs.chromium import CHROMIUM, browser, explored
+from fxlrp.explorer import write_graph
 from fxlrp.views.explorer.graph import BOTH
 
 pytest.importorskip("playwright.sync_api")

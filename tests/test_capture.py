@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves
-from fxlrp.errors import CaptureError, NotCapturedError, TrainingModeError, UnknownOperationError
 from torch import nn
 
 import fxlrp
 from fxlrp.capture import trace
+from fxlrp.errors import CaptureError, NotCapturedError, TrainingModeError, UnknownOperationError
 from fxlrp.passes.canonicalize import canonicalize
 
 

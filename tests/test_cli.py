@@ -1,4 +1,4 @@
-"""The command line: what it prints and writes, and that every mistake is one line and exit code 1."""
+"""The command line: what it prints and writes; every mistake is one line and exit code 1."""
 
 import re
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fxlrp.errors import ImageError, TargetError
 from PIL import Image
 
 import fxlrp
 from fxlrp import cli
 from fxlrp.cli.arguments import class_number
 from fxlrp.cli.picture_paths import picture_paths
+from fxlrp.errors import ImageError, TargetError
 
 TINY = """
 import torch
@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     for name, size in (("a.png", (40, 50)), ("b.jpg", (60, 48)), ("c.png", (40, 50))):
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name)
-    yield tmp_path
+    yield
     sys.modules.pop("tiny_cli_models", None)
 
 
@@ -84,9 +84,11 @@ def run(folder, monkeypatch, capsys):
 
 
 MODEL = ("--model", "python:tiny_cli_models:load")
+ANY_SIZE = ("--model", "python:tiny_cli_models:any_size")
+FILES = {"tiny_cli_models.py", "a.png", "b.jpg", "c.png"}
 
 
-def test_explain_prints_what_the_explanation_adds_up_to_and_writes_the_picture(run):
+def test_explain_prints_sums_and_writes_a_picture(run):
     code, out, err = run("explain", "a.png", *MODEL, "--out", "map.png")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -103,21 +105,18 @@ def test_explain_prints_what_the_explanation_adds_up_to_and_writes_the_picture(r
     assert Image.open("map.png").size == (448, 448)
 
 
-def test_the_numbers_are_those_of_the_explainer(run):
-    _, out, _ = run("explain", "a.png", *MODEL, "--target", "Crane")
-    loaded = fxlrp.models.load_model("python:tiny_cli_models:load")
-    image = loaded.preprocess(Image.open("a.png").convert("RGB")).unsqueeze(0)
-    explanation = fxlrp.compile(loaded.model)(image, target=2)
-    assert f"Crane (2), probability {float(explanation.start):.6f}" in out
-
-
-def explanation_of(name, **options):
+def explanation_of(name, target=None, **options):
     loaded = fxlrp.models.load_model("python:tiny_cli_models:load")
     image = loaded.preprocess(Image.open(name).convert("RGB")).unsqueeze(0)
-    return fxlrp.compile(loaded.model, **options)(image)
+    return fxlrp.compile(loaded.model, **options)(image, target=target)
 
 
-def test_rules_and_start_are_those_of_the_explainer(run):
+def test_printed_probability_is_that_of_the_explainer(run):
+    _, out, _ = run("explain", "a.png", *MODEL, "--target", "Crane")
+    assert f"Crane (2), probability {float(explanation_of('a.png', target=2).start):.6f}" in out
+
+
+def test_rules_and_start_reach_the_explainer(run):
     asked = ("--start", "logit", "--rule", "0=ZPlus(stabilizer=1e-1)", "--rule", "[2-9]=epsilon(.1)")
     _, out, _ = run("explain", "a.png", *MODEL, *asked)
     rules = {"0": fxlrp.rules.ZPlus(stabilizer=0.1), "[2-9]": fxlrp.rules.Epsilon(0.1)}
@@ -128,7 +127,7 @@ def test_rules_and_start_are_those_of_the_explainer(run):
     assert f"probability {float(explanation.output.softmax(1).max()):.6f}" in out
 
 
-def test_checkpoints_are_added_up_and_drawn_beside(run):
+def test_checkpoints_have_a_sum_and_a_picture(run):
     code, out, _ = run(
         "explain", "a.png", "c.png", *MODEL, "--out", "maps", "--checkpoint", "2", "--checkpoint", "6",
         "--rule", "0=Epsilon(1)",
@@ -149,20 +148,20 @@ def test_checkpoints_are_added_up_and_drawn_beside(run):
     assert not np.array_equal(main, inner)
 
 
-def test_pictures_of_checkpoints_replace_no_image_and_each_other(run, folder):
+def test_picture_of_a_checkpoint_never_replaces_another_file(run):
     Image.open("a.png").save("a_relevance_0.png")
     before = Path("a_relevance_0.png").read_bytes()
     code, out, _ = run("explain", "a.png", "a_relevance_0.png", *MODEL, "--checkpoint", "0")
     assert code == 0
     assert Path("a_relevance_0.png").read_bytes() == before
-    places = re.findall(r"picture     (\S+)", out)
-    assert places == [
+    pictures = re.findall(r"picture     (\S+)", out)
+    assert pictures == [
         "a_relevance.png", "a_relevance_0-2.png", "a_relevance_0_relevance.png", "a_relevance_0_relevance_0.png"
     ]  # fmt: skip
-    assert all(Path(place).exists() for place in places)
+    assert all(Path(picture).exists() for picture in pictures)
 
 
-def test_a_module_that_is_called_twice_has_a_picture_of_each(run):
+def test_module_that_is_called_twice_has_two_pictures(run):
     code, out, _ = run("explain", "a.png", "--model", "python:tiny_cli_models:twice", "--checkpoint", "again.conv")
     assert code == 0
     assert re.findall(r"checkpoint  (\S+):", out) == ["again.conv[0]", "again.conv[1]"]
@@ -171,14 +170,14 @@ def test_a_module_that_is_called_twice_has_a_picture_of_each(run):
     }  # fmt: skip
 
 
-def test_absorbed_relevance_is_told_by_reason(run):
+def test_absorbed_relevance_is_printed_by_reason(run):
     _, out, _ = run("explain", "a.png", *MODEL, "--preset", "otsuki2024")
     assert re.search(r"absorbed    0\.\d{6} \(stabilizer 0\.\d{6}\)", out)
     _, out, _ = run("explain", "a.png", *MODEL, "--preset", "otsuki2024", "--no-ledger")
     assert "absorbed" not in out
 
 
-def test_several_images_each_have_their_picture(run, folder):
+def test_each_of_several_images_has_its_picture(run):
     Path("d").mkdir()
     Image.open("a.png").save("d/a.png")
     code, out, _ = run("explain", "a.png", "b.jpg", "d/a.png", *MODEL, "--out", "maps", "--batch-size", 2)
@@ -188,19 +187,19 @@ def test_several_images_each_have_their_picture(run, folder):
 
 
 def test_images_of_different_sizes_are_explained_one_by_one(run):
-    together = run("explain", "a.png", "b.jpg", "c.png", "--model", "python:tiny_cli_models:any_size", "--out", "maps")
-    alone = [run("explain", name, "--model", "python:tiny_cli_models:any_size", "--out", "maps")
-             for name in ("a.png", "b.jpg", "c.png")]  # fmt: skip
+    names = ("a.png", "b.jpg", "c.png")
+    together = run("explain", *names, *ANY_SIZE, "--out", "maps")
+    alone = [run("explain", name, *ANY_SIZE, "--out", "maps") for name in names]
     assert together[0] == 0
     assert together[1] == "".join(out for _, out, _ in alone)
 
 
-def test_pictures_lie_in_the_current_folder_unless_told_otherwise(run):
+def test_pictures_are_in_the_current_folder_by_default(run):
     assert run("explain", "a.png", *MODEL)[0] == 0
     assert Path("a_relevance.png").exists()
 
 
-def test_colours_levels_and_smoothing_change_the_picture_alone(run):
+def test_options_of_the_picture_change_only_the_picture(run):
     plain = run("explain", "a.png", *MODEL, "--out", "plain.png")[1]
     for number, options in enumerate((
         ("--colors", "symmetric"), ("--quantize", 4), ("--smooth", 0), ("--percentile", 50), ("--bar",)
@@ -211,7 +210,7 @@ def test_colours_levels_and_smoothing_change_the_picture_alone(run):
         assert not np.array_equal(np.asarray(Image.open(f"{number}.png")), np.asarray(Image.open("plain.png")))
 
 
-def test_random_weights_are_warned_of(run):
+def test_random_weights_give_a_warning(run):
     code, _, err = run("explain", "a.png", "--model", "torchvision:resnet18", "--no-ledger")
     assert code == 0
     assert err.startswith("warning: torchvision:resnet18 has random weights: what is explained is an untrained network")
@@ -236,41 +235,61 @@ def test_weights_are_loaded(run):
         ((".", *MODEL), ". is a folder"),
         (("a.png", "--model", "resnet18"), "is none of torchvision:NAME"),
         (("a.png", "--model", "torchvision:resnet19"), "did you mean resnet18"),
-        (("a.png", *MODEL, "--weights", "gone.pt"), "there is no weights file gone.pt"),
-        (("a.png", *MODEL, "--weights", "a.png"), "a.png"),
-        (("a.png", *MODEL, "--target", "3"), "--target 3 is no class: there are 3 classes, 0 to 2"),
-        (("a.png", *MODEL, "--target=-1"), "--target -1 is no class"),
-        (("a.png", *MODEL, "--target", "cran"), "did you mean Crane?"),
-        (("a.png", *MODEL, "--preset", "best"), "preset='best': choose one of 'conserving'"),
-        (("a.png", *MODEL, "--split", "fair"), "split='fair': choose one of 'ratio'"),
-        (("a.png", *MODEL, "--start", "output"), "--start output: choose one of probability, logit, one"),
-        (("a.png", *MODEL, "--rule", "0"), "--rule 0: write PATTERN=RULE, such as 'layer4.*=Epsilon(1e-6)'"),
-        (("a.png", *MODEL, "--rule", "0=Epsilo(1)"), "--rule 0=Epsilo(1): 'Epsilo' is no rule: choose one of "),
-        (("a.png", *MODEL, "--rule", "9=Epsilon"), "rules['9'] matches nothing in the model"),
-        (("a.png", *MODEL, "--rule", "1=Epsilon"), "cannot be taken by what it matches (pointwise)"),
-        (("a.png", *MODEL, "--checkpoint", "layer4"), "checkpoint 'layer4' is no module of this model"),
-        (("a.png", *MODEL, "--colors", "jet"), "--colors jet: choose symmetric or positive"),
-        (("a.png", *MODEL, "--percentile", "0"), "--percentile 0.0: it must lie above 0"),
-        (("a.png", *MODEL, "--device", "toaster"), "--device toaster cannot be used here"),
-        (("a.png", *MODEL, "--device", "meta"), "holds no numbers"),
-        (("a.png", *MODEL, "--out", "a.png"), "would overwrite the image itself"),
+        *(
+            (("a.png", *MODEL, *options), message)
+            for options, message in (
+                (("--weights", "gone.pt"), "there is no weights file gone.pt"),
+                (("--weights", "a.png"), "a.png"),
+                (("--target", "3"), "--target 3 is no class: there are 3 classes, 0 to 2"),
+                (("--target=-1",), "--target -1 is no class"),
+                (("--target", "cran"), "did you mean Crane?"),
+                (("--preset", "best"), "preset='best': choose one of 'conserving'"),
+                (("--split", "fair"), "split='fair': choose one of 'ratio'"),
+                (("--start", "output"), "--start output: choose one of probability, logit, one"),
+                (("--rule", "0"), "--rule 0: write PATTERN=RULE, such as 'layer4.*=Epsilon(1e-6)'"),
+                (("--rule", "0=Epsilo(1)"), "--rule 0=Epsilo(1): 'Epsilo' is no rule: choose one of "),
+                (("--rule", "9=Epsilon"), "rules['9'] matches nothing in the model"),
+                (("--rule", "1=Epsilon"), "cannot be taken by what it matches (pointwise)"),
+                (("--checkpoint", "layer4"), "checkpoint 'layer4' is no module of this model"),
+                (("--colors", "jet"), "--colors jet: choose symmetric or positive"),
+                (("--percentile", "0"), "--percentile 0.0: it must lie above 0"),
+                (("--device", "toaster"), "--device toaster cannot be used here"),
+                (("--device", "meta"), "holds no numbers"),
+                (("--out", "a.png"), "would overwrite the image itself"),
+                (("--out", "map.jpg"), "written as PNG"),
+                (("--out", "b.jpg/maps"), "a file is in the place of the folder"),
+                (("--report", "flow.txt"), "must end in .html"),
+            )
+        ),
         (("a.png", "b.jpg", *MODEL, "--out", "map.png"), "map.png is one file, and there are 2 images"),
-        (("a.png", *MODEL, "--out", "map.jpg"), "written as PNG"),
-        (("a.png", *MODEL, "--out", "b.jpg/maps"), "a file is in the place of the folder"),
+        (("a.png", "b.jpg", *ANY_SIZE, "--report", "flow.html"), "equally large"),
     ],
 )
-def test_every_mistake_is_one_line_in_stderr_and_leaves_nothing(run, folder, arguments, message):
-    before = sorted(p.name for p in folder.iterdir() if p.name != "__pycache__")
-    code, out, err = run("explain", *arguments)
-    assert code == 1
-    assert out == ""
+def test_mistake_is_one_line_on_stderr_and_writes_no_file(run, arguments, message):
+    check_mistake(run("explain", *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "."), "is a folder: name a file"),
+        (("--out", "graph.dot", "--target", "Crane"), "--target is the class of an image"),
+    ],
+)
+def test_mistake_in_graph_is_one_line_on_stderr_and_writes_no_file(run, options, message):
+    check_mistake(run("graph", *MODEL, *options), message)
+
+
+def check_mistake(result, message):
+    code, out, err = result
+    assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
-    assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == before
+    assert {path.name for path in Path().iterdir()} - {"__pycache__"} == FILES
 
 
-def test_debug_shows_the_traceback(run):
+def test_debug_raises_the_error(run):
     with pytest.raises(ImageError, match=r"gone\.png"):
         run("explain", "gone.png", *MODEL, "--debug")
 
@@ -287,34 +306,22 @@ def test_rules_are_checked_before_images_and_models(run):
     assert "'1+1' is neither a literal nor a rule" in err
 
 
-@pytest.mark.parametrize("command", ["explain", "graph"])
-def test_the_help_names_the_options(run, command):
-    code, out, _ = run(command, "--help")
-    assert code == 0
-    assert "--model" in out
-    assert "--preset" in out
-
-
-def test_the_version_is_the_packages(run):
-    assert run("--version")[:2] == (0, f"fxlrp {fxlrp.__version__}\n")
-
-
 @pytest.mark.parametrize("package", ["typer", "rich"])
-def test_without_the_extra_cli_one_line_says_what_to_install(run, monkeypatch, package):
+def test_missing_extra_cli_is_named_in_one_line(run, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     code, out, err = run("--version")
     assert (code, out) == (1, "")
     assert err == f"fxlrp: this needs {package}, which is not installed: pip install 'fxlrp[cli]'\n"
 
 
-def test_without_the_extra_draw_explain_says_what_to_install(run, monkeypatch):
+def test_missing_extra_draw_is_named_in_one_line(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run("explain", "a.png", *MODEL)
     assert code == 1
     assert err == "error: this needs matplotlib, which is not installed: pip install 'fxlrp[draw]'\n"
 
 
-def test_the_core_needs_no_extra():
+def test_core_needs_no_extra():
     script = (
         "import sys\n"
         "for name in ('typer', 'rich', 'matplotlib', 'graphviz', 'timm', 'safetensors', 'skimage'):\n"
@@ -331,24 +338,18 @@ def test_the_core_needs_no_extra():
     assert "Traceback" not in done.stderr
 
 
-def test_graph_draws_the_explainer(run):
+def test_graph_is_written_as_dot(run):
     drawn = run("graph", *MODEL, "--out", "graph.dot")
     assert drawn == (0, "graph.dot\n", "")
     assert Path("graph.dot").read_text().lstrip().startswith("digraph")
 
 
-def test_graph_shows_the_rules_asked_for(run):
+def test_graph_shows_the_rules_that_were_given(run):
     assert run("graph", *MODEL, "--out", "graph.dot", "--rule", "2=Epsilon(0.125)")[0] == 0
     assert "Epsilon(0.125)" in Path("graph.dot").read_text()
 
 
-def test_graph_into_a_folder_is_an_error(run):
-    code, _, err = run("graph", *MODEL, "--out", ".")
-    assert code == 1
-    assert "is a folder: name a file" in err
-
-
-def test_a_class_is_named_in_any_case_or_by_number():
+def test_class_is_found_by_number_or_by_name_in_any_case():
     names = ["tabby", "crane", "Persian cat", "crane"]
     assert class_number(None, names) is None
     assert class_number("TABBY", names) == 0
@@ -363,29 +364,22 @@ def test_a_class_is_named_in_any_case_or_by_number():
         class_number("cat", None)
 
 
-def test_no_two_pictures_share_a_place_and_none_is_an_image_given(tmp_path):
+def test_picture_paths_differ_from_each_other_and_from_the_images(tmp_path):
     images = [tmp_path / name for name in ("a.png", "a.jpg", "A.bmp", "a_relevance.png", "x/a.png")]
-    places = picture_paths(images, tmp_path)
-    assert len({str(place).casefold() for place in [*places, *images]}) == 10
-    assert places[0].name == "a_relevance-2.png"
+    pictures = picture_paths(images, tmp_path)
+    assert len({str(path).casefold() for path in [*pictures, *images]}) == 10
+    assert pictures[0].name == "a_relevance-2.png"
 
 
-def test_an_existing_folder_may_be_called_like_a_picture(tmp_path):
+def test_existing_folder_may_have_the_name_of_a_picture(tmp_path):
     (tmp_path / "maps.png").mkdir()
     assert picture_paths([tmp_path / "a.png"], tmp_path / "maps.png") == [tmp_path / "maps.png" / "a_relevance.png"]
 
 
-def test_graph_of_an_image_tells_how_much_flows(run):
+def test_graph_of_an_image_shows_its_relevance(run):
     asked = ("--out", "flow.dot", "--flow", "a.png", "--view", "relevance", "--target", "Crane")
     assert run("graph", *MODEL, *asked)[0] == 0
     assert "100.00 %" in Path("flow.dot").read_text()
-
-
-def test_a_target_without_an_image_is_an_error(run):
-    code, _, err = run("graph", *MODEL, "--out", "graph.dot", "--target", "Crane")
-    assert code == 1
-    assert "--target is the class of an image" in err
-    assert not Path("graph.dot").exists()
 
 
 def test_explain_writes_a_report_of_all_images(run):
@@ -393,18 +387,3 @@ def test_explain_writes_a_report_of_all_images(run):
     assert code == 0
     assert "report        pages/flow.html" in out
     assert Path("pages/flow.html").read_text().count('alt="relevance over the image"') == 2
-
-
-def test_a_report_of_images_of_several_sizes_is_an_error(folder):
-    from torchvision import transforms
-
-    from fxlrp.cli.explain import _equally_large
-
-    with pytest.raises(fxlrp.errors.InputError, match="equally large"):
-        _equally_large([Path("a.png"), Path("b.jpg")], transforms.ToTensor())
-
-
-def test_a_report_is_a_page(run):
-    code, _, err = run("explain", "a.png", *MODEL, "--report", "flow.txt")
-    assert code == 1
-    assert "must end in .html" in err

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_unchanged, snapshot, tolerance
-from fxlrp.errors import ConditionError, InputError, PatternError, RuleError, TargetError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
@@ -17,6 +16,7 @@ from token_nets import WIDTH, RandomTokens
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import ConditionError, InputError, PatternError, RuleError, TargetError
 from fxlrp.passes.channel_axes import channel_axes
 from fxlrp.passes.facts import facts
 from fxlrp.rules.rule import REASONS

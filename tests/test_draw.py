@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from fxlrp.draw import DrawError, dot_source, draw
-from fxlrp.errors import FxlrpError, MissingExtraError
 from torch import nn
 from torchvision import models
 
 import fxlrp
+from fxlrp.draw import DrawError, dot_source, draw
+from fxlrp.errors import FxlrpError, MissingExtraError
 from fxlrp.passes.facts import Facts
 from fxlrp.views.draw.dot import quote
 from fxlrp.vocabulary import Kind

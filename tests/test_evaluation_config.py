@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from fxlrp.errors import ConfigError
 
+from fxlrp.errors import ConfigError
 from fxlrp.evaluation import parse_config, read_config
 from fxlrp.evaluation.methods import options_of
 

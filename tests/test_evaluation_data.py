@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fxlrp.errors import DataError, ImageError, InputError
 from PIL import Image
 from torchvision import transforms
 
+from fxlrp.errors import DataError, ImageError, InputError
 from fxlrp.evaluation import data
 from fxlrp.evaluation.data import Sample, choose, half
 from fxlrp.evaluation.evaluated_image import Normalization, load_image

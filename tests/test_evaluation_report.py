@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 from evaluation_configs import METHODS, result_rows, small_config, small_file, small_table
-from fxlrp.errors import ConfigError, EvaluationError, MissingExtraError
 from PIL import Image
 from scipy import stats
 
 import fxlrp
 from fxlrp import cli
+from fxlrp.errors import ConfigError, EvaluationError, MissingExtraError
 from fxlrp.evaluation import evaluate, parse_config, write_report
 from fxlrp.evaluation.result_frames import differences
 from fxlrp.evaluation.statistics import Estimate, estimate

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from evaluation_configs import METHODS, result_rows, result_table, small_config, small_file, small_table, start
-from fxlrp.errors import DataError, EvaluationError, WeightsError
 from PIL import Image
 
 import fxlrp
+from fxlrp.errors import DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_report
 from fxlrp.evaluation.evaluated_image import load_image
 from fxlrp.evaluation.forward import CompiledForward

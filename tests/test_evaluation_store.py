@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from fxlrp.errors import EvaluationError
 
+from fxlrp.errors import EvaluationError
 from fxlrp.evaluation.store import RESULTS, Store, schema
 
 ORDER = (7, 3, 12)

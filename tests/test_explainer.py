@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves
-from fxlrp.errors import CaptureError, InputError, PatternError, RuleError, StartError, TargetError
 from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import CaptureError, InputError, PatternError, RuleError, StartError, TargetError
 from fxlrp.rules import Epsilon, Pass, RatioSplit, SymmetricSplit, WPlus, ZPlus
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])

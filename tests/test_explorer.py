@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from fxlrp.errors import DrawError, MissingExtraError
-from fxlrp.explorer import explore, write_graph
 from torchvision import models
 
 import fxlrp
+from fxlrp.errors import DrawError, MissingExtraError
+from fxlrp.explorer import explore, write_graph
 from fxlrp.views.explorer.graph import BOTH, MODEL, RELEVANCE_GRAPH
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves, assert_items_independent, assert_unchanged, snapshot
-from fxlrp.errors import CaptureError, InputError, NotCapturedError, PatternError, RuleError, UnknownOperationError
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import CaptureError, InputError, NotCapturedError, PatternError, RuleError, UnknownOperationError
 from fxlrp.rules import Epsilon
 
 DOUBLE = torch.float64

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 from checks import assert_close
-from fxlrp.errors import ExportError, InputError, MissingExtraError, TargetError
 from nets import calibrated
 from test_backends import Small
 from torch import nn
 from torchvision import models
 
 import fxlrp
+from fxlrp.errors import ExportError, InputError, MissingExtraError, TargetError
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from collections import defaultdict
 import pytest
 import torch
 from checks import assert_close, tolerance
-from fxlrp.draw import dot_source
-from fxlrp.errors import DrawError, PatternError, TargetError
 from hypothesis import given
 from nets import BlockPlan, NetPlan, RandomNet
 from strategies import net_plans
 from torchvision import models
 
 import fxlrp
+from fxlrp.draw import dot_source
+from fxlrp.errors import DrawError, PatternError, TargetError
 from fxlrp.rules import Epsilon
 from fxlrp.views.draw.flow import Flow, mark, weigh
 from fxlrp.views.draw.picture import RELEVANCE, Role, Way, collapse

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+import fxlrp
 from fxlrp.errors import InputError
 from fxlrp.heatmap import layer_map, stage_map
 
-import fxlrp
 
-
-def test_a_heatmap_is_the_sum_over_channels():
+def test_heatmap_is_the_sum_over_channels():
     relevance = torch.randn(2, 3, 4, 5)
     assert torch.equal(fxlrp.heatmap(relevance), relevance.sum(1))
     assert torch.equal(fxlrp.heatmap(relevance[0]), relevance[0].sum(0))
@@ -20,14 +20,14 @@ def test_a_heatmap_is_the_sum_over_channels():
         fxlrp.heatmap((relevance, relevance))
 
 
-def test_bins_floor_to_the_lower_edge_of_q_bins():
+def test_bins_round_down_to_the_lower_edge_of_q_bins():
     heat = torch.linspace(0, 8, 17, dtype=torch.float64).reshape(1, 17)
     expected = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 7]
     assert fxlrp.quantize_heat(heat).tolist() == [expected]
     assert len(fxlrp.quantize_heat(torch.randn(50, 50), levels=5).unique()) == 5
 
 
-def test_linspace_is_what_the_released_code_does():
+def test_linspace_equals_the_released_code():
     heat = torch.randn(3, 20, 20, dtype=torch.float64)
     got = fxlrp.quantize_heat(heat, method="linspace")
     for ours, theirs in zip(got, heat.numpy(), strict=True):
@@ -60,7 +60,7 @@ def test_quantizing_twice_changes_nothing_and_keeps_order(method):
     "arguments",
     [{"levels": 0}, {"levels": 2.5}, {"levels": True}, {"method": "ceil"}, {"levels": 1, "method": "linspace"}],
 )
-def test_bad_arguments_are_refused(arguments):
+def test_invalid_quantization_is_an_error(arguments):
     with pytest.raises(InputError, match=r"levels|method"):
         fxlrp.quantize_heat(torch.zeros(2, 2), **arguments)
     with pytest.raises(InputError, match="floating point map"):
@@ -68,7 +68,7 @@ def test_bad_arguments_are_refused(arguments):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=["channels first", "channels last"])
-def test_a_map_inside_a_network_is_enlarged_to_the_picture(order):
+def test_map_inside_a_network_is_enlarged_to_the_picture(order):
     relevance = torch.zeros(8, 3, 4)
     relevance[:, 1, 2] = 0.125
     enlarged = layer_map(relevance.permute(order), 33, 44)
@@ -78,12 +78,12 @@ def test_a_map_inside_a_network_is_enlarged_to_the_picture(order):
 
 
 @pytest.mark.parametrize(("shape", "size"), [((8, 7, 10), (224, 320)), ((8, 8, 11), (29, 43)), ((8, 1, 1), (5, 5))])
-def test_sizes_that_were_rounded_on_the_way_are_those_of_the_picture(shape, size):
+def test_sizes_that_were_rounded_match_the_picture(shape, size):
     assert torch.allclose(layer_map(torch.ones(shape), *size), torch.full(size, 8.0))
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])
-def test_tokens_are_a_map_without_those_before_the_patches(before):
+def test_tokens_before_the_patches_are_left_out(before):
     tokens = torch.zeros(before + 12, 6)
     tokens[:before] = 100
     tokens[before + 5] = 0.5  # the second row, the second column
@@ -94,11 +94,11 @@ def test_tokens_are_a_map_without_those_before_the_patches(before):
 
 
 @pytest.mark.parametrize("shape", [(8,), (190, 768), (8, 4, 12), (2, 8, 4, 4)])
-def test_what_has_no_rows_and_columns_of_the_picture_is_no_map(shape):
+def test_relevance_without_rows_and_columns_of_the_picture_is_no_map(shape):
     assert layer_map(torch.ones(shape), 64, 64) is None
 
 
-def test_a_map_of_stages_is_the_mean_of_maps_that_keep_their_sums():
+def test_stage_map_is_the_mean_of_maps_that_keep_their_sums():
     torch.manual_seed(0)
     picture, inside = torch.randn(2, 3, 12, 18, dtype=torch.float64), torch.randn(2, 5, 4, 6, dtype=torch.float64)
     small = F.interpolate(inside.sum(1, keepdim=True), (12, 18), mode="bilinear")[:, 0] / 9
@@ -111,7 +111,7 @@ def test_a_map_of_stages_is_the_mean_of_maps_that_keep_their_sums():
         torch.testing.assert_close(stage_map([other], 12, 18), small)
 
 
-def test_a_smoothed_map_keeps_its_sum_and_what_is_even():
+def test_smoothed_map_keeps_its_sum_and_constant_regions():
     spike = torch.zeros(1, 1, 21, 30, dtype=torch.float64)
     spike[0, 0, 10, 15] = 2
     spike[0, 0, 0, 29] = -1  # in a corner nothing is lost either
@@ -132,12 +132,12 @@ def test_a_smoothed_map_keeps_its_sum_and_what_is_even():
         ([torch.ones(2, 1, 8, 8), torch.ones(1, 1, 4, 4)], "of 2, 1 items"),
     ],
 )
-def test_what_is_no_stage_is_refused(stages, message):
+def test_invalid_stages_are_errors(stages, message):
     with pytest.raises(InputError, match=message):
         stage_map(stages, 8, 8)
 
 
 @pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])
-def test_what_is_no_width_of_a_gaussian_is_refused(sigma):
+def test_invalid_sigma_is_an_error(sigma):
     with pytest.raises(InputError, match="sigma"):
         stage_map([torch.ones(1, 1, 8, 8)], 8, 8, sigma=sigma)

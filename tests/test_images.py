@@ -1,12 +1,13 @@
-"""Image files become RGB pictures, or a clear error; preprocessing can be undone for showing."""
+"""Image files are read as RGB pictures or give a clear error; the preprocessing can be undone."""
 
 import numpy as np
 import pytest
 import torch
-from fxlrp.errors import ImageError, InputError
-from fxlrp.images import as_seen, imagenet_preprocess, read_image, to_input
 from PIL import Image
 from torchvision import transforms
+
+from fxlrp.errors import ImageError, InputError
+from fxlrp.images import as_seen, imagenet_preprocess, read_image, to_input
 
 
 def photo(width=40, height=30):
@@ -14,7 +15,7 @@ def photo(width=40, height=30):
     return Image.fromarray(ramp)
 
 
-def test_a_picture_comes_back_as_it_was_written(tmp_path):
+def test_picture_is_read_as_it_was_written(tmp_path):
     photo().save(tmp_path / "a.png")
     read = read_image(tmp_path / "a.png")
     assert read.mode == "RGB"
@@ -22,14 +23,14 @@ def test_a_picture_comes_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
+def test_every_mode_is_read_as_rgb(tmp_path, mode):
     name = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
     photo().convert(mode).save(name)
     assert read_image(name).mode == "RGB"
     assert read_image(name).size == (40, 30)
 
 
-def test_the_cameras_orientation_is_applied(tmp_path):
+def test_orientation_of_the_camera_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # The camera was held turned by a quarter.
     photo(40, 30).save(tmp_path / "a.png", exif=exif)
@@ -38,41 +39,34 @@ def test_the_cameras_orientation_is_applied(tmp_path):
     assert np.array_equal(np.asarray(read), np.rot90(np.asarray(photo(40, 30)), k=-1))
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_transparent_pixels_are_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+def test_sixteen_bit_values_are_scaled_and_not_clipped(tmp_path):
     values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert np.asarray(read_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 100], [200, 255]]
 
 
-def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(ImageError, match=r"there is no file .*gone\.png"):
-        read_image(tmp_path / "gone.png")
-
-
-def test_a_folder_is_an_error(tmp_path):
-    with pytest.raises(ImageError, match="is a folder"):
-        read_image(tmp_path)
-
-
-def test_a_file_that_is_no_image_is_an_error(tmp_path):
-    (tmp_path / "a.png").write_text("not an image")
-    with pytest.raises(ImageError, match="not an image"):
-        read_image(tmp_path / "a.png")
-
-
-def test_an_empty_file_is_an_error(tmp_path):
-    (tmp_path / "a.png").touch()
-    with pytest.raises(ImageError, match="not an image"):
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, r"there is no file .*a\.png"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_text("not an image"), "not an image"),
+        (lambda path: path.touch(), "not an image"),
+    ],
+)
+def test_path_without_an_image_is_an_error(tmp_path, write, message):
+    write(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=message):
         read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_a_truncated_image_is_an_error(tmp_path, ending):
+def test_truncated_image_is_an_error(tmp_path, ending):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"a.{ending}")
     whole = (tmp_path / f"a.{ending}").read_bytes()
@@ -81,13 +75,13 @@ def test_a_truncated_image_is_an_error(tmp_path, ending):
         read_image(tmp_path / f"b.{ending}")
 
 
-def test_the_picture_as_the_model_sees_it_is_the_crop_without_the_normalisation():
+def test_picture_as_seen_is_the_crop_without_the_normalisation():
     picture = photo(300, 260)
     geometry = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
     assert torch.allclose(as_seen(picture, imagenet_preprocess()), geometry(picture), atol=1e-6)
 
 
-def test_a_border_that_preprocessing_adds_is_black():
+def test_border_that_the_preprocessing_adds_is_black():
     seen = as_seen(photo(), transforms.Compose([transforms.ToTensor(), transforms.Pad(3, fill=0.5)]))
     assert seen[:, :3].abs().max() == 0
     assert torch.allclose(seen[:, 3:-3, 3:-3], transforms.ToTensor()(photo()), atol=1e-6)
@@ -104,6 +98,6 @@ def test_preprocessing_that_fails_is_an_error_that_says_why():
         to_input(photo(), lambda picture: 1 / 0)
 
 
-def test_a_model_input_that_is_not_in_colour_cannot_be_shown():
+def test_model_input_with_one_channel_cannot_be_shown():
     with pytest.raises(InputError, match="1 channels"):
         as_seen(photo(), transforms.Compose([transforms.Grayscale(), transforms.ToTensor()]))

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves, assert_explains
-from fxlrp.errors import InputError
 from token_nets import Block, Fused
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import InputError
 
 ENTRIES, WIDTH = 11, 8
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from checks import assert_close
-from fxlrp.errors import EvaluationError, InputError, TargetError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import EvaluationError, InputError, TargetError
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
 from fxlrp.evaluation.baselines import baseline_images, blurred
 from fxlrp.evaluation.insertion import area, naming_ranks

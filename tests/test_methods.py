@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_unchanged, snapshot
 from evaluation_nets import Net
-from fxlrp.errors import MethodError
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import MethodError
 from fxlrp.evaluation import KINDS, MethodSpec, conservation, prepare, quantus_scores
 from fxlrp.evaluation.methods.cams import last_feature_map
 

@@ -1,4 +1,4 @@
-"""Model specs and checkpoints: what fits is loaded, what does not is named. Nothing is downloaded."""
+"""Models and checkpoints: what matches is loaded, differences are named. Nothing is downloaded."""
 
 import sys
 import warnings
@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
+from torch import nn
+
+import fxlrp
 from fxlrp.checkpoints import class_count, read_checkpoint
 from fxlrp.errors import MissingExtraError, WeightsError
 from fxlrp.extras import require
 from fxlrp.images import read_image, to_input
 from fxlrp.models import LoadedModel, ModelWarning, imagenet_classes, load_model
-from PIL import Image
-from torch import nn
-
-import fxlrp
 
 TINY = """
 import torch
@@ -64,7 +64,7 @@ def quiet(*args, **kwargs):
         return load_model(*args, **kwargs)
 
 
-def test_an_untrained_torchvision_model_says_so_and_is_the_same_every_time():
+def test_untrained_torchvision_model_gives_a_warning_and_is_always_the_same():
     before = torch.get_rng_state()
     with pytest.warns(ModelWarning, match="untrained"):
         one = load_model("torchvision:resnet18")
@@ -74,23 +74,20 @@ def test_an_untrained_torchvision_model_says_so_and_is_the_same_every_time():
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
-def test_a_torchvision_model_brings_its_preprocessing_and_class_names():
-    loaded = quiet("torchvision:mobilenet_v3_small")
-    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, 224, 224)
-    assert loaded.classes == imagenet_classes()
-    assert loaded.classes[282] == "tiger cat"
-    assert len(loaded.classes) == 1000
-
-
-def test_googlenet_translates_the_normalisation_as_its_trained_weights_need():
+def test_googlenet_converts_the_normalisation_for_its_trained_weights():
     assert quiet("torchvision:googlenet").model.transform_input
 
 
-def test_a_timm_model_brings_its_preprocessing_and_class_names():
-    pytest.importorskip("timm", reason="the extra timm is not installed")
-    with pytest.warns(ModelWarning, match="timm:resnet10t has random weights"):
-        loaded = load_model("timm:resnet10t")
-    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, 176, 176)
+@pytest.mark.parametrize(
+    ("source", "name", "size"), [("torchvision", "mobilenet_v3_small", 224), ("timm", "resnet10t", 176)]
+)
+def test_model_has_its_preprocessing_and_class_names(source, name, size):
+    pytest.importorskip(source, reason=f"the extra {source} is not installed")
+    with pytest.warns(ModelWarning, match=f"{source}:{name} has random weights"):
+        loaded = load_model(f"{source}:{name}")
+    assert to_input(Image.new("RGB", (300, 280)), loaded.preprocess).shape == (3, size, size)
+    assert loaded.classes == imagenet_classes()
+    assert loaded.classes[282] == "tiger cat"
     assert len(loaded.classes) == 1000
     assert not loaded.model.training
 
@@ -111,20 +108,20 @@ def test_a_timm_model_brings_its_preprocessing_and_class_names():
         ("python:json:no_such_thing", "'json' has no 'no_such_thing'"),
     ],
 )
-def test_an_unknown_spec_is_an_error_with_a_hint(spec, message):
+def test_unknown_specification_is_an_error_with_a_hint(spec, message):
     if spec.startswith("timm"):
         pytest.importorskip("timm", reason="the extra timm is not installed")
     with pytest.raises(WeightsError, match=message):
         load_model(spec)
 
 
-def test_a_missing_timm_names_the_extra(monkeypatch):
+def test_missing_timm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"needs timm.*pip install 'fxlrp\[timm\]'"):
         load_model("timm:resnet18")
 
 
-def test_a_callable_may_return_a_module_a_pair_or_a_loaded_model(tiny):
+def test_callable_may_return_a_module_a_pair_or_a_loaded_model(tiny):
     with pytest.warns(ModelWarning, match="taken as ImageNet's"):
         bare = load_model(f"{tiny}:net")
     assert to_input(Image.new("RGB", (300, 280)), bare.preprocess).shape == (3, 224, 224)
@@ -148,12 +145,12 @@ def test_a_callable_may_return_a_module_a_pair_or_a_loaded_model(tiny):
         ("value", "name a function"),
     ],
 )
-def test_a_callable_that_makes_no_model_is_an_error(tiny, name, message):
+def test_callable_that_returns_no_model_is_an_error(tiny, name, message):
     with pytest.raises(WeightsError, match=message):
         load_model(f"{tiny}:{name}")
 
 
-def test_the_import_path_is_as_before(tiny):
+def test_loading_leaves_the_import_path_unchanged(tiny):
     before = list(sys.path)
     quiet(f"{tiny}:net")
     with pytest.raises(WeightsError):
@@ -167,27 +164,26 @@ def resnet():
     return torchvision.models.resnet18()
 
 
-def wrappers(state):
-    return {
-        "bare": state,
-        "state_dict": {"state_dict": state, "epoch": 3},
-        "model": {"model": state, "optimizer": {"lr": 0.1}},
-        "parallel": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
-        "compiled": {f"_orig_mod.{key}": value for key, value in state.items()},
-        "old": {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
-    }
+WRAPPERS = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "parallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "old": lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+}
 
 
-@pytest.mark.parametrize("wrapper", ["bare", "state_dict", "model", "parallel", "compiled", "old"])
-def test_a_checkpoint_is_read_in_every_customary_wrapper(tmp_path, resnet, wrapper):
-    torch.save(wrappers(resnet.state_dict())[wrapper], tmp_path / "a.pt")
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_checkpoint_is_read_in_every_usual_wrapper(tmp_path, resnet, wrap):
+    torch.save(wrap(resnet.state_dict()), tmp_path / "a.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
         loaded = load_model("torchvision:resnet18", tmp_path / "a.pt")
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), resnet.parameters(), strict=True))
 
 
-def test_a_safetensors_checkpoint_is_read(tmp_path, resnet):
+def test_safetensors_checkpoint_is_read(tmp_path, resnet):
     safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     safetensors.save_file(resnet.state_dict(), tmp_path / "a.safetensors")
     loaded = load_model("torchvision:resnet18", tmp_path / "a.safetensors")
@@ -197,14 +193,14 @@ def test_a_safetensors_checkpoint_is_read(tmp_path, resnet):
         load_model("torchvision:resnet18", tmp_path / "b.safetensors")
 
 
-def test_the_model_gets_as_many_classes_as_the_checkpoint_has(tmp_path):
+def test_model_has_the_number_of_classes_of_the_checkpoint(tmp_path):
     torch.save(torchvision.models.mobilenet_v3_small(num_classes=7).state_dict(), tmp_path / "a.pt")
     loaded = load_model("torchvision:mobilenet_v3_small", tmp_path / "a.pt")
     assert class_count(loaded.model) == 7
     assert loaded.classes is None
 
 
-def test_a_checkpoint_of_another_model_is_an_error_that_names_what_differs(tmp_path, resnet):
+def test_error_for_a_checkpoint_of_another_model_names_the_differences(tmp_path, resnet):
     state = resnet.state_dict()
     state["extra.weight"] = state.pop("conv1.weight")
     state["bn1.weight"] = torch.zeros(3)
@@ -216,13 +212,13 @@ def test_a_checkpoint_of_another_model_is_an_error_that_names_what_differs(tmp_p
     assert "bn1.weight ((3,) in the file, (64,) in the model)" in str(error.value)
 
 
-def test_a_checkpoint_of_quite_another_model_names_a_few_and_counts_the_rest(tmp_path, resnet):
+def test_error_for_many_differences_names_a_few_and_counts_the_rest(tmp_path, resnet):
     torch.save(resnet.state_dict(), tmp_path / "a.pt")
     with pytest.raises(WeightsError, match=r"missing: .* and \d+ more; unexpected: .* and \d+ more"):
         load_model("torchvision:mobilenet_v3_small", tmp_path / "a.pt")
 
 
-def test_a_checkpoint_fits_a_model_of_ones_own(tiny, tmp_path):
+def test_checkpoint_is_loaded_into_the_model_of_a_callable(tiny, tmp_path):
     state = quiet(f"{tiny}:net").model.state_dict()
     state["0.bias"] = torch.full((4,), 5.0)
     torch.save(state, tmp_path / "a.pt")
@@ -247,7 +243,7 @@ class Stranger:
         (lambda path: torch.save({"epoch": 3}, path), "epoch is no tensor"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path, write, message):
+def test_file_that_is_no_checkpoint_is_an_error(tmp_path, write, message):
     write(tmp_path / "a.pt")
     with pytest.raises(WeightsError, match=message):
         read_checkpoint(tmp_path / "a.pt")
@@ -259,7 +255,7 @@ def test_old_densenet_names_are_read(tmp_path):
     assert list(read) == ["features.denselayer1.norm1.weight", "features.denselayer1.norm1.bias"]
 
 
-def test_what_is_installed_is_imported_and_what_is_broken_says_so(tmp_path, monkeypatch):
+def test_require_imports_a_package_and_tells_missing_from_broken(tmp_path, monkeypatch):
     assert require("os.path", "draw") is __import__("os").path
     with pytest.raises(MissingExtraError, match=r"no_such_package.*pip install 'fxlrp\[draw\]'"):
         require("no_such_package.part", "draw")
@@ -270,7 +266,7 @@ def test_what_is_installed_is_imported_and_what_is_broken_says_so(tmp_path, monk
     assert not isinstance(error.value, MissingExtraError)
 
 
-def test_efficientnet_lite0_recognises_photographs_and_its_explanation_conserves(shared, monkeypatch):
+def test_efficientnet_lite0_recognises_photographs_and_conserves_relevance(shared, monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the extra demo is not installed")
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     loaded = load_model("python:examples.efficientnet_lite0:load")

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves, tolerance
-from fxlrp.errors import FxlrpError, OptimizeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
@@ -39,6 +38,7 @@ from token_nets import WIDTH, Attention, Block, Fused, RandomTokens, Tokens
 from torch import fx, nn
 
 import fxlrp
+from fxlrp.errors import FxlrpError, OptimizeError
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize import DEFAULT, FOLD_NORMS, NAMES, chosen, transposes
 from fxlrp.rules import Epsilon, LinearRule, Part, ZPlus

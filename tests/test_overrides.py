@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_conserves, assert_unchanged, snapshot
-from fxlrp.errors import PatternError, RuleError
 from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
 from fxlrp import JoinKind
+from fxlrp.errors import PatternError, RuleError
 from fxlrp.rules import Epsilon, FixedSplit, Gamma, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SymmetricSplit
 from fxlrp.rules.rule import REASONS
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from checks import assert_close
-from fxlrp.errors import InputError
 from nets import BlockPlan, NetPlan, RandomNet
 from token_nets import WIDTH, Attention, Block, Fused, Gated, SpelledRMSNorm, Tokens, swiglu
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import InputError
 
 HALVES = [torch.bfloat16, torch.float16]
 

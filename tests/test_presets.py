@@ -3,11 +3,11 @@
 import pytest
 import torch
 from checks import assert_close
-from fxlrp.errors import RuleError
 from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import RuleError
 from fxlrp.rules import Epsilon, Gamma, Part, Winner, ZBox, ZPlus
 
 NET = RandomNet(NetPlan([BlockPlan(), BlockPlan(skip="projection"), BlockPlan(skip="dense")])).double().eval()

@@ -5,15 +5,15 @@ import itertools
 import pytest
 import torch
 import typer
-from fxlrp.errors import InputError, TargetError
-from fxlrp.profile import WEIGHTS
 from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
 from benchmarks import kinds
 from benchmarks.table import Table
+from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.facts import KEY, Emitted
+from fxlrp.profile import WEIGHTS
 from fxlrp.runtime import timing as times
 
 

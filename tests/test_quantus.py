@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from checks import assert_unchanged, snapshot
-from fxlrp.errors import InputError, TargetError, TrainingModeError
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import InputError, TargetError, TrainingModeError
 from fxlrp.interop import quantus as module
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_explains
-from fxlrp.errors import UnknownOperationError
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import UnknownOperationError
 
 DOUBLE = torch.float64
 

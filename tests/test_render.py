@@ -1,4 +1,4 @@
-"""Heatmaps become colours: zero in the middle, the photograph visible, files whole or not at all."""
+"""Heatmaps in colours: zero is the middle, the photograph is visible, files are complete or absent."""
 
 import os
 import stat
@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from fxlrp.errors import ImageError, InputError, MissingExtraError
 from fxlrp.render import color_range, colorize, enlarge, fitting_colors, overlay, save_png, scaled, to_photo
-from PIL import Image
 
 NAN, INF = float("nan"), float("inf")
 
@@ -18,7 +19,7 @@ def ramp(low=-1.0, high=1.0, size=21):
     return torch.linspace(low, high, size).expand(size, size).contiguous()
 
 
-def test_zero_is_the_middle_of_the_symmetric_colours_whatever_the_range():
+def test_zero_is_always_the_middle_of_symmetric_colours():
     colours = colorize(torch.tensor([[-1.0, 0.0, 10.0]]), "symmetric", percentile=100)
     assert colours[0, 1].tolist() == colorize(torch.zeros(1, 1), "symmetric")[0, 0].tolist()
     assert colours[0, 1].min() > 230  # White.
@@ -26,12 +27,12 @@ def test_zero_is_the_middle_of_the_symmetric_colours_whatever_the_range():
     assert colours[0, 2, 0] > colours[0, 2, 2]  # positive is red.
 
 
-def test_positive_colours_show_negative_relevance_as_none():
+def test_positive_colours_show_negative_relevance_as_zero():
     values = scaled(torch.tensor([[-5.0, 0.0, 1.0, 2.0]]), "positive", percentile=100)
     assert values.tolist() == [[0, 0, 0.5, 1]]
 
 
-def test_positive_colours_grow_brighter():
+def test_positive_colours_get_brighter_with_relevance():
     brightness = colorize(ramp(0, 1), "positive")[0].double().mean(-1)
     assert (brightness.diff() >= -1).all()
     assert brightness[-1] > brightness[0] + 100
@@ -44,13 +45,13 @@ def test_a_few_strong_pixels_do_not_darken_the_rest():
     assert scaled(heatmap, percentile=100).min() < 1e-5
 
 
-def test_relevance_in_fewer_pixels_than_the_percentile_leaves_out_is_seen():
+def test_single_pixel_of_relevance_is_visible():
     heatmap = torch.zeros(100, 100)
     heatmap[50, 50] = 2
     assert scaled(heatmap, percentile=99).max() == 1
 
 
-def test_maps_of_one_range_can_be_compared():
+def test_maps_can_share_one_range():
     weak, strong = torch.full((4, 4), 1.0), torch.full((4, 4), -4.0)
     limit = color_range([weak, strong], "symmetric", 100)
     assert limit == 4
@@ -63,14 +64,14 @@ def test_maps_of_one_range_can_be_compared():
 
 @pytest.mark.parametrize("colors", ["symmetric", "positive"])
 @pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-300, 1e300])
-def test_constant_maps_have_a_colour(colors, value):
+def test_constant_map_has_one_colour(colors, value):
     colours = colorize(torch.full((4, 5), value, dtype=torch.float64), colors)
     assert colours.shape == (4, 5, 3)
     assert (colours == colours[0, 0]).all()
 
 
 @pytest.mark.parametrize("colors", ["symmetric", "positive"])
-def test_what_is_not_finite_is_grey_and_leaves_the_others_alone(colors):
+def test_values_that_are_not_finite_are_grey_and_change_no_others(colors):
     heatmap = ramp()
     holed = heatmap.clone()
     holed[3, 4], holed[5, 6], holed[7, 8] = NAN, INF, -INF
@@ -80,13 +81,13 @@ def test_what_is_not_finite_is_grey_and_leaves_the_others_alone(colors):
     assert torch.equal(colours[~bad], plain[~bad])
 
 
-def test_a_map_of_nothing_but_nan_is_grey_all_over():
+def test_map_of_nan_is_grey():
     assert (colorize(torch.full((3, 3), NAN)) == 128).all()
     assert fitting_colors(torch.full((3, 3), NAN)) == "positive"
 
 
 @pytest.mark.parametrize(("low", "colors"), [(0.0, "positive"), (-1e-6, "positive"), (-0.5, "symmetric")])
-def test_the_fitting_colours_follow_the_sign(low, colors):
+def test_fitting_colours_depend_on_negative_relevance(low, colors):
     assert fitting_colors(ramp(low, 1)) == colors
 
 
@@ -95,7 +96,7 @@ def test_half_precision_maps_are_shown():
     assert colorize(ramp().bfloat16()).shape == (21, 21, 3)
 
 
-def test_an_overlay_shows_the_photograph_where_there_is_no_relevance():
+def test_overlay_shows_the_photograph_where_there_is_no_relevance():
     photo = torch.rand(3, 16, 16)
     heatmap = torch.zeros(16, 16)
     heatmap[:, 8:] = 1
@@ -112,13 +113,13 @@ def test_an_overlay_shows_the_photograph_where_there_is_no_relevance():
     assert torch.allclose(contrast[1] / contrast[0], torch.tensor(0.1, dtype=torch.float64), atol=0.05)
 
 
-def test_the_overlays_opacity_is_its_strength():
+def test_strength_is_the_opacity_of_the_overlay():
     photo, heatmap = torch.rand(3, 8, 8), torch.ones(8, 8)
     assert torch.equal(overlay(photo, heatmap, strength=1), colorize(heatmap))
     assert torch.equal(overlay(photo, heatmap, strength=0), overlay(photo, 0 * heatmap))
 
 
-def test_smoothing_takes_out_what_alternates_and_keeps_what_is_not_finite_apart():
+def test_smoothing_removes_alternation_and_does_not_spread_nan():
     rows = torch.arange(32).view(-1, 1)
     checks = ((rows + rows.T) % 2).float()
     photo = torch.zeros(3, 32, 32)
@@ -130,7 +131,7 @@ def test_smoothing_takes_out_what_alternates_and_keeps_what_is_not_finite_apart(
     assert (blurred[20:, 20:].double()[..., 0].std()) < 5
 
 
-def test_a_pillow_photograph_does_as_well():
+def test_photograph_may_be_a_pillow_image():
     photo = torch.rand(3, 8, 9)
     pillow = Image.fromarray((photo * 255).round().byte().permute(1, 2, 0).numpy())
     heatmap = torch.rand(8, 9)
@@ -163,12 +164,12 @@ def test_pictures_are_enlarged_by_whole_factors():
         (lambda: save_png(torch.zeros(4, 4, 3), "a.png"), "uint8"),
     ],
 )
-def test_what_does_not_fit_is_an_error(call, message):
+def test_invalid_arguments_are_errors(call, message):
     with pytest.raises(InputError, match=message):
         call()
 
 
-def test_a_missing_matplotlib_names_the_extra(monkeypatch):
+def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fxlrp\[draw\]'"):
         colorize(torch.zeros(4, 4))
@@ -178,12 +179,12 @@ def picture(value):
     return torch.full((6, 8, 3), value, dtype=torch.uint8)
 
 
-def test_a_picture_is_written_as_it_is_into_a_new_folder(tmp_path):
+def test_picture_is_written_unchanged_into_a_new_folder(tmp_path):
     place = save_png(picture(7), tmp_path / "new" / "er" / "a.png")
     assert np.array_equal(np.asarray(Image.open(place)), picture(7).numpy())
 
 
-def test_a_picture_replaces_an_older_one_and_others_may_read_it(tmp_path):
+def test_picture_replaces_an_older_one_with_the_usual_permissions(tmp_path):
     save_png(picture(1), tmp_path / "a.png")
     save_png(picture(2), tmp_path / "a.png")
     assert np.asarray(Image.open(tmp_path / "a.png")).max() == 2
@@ -193,7 +194,7 @@ def test_a_picture_replaces_an_older_one_and_others_may_read_it(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o666 & ~mask
 
 
-def test_a_failure_leaves_the_older_picture_and_nothing_half_written(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_older_picture_and_leaves_no_part(tmp_path, monkeypatch):
     save_png(picture(1), tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
 

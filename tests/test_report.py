@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from fxlrp.errors import InputError, TargetError
-from fxlrp.heatmap import layer_map
 from torch import nn
 from torchvision import models
 
 import fxlrp
+from fxlrp.errors import InputError, TargetError
+from fxlrp.heatmap import layer_map
 from fxlrp.views.report.stages import choose_stages
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close
-from fxlrp.errors import InputError, RuleError, StartError, TargetError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import BlockPlan, NetPlan, RandomNet
@@ -17,6 +16,7 @@ from token_nets import WIDTH, RandomTokens
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import InputError, RuleError, StartError, TargetError
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64

@@ -1,9 +1,9 @@
-"""Rules written as text: what they mean, and that nothing in them is run."""
+"""Rules written as text: which rule they mean, and that nothing in them is run."""
 
 import pytest
-from fxlrp.errors import RuleError
 
 from fxlrp import rules
+from fxlrp.errors import RuleError
 from fxlrp.loading.rule_text import RULES, read_rule, read_rules
 from fxlrp.rules import Bilinear, Epsilon, Recurrent, SignedSplit, WindowAverage, ZPlus
 
@@ -21,16 +21,16 @@ from fxlrp.rules import Bilinear, Epsilon, Recurrent, SignedSplit, WindowAverage
         ("Recurrent(split=SignedSplit(1e-3))", Recurrent(split=SignedSplit(1e-3))),
     ],
 )
-def test_text_is_a_rule(text, rule):
+def test_text_is_read_as_a_rule(text, rule):
     assert read_rule(text.strip()) == rule
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_rule_is_known_by_its_name(name):
+def test_every_rule_is_read_by_its_name(name):
     assert read_rule(name) == RULES[name]() == read_rule(f"{name.lower()}()")
 
 
-def test_bases_of_rules_are_no_rules():
+def test_abstract_rules_have_no_name():
     families = {name for name in rules.__all__ if name.endswith("Rule")}
     assert "LinearRule" in families
     assert not families & RULES.keys()
@@ -61,12 +61,12 @@ def test_bases_of_rules_are_no_rules():
         ("Bilinear(Epsilon(-1))", r"^'Epsilon\(-1\)': a stabilizer"),
     ],
 )
-def test_what_is_no_rule_is_told_by_the_piece(text, message):
+def test_error_shows_the_part_that_is_no_rule(text, message):
     with pytest.raises(RuleError, match=message):
         read_rule(text)
 
 
-def test_patterns_have_one_rule_each():
+def test_each_pattern_has_one_rule():
     assert read_rules([]) == {}
     found = read_rules(["layer4.* = ZPlus(stabilizer=1e-5)", "head=epsilon"])
     assert found == {"layer4.*": ZPlus(stabilizer=1e-5), "head": Epsilon()}
@@ -75,6 +75,6 @@ def test_patterns_have_one_rule_each():
 
 
 @pytest.mark.parametrize("text", ["ZPlus", "=ZPlus", "head=", " = "])
-def test_a_pattern_and_a_rule_are_needed(text):
+def test_text_without_pattern_or_rule_is_an_error(text):
     with pytest.raises(RuleError, match="write PATTERN=RULE"):
         read_rules([text])

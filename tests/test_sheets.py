@@ -1,16 +1,18 @@
-"""Grids of maps: every map in its place, ranges shared as asked, bars that tell them."""
+"""Grids of maps: every map in its cell, shared colour ranges, colour bars."""
 
 import pytest
 import torch
+
 from fxlrp.errors import InputError
-from fxlrp.render import Cell, Line, colorize, grid, sheet, sheets
+from fxlrp.maps.rendering import layout
+from fxlrp.render import Cell, Line, colorize, grid, sheet
 
 
 @pytest.fixture
 def lines(monkeypatch):
     """What a grid hands to be drawn."""
     seen = []
-    monkeypatch.setattr(sheets, "sheet", lambda lines, **_: seen.extend(lines))
+    monkeypatch.setattr(layout, "sheet", lambda lines, **_: seen.extend(lines))
     return seen
 
 
@@ -22,7 +24,7 @@ MAPS = {"ours": torch.stack([ramp(1.0), ramp(2.0)]), "theirs": [-ramp(4.0), ramp
 PHOTOS = torch.rand(2, 3, 4, 4)
 
 
-def test_a_row_a_method_a_column_an_image(lines):
+def test_grid_has_one_row_per_method_and_one_column_per_image(lines):
     grid(MAPS, PHOTOS, titles=["cat", "dog"], percentile=100)
     assert [line.label for line in lines] == ["photograph", "ours", "theirs"]
     assert [cell.caption for cell in lines[0].cells] == ["cat", "dog"]
@@ -33,19 +35,19 @@ def test_a_row_a_method_a_column_an_image(lines):
     assert (lines[0].cells[1].picture - PHOTOS[1].permute(1, 2, 0) * 255).abs().max() <= 0.5
 
 
-def test_titles_stand_above_the_first_row_without_photographs(lines):
+def test_titles_are_above_the_first_row(lines):
     grid(MAPS, titles=["cat", "dog"], bars=False)
     assert [[cell.caption for cell in line.cells] for line in lines] == [["cat", "dog"], ["", ""]]
     assert lines[0].scale is None
 
 
-def test_a_method_shares_a_range(lines):
+def test_maps_of_a_method_can_share_a_range(lines):
     grid(MAPS, percentile=100, one_range="method")
     assert [line.scale.limit for line in lines] == [2, 4]
     assert torch.equal(lines[0].cells[0].picture, colorize(MAPS["ours"][0], "positive", limit=2.0))
 
 
-def test_all_share_a_range_and_colours(lines):
+def test_all_maps_can_share_a_range_and_colours(lines):
     grid(MAPS, percentile=100, one_range="all")
     assert [(line.scale.colors, line.scale.limit) for line in lines] == [("symmetric", 4)] * 2
 
@@ -58,7 +60,7 @@ def test_maps_on_photographs_differ_from_maps_alone(lines):
     assert lines[1].scale.limit < 2  # the range is of what is seen, the blurred map
 
 
-def test_the_sheet_holds_the_pictures_and_a_bar():
+def test_sheet_contains_the_pictures_and_a_colour_bar():
     red = torch.zeros(10, 10, 3, dtype=torch.uint8)
     red[..., 0] = 255
     whole = grid({"a": torch.ones(1, 6, 6), "b": torch.ones(1, 6, 6)}, [red.permute(2, 0, 1) / 255])
@@ -89,6 +91,6 @@ def test_the_sheet_holds_the_pictures_and_a_bar():
         (lambda: sheet([Line([])]), "needs a picture"),
     ],
 )
-def test_what_makes_no_grid_is_an_error(call, message):
+def test_invalid_grids_and_sheets_are_errors(call, message):
     with pytest.raises(InputError, match=message):
         call()

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from checks import assert_close
-from fxlrp.errors import InputError, TargetError
 from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import InputError, TargetError
 
 
 @pytest.fixture

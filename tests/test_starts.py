@@ -6,13 +6,13 @@ import pickle
 import pytest
 import torch
 from checks import assert_close, assert_conserves
-from fxlrp.errors import StartError
-from fxlrp.starts import STARTS, against
 from nets import BlockPlan, NetPlan, RandomNet
 from test_rows import assert_rows_are_calls
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import StartError
+from fxlrp.starts import STARTS, against
 
 DOUBLE = torch.float64
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2)])

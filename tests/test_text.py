@@ -1,4 +1,4 @@
-"""Relevance becomes words in colour: it adds up, nothing of the text is lost, and every word can be read."""
+"""Words in the colours of their relevance: sums are kept, the text is complete, every word is readable."""
 
 import re
 import sys
@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fxlrp.errors import InputError, MissingExtraError
-from fxlrp.text import join_pieces, to_html, to_rich
 from rich.console import Console
 from rich.text import Text
 from torch import nn
 
 import fxlrp
 from examples import sentence_similarity as example
+from fxlrp.errors import InputError, MissingExtraError
+from fxlrp.text import join_pieces, to_html, to_rich
 
 NAN, INF = float("nan"), float("inf")
 WORDS = 40
@@ -52,7 +52,7 @@ def model():
 
 
 @pytest.mark.parametrize("preset", ["conserving", "cp_lrp"])
-def test_the_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(model, preset):
+def test_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(model, preset):
     inputs = pairs([7, 4, 5], [3, 6, 5])
     explainer = fxlrp.compile(model, preset, start="output")
     explanation, ledger = explainer(*inputs), explainer.ledger(*inputs)
@@ -69,7 +69,7 @@ def test_the_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(mode
         assert (relevance[mask == 1] != 0).all()
 
 
-def test_the_default_preset_absorbs_nothing_and_gives_either_sentence_half(model):
+def test_default_preset_absorbs_nothing_and_gives_each_sentence_half(model):
     inputs = pairs([7, 4, 5], [3, 6, 5])
     explainer = fxlrp.compile(model, start="output")
     explanation = explainer(*inputs)
@@ -79,7 +79,7 @@ def test_the_default_preset_absorbs_nothing_and_gives_either_sentence_half(model
         assert torch.allclose(half, explanation.start / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_a_padded_batch_gives_what_single_sentences_give(model):
+def test_padded_batch_equals_single_sentences(model):
     inputs, lengths = pairs([7, 4], [3, 6]), [(7, 3), (4, 6)]
     explainer = fxlrp.compile(model, start="output")
     together = explainer(*inputs).by_input
@@ -94,13 +94,13 @@ def test_token_relevance_is_the_sum_over_features():
     assert torch.equal(fxlrp.token_relevance(relevance), relevance.sum(-1))
 
 
-def test_word_pieces_become_words_with_the_sum_of_their_relevance():
+def test_word_has_the_sum_of_the_relevance_of_its_pieces():
     words, relevance = join_pieces(["[CLS]", "lend", "##er", "##s", "pay", "[SEP]"], torch.tensor([1.0, 2, 3, 4, 5, 6]))
     assert words == ["[CLS]", "lenders", "pay", "[SEP]"]
     assert relevance.tolist() == [1, 9, 5, 6]
 
 
-def test_a_piece_that_continues_nothing_stays_as_it_is():
+def test_piece_that_continues_nothing_is_a_word():
     words, relevance = join_pieces(["##er", "s"], torch.ones(2))
     assert words == ["##er", "s"]
     assert relevance.tolist() == [1, 1]
@@ -118,7 +118,7 @@ def luminance(color):
     return 0.2126 * levels[0] + 0.7152 * levels[1] + 0.0722 * levels[2]
 
 
-def test_colours_deepen_with_relevance_to_either_side():
+def test_colours_are_darker_for_more_relevance_of_either_sign():
     values = torch.linspace(-1, 1, 41)
     colors = [paper for paper, _ in papers(to_html(["x"] * 41, values))]
     depth = torch.tensor([luminance(color) for color in colors])
@@ -129,20 +129,20 @@ def test_colours_deepen_with_relevance_to_either_side():
     assert all(color[0] > color[2] for color in colors[23:])  # positive reddish.
 
 
-def test_every_token_can_be_read():
+def test_every_token_has_enough_contrast():
     for paper, ink in papers(to_html(["x"] * 200, torch.linspace(-1, 1, 200))):
         light, dark = sorted((luminance(paper), luminance(ink)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_html_escapes_tokens_and_tells_the_numbers():
+def test_html_escapes_tokens_and_shows_numbers():
     markup = to_html(["<script>", "&", '"quoted"'], torch.tensor([0.5, -0.25, 0.0]))
     assert "<script>" not in markup
     assert re.findall(r">([^<]+)</span>", markup) == ["&lt;script&gt;", "&amp;", "&quot;quoted&quot;"]
     assert re.findall(r'title="([^"]*)"', markup) == ["+0.5", "-0.25", "+0"]
 
 
-def test_terminal_text_is_taken_literally():
+def test_markup_in_terminal_text_is_literal():
     text = to_rich(["[CLS]", "[bold]", "a"], torch.tensor([0.0, 1.0, 2.0]))
     assert isinstance(text, Text)
     assert text.plain == "[CLS] [bold] a"
@@ -158,7 +158,7 @@ def test_terminal_and_html_have_the_same_colours():
     assert [str(span.style) for span in to_rich(tokens, values).spans] == html_colors
 
 
-def test_a_limit_makes_texts_comparable_and_holds_what_exceeds_it():
+def test_limit_makes_texts_comparable_and_clips_larger_values():
     def paper(value, limit):
         return papers(to_html(["x"], torch.tensor([value]), limit=limit))[0]
 
@@ -168,13 +168,13 @@ def test_a_limit_makes_texts_comparable_and_holds_what_exceeds_it():
 
 
 @pytest.mark.parametrize("limit", [None, 1.0])
-def test_what_is_not_finite_is_grey(limit):
+def test_values_that_are_not_finite_are_grey(limit):
     colors = [paper for paper, _ in papers(to_html(list("abcd"), torch.tensor([NAN, INF, -INF, 1.0]), limit=limit))]
     assert colors[:3] == [(128, 128, 128)] * 3
     assert colors[3] == papers(to_html(["d"], torch.ones(1)))[0][0]
 
 
-def test_faint_tokens_are_paler_and_others_are_not():
+def test_only_faint_tokens_are_paler():
     tokens, values = ["[CLS]", "cat"], torch.tensor([1.0, 0.5])
     faint, plain = re.findall("<span style=[^>]*>", to_html(tokens, values, faint=["[CLS]"]))
     assert "opacity" in faint
@@ -184,7 +184,7 @@ def test_faint_tokens_are_paler_and_others_are_not():
     assert "dim" not in str(second.style)
 
 
-def test_no_relevance_and_no_tokens_are_shown_too():
+def test_zero_relevance_and_empty_texts_can_be_shown():
     assert papers(to_html(["a", "b"], torch.zeros(2)))[0] == papers(to_html(["a"], torch.zeros(1)))[0]
     assert papers(to_html([], torch.zeros(0))) == []
     assert to_rich([], torch.zeros(0)).plain == ""
@@ -207,19 +207,19 @@ def test_no_relevance_and_no_tokens_are_shown_too():
         (lambda: to_html(["a"], torch.zeros(1), limit=NAN), "limit"),
     ],
 )
-def test_what_does_not_fit_is_an_error(call, message):
+def test_invalid_arguments_are_errors(call, message):
     with pytest.raises(InputError, match=message):
         call()
 
 
 @pytest.mark.parametrize(("module", "extra", "call"), [("rich.text", "text", to_rich), ("matplotlib", "draw", to_html)])
-def test_a_missing_package_names_the_extra(monkeypatch, module, extra, call):
+def test_missing_package_names_the_extra(monkeypatch, module, extra, call):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'fxlrp\[{extra}\]'"):
         call(["a"], torch.ones(1))
 
 
-def test_one_sentence_alone_is_refused(capsys):
+def test_single_sentence_is_an_error(capsys):
     with pytest.raises(SystemExit):
         example.main(["A man is playing a guitar."])
     assert "give two sentences, not 1" in capsys.readouterr().err
@@ -234,7 +234,7 @@ def encoder():
 
 
 @pytest.mark.slow
-def test_the_trained_encoder_tells_similar_sentences_from_others(encoder):
+def test_trained_encoder_gives_the_known_similarities(encoder):
     model, tokenizer = encoder
     first, second = zip(*example.PAIRS, strict=True)
     with torch.no_grad():
@@ -256,7 +256,7 @@ def test_every_preset_accounts_for_the_similarity_of_real_sentences(encoder, pre
 
 
 @pytest.mark.slow
-def test_the_example_finds_what_two_sentences_share_and_writes_a_page(encoder, tmp_path, monkeypatch, capsys):
+def test_example_prints_shared_words_and_writes_a_page(encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(example, "load", lambda: encoder)
     monkeypatch.setenv("COLUMNS", "100")
     place = tmp_path / "new" / "page.html"

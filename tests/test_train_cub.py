@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from fxlrp.errors import DataError
 from test_evaluation_data import write_cub
 
 from examples.train_cub import Recipe, Training, build, load_samples, loaders
+from fxlrp.errors import DataError
 
 RECIPE = Recipe(model="resnet18", size=32, batch_size=4, validation=4, epochs=3)
 

@@ -1,62 +1,47 @@
-"""What several commands read from the command line."""
+"""What several commands make of their options: compile's arguments, a class, a device, an example."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxlrp.cli.options import ExplanationOptions, ModelOptions
 from fxlrp.common.errors import InputError, StartError, TargetError
 from fxlrp.loading.models import LoadedModel
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.presets import preset_named
-from fxlrp.rules import Rule
 from fxlrp.rules.starts import STARTS
 
-# Pictures are of one class; "output" would start at all of them.
+# A picture explains one class; "output" starts at all of them.
 _STARTS = [name for name in STARTS if name != "output"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What every command is told of a model and its rules, as the help describes it."""
-
-    model: str
-    weights: Path | None = None
-    preset: str = "conserving"
-    rules: Sequence[str] = ()
-    split: str | None = None
-
-    def read_rules(self) -> dict[str, Rule]:
-        """The rules, once preset and rules are known to be right.
-
-        Raises:
-            InputError: there is no such preset, or a rule cannot be read.
-        """
-        preset_named(self.preset)
-        return read_rules(self.rules)
-
-
-def start_named(name: str) -> str:
-    """A start by name.
+def compile_options(options: ModelOptions) -> dict[str, Any]:
+    """The keyword arguments for :func:`fxlrp.compile`, without those that were not given.
 
     Raises:
-        StartError: there is none of this name, or it is not of one class.
+        RuleError: there is no such preset, or a rule cannot be read.
+        StartError: there is no such start, or it is not of one class.
     """
-    if name not in _STARTS:
-        raise StartError(f"--start {name}: choose one of {', '.join(_STARTS)}")
-    return name
+    if options.preset is not None:
+        preset_named(options.preset)
+    given: dict[str, Any] = {"preset": options.preset, "split": options.split, "rules": read_rules(options.rules or ())}
+    if isinstance(options, ExplanationOptions):
+        if options.start is not None and options.start not in _STARTS:
+            raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}")
+        given |= {"start": options.start, "checkpoints": options.checkpoints}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:
-    """The number of a class that is given by number or, in any case of letters, by name.
+    """The number of a class that is given by number or by name, in upper or lower case.
 
     Raises:
-        TargetError: no class has this name or number, or several have this name.
+        TargetError: no class has this name or number, or several classes have this name.
     """
     if target is None:
         return None
@@ -66,8 +51,8 @@ def class_number(target: str | None, classes: Sequence[str] | None) -> int | Non
         pass
     else:
         if number < 0 or (classes is not None and number >= len(classes)):
-            known = "" if classes is None else f": there are {len(classes)} classes, 0 to {len(classes) - 1}"
-            raise TargetError(f"--target {target} is no class{known}")
+            hint = "" if classes is None else f": there are {len(classes)} classes, 0 to {len(classes) - 1}"
+            raise TargetError(f"--target {target} is no class{hint}")
         return number
     if classes is None:
         raise TargetError(f"--target {target}: this model's classes have no names, give a number")
@@ -77,8 +62,9 @@ def class_number(target: str | None, classes: Sequence[str] | None) -> int | Non
         raise TargetError(f"--target {target}: classes {several} all have this name, give the number")
     if not numbers:
         lower = {name.casefold(): name for name in classes}
-        parts = [name for key, name in lower.items() if target.casefold() in key]
-        close = parts or [lower[key] for key in difflib.get_close_matches(target.casefold(), lower, n=4, cutoff=0.5)]
+        wanted = target.casefold()
+        containing = [name for key, name in lower.items() if wanted in key]
+        close = containing or [lower[key] for key in difflib.get_close_matches(wanted, lower, n=4, cutoff=0.5)]
         hint = f": did you mean {', '.join(close[:4])}?" if close else ""
         raise TargetError(f"--target {target} is no class of this model{hint}")
     return numbers[0]
@@ -88,12 +74,12 @@ def device_named(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        InputError: there is none, or nothing can be computed on it here.
+        InputError: there is none, or it cannot be used on this machine.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    # Which of these torch raises depends on the device: for one that it was not built for, such as mps, the last.
+    # Which of these torch raises depends on the device: the last one for a device that it was not built for.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
         raise InputError(f"--device {name} cannot be used here: {first}") from error
@@ -103,7 +89,7 @@ def device_named(name: str) -> torch.device:
 
 
 def example_of(loaded: LoadedModel) -> Tensor:
-    """An input of the model's size, for models that are captured from one."""
+    """An input of the model's size, for models that are captured from example inputs."""
     from PIL import Image
 
     assert loaded.preprocess is not None

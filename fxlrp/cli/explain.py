@@ -1,4 +1,4 @@
-"""``fxlrp explain``: a picture of each image, what it adds up to, and a page on how relevance flows."""
+"""``fxlrp explain``: a picture of each image, its sums, and a page on how relevance flows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp import compile, heatmap, quantize_heat
-from fxlrp.cli.arguments import ModelOptions, class_number, device_named, start_named
-from fxlrp.cli.picture_paths import free_place, identity, picture_paths
+from fxlrp.cli.arguments import class_number, compile_options, device_named
+from fxlrp.cli.options import ExplainOptions
+from fxlrp.cli.picture_paths import path_key, picture_paths, unused_path
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
+from fxlrp.compiler import compile
 from fxlrp.explainer import Explainer
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.loading.models import LoadedModel, load_model
-from fxlrp.maps.heatmap import layer_map
+from fxlrp.maps.heatmap import heatmap, layer_map, quantize_heat
 from fxlrp.maps.rendering import (
     COLORS,
     Scale,
@@ -33,26 +34,6 @@ from fxlrp.maps.rendering import (
 from fxlrp.results.explanation import Explanation
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplainOptions(ModelOptions):
-    """The options of ``fxlrp explain``, as its help describes them."""
-
-    images: Sequence[Path]
-    target: str | None = None
-    start: str = "probability"
-    checkpoints: Sequence[str] = ()
-    out: Path | None = None
-    device: str = "cpu"
-    batch_size: int = 8
-    colors: str | None = None
-    quantize: int | None = None
-    smooth: float | None = None
-    percentile: float = 99.5
-    bar: bool = False
-    ledger: bool = True
-    report: Path | None = None
-
-
 @dataclass(frozen=True)
 class Batch:
     """Images explained together."""
@@ -65,14 +46,14 @@ class Batch:
 
 
 def explain_images(options: ExplainOptions) -> None:
-    """Explain images, print what came out, and write a picture of each.
+    """Explain images, print the results, and write a picture of each.
 
     Raises:
-        FxlrpError: whatever can be wrong, and before the model runs where it can be known by then.
+        FxlrpError: an option or an image is wrong, or the model cannot be explained. Whatever can be checked before
+            the model runs is checked before.
     """
     require("matplotlib", "draw")
-    rules = options.read_rules()
-    start_named(options.start)
+    compiling = compile_options(options)
     if options.colors is not None and options.colors not in COLORS:
         raise InputError(f"--colors {options.colors}: choose {' or '.join(COLORS)}")
     if not 0 < options.percentile <= 100:
@@ -82,32 +63,29 @@ def explain_images(options: ExplainOptions) -> None:
         raise InputError(f"--report {options.report}: a report is a page, so the name must end in .html")
     for path in options.images:
         read_image(path)
-    places = picture_paths(options.images, options.out)
+    picture_files = picture_paths(options.images, options.out)
     loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
     assert loaded.preprocess is not None
     together = None if options.report is None else _equally_large(options.images, loaded.preprocess)
-    explainer = compile(
-        loaded.model.to(device), options.preset, rules=rules, split=options.split, start=options.start,
-        checkpoints=options.checkpoints,
-    )  # fmt: skip
-    taken = {identity(path) for path in (*options.images, *places)}
+    explainer = compile(loaded.model.to(device), **compiling)
+    used = {path_key(path) for path in (*options.images, *picture_files)}
 
     from rich.console import Console
 
     console = Console(highlight=False)
-    # On a screen one console must print both, for it moves the bar out of the way; where stdout
-    # goes into a file, the bar may still be watched on stderr.
-    watched = console if console.is_terminal else Console(stderr=True)
-    with _progress(len(options.images), watched) as progress:
+    # On a terminal one console must print both, because it moves the bar out of the way. If stdout is a file,
+    # the bar is on stderr.
+    bar_console = console if console.is_terminal else Console(stderr=True)
+    with _progress(len(options.images), bar_console) as progress:
         task = progress.add_task("Explaining", total=len(options.images))
-        remaining = iter(places)
+        remaining = iter(picture_files)
         for batch in _batches(explainer, loaded, options, target, device):
             for index, path in enumerate(batch.paths):
-                place = next(remaining)
-                _write(batch, index, batch.heatmaps[index], place, options)
-                text = summary(batch, index, path, place, loaded.classes)
-                for line in _write_checkpoints(batch, index, place, taken, options):
+                picture = next(remaining)
+                _write(batch, index, batch.heatmaps[index], picture, options)
+                text = summary(batch, index, path, picture, loaded.classes)
+                for line in _write_checkpoints(batch, index, picture, used, options):
                     text.append(line)
                 console.print(text, soft_wrap=True)
                 progress.advance(task)
@@ -122,7 +100,7 @@ def _equally_large(paths: Sequence[Path], preprocess: Preprocess) -> Tensor:
     """The images as one batch.
 
     Raises:
-        InputError: preprocessed they differ in size.
+        InputError: they differ in size after the preprocessing.
     """
     inputs = [to_input(read_image(path), preprocess) for path in paths]
     if len({value.shape for value in inputs}) > 1:
@@ -130,14 +108,14 @@ def _equally_large(paths: Sequence[Path], preprocess: Preprocess) -> Tensor:
     return torch.stack(inputs)
 
 
-def summary(batch: Batch, index: int, path: Path, place: Path, classes: Sequence[str] | None) -> Any:
-    """What came out for one image, as a rich text.
+def summary(batch: Batch, index: int, path: Path, picture: Path, classes: Sequence[str] | None) -> Any:
+    """The results of one image, as a ``rich.text.Text``.
 
     Args:
         batch: the batch.
-        index: the image's place in it.
+        index: the image's number in it.
         path: the image file.
-        place: the picture that was written.
+        picture: the file that was written.
         classes: the classes' names.
     """
     from rich.text import Text
@@ -156,7 +134,7 @@ def summary(batch: Batch, index: int, path: Path, place: Path, classes: Sequence
         amounts = {reason: float(amount[index]) for reason, amount in batch.absorbed.items()}
         shown = [f"{reason} {amount:.6f}" for reason, amount in amounts.items() if amount]
         text.append(f"  absorbed    {sum(amounts.values()):.6f}{' (' + ', '.join(shown) + ')' if shown else ''}\n")
-    text.append(f"  picture     {place}\n")
+    text.append(f"  picture     {picture}\n")
     return text
 
 
@@ -186,18 +164,18 @@ def _explained(
 
 
 def _total(explanation: Explanation, relevance: Tensor, index: int) -> str:
-    """The sum of an item's relevance, and the share that it is of what entered."""
+    """The sum of an item's relevance, and its share of the relevance that entered."""
     total, start = float(relevance[index].double().sum()), float(explanation.start[index])
     return f"{total:.6f}" + (f", {100 * total / start:.2f} % of what entered" if start else "")
 
 
 def _write_checkpoints(
-    batch: Batch, index: int, place: Path, taken: set[str], options: ExplainOptions
+    batch: Batch, index: int, picture: Path, used: set[str], options: ExplainOptions
 ) -> Iterator[str]:
-    """Write a picture beside ``place`` for each checkpoint that has a map, and tell what its relevance adds up to."""
-    for name, found in batch.explanation.checkpoints.items():
-        # A module that takes several values, or is called several times, has as many.
-        several = found if isinstance(found, tuple) else (found,)
+    """Write a picture beside ``picture`` for each checkpoint that has a map; give lines with its sum of relevance."""
+    for name, value in batch.explanation.checkpoints.items():
+        # A module that takes several values, or is called several times, has one each.
+        several = value if isinstance(value, tuple) else (value,)
         for number, relevance in enumerate(several):
             label = name if len(several) == 1 else f"{name}[{number}]"
             shape = tuple(relevance.shape)
@@ -209,22 +187,22 @@ def _write_checkpoints(
             if shown is None:
                 yield f"  no picture  {label}: relevance of shape {shape[1:]} is no map of the image\n"
                 continue
-            beside = free_place(place.parent, f"{place.stem}_{name}".replace("/", "_"), taken)
+            beside = unused_path(picture.parent, f"{picture.stem}_{name}".replace("/", "_"), used)
             _write(batch, index, shown, beside, options)
             yield f"  picture     {beside}\n"
 
 
-def _write(batch: Batch, index: int, relevance: Tensor, place: Path, options: ExplainOptions) -> None:
+def _write(batch: Batch, index: int, relevance: Tensor, path: Path, options: ExplainOptions) -> None:
     shown = relevance.float()
     if options.quantize is not None:
         shown = quantize_heat(shown, options.quantize)
     colors = options.colors or fitting_colors(shown)
-    # Blurred, the levels of a quantized map would run into each other.
+    # A blur would mix the levels of a quantized map.
     usual = 1.0 if options.quantize is None else 0.0
     smooth = usual if options.smooth is None else options.smooth
     limit = color_range([blurred(shown, smooth)], colors, options.percentile)
     picture = overlay(batch.photos[index], shown, colors, smooth=smooth, limit=limit)
-    save_png(with_bar(picture, Scale(colors, limit)) if options.bar else enlarge(picture), place)
+    save_png(with_bar(picture, Scale(colors, limit)) if options.bar else enlarge(picture), path)
 
 
 def _progress(images: int, console: Any) -> Any:

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from fxlrp import compile
-from fxlrp.cli.arguments import ModelOptions, example_of, start_named
+from fxlrp.cli.arguments import compile_options, example_of
+from fxlrp.cli.options import ExportOptions
 from fxlrp.common.errors import ExportError
+from fxlrp.compiler import compile
 from fxlrp.exports.portable import check_path
 from fxlrp.loading.models import load_model
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions(ModelOptions):
-    """The options of ``fxlrp export``, as its help describes them."""
-
-    out: Path
-    start: str = "probability"
-    checkpoints: Sequence[str] = ()
-    compiled: bool = False
-    size: int | None = None
-
-
 def export_explanation(options: ExportOptions) -> None:
-    """Write a model's explanation as a file, and say what it takes and gives.
+    """Write a model's explanation as a file, and print its size and its inputs.
 
     Raises:
-        FxlrpError: whatever can be wrong, and before the model is built where it can be known by then.
+        FxlrpError: an option is wrong, or the model cannot be explained or exported.
     """
-    rules = options.read_rules()
+    compiling = compile_options(options)
     check_path(options.out, (".pt2", ".onnx"))
     onnx = options.out.suffix.lower() == ".onnx"
     if onnx and options.compiled:
         raise ExportError("--compiled makes a .pt2 file; an .onnx file is compiled by what runs it")
     loaded = load_model(options.model, options.weights)
-    explainer = compile(
-        loaded.model, options.preset, rules=rules, split=options.split, start=start_named(options.start),
-        checkpoints=options.checkpoints,
-    )  # fmt: skip
+    explainer = compile(loaded.model, **compiling)
     example = example_of(loaded)
     if options.size is not None:
         example = example.new_zeros(*example.shape[:2], options.size, options.size)

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
-from fxlrp import compile
-from fxlrp.cli.arguments import ModelOptions, class_number, example_of
+from fxlrp.cli.arguments import class_number, compile_options, example_of
+from fxlrp.cli.options import GraphOptions
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
+from fxlrp.compiler import compile
 from fxlrp.loading.images import read_image, to_input
 from fxlrp.loading.models import ModelWarning, load_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphOptions(ModelOptions):
-    """The options of ``fxlrp graph``, as its help describes them."""
-
-    out: Path = Path("graph.svg")
-    view: str = "both"
-    depth: int | None = None
-    flow: Path | None = None
-    target: str | None = None
-    explore: Path | None = None
 
 
 def draw_graph(options: GraphOptions) -> None:
     """Draw the graph of a model's explainer into a file, or show it in Model Explorer.
 
     Raises:
-        FxlrpError: whatever can be wrong.
+        FxlrpError: an option or the image is wrong, or the model cannot be explained.
     """
-    rules = options.read_rules()
+    compiling = compile_options(options)
     out, shown = options.out, options.explore or options.flow
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, such as {out / 'graph.svg'}")
@@ -42,12 +29,12 @@ def draw_graph(options: GraphOptions) -> None:
     if options.explore is not None:
         require("model_explorer", "explorer")
     with warnings.catch_warnings():
-        if picture is None:  # the drawing is the same with random weights
+        if picture is None:  # random weights give the same drawing
             warnings.simplefilter("ignore", ModelWarning)
         loaded = load_model(options.model, options.weights)
     target = class_number(options.target, loaded.classes)
     example = example_of(loaded)
-    explainer = compile(loaded.model, options.preset, rules=rules, split=options.split, example_inputs=example)
+    explainer = compile(loaded.model, example_inputs=example, **compiling)
     if picture is not None:
         assert loaded.preprocess is not None
         example = to_input(picture, loaded.preprocess).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Where pictures go."""
+"""The paths of the pictures that ``fxlrp explain`` writes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 
 from fxlrp.common.errors import ImageError
 
-# Endings of pictures that are not written, so that ``--out map.jpg`` does not make a folder of this name.
+# Formats that are not written; without this list ``--out map.jpg`` would create a folder of this name.
 _OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pdf", ".svg")
 
 
 def picture_paths(images: Sequence[Path], out: Path | None) -> list[Path]:
-    """Where each image's picture goes: no two to the same place, and none onto an image given.
+    """The path of each image's picture: all different, and none that of an image.
 
     Args:
         images: the image files.
-        out: a name that ends in ``.png`` is the file itself, for one image; any other is a
-            folder, where ``cat.jpg`` becomes ``cat_relevance.png``; ``None``: the current folder.
-            Files from earlier runs are replaced.
+        out: a name that ends in ``.png`` is the picture of the only image; any other name is a folder, where
+            the picture of ``cat.jpg`` is ``cat_relevance.png``; ``None``: the current folder. Pictures of
+            earlier runs are replaced.
 
     Raises:
-        ImageError: ``out`` cannot be what it would have to be.
+        ImageError: ``out`` cannot be such a file or folder.
     """
-    taken = {identity(path) for path in images}
+    used = {path_key(path) for path in images}
     if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
         if len(images) > 1:
             raise ImageError(f"--out {out} is one file, and there are {len(images)} images: name a folder")
-        if identity(out) in taken:
+        if path_key(out) in used:
             raise ImageError(f"--out {out} would overwrite the image itself")
         return [out]
     folder = Path() if out is None else out
@@ -35,19 +35,19 @@ def picture_paths(images: Sequence[Path], out: Path | None) -> list[Path]:
         raise ImageError(f"--out {out}: pictures are written as PNG; name a .png file or a folder")
     if any(parent.exists() and not parent.is_dir() for parent in (folder, *folder.parents)):
         raise ImageError(f"--out {out}: a file is in the place of the folder")
-    return [free_place(folder, f"{path.stem}_relevance", taken) for path in images]
+    return [unused_path(folder, f"{path.stem}_relevance", used) for path in images]
 
 
-def free_place(folder: Path, stem: str, taken: set[str]) -> Path:
-    """A place for a picture of this name, with a number where it is taken; it is taken from then on."""
-    place, number = folder / f"{stem}.png", 2
-    while identity(place) in taken:
-        place, number = folder / f"{stem}-{number}.png", number + 1
-    taken.add(identity(place))
-    return place
+def unused_path(folder: Path, stem: str, used: set[str]) -> Path:
+    """A path for a picture of this name, with a number if the name is used; it is added to ``used``."""
+    path, number = folder / f"{stem}.png", 2
+    while path_key(path) in used:
+        path, number = folder / f"{stem}-{number}.png", number + 1
+    used.add(path_key(path))
+    return path
 
 
-def identity(path: Path) -> str:
-    """Equal for paths of one file."""
-    # Some file systems do not tell upper case from lower.
+def path_key(path: Path) -> str:
+    """A text that is the same for all paths of one file."""
+    # Some file systems ignore the difference between upper and lower case.
     return str(path.resolve()).casefold()

@@ -1,1 +1,1 @@
-"""What every room uses: errors, extras, files written whole, tables as text."""
+"""What every room uses: errors, extras, files written completely, tables as text."""

@@ -10,7 +10,7 @@ class CaptureError(FxlrpError):
 
 
 class UnknownOperationError(CaptureError):
-    """The graph holds operations that the vocabulary does not name; all of them are listed.
+    """The graph contains operations that the vocabulary does not name; all of them are listed.
 
     Attributes:
         opaque: whether ``torch.export`` could open each of them.
@@ -22,7 +22,7 @@ class UnknownOperationError(CaptureError):
 
 
 class NotCapturedError(CaptureError):
-    """The model will be captured at the first call, and was asked about its graph before."""
+    """The graph was asked for before the first call, which captures the model."""
 
 
 class TrainingModeError(FxlrpError):
@@ -42,7 +42,7 @@ class InputError(FxlrpError, ValueError):
 
 
 class TargetError(FxlrpError, ValueError):
-    """A target is not a class of the model, or not one class an item."""
+    """A target is not a class of the model, or there is not one target per item."""
 
 
 class ConditionError(FxlrpError, ValueError):
@@ -50,15 +50,15 @@ class ConditionError(FxlrpError, ValueError):
 
 
 class OptimizeError(FxlrpError, ValueError):
-    """An optimisation was asked for that there is not."""
+    """There is no optimisation of this name."""
 
 
 class BackendError(FxlrpError, RuntimeError):
-    """A backend does not exist, is not to be had here, or cannot compile an explanation."""
+    """A backend does not exist, is not available here, or cannot compile an explanation."""
 
 
 class ExportError(FxlrpError, RuntimeError):
-    """An explanation cannot be exported as asked, or a file holds none."""
+    """An explanation cannot be exported as asked, or a file contains none."""
 
 
 class StartError(FxlrpError, ValueError):
@@ -78,15 +78,15 @@ class ImageError(FxlrpError, ValueError):
 
 
 class EvaluationError(FxlrpError, RuntimeError):
-    """An evaluation cannot be run as asked, or there are no results of one."""
+    """An evaluation cannot be run as asked, or it has no results."""
 
 
 class ConfigError(FxlrpError, ValueError):
-    """A configuration cannot be read, or something in it is nothing that there is."""
+    """A configuration cannot be read, or it names something that does not exist."""
 
 
 class DataError(FxlrpError, ValueError):
-    """A data set is not there, not laid out as it should be, or has too few images."""
+    """A data set is missing, has another layout than expected, or has too few images."""
 
 
 class MethodError(FxlrpError, RuntimeError):

@@ -25,7 +25,7 @@ def require(module_name: str, extra: str) -> Any:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A package that is there but lacks something of its own is broken, not missing:
+        # A package that is installed but cannot import something of its own is broken, not missing:
         # its own message helps more than ours.
         if error.name is None or error.name.partition(".")[0] != package:
             raise

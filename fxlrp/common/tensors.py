@@ -1,4 +1,4 @@
-"""The tensors of graphs: which there are, and whether they were written to since they were last looked at."""
+"""The tensors that a graph reads: their names, and whether any of them has changed since an earlier look."""
 
 from __future__ import annotations
 
@@ -25,49 +25,57 @@ def tensor_at(module: nn.Module, name: str) -> Any:
 
 
 class _Seen(NamedTuple):
-    """A tensor as it was: its version, its place, some of its elements in place and as they were."""
+    """A tensor as it was at one time.
+
+    Attributes:
+        tensor: the tensor itself.
+        version: torch's counter of writes to it.
+        address: of its memory.
+        sample: a view of some of its elements, or ``None``.
+        copied: the bytes of the sample at that time.
+    """
 
     tensor: Tensor
     version: int
-    place: int
+    address: int
     sample: Any
-    taken: bytes
+    copied: bytes
 
 
 class Watch:
-    """Tensors, and what tells whether they were replaced or written to.
+    """Tensors as they are now, to learn later whether they were replaced or written to.
 
     torch counts writes to a tensor, but not those through ``.data``. On the CPU a sample of each
-    tensor's elements sees those that write all of it, as the usual ones do.
+    tensor's elements is compared too, which notices writes to the whole tensor, the usual kind.
 
     Args:
-        tensors: such as :func:`watchable` takes.
+        tensors: for which :func:`watchable` is true.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._seen = [_look(tensor) for tensor in tensors]
 
     def unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether ``tensors`` are those that were seen, and as they were."""
+        """Whether these are the same tensors with the same values."""
         return len(tensors) == len(self._seen) and all(map(_as_seen, tensors, self._seen))
 
 
 def watchable(tensors: Sequence[Tensor]) -> bool:
-    """Whether torch counts the writes to all: not to inference tensors, nor to those that stand for others."""
+    """Whether torch counts the writes to all of them; it does not for inference tensors and tensor subclasses."""
     return all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
 
 
 def _as_seen(tensor: Tensor, seen: _Seen) -> bool:
-    same = tensor is seen.tensor and tensor._version == seen.version and tensor.data_ptr() == seen.place
-    return same and (seen.sample is None or seen.sample.tobytes() == seen.taken)
+    unchanged = tensor is seen.tensor and tensor._version == seen.version and tensor.data_ptr() == seen.address
+    return unchanged and (seen.sample is None or seen.sample.tobytes() == seen.copied)
 
 
 def _look(tensor: Tensor) -> _Seen:
     sample: Any = None
-    known = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-    if known and tensor.numel():
+    can_sample = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    if can_sample and tensor.numel():
         step = max(1, tensor.numel() // _SAMPLES)
-        if _fills(tensor):
+        if _is_dense(tensor):
             sample = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,))[::step].numpy()
         else:
             sample = _Scattered(tensor.detach().numpy(), step)
@@ -75,18 +83,18 @@ def _look(tensor: Tensor) -> _Seen:
 
 
 class _Scattered(NamedTuple):
-    """Elements of an array of any layout, as they are when they are asked for."""
+    """Some elements of an array of any layout; they are read at each call."""
 
     array: Any
     step: int
 
     def tobytes(self) -> bytes:
-        taken: bytes = self.array.flat[:: self.step].tobytes()
-        return taken
+        elements: bytes = self.array.flat[:: self.step].tobytes()
+        return elements
 
 
-def _fills(tensor: Tensor) -> bool:
-    """Whether the elements lie in memory without gaps, in whatever order."""
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gaps, in any order."""
     return tensor.is_contiguous() or any(
         tensor.dim() == rank and tensor.is_contiguous(memory_format=form)
         for rank, form in ((4, torch.channels_last), (5, torch.channels_last_3d))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, a rule under their heads."""
+    """A table as plain text: columns as wide as their widest cell, a line below the headings."""
     widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
     rule = "  ".join("-" * width for width in widths)
 
@@ -17,7 +17,7 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """The same for Markdown."""
+    """A table in Markdown."""
 
     def row(cells: Sequence[object]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
@@ -26,5 +26,5 @@ def markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def verbatim(text: str) -> str:
-    """Text for a cell of Markdown as it is: an error may hold angle brackets, stars and underscores."""
+    """Text as code for a cell in Markdown, because an error may contain angle brackets, stars and underscores."""
     return "`" + text.replace("`", "'") + "`" if text else ""

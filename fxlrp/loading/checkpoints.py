@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running what is in them, and fitted to a model."""
+"""Checkpoint files: read without running code that is in them, and loaded into a model."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts put the state dict."""
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What ``DataParallel`` and ``torch.compile`` put before every name."""
+"""Prefixes that ``DataParallel`` and ``torch.compile`` add to every name."""
 
-# torchvision's DenseNet checkpoints are older than its code, and spell these names with one dot more.
+# torchvision's DenseNet checkpoints are older than its code: these names have one more dot.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, on the CPU, wrappers and prefixes taken off.
+    """The state dict in a checkpoint file, on the CPU, without wrappers and prefixes.
 
     Args:
         path: written by ``torch.save``, or a ``.safetensors`` file.
 
     Raises:
-        WeightsError: there is no such file, or there is no state dict in it.
-        MissingExtraError: the file is of safetensors, and the package is not installed.
+        WeightsError: there is no such file, or it contains no state dict.
+        MissingExtraError: a ``.safetensors`` file needs the package safetensors, which is not installed.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,9 +47,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds {_described(content)}, not a state dict")
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise WeightsError(f"{path} holds no state dict: {_listed(strangers)} is no tensor")
+    not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if not_tensors:
+        raise WeightsError(f"{path} holds no state dict: {_listed(not_tensors)} is no tensor")
     state = {str(key): value for key, value in content.items()}
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
-    """Load a state dict into the model, all of it or nothing.
+    """Load a state dict into the model, completely or not at all.
 
     Args:
         model: the model, changed in place.
@@ -69,7 +69,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
         WeightsError: names or shapes differ; the message lists them.
     """
     own = model.state_dict()
-    # Batch norm only counts with it in training, and old checkpoints lack it.
+    # Only training uses this counter of batch norm, and old checkpoints do not have it.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     different = [
@@ -88,14 +88,14 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
 
 
 def class_count(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> int | None:
-    """How many classes a classifier tells apart, from the size of its last layer.
+    """The number of classes of a classifier, from the size of its last layer.
 
     Args:
         model: the classifier.
-        state: another state dict of the same architecture, to be looked at in place of the model's.
+        state: a state dict of the same architecture, read instead of the model's own.
 
     Returns:
-        ``None`` where there is no such layer.
+        ``None`` if there is no such layer.
     """
     last = next((key for key, value in reversed(model.state_dict().items()) if value.dim() > 1), None)
     value = None if last is None else (model.state_dict() if state is None else state).get(last)
@@ -109,7 +109,7 @@ def _read(path: Path) -> Any:
         except (OSError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path} is not a safetensors file: {error}") from error
         except Exception as error:
-            # SafetensorError derives from Exception and from nothing else.
+            # SafetensorError derives directly from Exception.
             if type(error).__name__ != "SafetensorError":
                 raise
             raise WeightsError(f"{path} is not a safetensors file: {error}") from error
@@ -118,9 +118,9 @@ def _read(path: Path) -> Any:
     except PermissionError as error:
         raise WeightsError(f"{path} may not be read: permission denied") from error
     except pickle.UnpicklingError as error:
-        # Raised for damaged files as well as for objects that could run code when they are read.
+        # Raised both for damaged files and for objects that could run code when they are read.
         raise WeightsError(
-            f"{path} is not a checkpoint that holds nothing but tensors; others are not read, for they can run code"
+            f"{path} is not a checkpoint that holds nothing but tensors; others are not read, because they can run code"
         ) from error
     # A damaged file can raise almost anything here.
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Image files: read as RGB pictures, made into what a model takes, and shown as a model sees them."""
+"""Image files: read as RGB pictures, converted to model inputs, and shown as the model sees them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file as an RGB picture, the right way up.
+    """Read an image file as an upright RGB picture.
 
-    The orientation that a camera writes into EXIF is applied, transparency is laid on white,
-    16-bit grey values are scaled to 8 bits, and of an animation the first frame is taken.
+    The orientation in the EXIF data is applied. Transparent pixels are blended with white. 16-bit grey values are
+    scaled to 8 bits. Of an animation, the first frame is read.
 
     Raises:
-        ImageError: there is no such file, or it is not an image that can be read to its end.
+        ImageError: there is no such file, or it is not an image, or an incomplete one.
     """
     path = Path(path)
     if path.is_dir():
@@ -51,7 +51,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def imagenet_preprocess(size: int = 224, resize: int = 256) -> Preprocess:
-    """The customary preprocessing of ImageNet models: resize the short side, crop, normalise."""
+    """The usual preprocessing of ImageNet models: resize the short side, crop the middle, normalise."""
     steps = [
         transforms.Resize(resize),
         transforms.CenterCrop(size),
@@ -69,7 +69,7 @@ def to_input(image: Image.Image, preprocess: Preprocess) -> Tensor:
         (channels, height, width), floating point.
 
     Raises:
-        InputError: the preprocessing fails, or returns something else.
+        InputError: the preprocessing fails, or it returns something else.
     """
     try:
         value = preprocess(image)
@@ -82,18 +82,18 @@ def to_input(image: Image.Image, preprocess: Preprocess) -> Tensor:
 
 
 def as_seen(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """The picture as the model sees it: resized and cropped, the normalisation undone.
+    """The picture as the model sees it: resized and cropped, with the normalisation undone.
 
-    A heatmap lies on this picture pixel by pixel. The normalisation is not looked up but
-    measured, by sending a black and a white picture the same way, so that any preprocessing
-    will do that scales and shifts each value on its own. Values that no picture changes, such
-    as a border that the preprocessing adds, are black.
+    It matches a heatmap pixel by pixel. The normalisation is measured: a black and a white picture
+    are preprocessed in the same way. This works for any preprocessing that scales and shifts each
+    value on its own. Values that do not depend on the picture, such as a border that the
+    preprocessing adds, are black.
 
     Returns:
         (3, height, width), between 0 and 1.
 
     Raises:
-        InputError: as :func:`to_input`; or the model's input has not three channels.
+        InputError: as :func:`to_input`, or the model's input does not have three channels.
     """
     value = to_input(image, preprocess)
     if value.shape[0] != 3:
@@ -107,7 +107,7 @@ def as_seen(image: Image.Image, preprocess: Preprocess) -> Tensor:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # Pillow clips 16-bit values at 255 where it converts them itself.
+        # Pillow's own conversion clips 16-bit values at 255.
         grey = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

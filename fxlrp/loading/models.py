@@ -1,4 +1,4 @@
-"""Models by name, for the command line: what to explain, how to feed it, what its classes are called."""
+"""Models by name, for the command line: the module, its preprocessing and the names of its classes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from fxlrp.loading.images import Preprocess, imagenet_preprocess
 
 
 class ModelWarning(UserWarning):
-    """Something about a model that changes what its explanations mean."""
+    """A property of a model that changes what its explanations mean."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what it takes to use it.
+    """A model with what is needed to use it.
 
     Attributes:
         model: the module.
         preprocess: from an RGB Pillow image to the model's input, (channels, height, width);
-            ``None``: the customary one for ImageNet.
-        classes: the classes' names in the order of the output; ``None``: they have numbers only.
+            ``None``: the usual one for ImageNet.
+        classes: the classes' names in the order of the output; ``None``: classes have only numbers.
     """
 
     model: nn.Module
@@ -44,31 +44,31 @@ class LoadedModel:
 
 
 def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> LoadedModel:
-    """Build the model that a spec names, in eval mode. Nothing is downloaded.
+    """Build the model that a specification names, in eval mode. Nothing is downloaded.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``. The
             callable takes no arguments and returns the module, ``(module, preprocess)`` or a
-            :class:`LoadedModel`; modules in the current folder are found too.
+            :class:`LoadedModel`; modules in the current folder can be named too.
         weights: a checkpoint file, written by ``torch.save`` or safetensors: a state dict, bare or
             under a key such as ``"state_dict"``. Without one a torchvision or timm model has
-            random weights, always the same ones.
+            random weights, the same at every call.
 
     Returns:
-        The model, with ``preprocess`` always given.
+        The model; ``preprocess`` is never ``None``.
 
     Warns:
         ModelWarning: the weights are random, or the preprocessing is a guess.
 
     Raises:
-        WeightsError: the spec or its name is unknown, the callable fails, or the checkpoint
+        WeightsError: the specification is unknown, the callable fails, or the checkpoint
             cannot be read or does not fit.
         MissingExtraError: timm or safetensors is needed and not installed.
     """
     source, _, name = spec.partition(":")
     if source not in _SOURCES or not name:
         raise WeightsError(f"--model {spec!r} is none of torchvision:NAME, timm:NAME, python:package.module:callable")
-    # Read first: a model may take long to build, and a wrong file name is quickly told.
+    # The checkpoint is read first, because building a model may take long.
     state = None if weights is None else read_checkpoint(weights)
     loaded = _SOURCES[source](name, state)
     if state is not None:
@@ -96,16 +96,16 @@ def imagenet_classes() -> list[str]:
 
 
 def _torchvision(name: str, state: dict[str, Any] | None) -> LoadedModel:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
         if name in torchvision.models.list_models():
             raise WeightsError(f"torchvision:{name} is no classifier of images in floating point")
-        raise WeightsError(_unknown("torchvision", name, known))
+        raise WeightsError(_unknown("torchvision", name, names))
     weights = torchvision.models.get_model_weights(name).DEFAULT
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # Their trained weights expect another normalisation than torchvision's transforms give,
-        # and this flag translates; torchvision sets it itself when it loads the weights.
+        # Their trained weights expect another normalisation than torchvision's transforms give.
+        # This flag converts it; torchvision sets it when it loads the weights itself.
         options = {"transform_input": True, "init_weights": True}
     model = _build(partial(torchvision.models.get_model, name, weights=None, **options), state)
     classes = list(weights.meta["categories"])
@@ -114,7 +114,7 @@ def _torchvision(name: str, state: dict[str, Any] | None) -> LoadedModel:
 
 def _timm(name: str, state: dict[str, Any] | None) -> LoadedModel:
     timm = require("timm", "timm")
-    # Names such as "hf-hub:..." would be looked for on the network.
+    # timm would look up names such as "hf-hub:..." on the network.
     if ":" in name or "/" in name or not timm.is_model(name):
         raise WeightsError(_unknown("timm", name, timm.list_models()))
     try:
@@ -126,7 +126,7 @@ def _timm(name: str, state: dict[str, Any] | None) -> LoadedModel:
 
 
 def import_callable(target: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names; modules in the current folder are found too.
+    """The function that ``package.module:function`` names; modules in the current folder can be named too.
 
     Raises:
         WeightsError: there is no such function.
@@ -134,13 +134,13 @@ def import_callable(target: str) -> Callable[..., Any]:
     module_name, _, function = target.partition(":")
     if not module_name or not function:
         raise WeightsError(f"{target} does not name a callable: write python:package.module:callable")
-    with _code_of(target):
+    with _user_code(target):
         return _attribute(importlib.import_module(module_name), function, module_name)
 
 
 @contextmanager
-def _code_of(target: str) -> Iterator[None]:
-    """Somebody's code, to be run here: it is found in the current folder too, and what it raises is told as its own."""
+def _user_code(target: str) -> Iterator[None]:
+    """Run user code: modules in the current folder can be imported, and an exception becomes a ``WeightsError``."""
     try:
         with _current_folder_importable():
             yield
@@ -154,7 +154,7 @@ def _code_of(target: str) -> Iterator[None]:
 
 def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
     function = import_callable(target)
-    with _code_of(target):
+    with _user_code(target):
         made = function()
     if isinstance(made, LoadedModel):
         loaded = made
@@ -178,20 +178,19 @@ _SOURCES: dict[str, Callable[[str, dict[str, Any] | None], LoadedModel]] = {
 
 
 def _build(constructor: Callable[..., nn.Module], state: dict[str, Any] | None) -> nn.Module:
-    """A model with random weights, and with as many classes as the checkpoint has."""
+    """A model with random weights and the same number of classes as the checkpoint."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = constructor()
-        ours = class_count(model)
-        theirs = None if state is None else class_count(model, state)
-        if theirs is not None and theirs != ours:
-            model = constructor(num_classes=theirs)
+        wanted = None if state is None else class_count(model, state)
+        if wanted is not None and wanted != class_count(model):
+            model = constructor(num_classes=wanted)
     return model
 
 
-def _unknown(source: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    others = f"it has {', '.join(list(known)[:4])} and {len(known) - 4} more"
+def _unknown(source: str, name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    others = f"it has {', '.join(list(names)[:4])} and {len(names) - 4} more"
     return f"{source} has no model {name!r}: " + (f"did you mean {', '.join(close)}?" if close else others)
 
 
@@ -208,7 +207,7 @@ def _attribute(module: Any, path: str, module_name: str) -> Callable[[], Any]:
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    # The ``fxlrp`` script starts without it on the path, unlike ``python -m``.
+    # The path of the ``fxlrp`` script does not contain the current folder, that of ``python -m`` does.
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:

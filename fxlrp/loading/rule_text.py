@@ -17,42 +17,41 @@ RULES: dict[str, type[Rule]] = {
     for name in rules.__all__
     if isinstance(value := getattr(rules, name), type) and issubclass(value, Rule) and not inspect.isabstract(value)
 }
-"""The rules by name, without the bases of the families, which are abstract."""
+"""The rules by name, without the abstract base classes."""
 
 
 def read_rules(texts: Sequence[str]) -> dict[str, Rule]:
-    """Rules by the pattern that each is for.
+    """Read rules, each with the pattern of the modules that it is for.
 
     Args:
-        texts: ``PATTERN=RULE`` each; see :func:`read_rule`.
+        texts: each ``PATTERN=RULE``; see :func:`read_rule`.
 
     Raises:
-        RuleError: one of them is no pattern and rule, or a pattern comes twice.
+        RuleError: a text is not ``PATTERN=RULE``, or a pattern is given twice.
     """
-    found: dict[str, Rule] = {}
+    by_pattern: dict[str, Rule] = {}
     for text in texts:
         pattern, equals, rule = (part.strip() for part in text.partition("="))
         if not (pattern and equals and rule):
             raise RuleError(f"--rule {text}: write PATTERN=RULE, such as 'layer4.*=Epsilon(1e-6)'")
-        if pattern in found:
-            raise RuleError(f"--rule {text}: there is a rule for {pattern} already, {found[pattern]}")
+        if pattern in by_pattern:
+            raise RuleError(f"--rule {text}: there is a rule for {pattern} already, {by_pattern[pattern]}")
         try:
-            found[pattern] = read_rule(rule)
+            by_pattern[pattern] = read_rule(rule)
         except RuleError as error:
             raise RuleError(f"--rule {text}: {error}") from error
-    return found
+    return by_pattern
 
 
 def read_rule(text: str) -> Rule:
     """The rule that a text names, such as ``ZPlus``, ``epsilon(1e-6)`` or ``Bilinear(Epsilon(epsilon=1e-6))``.
 
-    Nothing is evaluated: names are those of :data:`RULES`, in any case of letters, and arguments are literals
-    or rules.
+    Nothing is evaluated: names are those of :data:`RULES`, in upper or lower case; arguments are literals or rules.
 
     Raises:
-        RuleError: it is none; the message shows the piece that is not understood.
+        RuleError: the text is no rule; the message shows the part that is not understood.
     """
-    text = re.sub(r"\bpass\b", "Pass", text)  # in small letters a word of Python's own
+    text = re.sub(r"\bpass\b", "Pass", text)  # in lower case it is a keyword of Python
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
@@ -86,7 +85,7 @@ def _rule(tree: ast.expr, text: str) -> Rule:
 
 
 def _check(name: str, wanted: str, value: Any) -> None:
-    # A number where a rule is wanted, or a rule in place of a number, would be told by the first relevance only.
+    # A number in place of a rule, or a rule in place of a number, would otherwise fail only at the first explanation.
     if value is not None and ("Rule" in wanted) != isinstance(value, Rule):
         raise TypeError(f"{name} is {value!r}")
 

@@ -1,4 +1,4 @@
-"""From relevance to heatmaps."""
+"""Heatmaps from relevance."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def heatmap(relevance: Tensor) -> Tensor:
 
 
 def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
-    """The map of relevance inside a network, enlarged to the picture it belongs to: the sum over channels.
+    """The map of relevance inside a network: the sum over channels, enlarged to the size of the picture.
 
-    Channels may come first or last: what is as long beside its height as the picture is the map. Of tokens those
-    are left out that come before the patches (class and register tokens).
+    Channels may come first or last: the two axes in the picture's proportions are rows and columns. Tokens before
+    the patches (class and register tokens) are left out.
 
     Args:
         relevance: of one item, (channels, rows, columns), (rows, columns, channels) or (tokens, channels).
@@ -40,7 +40,7 @@ def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
         width: of the picture.
 
     Returns:
-        (height, width), or ``None`` where it has no rows and columns in the picture's proportions.
+        (height, width), or ``None`` if no rows and columns have the picture's proportions.
     """
     size = map_size(relevance.shape, height, width)
     return None if size is None else _enlarged(relevance[None], size, height, width)[0]
@@ -49,22 +49,22 @@ def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
 def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float = 0.0) -> Tensor:
     """One map of the relevance at several stages of a network: the mean of their maps, each enlarged to the picture.
 
-    A place's relevance is spread over the pixels that it is enlarged to: by a whole factor a stage's map adds up to
-    what the stage received, class tokens aside, and where relevance is conserved so does the mean.
+    The relevance of a position is spread over its pixels. If the picture is larger by a whole factor, a stage's map
+    adds up to what the stage received, without class tokens; if relevance is conserved, so does the mean.
 
     Args:
-        stages: relevance of the same items at each, as the input has it and ``Explanation.checkpoints``: (batch,
+        stages: the relevance of the same items at the input or at checkpoints (``Explanation.checkpoints``): (batch,
             channels, rows, columns), (batch, rows, columns, channels) or (batch, tokens, channels).
         height: of the picture.
         width: of the picture.
-        sigma: standard deviation, in pixels, of a Gaussian by which the mean is smoothed, its sum kept; 0: as it is.
+        sigma: standard deviation, in pixels, of the Gaussian that smooths the mean and keeps its sum; 0: no smoothing.
 
     Returns:
         (batch, height, width).
 
     Raises:
-        InputError: there is no stage, one has no rows and columns in the picture's proportions, they are not of the
-            same items, or ``sigma`` is negative.
+        InputError: there is no stage, a stage has no rows and columns in the picture's proportions, their batches
+            differ, or ``sigma`` is negative.
     """
     if not stages:
         raise InputError("a map is made of one stage at least")
@@ -81,14 +81,14 @@ def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float
 
 
 def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
-    """How much of each place, a column, goes to each, a row: nothing leaves the picture."""
-    places = torch.arange(length, dtype=like.dtype, device=like.device)
-    weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
+    """Weights of a blur, (to, from): each column adds up to 1, so that nothing leaves the picture."""
+    positions = torch.arange(length, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-((positions[:, None] - positions) ** 2) / (2 * sigma**2))
     return weights / weights.sum(dim=0)
 
 
 def _spread(stage: Tensor, height: int, width: int) -> Tensor:
-    """The maps of a stage, (batch, height, width), with its relevance spread over them."""
+    """The maps of a stage, (batch, height, width): the relevance of a position is shared among its pixels."""
     size = map_size(stage.shape[1:], height, width) if isinstance(stage, Tensor) else None
     if size is None:
         got = tuple(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
@@ -97,7 +97,7 @@ def _spread(stage: Tensor, height: int, width: int) -> Tensor:
 
 
 def _enlarged(relevance: Tensor, size: tuple[int, int], height: int, width: int) -> Tensor:
-    """The sums over channels of maps of this size, (batch, height, width), in as many values."""
+    """The sums over channels, interpolated from ``size`` to (batch, height, width)."""
     if relevance.dim() == 3:
         sums = relevance[:, relevance.shape[1] - math.prod(size) :].sum(dim=2).reshape(-1, *size)
     else:
@@ -106,8 +106,8 @@ def _enlarged(relevance: Tensor, size: tuple[int, int], height: int, width: int)
     return F.interpolate(sums[:, None].to(precise), (height, width), mode="bilinear")[:, 0]
 
 
-_BEFORE = 8
-"""As many tokens may come before the patches, less one."""
+_MOST_EXTRA_TOKENS = 7
+"""Tokens that may come before the patches."""
 
 
 def map_size(shape: Sequence[int], height: int, width: int) -> tuple[int, int] | None:
@@ -120,7 +120,7 @@ def map_size(shape: Sequence[int], height: int, width: int) -> tuple[int, int] |
     """
 
     def fits(rows: int, columns: int) -> bool:
-        return abs(rows * width - columns * height) <= max(height, width)  # to one row or column
+        return abs(rows * width - columns * height) <= max(height, width)  # up to one row or column
 
     if len(shape) == 3:
         first, second, third = shape
@@ -128,7 +128,7 @@ def map_size(shape: Sequence[int], height: int, width: int) -> tuple[int, int] |
             return second, third
         return (first, second) if fits(first, second) else None
     if len(shape) == 2:
-        for count in range(shape[0], max(shape[0] - _BEFORE, 1), -1):
+        for count in range(shape[0], max(shape[0] - _MOST_EXTRA_TOKENS - 1, 1), -1):
             rows = round(math.sqrt(count * height / width))
             if rows > 1 and count % rows == 0 and rows * width == count // rows * height:
                 return rows, count // rows
@@ -136,18 +136,18 @@ def map_size(shape: Sequence[int], height: int, width: int) -> tuple[int, int] |
 
 
 def quantize_heat(heatmap: Tensor, levels: int = 8, *, method: str = "bins") -> Tensor:
-    """Heat Quantization: each map floored to a few levels (Otsuki et al., ECCV 2024, Eq. 8).
+    """Heat Quantization: each map rounded down to a few levels (Otsuki et al., ECCV 2024, Eq. 8).
 
     Args:
-        heatmap: (batch, height, width), (height, width) or (batch, rows, height, width); each map has
-            its own levels.
+        heatmap: (batch, height, width), (height, width) or (batch, rows, height, width); each map
+            has its own levels.
         levels: Q, at least 2 (1 for ``"bins"`` is one flat level).
-        method: ``"bins"``: Q bins of width ``(max − min) / Q``, each floored to its lower
-            edge, as Eq. 8 is meant. ``"linspace"``: floored onto ``linspace(min, max, Q)``, as
-            the released code does: Q − 1 bins, and the maximum keeps a level of its own.
+        method: ``"bins"``: Q bins of width ``(max − min) / Q``, each rounded down to
+            its lower edge, as Eq. 8 is meant. ``"linspace"``: rounded down to ``linspace(min, max, Q)``,
+            as in the released code: Q − 1 bins, and the maximum keeps its own level.
 
     Returns:
-        Like ``heatmap``; a constant map comes back unchanged.
+        The shape of ``heatmap``; a constant map is unchanged.
     """
     if method not in ("bins", "linspace"):
         raise InputError(f"method={method!r}: choose 'bins' or 'linspace'")

@@ -13,7 +13,6 @@ from enum import Enum
 from operator import getitem
 from typing import Any
 
-import networkx as nx
 from torch import fx
 
 from fxlrp.passes.base import Pass, check
@@ -86,6 +85,8 @@ class FindJoins(Pass):
 
 def dominators(signal: Iterable[fx.Node]) -> dict[fx.Node, fx.Node | None]:
     """The immediate dominator of every node that carries signal; ``None`` where none is a node."""
+    import networkx as nx  # takes a quarter of a second, which `import fxlrp` does not need
+
     graph: Any = nx.DiGraph()
     for node in signal:
         operands: list[Any] = [operand for _, operand in facts(node).operands]

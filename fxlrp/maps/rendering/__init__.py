@@ -1,9 +1,9 @@
 """Pictures of heatmaps: colours, overlays on a photograph, grids of methods × images, PNG files.
 
-Needs the extra ``draw``. Pictures are uint8 tensors (height, width, 3).
+They need the extra ``draw``. Pictures are uint8 tensors (height, width, 3).
 """
 
-from fxlrp.maps.rendering.maps import (
+from fxlrp.maps.rendering.coloring import (
     COLORS,
     blurred,
     color_range,
@@ -14,8 +14,8 @@ from fxlrp.maps.rendering.maps import (
     stretched,
     to_photo,
 )
-from fxlrp.maps.rendering.pictures import enlarge, save_png
-from fxlrp.maps.rendering.sheets import Cell, Line, Scale, contact_sheet, drawn, grid, sheet, with_bar
+from fxlrp.maps.rendering.layout import Cell, Line, Scale, contact_sheet, drawn, grid, sheet, with_bar
+from fxlrp.maps.rendering.pixels import enlarge, save_png
 
 __all__ = [
     "COLORS",

@@ -8,24 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
-from fxlrp.maps.rendering.pictures import from_image, to_bytes
+from fxlrp.maps.rendering.pixels import from_image, to_bytes
 
 COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
-"""Matplotlib's names of the colour maps; people who do not tell red from green can read both."""
+"""Matplotlib's names of the colour maps; both are readable without telling red from green."""
 
-# Contrast, brightness and colour of the photograph under an overlay: no relevance is white in the
-# one colour map, black in the other.
+# Contrast, brightness and colour of the photograph under an overlay: no relevance is white in
+# "symmetric" and black in "positive".
 _BACKGROUND = {"symmetric": (0.6, 0.38, 0.3), "positive": (0.8, 0.0, 0.5)}
 
-_NO_VALUE = 0.5  # Grey, where a heatmap holds NaN or infinity.
+_NO_VALUE = 0.5  # Grey, for NaN and infinity.
 
 
 def fitting_colors(heatmap: Tensor) -> str:
-    """``"positive"`` where the map has no negative relevance worth seeing, ``"symmetric"`` where it has.
+    """The colours that suit a map: ``"symmetric"`` if it has visible negative relevance, else ``"positive"``.
 
     Args:
         heatmap: (height, width), or any other shape.
@@ -33,7 +32,7 @@ def fitting_colors(heatmap: Tensor) -> str:
     finite = heatmap[torch.isfinite(heatmap)]
     if not finite.numel():
         return "positive"
-    # Rounding leaves specks of the other sign.
+    # Rounding errors can have the other sign.
     return "positive" if bool(finite.min() >= -1e-3 * finite.abs().max()) else "symmetric"
 
 
@@ -43,28 +42,28 @@ def color_range(heatmaps: Iterable[Tensor], colors: str = "symmetric", percentil
     Args:
         heatmaps: each (height, width), relevance.
         colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
-        percentile: the range ends at this percentile of the magnitudes shown; what lies above
-            is clipped, for a few strong pixels would leave the others dark.
+        percentile: the range ends at this percentile of the magnitudes shown; larger ones are
+            clipped, because a few strong pixels would leave the others dark.
 
     Returns:
-        Relevance; 0 where the maps have none to show.
+        An amount of relevance; 0 if the maps have none to show.
 
     Raises:
         InputError: as :func:`scaled`.
     """
     _check_options(colors, percentile)
-    found = [_magnitudes(heatmap, colors) for heatmap in heatmaps]
-    magnitudes = torch.cat(found) if found else torch.empty(0)
+    each = [_magnitudes(heatmap, colors) for heatmap in heatmaps]
+    magnitudes = torch.cat(each) if each else torch.empty(0)
     if not magnitudes.numel():
         return 0.0
-    # So few pixels may carry relevance that the percentile misses them.
+    # The percentile is 0 if only a few pixels have relevance.
     return float(_quantile(magnitudes, percentile / 100)) or float(magnitudes.max())
 
 
 def scaled(
     heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *, limit: float | None = None
 ) -> Tensor:
-    """The map in units of its colour range.
+    """The map divided by its colour range.
 
     Args:
         heatmap: (height, width), relevance.
@@ -75,10 +74,10 @@ def scaled(
 
     Returns:
         (height, width), from −1 to 1 or from 0 to 1; NaN where the map is not finite. A map
-        without relevance is zero, one of a single value is at the end of the range.
+        without relevance is zero; a constant map is at the end of the range.
 
     Raises:
-        InputError: the map is no floating point (height, width), or an option is none of the above.
+        InputError: the map is no floating point tensor (height, width), or an option has another value.
     """
     check_map(heatmap)
     _check_options(colors, percentile)
@@ -103,7 +102,7 @@ def colorize(
         heatmap: (height, width), relevance.
         colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
         percentile: where the colours end, as for :func:`color_range`.
-        limit: the same as relevance, in place of the percentile.
+        limit: where the colours end, as relevance; it replaces the percentile.
 
     Returns:
         uint8 (height, width, 3); what is not finite is grey.
@@ -120,27 +119,27 @@ def overlay(
     photo: Any, heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *,
     strength: float = 0.9, smooth: float = 1.0, limit: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """The map laid on the photograph.
+    """The map over the photograph.
 
-    Relevance decides both colour and opacity, so that the photograph shows where there is
-    little of it, paler than it is (darker for ``"positive"``).
+    Relevance decides both colour and opacity: where there is little, the photograph is visible, paler than it is
+    (darker for ``"positive"``).
 
     Args:
         photo: a tensor (3, height, width) between 0 and 1, or a Pillow image, of the map's size.
-            Another size is not stretched but refused: after a crop the map would lie beside what it explains.
+            Another size is an error: stretched over a cropped photograph, the map would be in the wrong place.
         heatmap: (height, width), relevance.
         colors: ``"symmetric"`` or ``"positive"``, as for :func:`scaled`.
         percentile: where the colours end, as for :func:`color_range`.
         strength: the opacity of the strongest relevance, between 0 and 1.
-        smooth: the map is blurred by this many pixels (the σ of a Gaussian), for relevance that passed a
-            convolution of stride 2 alternates from pixel to pixel; 0: as it is.
-        limit: where the colours end as relevance, in place of the percentile.
+        smooth: σ, in pixels, of the Gaussian that blurs the map, because relevance that passed a convolution of
+            stride 2 alternates from pixel to pixel; 0: no blur.
+        limit: where the colours end, as relevance; it replaces the percentile.
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
-        InputError: as :func:`scaled`; or the photograph, the strength or the smoothing does not fit.
+        InputError: as :func:`scaled`, or the photograph, the strength or the smoothing is not as described.
         MissingExtraError: matplotlib is not installed.
     """
     if not 0 <= strength <= 1:
@@ -160,7 +159,7 @@ def overlay(
 
 
 def to_photo(picture: Any) -> Tensor:
-    """A photograph as a picture of its own: uint8 (height, width, 3).
+    """The photograph alone, as a picture: uint8 (height, width, 3).
 
     Args:
         picture: as :func:`overlay` takes it.
@@ -169,7 +168,7 @@ def to_photo(picture: Any) -> Tensor:
 
 
 def stretched(image: Tensor) -> Tensor:
-    """An image as a model takes it as a photograph: its least value black, its largest white.
+    """A model's input as a photograph: its smallest value is black, its largest white.
 
     Args:
         image: (1 or 3, height, width).
@@ -189,7 +188,7 @@ def _check_options(colors: str, percentile: float) -> None:
 
 
 def check_map(heatmap: Any) -> None:
-    """Refuse what is no map.
+    """Check that this is a map.
 
     Raises:
         InputError: it is no floating point tensor (height, width).
@@ -201,9 +200,11 @@ def check_map(heatmap: Any) -> None:
 
 
 def blurred(heatmap: Tensor, sigma: float) -> Tensor:
-    """The map blurred by a Gaussian of ``sigma`` pixels; what is not finite stays where it is, and does not spread."""
+    """The map blurred by a Gaussian of ``sigma`` pixels; values that are not finite stay, and do not spread."""
+    from torchvision.transforms.functional import gaussian_blur  # slow to import
+
     values = heatmap.detach().cpu().double()
-    # Three sigmas hold all but the last 0.3 %; reflection needs a margin smaller than the map.
+    # Three sigmas contain 99.7 % of a Gaussian; reflection needs a margin smaller than the map.
     radius = min(math.ceil(3 * sigma), min(values.shape) - 1)
     if radius < 1:
         return values
@@ -221,10 +222,10 @@ def _magnitudes(heatmap: Tensor, colors: str) -> Tensor:
 
 
 def _painted(values: Tensor, colors: str) -> Tensor:
-    """Colours between 0 and 1, (height, width, 3), of values in units of the colour range."""
+    """The colours of values from :func:`scaled`, (height, width, 3), between 0 and 1."""
     colormap = require("matplotlib", "draw").colormaps[COLORS[colors]]
-    place = (values + 1) / 2 if colors == "symmetric" else values
-    painted = torch.from_numpy(colormap(place.nan_to_num(0).numpy())[..., :3])
+    position = (values + 1) / 2 if colors == "symmetric" else values
+    painted = torch.from_numpy(colormap(position.nan_to_num(0).numpy())[..., :3])
     return torch.where(values.isnan().unsqueeze(-1), _NO_VALUE, painted)
 
 
@@ -243,6 +244,6 @@ def _photo(photo: Any) -> Tensor:
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
-    # Not torch.quantile: it refuses more than 16 million values, and a map may have more.
-    place = max(1, math.ceil(share * values.numel()))
-    return values.kthvalue(place).values
+    # torch.quantile takes at most 16 million values, and a map may have more.
+    rank = max(1, math.ceil(share * values.numel()))
+    return values.kthvalue(rank).values

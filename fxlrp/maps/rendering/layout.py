@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.common.errors import InputError, MissingExtraError
 from fxlrp.common.extras import require
-from fxlrp.maps.rendering.maps import (
+from fxlrp.maps.rendering.coloring import (
     COLORS,
     blurred,
     check_map,
@@ -23,10 +23,10 @@ from fxlrp.maps.rendering.maps import (
     stretched,
     to_photo,
 )
-from fxlrp.maps.rendering.pictures import enlarge
+from fxlrp.maps.rendering.pixels import enlarge
 
-_SHOWN = 6
-"""Images in the picture of an explanation."""
+_MOST_IMAGES = 6
+"""Images in a contact sheet."""
 
 _RANGES = ("map", "method", "all")
 
@@ -39,7 +39,7 @@ class Scale:
 
     Attributes:
         colors: ``"symmetric"`` or ``"positive"``.
-        limit: the relevance at its end; ``None``: each map beside it has its own.
+        limit: the relevance at its end; ``None``: each map of the row has its own range.
     """
 
     colors: str
@@ -64,7 +64,7 @@ class Line:
     """A row of a sheet.
 
     Attributes:
-        cells: its pictures; ``None`` leaves a place empty.
+        cells: its pictures; ``None`` leaves a gap.
         label: at its left.
         scale: a colour bar at its right.
     """
@@ -78,50 +78,50 @@ def grid(
     maps: Mapping[str, Any], photos: Any = None, *, titles: Sequence[str] = (), colors: str | None = None,
     percentile: float = 99.5, on_photos: bool = False, one_range: str = "map", bars: bool = True, side: float = 2.2,
 ) -> Tensor:  # fmt: skip
-    """Maps of several methods for several images: a row a method, a column an image, above them the photographs.
+    """Maps of several methods for several images: one row per method, one column per image, photographs on top.
 
     Args:
-        maps: by the method's name (images, height, width), or a sequence of (height, width): its heatmaps.
-        photos: as many photographs as there are images, each as :func:`overlay` takes it.
+        maps: the heatmaps of each method by its name: (images, height, width), or a sequence of (height, width).
+        photos: one photograph per image, each as :func:`overlay` takes it.
         titles: a caption for each image.
-        colors: ``"symmetric"`` or ``"positive"``, for all; ``None``: for each method what fits its maps.
+        colors: ``"symmetric"`` or ``"positive"``, for all; ``None``: the colours that suit each method's maps.
         percentile: where the colours end, as for :func:`color_range`.
-        on_photos: maps on the photographs, not alone.
-        one_range: what shares a colour range: ``"map"``: each map has its own, so that one sees *where* its relevance
-            lies; ``"method"``: the maps of a row; ``"all"``: all maps, so that amounts can be compared.
-        bars: a colour bar at the right of each row.
-        side: of a picture, in inches at 150 pixels an inch.
+        on_photos: whether maps are drawn over the photographs.
+        one_range: the maps that share a colour range. ``"map"``: each map has its own, to see *where* its relevance
+            is; ``"method"``: the maps of a row; ``"all"``: all maps, to compare amounts.
+        bars: whether each row has a colour bar at its right.
+        side: of a picture, in inches at 150 pixels per inch.
 
     Returns:
         A picture, uint8 (height, width, 3).
 
     Raises:
-        InputError: there is no map, numbers of maps, photographs or titles differ, or as :func:`overlay`.
+        InputError: there is no map, the numbers of maps, photographs or titles differ, or as :func:`overlay`.
         MissingExtraError: matplotlib is not installed.
     """
     if one_range not in _RANGES:
         raise InputError(f"one_range={one_range!r}: choose one of {', '.join(map(repr, _RANGES))}")
     rows = {name: list(heatmaps) for name, heatmaps in maps.items()}
-    below = None if photos is None else list(photos)
-    _check(rows, below, titles, on_photos=on_photos)
+    photographs = None if photos is None else list(photos)
+    _check(rows, photographs, titles, on_photos=on_photos)
     chosen = {name: colors or fitting_colors(torch.cat([heat.flatten() for heat in row])) for name, row in rows.items()}
     if one_range == "all" and len(set(chosen.values())) > 1:
         chosen = dict.fromkeys(chosen, "symmetric")
     limits = _limits(rows, chosen, percentile, one_range, blur=_OVERLAY_BLUR if on_photos else 0.0)
 
     lines = []
-    if below is not None:
-        lines.append(Line([Cell(to_photo(photo)) for photo in below], "photograph"))
+    if photographs is not None:
+        lines.append(Line([Cell(to_photo(photo)) for photo in photographs], "photograph"))
     for name, row in rows.items():
-        cells = []
-        for i, heat in enumerate(row):
-            if on_photos:
-                assert below is not None
-                picture = overlay(below[i], heat, chosen[name], percentile, smooth=_OVERLAY_BLUR, limit=limits[name])
-            else:
-                picture = colorize(heat, chosen[name], percentile, limit=limits[name])
-            cells.append(Cell(picture))
-        lines.append(Line(cells, name, Scale(chosen[name], limits[name]) if bars else None))
+        palette, limit = chosen[name], limits[name]
+        if on_photos and photographs is not None:
+            pictures = [
+                overlay(photo, heat, palette, percentile, smooth=_OVERLAY_BLUR, limit=limit)
+                for photo, heat in zip(photographs, row, strict=True)
+            ]
+        else:
+            pictures = [colorize(heat, palette, percentile, limit=limit) for heat in row]
+        lines.append(Line([Cell(picture) for picture in pictures], name, Scale(palette, limit) if bars else None))
     if titles:
         top = [Cell(cell.picture, title) for cell, title in zip(lines[0].cells, titles, strict=True) if cell]
         lines[0] = Line(top, lines[0].label, lines[0].scale)
@@ -133,7 +133,7 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
 
     Args:
         lines: the rows, from the top.
-        side: of a picture, in inches at 150 pixels an inch.
+        side: of a picture, in inches at 150 pixels per inch.
         font: size of captions and labels, in points.
 
     Returns:
@@ -152,8 +152,8 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
     figure = figure_module.Figure(figsize=size, dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     widths = [1.0] * columns + [0.06] * bars
-    places = figure.subplots(len(lines), columns + bars, squeeze=False, width_ratios=widths)
-    for row, line in zip(places, lines, strict=True):
+    axes = figure.subplots(len(lines), columns + bars, squeeze=False, width_ratios=widths)
+    for row, line in zip(axes, lines, strict=True):
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
@@ -173,7 +173,7 @@ def with_bar(picture: Tensor, scale: Scale, *, side: float = 3) -> Tensor:
     Args:
         picture: uint8 (height, width, 3).
         scale: its colours.
-        side: of the picture, in inches at 150 pixels an inch.
+        side: of the picture, in inches at 150 pixels per inch.
 
     Returns:
         A picture, uint8 (height, width, 3).
@@ -191,21 +191,21 @@ def drawn(figure: Any) -> Tensor:
 
 
 def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
-    """The first few images with their relevance laid over them, side by side, as PNG.
+    """The first few images with their relevance over them, side by side, as PNG.
 
     Args:
         images: (batch, 1 or 3, height, width), as the model takes them.
         relevance: in the same shape.
 
     Returns:
-        ``None`` where these are no pictures and their relevance, or matplotlib or Pillow is missing.
+        ``None`` if the shapes differ, or if matplotlib or Pillow is missing.
     """
     if images is None or not isinstance(relevance, Tensor) or relevance.shape != images.shape:
         return None
     try:
         maps = relevance.detach().float().sum(dim=1).cpu()
         colors = fitting_colors(maps)
-        shown = zip(images[:_SHOWN].cpu(), maps[:_SHOWN], strict=True)
+        shown = zip(images[:_MOST_IMAGES].cpu(), maps[:_MOST_IMAGES], strict=True)
         together = torch.cat([enlarge(overlay(stretched(image), heat, colors), 224) for image, heat in shown], dim=1)
         from PIL import Image
     except (MissingExtraError, ImportError):
@@ -216,7 +216,7 @@ def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
 
 
 def _bar(axis: Any, scale: Scale, font: float) -> None:
-    """The colours from least to most relevance, as an axis of its own."""
+    """Draw the colour bar on this axis."""
     signed = scale.colors == "symmetric"
     colormap = require("matplotlib", "draw").colormaps[COLORS[scale.colors]]
     values = torch.linspace(1, 0, 256).unsqueeze(1).numpy()
@@ -230,7 +230,7 @@ def _bar(axis: Any, scale: Scale, font: float) -> None:
 
 def _check(rows: Mapping[str, Sequence[Any]], photos: Sequence[Any] | None, titles: Sequence[str], *,
            on_photos: bool) -> None:  # fmt: skip
-    """Refuse what makes no grid.
+    """Check the arguments of a grid.
 
     Raises:
         InputError: see :func:`grid`.
@@ -253,7 +253,7 @@ def _check(rows: Mapping[str, Sequence[Any]], photos: Sequence[Any] | None, titl
 
 def _limits(rows: Mapping[str, Sequence[Tensor]], colors: Mapping[str, str], percentile: float, one_range: str, *,
             blur: float) -> dict[str, float | None]:  # fmt: skip
-    """By method the end of its colours; ``None`` where each map has its own."""
+    """The end of the colours by method; ``None`` if each map has its own."""
     if one_range == "map":
         return dict.fromkeys(rows)
     shown = {name: [blurred(heat, blur) for heat in row] for name, row in rows.items()}

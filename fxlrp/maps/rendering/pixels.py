@@ -1,4 +1,4 @@
-"""Pictures as they are: from Pillow and matplotlib, to a size, to a file.
+"""Pictures as pixels: from Pillow, enlarged, written as PNG.
 
 A picture is a uint8 tensor (height, width, 3).
 """
@@ -17,7 +17,7 @@ from fxlrp.common.errors import ImageError, InputError
 
 
 def enlarge(picture: Tensor, shortest: int = 448) -> Tensor:
-    """The picture enlarged by a whole factor, the least one that makes no side shorter than ``shortest``.
+    """The picture enlarged by the smallest whole factor that makes no side shorter than ``shortest``.
 
     Args:
         picture: uint8 (height, width, 3).
@@ -32,18 +32,18 @@ def enlarge(picture: Tensor, shortest: int = 448) -> Tensor:
 
 
 def save_png(picture: Tensor, path: str | os.PathLike[str]) -> Path:
-    """Write a picture; the file is there as a whole or not at all.
+    """Write a picture as a file, completely or not at all.
 
     Args:
         picture: uint8 (height, width, 3).
-        path: a file name that ends in ``.png``; its folder is made if need be, and a file of
-            this name is replaced.
+        path: a file name that ends in ``.png``; its folder is created if needed, and a file
+            of this name is replaced.
 
     Returns:
         The path.
 
     Raises:
-        InputError: the picture is none.
+        InputError: this is no picture.
         ImageError: the file cannot be written.
     """
     from PIL import Image
@@ -70,5 +70,5 @@ def from_image(image: Any) -> Tensor:
 
 
 def to_bytes(picture: Tensor) -> Tensor:
-    """The picture of (height, width, 3) between 0 and 1."""
+    """The picture of colours between 0 and 1, (height, width, 3)."""
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8)

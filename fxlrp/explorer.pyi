@@ -1,0 +1,1 @@
+from fxlrp.views.explorer import *

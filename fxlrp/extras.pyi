@@ -1,0 +1,1 @@
+from fxlrp.common.extras import *

@@ -1,0 +1,1 @@
+from fxlrp.common.atomic_files import *

@@ -1,0 +1,1 @@
+from fxlrp.maps.heatmap import *

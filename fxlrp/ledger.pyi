@@ -1,0 +1,1 @@
+from fxlrp.results.ledger import *

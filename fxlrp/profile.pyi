@@ -1,0 +1,1 @@
+from fxlrp.results.profile import *

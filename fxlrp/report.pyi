@@ -1,0 +1,1 @@
+from fxlrp.views.report import *

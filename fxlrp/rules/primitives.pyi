@@ -1,0 +1,1 @@
+from fxlrp.steps.primitives import *
