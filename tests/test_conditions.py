@@ -20,6 +20,8 @@ from fxlrp.errors import ConditionError, InputError, PatternError, RuleError, Ta
 from fxlrp.passes.channel_axes import channel_axes
 from fxlrp.passes.facts import facts
 from fxlrp.rules.rule import REASONS
+from fxlrp.runtime.engine import Engine
+from fxlrp.runtime.recipe import Recipe
 from fxlrp.steps.batch_axis import rescale, rescale_along
 from fxlrp.steps.primitives import along, primitive
 
@@ -434,11 +436,13 @@ def test_nothing_else_changes(model, x):
 
 
 def test_programs_are_kept_by_module(model, x):
-    explainer = fxlrp.compile(model)
-    explainer(x, conditions={"stem": [0], "blocks.1": [1]})
-    emitted = explainer._plan.program(conditions=("blocks.1", "stem"))
-    explainer(x, conditions={"blocks.1": [2, 3], "stem": [1]})
-    assert explainer._plan.program(conditions=("blocks.1", "stem")) is emitted
+    engine = Engine(model, Recipe())
+    calls = [engine.prepare((x,), {}, conditions=c) for c in (
+        {"stem": [0], "blocks.1": [1]}, {"blocks.1": [2, 3], "stem": [1]}, {"stem": [0]},
+    )]  # fmt: skip
+    first, second, other = (engine.program(call, engine.request(call)) for call in calls)
+    assert first is second
+    assert first is not other
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast", "inference"])

@@ -13,6 +13,7 @@ from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.emit import emit
 from fxlrp.passes.facts import KEY, Emitted, Facts, facts, has_facts
 from fxlrp.passes.joins import FindJoins
+from fxlrp.passes.request import Request
 from fxlrp.presets import PRESETS
 from fxlrp.rules.starts import STARTS
 
@@ -59,7 +60,7 @@ def test_the_pipeline_is_run_in_order():
     FindJoins()(module)
     Assign(PRESETS["conserving"])(module)
     output = next(node for node in module.graph.nodes if node.op == "output").args[0][0]
-    program = emit(module, output, STARTS["probability"])
+    program = emit(module, output, STARTS["probability"], Request())
     program.module.graph.lint()
 
 

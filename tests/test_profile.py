@@ -15,6 +15,7 @@ from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.profile import WEIGHTS
 from fxlrp.runtime import timing as times
+from fxlrp.runtime.engine import Engine
 
 
 class Attending(nn.Module):
@@ -55,15 +56,17 @@ def ticking(monkeypatch):
     monkeypatch.setattr(times.time, "perf_counter", lambda: float(next(clock)))
 
 
-def run_by(explainer, *, packed=False):
+def run_by(explainer, images):
     """The calls of the program that an explanation runs."""
-    program = explainer._last[0].program(packed=packed).module
+    engine = Engine(explainer.forward_func, explainer.recipe)
+    prepared = engine.prepare((images,), {})
+    program = engine.program(prepared, engine.request(prepared)).module
     return [node for node in program.graph.nodes if node.op.startswith("call")]
 
 
 def test_each_call_of_the_optimised_program_is_timed_once(explainer, images, ticking):
     profile = explainer.profile(images, rounds=2)
-    calls = run_by(explainer)
+    calls = run_by(explainer, images)
     assert profile.milliseconds == 1000 * len(calls)
     relevance = sum(isinstance(node.meta.get(KEY), Emitted) for node in calls)
     assert sum(row.milliseconds for row in profile if row.relevance) == 1000 * relevance
@@ -74,8 +77,9 @@ def test_programs_on_packed_weights_are_the_ones_timed(images, ticking):
     net = nn.Sequential(nn.Conv2d(3, 128, 1), nn.ReLU(), nn.Conv2d(128, 256, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     net = nn.Sequential(net, nn.Flatten(), nn.Linear(256, 3)).eval().to(memory_format=torch.channels_last)
     explainer = fxlrp.compile(net)
-    profile = explainer.profile(images.contiguous(memory_format=torch.channels_last))
-    calls = run_by(explainer, packed=True)
+    images = images.contiguous(memory_format=torch.channels_last)
+    profile = explainer.profile(images)
+    calls = run_by(explainer, images)
     assert any("packed" in str(node.target) for node in calls)
     assert profile.milliseconds == 1000 * len(calls)
     (last,) = (row for row in profile if row.node.endswith("_2") and row.relevance and row.kind == "convolution")

@@ -241,7 +241,7 @@ def test_what_is_no_target_is_refused(model, x, target, message):
 
 @pytest.mark.parametrize("chunk", [0, -1, True, 1.5])
 def test_what_is_no_chunk_is_refused(model, x, chunk):
-    with pytest.raises(InputError, match="chunk= is how many rows"):
+    with pytest.raises(InputError, match="chunk= is how many targets or conditions"):
         fxlrp.compile(model)(x, target=[0, 1], chunk=chunk)
 
 
