@@ -60,13 +60,13 @@ class Signature:
     @classmethod
     def read(cls, text: str) -> Signature:
         """From what :meth:`dump` wrote."""
-        known = json.loads(text)
-        for spec in known["inputs"]:
+        fields = json.loads(text)
+        for spec in fields["inputs"]:
             spec["shape"] = None if spec["shape"] is None else tuple(spec["shape"])
-        known["inputs"] = tuple(InputSpec(**spec) for spec in known["inputs"])
+        fields["inputs"] = tuple(InputSpec(**spec) for spec in fields["inputs"])
         for name in ("dtypes", "outputs", "absent"):
-            known[name] = tuple(known[name])
-        return cls(**known)
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
 
     def explanation(self, results: Sequence[Tensor]) -> Explanation:
         """The explanation that the returned tensors make up."""

@@ -31,10 +31,10 @@ def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = Non
     """What :meth:`fxlrp.Explainer.save` does."""
     path = Path(path)
     check_path(path, (".pt2",))
-    found = exported(engine, example_inputs)
-    check_results(found, found.program.module())
+    made = exported(engine, example_inputs)
+    check_results(made, made.program.module())
     with whole(path) as beside:
-        torch.export.save(found.program, beside, extra_files={SIGNATURE: found.signature.dump()})
+        torch.export.save(made.program, beside, extra_files={SIGNATURE: made.signature.dump()})
     return path
 
 
@@ -42,30 +42,30 @@ def package(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = 
     """What :meth:`fxlrp.Explainer.export_aot` does."""
     path = Path(path)
     check_path(path, (".pt2",))
-    found = exported(engine, example_inputs)
-    settings = {"aot_inductor.metadata": {SIGNATURE: found.signature.dump()}, "freezing": True}
+    made = exported(engine, example_inputs)
+    settings = {"aot_inductor.metadata": {SIGNATURE: made.signature.dump()}, "freezing": True}
     with whole(path) as beside:
         try:
             with torch.no_grad():
                 torch._inductor.aoti_compile_and_package(
-                    found.program, package_path=str(beside), inductor_configs=settings
+                    made.program, package_path=str(beside), inductor_configs=settings
                 )
         except Exception as error:
             raise BackendError(f"Inductor cannot compile this explanation: {error}") from error
-        check_results(found, load(beside)._run)
+        check_results(made, load(beside)._run)
     return path
 
 
-def check_results(found: Exported, run: Callable[..., Any]) -> None:
+def check_results(made: Exported, run: Callable[..., Any]) -> None:
     """Raise where what was exported does not give what the explainer gives.
 
     Raises:
         ExportError: it does not.
     """
     with torch.no_grad():
-        results = run(*(example[:2] for example in found.examples))
-    worst = like(results, found.expected)
-    limit = max(_TOLERANCES.get(dtype, 1e-2) for dtype in found.signature.dtypes)
+        results = run(*(example[:2] for example in made.examples))
+    worst = like(results, made.expected)
+    limit = max(_TOLERANCES.get(dtype, 1e-2) for dtype in made.signature.dtypes)
     if not worst <= limit:
         raise ExportError(f"the exported explanation differs from the explainer's by {worst:.1e} of the largest value")
 
@@ -183,12 +183,12 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
 
 def _load_package(path: Path, device: str | torch.device | None) -> SavedExplainer:
     compiled = torch._inductor.aoti_load_package(str(path))
-    known = compiled.get_metadata()
-    if SIGNATURE not in known:
+    metadata = compiled.get_metadata()
+    if SIGNATURE not in metadata:
         raise ExportError(f"{path} is no explanation that fxlrp compiled")
-    where = torch.device(known.get("AOTI_DEVICE_KEY", "cpu"))
+    where = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
     if device is not None and torch.device(device).type != where.type:
         raise ExportError(f"{path} was compiled for {where.type}, and cannot run on {device}")
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
-    return SavedExplainer(compiled, Signature.read(known[SIGNATURE]), where)
+    return SavedExplainer(compiled, Signature.read(metadata[SIGNATURE]), where)

@@ -32,53 +32,54 @@ class Annotate(Pass):
 
     def ensures(self, module: fx.GraphModule) -> None:
         for node in module.graph.nodes:
-            known = facts(node)
-            begins = known.kind is Kind.INPUT or node.op != "call_function"
-            check(not known.signal or begins or bool(known.operands), f"{node} carries signal but has no operand")
+            node_facts = facts(node)
+            begins = node_facts.kind is Kind.INPUT or node.op != "call_function"
+            fed = begins or bool(node_facts.operands)
+            check(not node_facts.signal or fed, f"{node} carries signal but has no operand")
 
 
-def _annotate(node: fx.Node, known: Facts) -> None:
+def _annotate(node: fx.Node, node_facts: Facts) -> None:
     if node.op == "placeholder":
-        known.signal, known.kind = not known.integer, Kind.INPUT
+        node_facts.signal, node_facts.kind = not node_facts.integer, Kind.INPUT
         return
-    known.operation = VOCABULARY.canonical(node.target) if node.op == "call_function" else None
-    if known.operation is not None and known.operation.kind is Kind.INPUT:
-        known.source = _looked_up(node, known.operation)
-        if known.source is not None:
+    node_facts.operation = VOCABULARY.canonical(node.target) if node.op == "call_function" else None
+    if node_facts.operation is not None and node_facts.operation.kind is Kind.INPUT:
+        node_facts.source = _looked_up(node, node_facts.operation)
+        if node_facts.source is not None:
             # A lookup is a layer: what follows it is not the first, whose input does not matter.
-            known.signal, known.kind, known.layers = True, Kind.INPUT, True
+            node_facts.signal, node_facts.kind, node_facts.layers = True, Kind.INPUT, True
         return
-    known.operands = _signal_operands(node, known.operation)
-    known.signal = bool(known.operands)
-    if not known.signal:
+    node_facts.operands = _signal_operands(node, node_facts.operation)
+    node_facts.signal = bool(node_facts.operands)
+    if not node_facts.signal:
         return
-    sources = [facts(operand) for _, operand in known.operands]
+    sources = [facts(operand) for _, operand in node_facts.operands]
     if node.target is getitem:
-        known.kind = Kind.ROUTING
+        node_facts.kind = Kind.ROUTING
         source = sources[0]
-        known.nonnegative, known.padded, known.layers = source.nonnegative, source.padded, source.layers
-        known.filled, known.bound = source.filled, source.bound
+        node_facts.nonnegative, node_facts.padded, node_facts.layers = source.nonnegative, source.padded, source.layers
+        node_facts.filled, node_facts.bound = source.filled, source.bound
         return
-    operation = known.operation
+    operation = node_facts.operation
     assert operation is not None  # the canonical form holds no other signal
     arguments = operation.arguments(node.args, node.kwargs)
-    if operation.values == "input" and "input" not in dict(known.operands):
+    if operation.values == "input" and "input" not in dict(node_facts.operands):
         raise CaptureError(
-            f"{known.origin.path or node.name}: the weight of {operation.name} depends on the model's input and what "
-            f"it is applied to does not ({known.origin.source}); items of a batch would depend on each other"
+            f"{node_facts.origin.path or node.name}: the weight of {operation.name} depends on the model's input, and "
+            f"what it is applied to does not ({node_facts.origin.source}); items of a batch would depend on each other"
         )
-    known.kind = operation.several if operation.several and len(known.operands) > 1 else operation.kind
-    known.nonnegative = _nonnegative(operation, arguments)
-    known.bound = _bound(known, arguments)
-    known.padded = _padded(node, known, sources)
-    known.filled = known.padded and _filled(known, sources, arguments)
-    if known.kind is Kind.GATE:
-        known.gate = _gate(known)
-    if known.kind is Kind.PRODUCT:
-        known.values = _values(known)
+    node_facts.kind = operation.several if operation.several and len(node_facts.operands) > 1 else operation.kind
+    node_facts.nonnegative = _nonnegative(operation, arguments)
+    node_facts.bound = _bound(node_facts, arguments)
+    node_facts.padded = _padded(node, node_facts, sources)
+    node_facts.filled = node_facts.padded and _filled(node_facts, sources, arguments)
+    if node_facts.kind is Kind.GATE:
+        node_facts.gate = _gate(node_facts)
+    if node_facts.kind is Kind.PRODUCT:
+        node_facts.values = _values(node_facts)
     below = any(source.layers for source in sources)
-    known.first = operation.parametric and not below
-    known.layers = operation.parametric or below
+    node_facts.first = operation.parametric and not below
+    node_facts.layers = operation.parametric or below
 
 
 def _signal_operands(node: fx.Node, operation: Operation | None) -> tuple[tuple[str, fx.Node], ...]:
@@ -114,14 +115,14 @@ def _nonnegative(operation: Operation, arguments: dict[str, Any]) -> bool:
     return True
 
 
-def _padded(node: fx.Node, known: Facts, sources: list[Facts]) -> bool:
+def _padded(node: fx.Node, node_facts: Facts, sources: list[Facts]) -> bool:
     """Whether a part of the value carries no signal: what ``support`` has to know at run time."""
-    if known.kind is Kind.ROUTING:
-        assert known.operation is not None
-        return known.operation.pads or _joins_constants(node) or any(source.padded for source in sources)
-    if known.kind is Kind.JOIN:
+    if node_facts.kind is Kind.ROUTING:
+        assert node_facts.operation is not None
+        return node_facts.operation.pads or _joins_constants(node) or any(source.padded for source in sources)
+    if node_facts.kind is Kind.JOIN:
         return all(source.padded for source in sources)
-    return known.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.GATE) and any(s.padded for s in sources)
+    return node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.GATE) and any(s.padded for s in sources)
 
 
 ZERO_AT_ZERO = frozenset({
@@ -131,14 +132,14 @@ ZERO_AT_ZERO = frozenset({
 """Pointwise operations that leave zero padding zero."""
 
 
-def _filled(known: Facts, sources: list[Facts], arguments: dict[str, Any]) -> bool:
+def _filled(node_facts: Facts, sources: list[Facts], arguments: dict[str, Any]) -> bool:
     """Whether padding may hold other values than zero."""
     if any(source.filled for source in sources):
         return True
-    assert known.operation is not None
-    if known.kind in (Kind.POINTWISE, Kind.NORMALISATION):
-        return known.operation.name not in ZERO_AT_ZERO
-    return known.operation.pads and arguments["value"] != 0
+    assert node_facts.operation is not None
+    if node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION):
+        return node_facts.operation.name not in ZERO_AT_ZERO
+    return node_facts.operation.pads and arguments["value"] != 0
 
 
 def _joins_constants(node: fx.Node) -> bool:
@@ -149,41 +150,41 @@ def _joins_constants(node: fx.Node) -> bool:
     )
 
 
-def _gate(known: Facts) -> int | None:
+def _gate(node_facts: Facts) -> int | None:
     """Which of two factors is the gate: a divisor, or the better bounded one."""
-    assert known.operation is not None
-    if known.operation.name == "div":
+    assert node_facts.operation is not None
+    if node_facts.operation.name == "div":
         return 1
-    left, right = (facts(operand).bound.value for _, operand in known.operands)
+    left, right = (facts(operand).bound.value for _, operand in node_facts.operands)
     if left == right:
         return None
     return 0 if left > right else 1
 
 
-def _values(known: Facts) -> int | None:
+def _values(node_facts: Facts) -> int | None:
     """Which factor of a product holds the values: as the operation says, or the one that is no weight.
 
     Weights are bounded (an attention), or else at least never negative (kernels of linear attention).
     """
-    assert known.operation is not None
-    if known.operation.values is not None:
-        return next((i for i, (name, _) in enumerate(known.operands) if name == known.operation.values), None)
-    left, right = (facts(operand) for _, operand in known.operands)
+    assert node_facts.operation is not None
+    if node_facts.operation.values is not None:
+        return next((i for i, (name, _) in enumerate(node_facts.operands) if name == node_facts.operation.values), None)
+    left, right = (facts(operand) for _, operand in node_facts.operands)
     ranks = [(side.bound is Bound.GATE, side.nonnegative) for side in (left, right)]
     if ranks[0] == ranks[1]:
         return None
     return 1 if ranks[0] > ranks[1] else 0
 
 
-def _bound(known: Facts, arguments: dict[str, Any]) -> Bound:
+def _bound(node_facts: Facts, arguments: dict[str, Any]) -> Bound:
     """How a result is bounded, seen through what keeps bounds."""
-    assert known.operation is not None
-    bound = known.operation.bound
+    assert node_facts.operation is not None
+    bound = node_facts.operation.bound
     bound = bound(arguments) if callable(bound) else bound
-    least = min((facts(operand).bound for _, operand in known.operands), key=lambda b: b.value)
+    least = min((facts(operand).bound for _, operand in node_facts.operands), key=lambda b: b.value)
     if bound is Bound.KEEPS:
         return least
-    if known.kind is Kind.POINTWISE and least is Bound.REDUCED:
+    if node_facts.kind is Kind.POINTWISE and least is Bound.REDUCED:
         return max(bound, least, key=lambda b: b.value)  # its root, its inverse: a statistic still
     return bound
 

@@ -135,8 +135,8 @@ class _Canonicalizer:
             source = self.aliases.value(node.args[0])  # type: ignore[arg-type]
             if not isinstance(source, fx.Proxy):
                 return operator.getitem, False
-            known = VOCABULARY.canonical(source.node.target)
-            many = known is not None and known.outputs_many
+            operation = VOCABULARY.canonical(source.node.target)
+            many = operation is not None and operation.outputs_many
             return (operator.getitem if many else lower_getitem), False
         if isinstance(target, torch._ops.OpOverload):
             lowering = VOCABULARY.overload(target)
@@ -266,14 +266,14 @@ def _overwrites(node: fx.Node) -> bool:
 
 def origin_of(node: fx.Node) -> Origin:
     """Where in the model a captured node comes from."""
-    known = node.meta.get("origin")
-    if known is None:
+    origin = node.meta.get("origin")
+    if origin is None:
         stack = node.meta.get("nn_module_stack", {})
         modules = tuple((path, kind) for path, kind in stack.values())
-        known = node.meta["origin"] = Origin(
+        origin = node.meta["origin"] = Origin(
             modules[-1][0] if modules else "", modules, tuple(stack), _source(node.stack_trace)
         )
-    return known
+    return origin
 
 
 def _source(stack_trace: str | None) -> str:

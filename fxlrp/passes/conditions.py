@@ -28,13 +28,13 @@ class Point:
         name: the module.
         node: the forward node whose relevance is masked.
         position: where the batch is in it; ``None``: in front.
-        known: whether that is known before the graph runs.
+        fixed: whether that is known before the graph runs.
     """
 
     name: str
     node: fx.Node
     position: Position | None = None
-    known: bool = True
+    fixed: bool = True
 
 
 def calls_of(graph: fx.Graph, name: str) -> list[set[fx.Node]]:
@@ -127,8 +127,8 @@ def _copy_for_the_whole(graph: fx.Graph, node: fx.Node, whole: dict[fx.Node, fx.
     with graph.inserting_before(node):
         copy = graph.node_copy(node, lambda source: whole.get(source, source))
     copy._rename(f"whole_{node.name}")
-    known = node.meta[KEY]
-    copy.meta[KEY] = Emitted(known.node, known.rule, "step")
+    emitted = node.meta[KEY]
+    copy.meta[KEY] = Emitted(emitted.node, emitted.rule, "step")
     return copy
 
 
@@ -161,10 +161,10 @@ def _is_linear(node: fx.Node, linear: Linear, relevance: set[fx.Node]) -> bool:
 
 
 def _not_linear(node: fx.Node) -> str:
-    known = node.meta[KEY]
+    emitted = node.meta[KEY]
     name = getattr(node.target, "__name__", str(node.target))
     return (
-        f"conditions need steps that are linear in relevance, and {name} in {known.rule} at {known.node} is not known "
-        "to be: declare it where the step is defined, @fxlrp.rules.primitives.primitive(linear=...), or say with "
+        f"conditions need steps that are linear in relevance, and {name} in {emitted.rule} at {emitted.node} is not "
+        "known to be: declare it where the step is defined, @fxlrp.rules.primitives.primitive(linear=...), or say with "
         "fxlrp.rules.primitives.along how it acts on a part of the relevance"
     )

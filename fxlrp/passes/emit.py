@@ -85,18 +85,18 @@ def _sweep(writer: Writer, values: Values, flows: Flows, watchers: Sequence[Watc
             continue
         for watcher in watchers:
             watcher.before(node, flows)
-        known = facts(node)
-        if known.kind is Kind.INPUT:
+        node_facts = facts(node)
+        if node_facts.kind is Kind.INPUT:
             continue
-        writer.scope(node, rule_label(known))
-        if node in flows.negative or not (known.rule is None or known.rule.keeps_sign):
-            flows.negative.update(operand for _, operand in known.operands)
+        writer.scope(node, rule_label(node_facts))
+        if node in flows.negative or not (node_facts.rule is None or node_facts.rule.keeps_sign):
+            flows.negative.update(operand for _, operand in node_facts.operands)
         if node.target is getitem:
             flows.hand_entry(node)
             continue
         received = flows.received[node]
         shares = propagate(values, node, received, signed=node in flows.negative)
-        for (_, operand), share in zip(known.operands, shares.operands, strict=True):
+        for (_, operand), share in zip(node_facts.operands, shares.operands, strict=True):
             if share is not None:
                 flows.hand(operand, node, share)
         for watcher in watchers:

@@ -100,8 +100,8 @@ class Emitted:
 
 def facts(node: fx.Node) -> Facts:
     """The facts of a forward node."""
-    known: Facts = node.meta[KEY]
-    return known
+    node_facts: Facts = node.meta[KEY]
+    return node_facts
 
 
 def has_facts(node: fx.Node) -> bool:
@@ -109,18 +109,18 @@ def has_facts(node: fx.Node) -> bool:
     return isinstance(node.meta.get(KEY), Facts)
 
 
-def rule_label(known: Facts) -> str:
+def rule_label(node_facts: Facts) -> str:
     """What emitted code calls the rule of a node; where relevance is only moved, the node's kind."""
-    return type(known.rule).__name__ if known.rule else str(known.kind)
+    return type(node_facts.rule).__name__ if node_facts.rule else str(node_facts.kind)
 
 
-def operation_of(known: Facts) -> Operation:
+def operation_of(node_facts: Facts) -> Operation:
     """The vocabulary's entry; what carries signal has one."""
-    assert known.operation is not None
-    return known.operation
+    assert node_facts.operation is not None
+    return node_facts.operation
 
 
-def rule_of(known: Facts) -> Rule:
+def rule_of(node_facts: Facts) -> Rule:
     """The rule that was assigned."""
-    assert known.rule is not None
-    return known.rule
+    assert node_facts.rule is not None
+    return node_facts.rule

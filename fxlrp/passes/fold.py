@@ -20,15 +20,16 @@ class FoldNorms(Pass):
 
     def requires(self, module: fx.GraphModule) -> None:
         for node in module.graph.nodes:
-            known = facts(node)
-            check(known.kind is not Kind.LINEAR or known.rule is not None, f"{node} has no rule: assign first")
+            node_facts = facts(node)
+            assigned = node_facts.kind is not Kind.LINEAR or node_facts.rule is not None
+            check(assigned, f"{node} has no rule: assign first")
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         for node in module.graph.nodes:
-            known = facts(node)
-            if isinstance(known.rule, Fold):
+            node_facts = facts(node)
+            if isinstance(node_facts.rule, Fold):
                 into = ", ".join(self._tie(node))
-                known.reason += f", into {into}" if into else ": passes, because no linear layer is next to it"
+                node_facts.reason += f", into {into}" if into else ": passes, because no linear layer is next to it"
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:
@@ -49,10 +50,11 @@ class FoldNorms(Pass):
 
 def _folds(node: fx.Node) -> bool:
     """Whether a node is a convolution or a linear layer with a linear rule."""
-    known = facts(node)
-    if known.operation is None or known.kind is not Kind.LINEAR or not isinstance(known.rule, LinearRule):
+    node_facts = facts(node)
+    linear = node_facts.kind is Kind.LINEAR and isinstance(node_facts.rule, LinearRule)
+    if node_facts.operation is None or not linear:
         return False
-    return known.operation.name.startswith("conv") or known.operation.name == "linear"
+    return node_facts.operation.name.startswith("conv") or node_facts.operation.name == "linear"
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

@@ -147,11 +147,11 @@ def is_identity(operand: fx.Node, other: fx.Node, way: set[fx.Node]) -> bool:
             readers = [user for user in readers if not _cuts(user)]
         if readers or node is other:
             return True
-        known = facts(node)
-        if not _moves(node) or len(known.operands) != 1:
+        node_facts = facts(node)
+        if not _moves(node) or len(node_facts.operands) != 1:
             return False
         cut = cut or _cuts(node)
-        node = known.operands[0][1]
+        node = node_facts.operands[0][1]
 
 
 def _moves(node: fx.Node) -> bool:

@@ -103,13 +103,13 @@ def profiled(forward: fx.Graph, times: Mapping[Step, Spent]) -> Profile:
     return Profile([ProfileRow(step.node, kind, step.relevance, *spent) for step, kind, spent in found])
 
 
-def kind_of(known: Facts) -> str:
+def kind_of(node_facts: Facts) -> str:
     """What a node is called in a profile: linear operations are told apart by what they cost."""
-    operation = known.operation
-    if known.kind is Kind.SELECTION:
+    operation = node_facts.operation
+    if node_facts.kind is Kind.SELECTION:
         return POOLING
-    if known.kind is not Kind.LINEAR or operation is None:
-        return str(known.kind)
+    if node_facts.kind is not Kind.LINEAR or operation is None:
+        return str(node_facts.kind)
     if operation.name.startswith("conv"):
         return "convolution"
     return "linear" if operation.parametric or operation.name in ("matmul", "einsum") else POOLING

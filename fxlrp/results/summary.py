@@ -60,11 +60,11 @@ def summarize(forward: fx.GraphModule) -> Summary:
     """The summary of a forward graph whose rules are assigned."""
     rows = []
     for node in forward.graph.nodes:
-        known = facts(node)
-        if node.op != "call_function" or not known.signal or known.kind is Kind.INPUT:
+        node_facts = facts(node)
+        if node.op != "call_function" or not node_facts.signal or node_facts.kind is Kind.INPUT:
             continue
-        kind = f"{known.kind}: {known.join.kind}" if known.kind is Kind.JOIN else str(known.kind)
-        operation = known.operation.name if known.operation else "getitem"
-        rule = "" if known.rule is None else repr(known.rule)
-        rows.append(SummaryRow(node.name, known.origin.path, kind, operation, rule, known.reason))
+        kind = f"{node_facts.kind}: {node_facts.join.kind}" if node_facts.kind is Kind.JOIN else str(node_facts.kind)
+        operation = node_facts.operation.name if node_facts.operation else "getitem"
+        rule = "" if node_facts.rule is None else repr(node_facts.rule)
+        rows.append(SummaryRow(node.name, node_facts.origin.path, kind, operation, rule, node_facts.reason))
     return Summary(rows)

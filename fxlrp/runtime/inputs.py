@@ -74,17 +74,17 @@ def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
     while waiting:
         node = waiting.pop(0)
         for user in node.users:
-            known = facts(user)
-            if user in seen or not known.signal:
+            node_facts = facts(user)
+            if user in seen or not node_facts.signal:
                 continue
             seen.add(user)
             shape, size = weight_shape(user, forward), channels(user, forward)
             if shape is not None and size is not None:
-                layered = known.operation is not None and known.operation.name == "linear"
+                layered = node_facts.operation is not None and node_facts.operation.name == "linear"
                 rank, axis = (None, -1) if layered else (len(shape), 1)
                 return InputSpec(str(placeholder.target), rank, axis, size)
             scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
-            if (known.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
+            if (node_facts.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
                 waiting.append(user)
     return InputSpec(str(placeholder.target))
 

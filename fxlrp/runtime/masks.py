@@ -115,7 +115,7 @@ def _mask(conditions: Conditions, point: Point, shape: tuple[int, ...], axis: in
     if not any(isinstance(k, Tensor) for k in kept):
         whole = next(c for c in channels if c is not None)
         return torch.stack([torch.ones_like(whole) if c is None else c for c in channels])
-    if not point.known:
+    if not point.fixed:
         raise ConditionError(
             f"at {point.name!r} the batch is not an axis of its own, {shape}: give channel numbers, not a mask"
         )

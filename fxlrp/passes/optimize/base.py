@@ -53,9 +53,9 @@ def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
     Of a step that looks at the numbers, which then are not there, no shape is told.
     """
     values: dict[fx.Node, Any] = {}
-    known = weights_only(module.graph)
+    weight_nodes = weights_only(module.graph)
     for node in module.graph.nodes:
-        if node not in known:
+        if node not in weight_nodes:
             continue
         if node.op == "get_attr":
             values[node] = tensor_at(module, str(node.target)).detach().to("meta")
@@ -70,8 +70,8 @@ def inserted(node: fx.Node, target: Callable[..., Any], *args: Any, name: str | 
     """A new call right before ``node``, of the same origin."""
     with node.graph.inserting_before(node):
         new = node.graph.create_node("call_function", target, args, {}, name)
-    known = node.meta[KEY]
-    new.meta[KEY] = Emitted(known.node, known.rule, "step") if isinstance(known, Emitted) else known
+    origin = node.meta[KEY]
+    new.meta[KEY] = Emitted(origin.node, origin.rule, "step") if isinstance(origin, Emitted) else origin
     return new
 
 

@@ -33,27 +33,27 @@ class KnownSums(OptimizerPass):
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        known: dict[fx.Node, fx.Node] = {}  # relevance with the batch in front, and its sum over each item
+        sums: dict[fx.Node, fx.Node] = {}  # relevance with the batch in front, and its sum over each item
         for node in list(module.graph.nodes):
             reshaped = _RESHAPED.match(node)
             if reshaped is not None:
                 # Whoever reads it as relevance with the batch in front says that it still is there.
-                if reshaped["source"] in known:
-                    known[node] = known[reshaped["source"]]
+                if reshaped["source"] in sums:
+                    sums[node] = sums[reshaped["source"]]
                 continue
             a = _RESCALE.match(node)
             if a is None:
                 continue
             source, front = a["relevance"], a["received_batch_axis"] is None
-            received = known.get(source) if front else None
+            received = sums.get(source) if front else None
             if received is None:
                 received = self._sum(node, source, a["received_batch_axis"])
                 if front:
-                    known[source] = received
+                    sums[source] = received
             optional = [a["support"], a["batch_axis"]] if a["batch_axis"] is not None else [a["support"]]
             retarget(node, rescale_to, a["share"], received, *optional)
             if a["batch_axis"] is None and a["support"] is None:
-                known[node] = received
+                sums[node] = received
         return module
 
     def _sum(self, node: fx.Node, source: fx.Node, batch_axis: object) -> fx.Node:

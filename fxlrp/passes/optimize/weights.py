@@ -21,8 +21,8 @@ class FoldWeights(OptimizerPass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         graph = module.graph
-        known = weights_only(graph, (ones_for,))
-        folded = {node: None for node in graph.nodes if node in known and node.op != "get_attr"}
+        weight_nodes = weights_only(graph, (ones_for,))
+        folded = {node: None for node in graph.nodes if node in weight_nodes and node.op != "get_attr"}
         kept = [node for node in folded if any(user not in folded for user in node.users)]
         if not kept:
             return module

@@ -57,11 +57,11 @@ class LedgerWatcher(Watcher):
         self.amounts: list[list[Any]] = []
 
     def shared(self, node: fx.Node, received: Relevance, shares: Shares) -> None:
-        known = facts(node)
+        node_facts = facts(node)
         here = self.values.where(node)
-        total = self._total_received(node, known, received)
+        total = self._total_received(node, node_facts, received)
         handed: dict[str, Any] = {}
-        for (_, operand), share in zip(known.operands, shares.operands, strict=True):
+        for (_, operand), share in zip(node_facts.operands, shares.operands, strict=True):
             if share is not None:
                 amount = item_sum(share, *self.values.where(operand))
                 handed[operand.name] = handed[operand.name] + amount if operand.name in handed else amount
@@ -74,8 +74,8 @@ class LedgerWatcher(Watcher):
         if shares.rest is not None:
             row.append(sum_of([total, *(-amount for amount in (*handed.values(), *row[3:]))]))
             reasons.append(shares.rest)
-        rule = repr(known.rule) if known.rule else ""
-        head = LedgerHead(node.name, known.origin.path, str(known.kind), rule, tuple(reasons), tuple(handed))
+        rule = repr(node_facts.rule) if node_facts.rule else ""
+        head = LedgerHead(node.name, node_facts.origin.path, str(node_facts.kind), rule, tuple(reasons), tuple(handed))
         self._enter(head, row)
 
     def record_condition(self, node: fx.Node, module: str, before: Any, after: Any) -> None:
@@ -93,12 +93,12 @@ class LedgerWatcher(Watcher):
         self.heads.append(head)
         self.amounts.append(amounts)
 
-    def _total_received(self, node: fx.Node, known: Facts, received: Relevance) -> Any:
+    def _total_received(self, node: fx.Node, node_facts: Facts, received: Relevance) -> Any:
         here = self.values.where(node)
         if not isinstance(received, list):
             return item_sum(received, *here)
         # The final states of a recurrent layer have the batch elsewhere than its sequence.
         states = (BatchAxis(*STATES, self.values.positions.batch),)
-        recurrent = known.kind is Kind.RECURRENT
+        recurrent = node_facts.kind is Kind.RECURRENT
         return sum_of([item_sum(part, *(states if recurrent and index else here)) for index, part in received])
 

@@ -115,29 +115,30 @@ def _role(node: fx.Node) -> Role:
 
 def _label(node: fx.Node, sizes: Counter[str]) -> tuple[str, str]:
     """Two lines: the module where the node is all that it does, else the operation."""
-    known = facts(node)
-    operation = known.operation.name if known.operation is not None else node.name
+    node_facts = facts(node)
+    operation = node_facts.operation.name if node_facts.operation is not None else node.name
     calls = _origin(node).calls
     if node.op == "placeholder":
         return f"input {node.name}", ""
     if node.target is getitem:
         return f"[{node.args[1]}]", ""
-    if known.join is not None:
-        return operation, known.join.kind
+    if node_facts.join is not None:
+        return operation, node_facts.join.kind
     if calls and sizes[calls[-1]] == 1:
-        path = known.origin.path
+        path = node_facts.origin.path
         return path, operation if path.rpartition(".")[2] != operation else ""
-    return operation, "gate" if known.kind is Kind.GATE else ""
+    return operation, "gate" if node_facts.kind is Kind.GATE else ""
 
 
 def _tooltip(node: fx.Node) -> str:
-    known = facts(node)
-    lines = [known.origin.path or "the model itself", f"{node.target} ({known.kind})"]
-    if known.join is not None:
-        fork = f", fork: {known.join.fork}" if known.join.fork else ""
-        lines.append(f"{known.join.kind} join, skip: {known.join.skip}, residual: {known.join.residual}{fork}")
-    if known.rule is not None:
-        lines.append(f"rule: {known.rule!r} ({known.reason})")
+    node_facts = facts(node)
+    lines = [node_facts.origin.path or "the model itself", f"{node.target} ({node_facts.kind})"]
+    join = node_facts.join
+    if join is not None:
+        fork = f", fork: {join.fork}" if join.fork else ""
+        lines.append(f"{join.kind} join, skip: {join.skip}, residual: {join.residual}{fork}")
+    if node_facts.rule is not None:
+        lines.append(f"rule: {node_facts.rule!r} ({node_facts.reason})")
     return "\n".join(lines)
 
 
@@ -254,14 +255,14 @@ class _Flow:
         node = self.forward.get(emitted.node)
         if node is None:  # optimised away, its rule was not
             return Thing(group, Role.RULE, emitted.rule, emitted.node, emitted.node)
-        known = facts(node)
-        role = {Kind.JOIN: Role.SPLIT, Kind.ROUTING: Role.MOVE}.get(known.kind, Role.RULE)
+        node_facts = facts(node)
+        role = {Kind.JOIN: Role.SPLIT, Kind.ROUTING: Role.MOVE}.get(node_facts.kind, Role.RULE)
         rule = "moved back" if role is Role.MOVE else emitted.rule
         named = self.alone and role is not Role.SPLIT
         title, detail = (_label(node, self.sizes)[0], rule) if named else (rule, "")
         thing = Thing(group, role, title, detail, _tooltip(node), _origin(node), of=node.name, node=node.name)
-        if known.join is not None:
-            thing.branches = known.join.skip, known.join.residual
+        if node_facts.join is not None:
+            thing.branches = node_facts.join.skip, node_facts.join.residual
         return thing
 
     def _is_sum(self, node: fx.Node, sources: list[fx.Node], group: str) -> bool:

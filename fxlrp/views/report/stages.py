@@ -45,11 +45,11 @@ def choose_stages(graph: fx.Graph, shapes: Mapping[str, Sequence[int]], size: Se
     height, width = size
     found: list[tuple[Stage, tuple[int, int], bool]] = []
     for node in reversed(_through(signal)):
-        known = facts(node)
+        node_facts = facts(node)
         shape = tuple(shapes.get(node.name, ()))[1:]
         grid = map_size(shape, height, width)
-        if grid is not None and grid != (1, 1) and known.kind is not Kind.INPUT and not known.padded:
-            found.append((Stage(node.name, known.origin.path, shape), grid, known.kind is Kind.JOIN))
+        if grid is not None and grid != (1, 1) and node_facts.kind is not Kind.INPUT and not node_facts.padded:
+            found.append((Stage(node.name, node_facts.origin.path, shape), grid, node_facts.kind is Kind.JOIN))
     last = {grid: i for i, (_, grid, _) in enumerate(found)}
     chosen = set(sorted(last.values())[-_MOST:])
     others = [i for i, (_, _, join) in enumerate(found) if join and i not in chosen]
