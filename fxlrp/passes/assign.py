@@ -24,14 +24,14 @@ RULED = frozenset(served.kind for served in SERVED.values())
 """The kinds of operation that have a rule: those that a preset has one for."""
 
 
-def name_of(known: Facts) -> str:
+def name_of(node_facts: Facts) -> str:
     """The name of a node's operation."""
-    return "" if known.operation is None else known.operation.name
+    return "" if node_facts.operation is None else node_facts.operation.name
 
 
-def fits(rule: Any, known: Facts) -> bool:
+def fits(rule: Any, node_facts: Facts) -> bool:
     """Whether ``rule`` is one for a node."""
-    return isinstance(rule, Rule) and rule.fits(known.kind, name_of(known))
+    return isinstance(rule, Rule) and rule.fits(node_facts.kind, name_of(node_facts))
 
 
 @dataclass
@@ -76,49 +76,49 @@ class Assign(Pass):
         nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in RULED]
         check_overrides(self.asked, nodes)
         for node in nodes:
-            known = facts(node)
-            known.rule, known.reason = self._choose(node, known)
+            node_facts = facts(node)
+            node_facts.rule, node_facts.reason = self._choose(node, node_facts)
             size = channels(node, module)
             if size is not None:
-                known.rule.check_channels(size)
+                node_facts.rule.check_channels(size)
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:
         for node in module.graph.nodes:
-            known = facts(node)
-            if node.op == "call_function" and known.kind in RULED:
-                check(fits(known.rule, known), f"{node} has no rule of its kind")
+            node_facts = facts(node)
+            if node.op == "call_function" and node_facts.kind in RULED:
+                check(fits(node_facts.rule, node_facts), f"{node} has no rule of its kind")
 
-    def _choose(self, node: fx.Node, known: Facts) -> tuple[Rule, str]:
+    def _choose(self, node: fx.Node, node_facts: Facts) -> tuple[Rule, str]:
         for overrides, reason in ((self.asked, "rules"), (self.preset_rules, f"preset {self.preset.name}")):
-            fitting = [o for o in overrides if fits(o.rule, known) and o.matches(node)]
+            fitting = [o for o in overrides if fits(o.rule, node_facts) and o.matches(node)]
             if fitting:
                 best = max(reversed(fitting), key=lambda o: o.rank)
                 return best.rule, f"{reason}: {_spelled(best.key)}"
-        return self._default(known)
+        return self._default(node_facts)
 
-    def _default(self, known: Facts) -> tuple[Rule, str]:
+    def _default(self, node_facts: Facts) -> tuple[Rule, str]:
         reason = f"preset {self.preset.name}"
-        if known.kind is Kind.JOIN:
-            if known.join.kind == IDENTITY and not self.identity_skips:
+        if node_facts.kind is Kind.JOIN:
+            if node_facts.join.kind == IDENTITY and not self.identity_skips:
                 return ResidualOnly(), "identity_skips=False"
             return self.split, reason if self.split is self.preset.split else "split"
-        if known.kind is Kind.LINEAR:
-            return self._linear(known, reason)
-        return self.preset.rule_of(known.kind, name_of(known)), reason
+        if node_facts.kind is Kind.LINEAR:
+            return self._linear(node_facts, reason)
+        return self.preset.rule_of(node_facts.kind, name_of(node_facts)), reason
 
-    def _linear(self, known: Facts, reason: str) -> tuple[Rule, str]:
+    def _linear(self, node_facts: Facts, reason: str) -> tuple[Rule, str]:
         preset, late = self.preset, self.preset.late
-        convolution = operation_of(known).is_convolution
-        if known.first and convolution and preset.first_convolution is not None:
+        convolution = operation_of(node_facts).is_convolution
+        if node_facts.first and convolution and preset.first_convolution is not None:
             return preset.first_convolution, f"{reason}: first layer"
-        if known.first and preset.first is not None:
+        if node_facts.first and preset.first is not None:
             return preset.first, f"{reason}: first layer"
-        if late is not None and known.after_joins >= late[0]:
+        if late is not None and node_facts.after_joins >= late[0]:
             return late[1], f"{reason}: after join {late[0]}"
         if convolution and preset.convolution is not None:
             return preset.convolution, f"{reason}: convolution"
-        if not operation_of(known).parametric and preset.pooling is not None:
+        if not operation_of(node_facts).parametric and preset.pooling is not None:
             return preset.pooling, f"{reason}: pooling"
         return preset.linear, reason
 

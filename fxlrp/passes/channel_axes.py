@@ -25,28 +25,28 @@ def channel_axes(graph: fx.Graph, shapes: Shapes) -> dict[fx.Node, int | None]:
     return axes
 
 
-def _axis(node: fx.Node, known: Facts, shapes: Shapes, axes: dict[fx.Node, int | None]) -> int | None:
+def _axis(node: fx.Node, node_facts: Facts, shapes: Shapes, axes: dict[fx.Node, int | None]) -> int | None:
     if node.op == "placeholder":
         return None
     after = _first(shapes[node])
-    source = known.operands[0][1] if known.operands else None  # a lookup has none that carries signal
+    source = node_facts.operands[0][1] if node_facts.operands else None  # a lookup has none that carries signal
     if node.target is getitem:
         assert source is not None
         return len(after) - 1 if facts(source).kind is Kind.RECURRENT else axes[source]
-    assert known.operation is not None
-    move = known.operation.channels
-    if move is None and len(known.operands) > 1:
-        return _agreed(node, known, shapes, axes)
-    arguments = known.operation.arguments(node.args, node.kwargs)
+    assert node_facts.operation is not None
+    move = node_facts.operation.channels
+    if move is None and len(node_facts.operands) > 1:
+        return _agreed(node, node_facts, shapes, axes)
+    arguments = node_facts.operation.arguments(node.args, node.kwargs)
     axis, before = (None, ()) if source is None else (axes[source], _first(shapes[source]))
     return (move or counted_from_behind)(axis, arguments, before, after)
 
 
-def _agreed(node: fx.Node, known: Facts, shapes: Shapes, axes: dict[fx.Node, int | None]) -> int | None:
+def _agreed(node: fx.Node, node_facts: Facts, shapes: Shapes, axes: dict[fx.Node, int | None]) -> int | None:
     """The axis that all operands have channels in, counted from behind, because an operand may be broadcast."""
     shape = _first(shapes[node])
     told = set()
-    for _, operand in known.operands:
+    for _, operand in node_facts.operands:
         axis = axes[operand]
         if axis is not None:
             told.add(axis + len(shape) - len(_first(shapes[operand])))

@@ -15,8 +15,8 @@ def tensor_of(node: Any, forward: fx.GraphModule) -> torch.Tensor | None:
     """The parameter or buffer that ``node`` is; ``None`` where it is none."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    found: torch.Tensor = tensor_at(forward, str(node.target))
-    return found
+    tensor: torch.Tensor = tensor_at(forward, str(node.target))
+    return tensor
 
 
 def weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:

@@ -55,25 +55,25 @@ class Positions:
         return self._found[node]
 
     def _moved(self, node: fx.Node) -> Any:
-        known = facts(node)
-        if known.kind is Kind.INPUT or not known.operands:
+        node_facts = facts(node)
+        if node_facts.kind is Kind.INPUT or not node_facts.operands:
             return None
-        source = known.operands[0][1]
+        source = node_facts.operands[0][1]
         before = self.of(source)
         if node.target is getitem and facts(source).kind is Kind.RECURRENT and node.args[1] != 0:
             return STATES
-        if known.kind in (Kind.JOIN, Kind.GATE) and (before is None or in_front(before)):
+        if node_facts.kind in (Kind.JOIN, Kind.GATE) and (before is None or in_front(before)):
             # An operand of fewer axes is broadcast: the other one says where the batch is.
-            other = self.of(known.operands[1][1])
+            other = self.of(node_facts.operands[1][1])
             return before if other is None or in_front(other) else other
-        if node.target is getitem or known.operation is None or known.operation.batch is None:
+        if node.target is getitem or node_facts.operation is None or node_facts.operation.batch is None:
             return before
-        move = known.operation.batch
+        move = node_facts.operation.batch
         if move is batch_reshaped and (before is None or in_front(before)) and self._keeps_batch(node):
             return None
         arguments = self.arguments(node)
         arguments["output"] = self.value(node)
-        arguments["batch"], arguments["operand"] = self.batch, known.operands[0][0]
+        arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
         after = move(FRONT if before is None else before, arguments)
         merges = move is batch_reshaped
         return None if before is None and in_front(after) and not merges else after
@@ -109,5 +109,5 @@ class Positions:
             source = shape.args[0] if asks else None
         if not isinstance(source, fx.Node):
             return False
-        known = facts(source)
-        return source.op == "placeholder" or (known.signal and self.of(source) is None)
+        node_facts = facts(source)
+        return source.op == "placeholder" or (node_facts.signal and self.of(source) is None)

@@ -26,15 +26,15 @@ def propagate(values: Values, node: fx.Node, relevance: Relevance, *, signed: bo
         relevance: what it received.
         signed: whether that may be negative.
     """
-    known = facts(node)
+    node_facts = facts(node)
     site = Site(values, node, signed=signed)
-    if known.kind is Kind.ROUTING:
-        return _routing(values, node, known, relevance, site)
-    return rule_of(known).at(relevance, site)
+    if node_facts.kind is Kind.ROUTING:
+        return _routing(values, node, node_facts, relevance, site)
+    return rule_of(node_facts).at(relevance, site)
 
 
-def _routing(values: Values, node: fx.Node, known: Facts, relevance: Relevance, site: Site) -> Shares:
-    operation = operation_of(known)
+def _routing(values: Values, node: fx.Node, node_facts: Facts, relevance: Relevance, site: Site) -> Shares:
+    operation = operation_of(node_facts)
     arguments = values.arguments(node)
     arguments["output"] = values.value(node)
     assert operation.transpose is not None

@@ -241,8 +241,8 @@ class Site:
 
     @cached_property
     def _operand(self) -> fx.Node:
-        known = self._facts if self._facts.norm_before is None else facts(self._facts.norm_before)
-        return known.operands[0][1]
+        node_facts = self._facts if self._facts.norm_before is None else facts(self._facts.norm_before)
+        return node_facts.operands[0][1]
 
     def _branch(self, index: int) -> fx.Node:
         """The skip, and the residual branch."""
@@ -257,17 +257,17 @@ class Site:
     @cached_property
     def _layer(self) -> tuple[Any, Any, Any]:
         """The linear operation with its weights and bias, the norms next to it in them."""
-        known = self._facts
-        ((name, _),) = known.operands
+        node_facts = self._facts
+        ((name, _),) = node_facts.operands
         operation, weight, bias = self._bind(name)
         bias = None if bias is None else operation.broadcast_bias(bias)
-        if known.norm_before is not None:
-            scale, shift = self._affine(known.norm_before)
+        if node_facts.norm_before is not None:
+            scale, shift = self._affine(node_facts.norm_before)
             shifted = operation.apply(all_over(shift, self.x), weight)
             operation, weight = operation.scaled_inputs(weight, scale, self.x)
             bias = shifted if bias is None else bias + shifted
-        if known.norm_behind is not None:
-            scale, shift = self._affine(known.norm_behind)
+        if node_facts.norm_behind is not None:
+            scale, shift = self._affine(node_facts.norm_behind)
             operation, weight = operation.scaled_outputs(weight, scale, self.x)
             scale, shift = in_channels(scale, self.x), in_channels(shift, self.x)
             bias = shift if bias is None else bias * scale + shift
@@ -280,14 +280,14 @@ class Site:
         return scale, batch_norm_shift(scale, a["bias"], a["running_mean"])
 
     def _factor(self, index: int, rule: LinearRule, relevance: Any) -> Shares:
-        known = self._facts
-        name, operand = known.operands[index]
+        node_facts = self._facts
+        name, operand = node_facts.operands[index]
         operation, weight, bias = self._bind(name)
         bias = None if bias is None else operation.broadcast_bias(bias)
-        others = [facts(o) for i, (_, o) in enumerate(known.operands) if i != index]
-        about = given(rule.needs, _FactorSite(self._values, self._node, operand, signed=self._signed))
-        about["weight_nonnegative"] = name == "value" or (len(others) == 1 and others[0].nonnegative)
-        return rule(operation, self._values.value(operand), weight, bias, relevance, **about)
+        others = [facts(o) for i, (_, o) in enumerate(node_facts.operands) if i != index]
+        offered = given(rule.needs, _FactorSite(self._values, self._node, operand, signed=self._signed))
+        offered["weight_nonnegative"] = name == "value" or (len(others) == 1 and others[0].nonnegative)
+        return rule(operation, self._values.value(operand), weight, bias, relevance, **offered)
 
 
 class _FactorSite(Site):

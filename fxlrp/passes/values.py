@@ -84,23 +84,23 @@ class Values:
         if not facts(node).padded:
             return None
         if node not in self._supports:
-            known = facts(node)
-            supports: list[Any] = [self.support(operand) for _, operand in known.operands]
-            if known.kind is Kind.ROUTING:
-                self._supports[node] = self._moved_support(node, known)
-            elif known.kind is Kind.JOIN:
+            node_facts = facts(node)
+            supports: list[Any] = [self.support(operand) for _, operand in node_facts.operands]
+            if node_facts.kind is Kind.ROUTING:
+                self._supports[node] = self._moved_support(node, node_facts)
+            elif node_facts.kind is Kind.JOIN:
                 self._supports[node] = torch.maximum(*supports)
             else:
                 there = [support for support in supports if support is not None]
                 self._supports[node] = there[0] if len(there) == 1 else there[0] * there[1]
         return self._supports[node]
 
-    def _moved_support(self, node: fx.Node, known: Facts) -> fx.Proxy:
+    def _moved_support(self, node: fx.Node, node_facts: Facts) -> fx.Proxy:
         """A tensor of ones, moved as the values are: constants and padding come out as zeros."""
         if node.target is getitem:
-            return self.support(known.operands[0][1])[node.args[1]]
-        names = operation_of(known).operand_names()
-        arguments = operation_of(known).arguments(node.args, node.kwargs)
+            return self.support(node_facts.operands[0][1])[node.args[1]]
+        names = operation_of(node_facts).operand_names()
+        arguments = operation_of(node_facts).arguments(node.args, node.kwargs)
         written = [arguments[name] for name in names if isinstance(arguments[name], fx.Node)]
 
         def ones(n: fx.Node) -> Any:
@@ -111,7 +111,7 @@ class Values:
             return torch.ones_like(self.value(n)) if support is None else support
 
         args: Any = fx.node.map_aggregate(node.args, lambda v: ones(v) if isinstance(v, fx.Node) else v)
-        if operation_of(known).pads:
+        if operation_of(node_facts).pads:
             args = (*args[:2], 0.0)
         target: Any = node.target
         return target(*args)
