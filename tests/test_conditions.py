@@ -582,6 +582,21 @@ def test_an_axis_that_is_not_told_asks_for_a_mask():
     assert_close(by_mask, explainer(x, conditions={"0": [2]}).relevance, 1e-12)
 
 
+def test_parts_add_up_through_the_larger_of_two_signals():
+    class Larger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            h = self.fc(x)
+            return self.head(torch.maximum(h.tanh(), 0.5 * h.flip(1)))
+
+    explainer = fxlrp.compile(Larger().double().eval(), start="logit")
+    assert_parts_add_up(explainer, "head", torch.randn(2, 4).double())
+    assert_parts_add_up(explainer, "fc", torch.randn(2, 4).double())
+
+
 @primitive
 def squared(relevance):
     return relevance * relevance.abs()

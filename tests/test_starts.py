@@ -92,7 +92,7 @@ def test_what_is_no_class_is_refused(other):
 
 
 def test_classes_that_are_not_there_are_refused(logits, target):
-    for other, message in ((5, "from 0 to 4"), (-1, "from 0 to 4"), (torch.tensor([1, 2]), r"one an item, \(4,\)")):
+    for other, message in ((5, "from 0 to 4"), (-1, "from 0 to 4"), (torch.tensor([1, 2]), r"one per item, \(4,\)")):
         with pytest.raises(StartError, match=message):
             against(other)(logits, target)
     for start in (STARTS["contrastive"], against(0)):

@@ -79,11 +79,11 @@ def check_points(name: str, calls: list[set[fx.Node]], points: Iterable[Point]) 
     Raises:
         PatternError: so it is.
     """
-    found = [point.node for point in points if point.name == name]
-    if not found:
+    masked = [point.node for point in points if point.name == name]
+    if not masked:
         raise PatternError(f"the condition {name!r}: no relevance passes the output of this module")
     for inside in calls:
-        several = [node.name for node in reversed(found) if node in inside]
+        several = [node.name for node in reversed(masked) if node in inside]
         if len(several) > 1:
             raise PatternError(
                 f"the condition {name!r}: relevance passes several outputs of this module ({', '.join(several)}); "

@@ -10,12 +10,12 @@ from torch import fx
 
 from fxlrp.common.errors import RuleError
 from fxlrp.passes.facts import facts, operation_of
+from fxlrp.passes.layers import with_norms
 from fxlrp.passes.values import Values
 from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.rule import Shares, given
 from fxlrp.steps.batch_axis import BatchAxis
 from fxlrp.steps.derivative import vector_jacobian
-from fxlrp.steps.norm_transposes import all_over, batch_norm_scale, batch_norm_shift, in_channels
 from fxlrp.vocabulary import Arguments, Bound, Kind
 from fxlrp.vocabulary.attention import attention_of
 
@@ -256,28 +256,7 @@ class Site:
 
     @cached_property
     def _layer(self) -> tuple[Any, Any, Any]:
-        """The linear operation with its weights and bias, the norms next to it in them."""
-        node_facts = self._facts
-        ((name, _),) = node_facts.operands
-        operation, weight, bias = self._bind(name)
-        bias = None if bias is None else operation.broadcast_bias(bias)
-        if node_facts.norm_before is not None:
-            scale, shift = self._affine(node_facts.norm_before)
-            shifted = operation.apply(all_over(shift, self.x), weight)
-            operation, weight = operation.scaled_inputs(weight, scale, self.x)
-            bias = shifted if bias is None else bias + shifted
-        if node_facts.norm_behind is not None:
-            scale, shift = self._affine(node_facts.norm_behind)
-            operation, weight = operation.scaled_outputs(weight, scale, self.x)
-            scale, shift = in_channels(scale, self.x), in_channels(shift, self.x)
-            bias = shift if bias is None else bias * scale + shift
-        return operation, weight, bias
-
-    def _affine(self, norm: fx.Node) -> tuple[Any, Any]:
-        """Scale and shift of the channels in a batch norm."""
-        a = self._values.arguments(norm)
-        scale = batch_norm_scale(a["weight"], a["running_var"], a["eps"])
-        return scale, batch_norm_shift(scale, a["bias"], a["running_mean"])
+        return with_norms(self._values, self._facts, self._bind(self._facts.operands[0][0]), self.x)
 
     def _factor(self, index: int, rule: LinearRule, relevance: Any) -> Shares:
         node_facts = self._facts
@@ -285,9 +264,9 @@ class Site:
         operation, weight, bias = self._bind(name)
         bias = None if bias is None else operation.broadcast_bias(bias)
         others = [facts(o) for i, (_, o) in enumerate(node_facts.operands) if i != index]
-        about = given(rule.needs, _FactorSite(self._values, self._node, operand, signed=self._signed))
-        about["weight_nonnegative"] = name == "value" or (len(others) == 1 and others[0].nonnegative)
-        return rule(operation, self._values.value(operand), weight, bias, relevance, **about)
+        offered = given(rule.needs, _FactorSite(self._values, self._node, operand, signed=self._signed))
+        offered["weight_nonnegative"] = name == "value" or (len(others) == 1 and others[0].nonnegative)
+        return rule(operation, self._values.value(operand), weight, bias, relevance, **offered)
 
 
 class _FactorSite(Site):

@@ -58,8 +58,8 @@ class Recurrent(Rule):
         form = (lstm.biases, lstm.layers, lstm.both, lstm.batch_first)
         back = primitive(lstm_relevance)
         along(back)(lstm_part)
-        found = back(relevance, lstm.x, lstm.states, lstm.weights, *form)
-        return Shares([found[0]], {reason: partial(found.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
+        results = back(relevance, lstm.x, lstm.states, lstm.weights, *form)
+        return Shares([results[0]], {reason: partial(results.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
 
     def at(self, relevance: Any, ask: Ask) -> Shares:
         return self(relevance, ask("bound"))
@@ -74,8 +74,8 @@ class Recurrent(Rule):
             return tuple(self._back(list(zip(outputs, values, strict=True)), lstm))
 
         at, direction = (tuple(value for _, value in some) for some in (whole, parts))
-        found: tuple[Tensor, ...] = torch.func.jvp(back, at, direction)[1]
-        return list(found)
+        tangents: tuple[Tensor, ...] = torch.func.jvp(back, at, direction)[1]
+        return list(tangents)
 
     def _back(self, parts: list[tuple[int, Tensor]], lstm: Lstm) -> list[Tensor]:
         directions = 2 if lstm.both else 1

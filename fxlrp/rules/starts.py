@@ -110,7 +110,7 @@ class Against:
         index = target.unsqueeze(1)
         other = self._of(output, index)
         if other.shape != target.shape:
-            raise StartError(f"against() takes a class, or one an item, ({len(target)},), not {tuple(other.shape)}")
+            raise StartError(f"against() takes a class, or one per item, ({len(target)},), not {tuple(other.shape)}")
         if not torch.compiler.is_compiling() and bool(((other < 0) | (other >= classes)).any()):
             raise StartError(f"against() takes classes from 0 to {classes - 1}, not {other.tolist()}")
         chosen = torch.zeros_like(output).scatter(1, index, output.gather(1, index))
@@ -129,7 +129,7 @@ def against(other: int | Tensor | None = None) -> Start:
     """The start for "why this class rather than that one": ``compile(model, start=against(other))``.
 
     Args:
-        other: the other class, or one an item, (batch,); ``None``: of the classes beside the
+        other: the other class, or one per item, (batch,); ``None``: of the classes beside the
             target the strongest.
 
     Raises:

@@ -98,15 +98,15 @@ def facts_of(target: Any, arguments: Sequence[Any] = ()) -> StepFacts:
     return own or _OF_OTHERS.get(target, _UNKNOWN)
 
 
-def declare(targets: Iterable[Any], **known: Any) -> None:
+def declare(targets: Iterable[Any], **declared: Any) -> None:
     """Declare what is known of functions that are no primitives; it is added to what was known.
 
     Args:
         targets: functions, names of methods of tensors, or ``(getattr, name)`` of their attributes.
-        known: as :class:`StepFacts` has it.
+        declared: as :class:`StepFacts` has it.
     """
     for target in targets:
-        _OF_OTHERS[target] = replace(facts_of(target), **known)
+        _OF_OTHERS[target] = replace(facts_of(target), **declared)
 
 
 def along(step: Callable[..., object]) -> Callable[[Step], Step]:
@@ -133,14 +133,14 @@ def primitive(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...  # fmt: skip
 
 
-def primitive(function: Callable[..., Any] | None = None, **known: Any) -> Any:
+def primitive(function: Callable[..., Any] | None = None, **declared: Any) -> Any:
     """Let a function record itself as a node where an argument is a torch.fx proxy.
 
     Args:
         function: the function.
-        known: what is known of it, as :class:`StepFacts` has it.
+        declared: what is known of it, as :class:`StepFacts` has it.
     """
-    known_facts = StepFacts(**known)
+    step_facts = StepFacts(**declared)
 
     def recorded(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
@@ -152,7 +152,7 @@ def primitive(function: Callable[..., Any] | None = None, **known: Any) -> Any:
                 return function(*args, **kwargs)
             return cast(T, proxy.tracer.create_proxy("call_function", call, args, dict(kwargs)))
 
-        vars(call)["step_facts"] = known_facts
+        vars(call)["step_facts"] = step_facts
         return call
 
     return recorded if function is None else recorded(function)
@@ -163,7 +163,7 @@ def _first_proxy(values: Iterable[object]) -> fx.Proxy | None:
         if isinstance(value, fx.Proxy):
             return value
         if isinstance(value, tuple | list):
-            found = _first_proxy(value)
-            if found is not None:
-                return found
+            proxy = _first_proxy(value)
+            if proxy is not None:
+                return proxy
     return None

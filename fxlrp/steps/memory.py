@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _CACHED = 1 << 22
-"""Bytes of an item from which on a processor keeps its second pass over it in cache; smaller ones go together."""
+"""Bytes from which on an item is worked on alone, so that a second pass over it finds it in the cache."""
 
 
 def plain(value: Tensor) -> bool:

@@ -156,7 +156,7 @@ def adaptive_average_pool_transpose(s: Tensor, x: Tensor, dims: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaptiveAveragePool(SeparableOperation):
-    """Adaptive average pooling to ``size`` (one entry an axis)."""
+    """Adaptive average pooling to ``size`` (one entry per axis)."""
 
     size: list[int]
 

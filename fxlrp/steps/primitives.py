@@ -82,7 +82,7 @@ def along_channels(values: float | Sequence[float], x: Tensor, axis: int) -> flo
     if isinstance(values, int | float):
         return values
     if len(values) != x.shape[axis]:
-        raise RuleError(f"there are {len(values)} bounds for an input of {x.shape[axis]} channels: give one a channel")
+        raise RuleError(f"there are {len(values)} bounds for an input of {x.shape[axis]} channels: give one each")
     shape = [1] * x.dim()
     shape[axis] = len(values)
     return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(shape)
@@ -113,7 +113,7 @@ def divide_into(
 
 def denominator_into(z: Tensor, signed: bool, epsilon: float) -> Tensor:
     """What :func:`divide` divides by, into ``z``."""
-    if epsilon and signed:  # a number, not a truth, for each sign: that way all of it is fast
+    if epsilon and signed:  # a number, not a boolean, per sign: that way all of it is fast
         return z.add_(torch.lt(z, 0, out=torch.empty_like(z)).mul_(-2 * epsilon).add_(epsilon))
     if epsilon:
         return z.add_(epsilon)

@@ -15,7 +15,7 @@ from fxlrp.steps.declaration import primitive
 
 aten = torch.ops.aten
 
-Parts = Sequence[tuple[int, Tensor]]
+Pieces = Sequence[tuple[int, Tensor]]
 """Relevance of pieces of a split, by their index."""
 
 
@@ -87,14 +87,14 @@ def uncat(relevance: Tensor, tensors: Sequence[Tensor], dim: int) -> list[Tensor
 
 
 @primitive(linear="first")
-def unsplit(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
+def unsplit(pieces: Pieces, values: Sequence[Tensor], dim: int) -> Tensor:
     """The pieces of a split joined again; a piece that nobody used has no relevance."""
-    return torch.cat(_whole(parts, values), dim)
+    return torch.cat(_whole(pieces, values), dim)
 
 
-def _whole(parts: Parts, values: Sequence[Tensor]) -> list[Tensor]:
+def _whole(pieces: Pieces, values: Sequence[Tensor]) -> list[Tensor]:
     whole: list[Tensor | None] = [None] * len(values)
-    for index, part in parts:  # an index may count from the end, and may come more than once
+    for index, part in pieces:  # an index may count from the end, and may come more than once
         before = whole[index]
         whole[index] = part if before is None else before + part
     return [torch.zeros_like(value) if r is None else r for r, value in zip(whole, values, strict=True)]
@@ -107,9 +107,9 @@ def unstack(relevance: Tensor, dim: int) -> list[Tensor]:
 
 
 @primitive(linear="first")
-def rebind(parts: Parts, values: Sequence[Tensor], dim: int) -> Tensor:
+def rebind(pieces: Pieces, values: Sequence[Tensor], dim: int) -> Tensor:
     """The slices of ``unbind`` stacked again; a slice that nobody used has no relevance."""
-    return torch.stack(_whole(parts, values), dim)
+    return torch.stack(_whole(pieces, values), dim)
 
 
 @primitive(linear="first")
@@ -143,10 +143,10 @@ def fold_axis(relevance: Tensor, shape: torch.Size, dim: int, size: int, step: i
     """Add the windows that ``Tensor.unfold`` cut back up."""
     axis = dim % len(shape)
     windows = torch.arange(relevance.shape[axis], device=relevance.device) * step
-    places = windows.unsqueeze(1) + torch.arange(size, device=relevance.device)
+    origin = windows.unsqueeze(1) + torch.arange(size, device=relevance.device)
     # Not ATen's unfold_backward, which vmap would call row by row.
     cut = relevance.movedim(-1, axis + 1).flatten(axis, axis + 1)
-    return relevance.new_zeros(shape).index_add(axis, places.flatten(), cut)
+    return relevance.new_zeros(shape).index_add(axis, origin.flatten(), cut)
 
 
 @primitive(linear="first")
@@ -204,8 +204,8 @@ def unscatter_select(relevance: Tensor, dim: int, index: int) -> list[Tensor]:
 
 
 @primitive(linear="first")
-def unsort(parts: Parts, output: tuple[Tensor, Tensor], shape: torch.Size, dim: int) -> Tensor:
+def unsort(pieces: Pieces, output: tuple[Tensor, Tensor], shape: torch.Size, dim: int) -> Tensor:
     """The relevance of sorted or selected values, back where their indices say they come from."""
     values, indices = output
-    relevance = _whole([part for part in parts if part[0] == 0], [values])[0]
+    relevance = _whole([piece for piece in pieces if piece[0] == 0], [values])[0]
     return relevance.new_zeros(shape).scatter_add(dim, indices, relevance)

@@ -78,7 +78,7 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class AdaptiveMaxPool:
-    """Adaptive max pooling to ``size`` (one entry an axis)."""
+    """Adaptive max pooling to ``size`` (one entry per axis)."""
 
     size: list[int]
 

@@ -1,4 +1,4 @@
-"""Pooling and resizing with changed weights: a matrix an axis.
+"""Pooling and resizing with changed weights: one matrix per axis.
 
 The weights of these operations are the products of one matrix for each axis, which is read
 off the operation itself, run along that axis on a unit matrix.
@@ -75,7 +75,7 @@ def _through(x: Tensor, products: list[list[Tensor]]) -> Tensor:
 
 
 def _products(operation: SeparableOperation, x: Tensor, change: str) -> list[list[Tensor]]:
-    """The changed weights as a sum of products of a matrix (out, in) an axis."""
+    """The changed weights as a sum of products of one matrix (out, in) per axis."""
     matrices = [_matrix(operation, x, axis) for axis in range(x.dim() - 2)]
     if change == "same":
         return [matrices]

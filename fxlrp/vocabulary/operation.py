@@ -57,7 +57,7 @@ class Bound(Enum):
 
 
 def per_axis(value: Any, dims: int) -> list[Any]:
-    """One entry an axis from an int, a sequence of one, or a sequence."""
+    """One entry per axis from an int, a sequence of one, or a sequence."""
     values = list(value) if isinstance(value, Sequence) else [value]
     return values * dims if len(values) == 1 else values
 

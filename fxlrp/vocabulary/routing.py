@@ -121,7 +121,7 @@ def lower_narrow(input: Any, dim: int, start: Any, length: Any) -> Any:
 
 
 def lower_getitem(input: Any, index: Any) -> Any:
-    """Basic indexing, an axis at a time; what stands behind an ellipsis is counted from the end."""
+    """Basic indexing, one axis at a time; what stands behind an ellipsis is counted from the end."""
     entries = list(index) if isinstance(index, tuple) else [index]
     for entry in entries:
         if entry is not None and entry is not Ellipsis and not isinstance(entry, int | slice):

@@ -56,6 +56,10 @@ class Step:
         self.targets = targets
         self.name = name
         self.arguments = arguments
+        for target in targets:
+            unknown = arguments.keys() - set(_parameters(target)[0])
+            if unknown:
+                raise ValueError(f"{target} has no parameter {', '.join(sorted(unknown))}")
 
     def match(self, value: Any) -> Captures | None:
         """What was captured; ``None`` where ``value`` does not match."""

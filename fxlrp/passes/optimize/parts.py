@@ -29,7 +29,7 @@ _PRODUCT = Step(torch.matmul, self=Step(divide), other=Capture("weight"))
 """A share of relevance times weights, and not the other way round."""
 
 _UNSPLIT = Step(
-    unsplit, parts=Capture("pieces", lambda pieces: len(pieces) == 1), dim=-1,
+    unsplit, pieces=Capture("pieces", lambda pieces: len(pieces) == 1), dim=-1,
     values=Step(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, name="split"),
 )  # fmt: skip
 _PERMUTED = Step(
@@ -51,7 +51,7 @@ _UNBOUND_AXIS = Step(
     relevance=Step(
         unpermute, dims=Capture("dims"),
         relevance=Step(
-            rebind, parts=Capture("entry", lambda entries: len(entries) == 1), dim=Capture("dim"),
+            rebind, pieces=Capture("entry", lambda entries: len(entries) == 1), dim=Capture("dim"),
             values=Step(aten.unbind.int, self=_PERMUTED),
         ),
     ),

@@ -13,7 +13,7 @@ from fxlrp.rules.linear.mechanism import Layer, LinearRule, Part
 from fxlrp.steps.primitives import along_channels, negative, positive, squared
 
 Bound = float | Sequence[float] | Tensor
-"""One number, one a channel, or a tensor that broadcasts to the input and is constant in each channel."""
+"""One number, one per channel, or a tensor that broadcasts to the input and is constant in each channel."""
 
 
 class WPlus(ZPlus):
@@ -66,7 +66,7 @@ class ZBox(LinearRule):
     inside the box; a bias contributes nothing. Padding has no bounds, and receives nothing.
 
     Args:
-        low: the least value that the input may have: a number, one a channel, or a tensor that broadcasts to the
+        low: the least value that the input may have: a number, one per channel, or a tensor that broadcasts to the
             input and is constant in each channel. For normalised pixels see :meth:`from_normalization`, whose values
             for ImageNet are the default.
         high: the largest value, the same way.
@@ -95,8 +95,8 @@ class ZBox(LinearRule):
         """The rule for pixels between two values that are then normalised, channel by channel.
 
         Args:
-            mean: that of the normalisation ``(pixel − mean) / std``, one a channel.
-            std: its divisor, one a channel.
+            mean: that of the normalisation ``(pixel − mean) / std``, one per channel.
+            std: its divisor, one per channel.
             pixels: the least and the largest value of a pixel before it.
             stabilizer: as in :class:`LinearRule`.
             vanishing: as in :class:`LinearRule`.
@@ -109,7 +109,7 @@ class ZBox(LinearRule):
             if isinstance(bound, list) and len(bound) != channels:
                 raise RuleError(
                     f"z^B has bounds for {len(bound)} channels, and the layer takes {channels}: give low= and high= as "
-                    "one number, or one a channel"
+                    "one number, or one per channel"
                 )
 
     def parts(self, layer: Layer) -> Sequence[Part]:
@@ -127,12 +127,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def _normalised(pixel: float, mean: Sequence[float], std: Sequence[float]) -> list[float]:
     if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
-        raise RuleError(f"a normalisation has one mean and one positive std a channel, not {mean!r} and {std!r}")
+        raise RuleError(f"a normalisation has one mean and one positive std per channel, not {mean!r} and {std!r}")
     return [(pixel - m) / s for m, s in zip(mean, std, strict=True)]
 
 
 def _plain(bound: Bound, name: str) -> float | list[float]:
-    """A bound as one number or one a channel, which a graph can hold and two rules can be compared by."""
+    """A bound as one number or one per channel, which a graph can hold and two rules can be compared by."""
     try:
         values = torch.as_tensor(bound, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -141,7 +141,7 @@ def _plain(bound: Bound, name: str) -> float | list[float]:
         axis = 1 if values.dim() > 3 or values.shape[0] == 1 else 0
         rows = values.movedim(axis, 0).flatten(1)
         if not bool((rows == rows[:, :1]).all()):
-            raise RuleError(f"the bound {name} of z^B varies within a channel; give one number, or one a channel")
+            raise RuleError(f"the bound {name} of z^B varies within a channel; give one number, or one per channel")
         values = rows[:, 0]
     plain: float | list[float] = values.tolist()
     return plain

@@ -134,7 +134,7 @@ class LinearRule(Rule):
             it, and its share goes evenly to the inputs that the output looks at.
         vanishing: what happens to relevance whose denominator vanishes.
             ``"rescale"``: it is handed to the node's inputs in proportion to what the rest
-            of the item's relevance gave them (one factor an item); where nothing is left to
+            of the item's relevance gave them (one factor per item); where nothing is left to
             be in proportion to, evenly to the inputs that carry signal.
             ``"spread"``: evenly to the inputs that carry signal in the output's own window.
             ``"absorb"``: it is absorbed.
