@@ -1,0 +1,109 @@
+"""Whether W and W⁺ are faster in one convolution than in two.
+
+A layer's input is convolved with W, by the model, and with W⁺, for its denominators. One convolution with both as its
+weights reads the input once, but its result must be taken apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import polars as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.methods import Case, Method, Trial
+from benchmarks.pages import Section, groups
+from benchmarks.runs import Benchmark, listed
+from benchmarks.targets import FORMATS
+
+LAYERS = [
+    # in, out, kernel, stride, height and width: those of a ResNet-50
+    (3, 64, 7, 2, 224), (64, 64, 1, 1, 56), (64, 64, 3, 1, 56), (64, 256, 1, 1, 56), (256, 128, 1, 1, 56),
+    (128, 128, 3, 1, 28), (128, 512, 1, 1, 28), (512, 256, 1, 1, 28), (256, 256, 3, 1, 14), (256, 1024, 1, 1, 14),
+    (1024, 512, 1, 1, 14), (512, 512, 3, 1, 7), (512, 2048, 1, 1, 7),
+]  # fmt: skip
+VARIANTS = ("contiguous", "channels-last", "channels-last, weights packed")
+
+
+def subject(case: Case) -> tuple[torch.nn.Module, Tensor]:
+    """Nothing: the layers make their own."""
+    return torch.nn.Identity(), torch.zeros(0)
+
+
+def _layer(number: int, case: Case, joint: bool) -> Callable[[], Any]:
+    """Both convolutions of a layer, as two or as one."""
+    inputs, outputs, kernel, stride, size = LAYERS[number]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(case.batch, inputs, size, size, generator=generator)
+    w = torch.randn(outputs, inputs, kernel, kernel, generator=generator)
+    name, _, packed = case.variant.partition(", ")
+    form = FORMATS[name]
+    weights = [torch.cat([w, w.clamp(min=0)])] if joint else [w, w.clamp(min=0)]
+    convolve = _packed if packed else _dense
+    x = x.contiguous(memory_format=form)
+    calls = [convolve(x, weight.contiguous(memory_format=form), stride, kernel // 2) for weight in weights]
+    if not joint:
+        return lambda: [call() for call in calls]
+
+    def one() -> list[Tensor]:
+        result = calls[0]()
+        return [part.contiguous(memory_format=form) for part in (result[:, :outputs], result[:, outputs:])]
+
+    return one
+
+
+def _dense(x: Tensor, weight: Tensor, stride: int, padding: int) -> Callable[[], Tensor]:
+    return lambda: F.conv2d(x, weight, None, stride, padding)
+
+
+def _packed(x: Tensor, weight: Tensor, stride: int, padding: int) -> Callable[[], Tensor]:
+    """The convolution as oneDNN likes it best, with weights laid out ahead."""
+    how: Any = ([padding] * 2, [stride] * 2, [1, 1], 1)
+    weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *how, list(x.shape))
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, weight, None, *how, "none", [], "")
+
+
+def _method(joint: bool) -> Method:
+    def steps(trial: Trial) -> Iterator[Any]:
+        layers = [_layer(number, trial.case, joint) for number in range(len(LAYERS))]
+
+        @torch.no_grad()
+        def seconds_by_layer() -> dict[str, float]:
+            seconds = {}
+            for number, layer in enumerate(layers):
+                began = time.perf_counter()
+                layer()
+                seconds[f"layer {number}"] = time.perf_counter() - began
+            return seconds
+
+        yield
+        yield seconds_by_layer
+
+    return Method(steps, "model", parts=True)
+
+
+METHODS = {"two": _method(joint=False), "one": _method(joint=True)}
+
+
+def sections(frame: pl.DataFrame) -> list[Section]:
+    """One line per memory format and batch."""
+    lines = []
+    for (variant, batch), rows in groups(frame.filter(pl.col("status") == "ok"), "variant", "batch").items():
+        whole = {row["method"]: row["ratio"] for row in rows.iter_rows(named=True) if row["part"] == ""}
+        layers = rows.filter(pl.col("method") == "one", pl.col("part") != "")["ratio"]
+        lines.append([variant, batch, f"{whole['one']:.2f}", f"{whole['placebo']:.2f}",
+                      f"{layers.min():.2f}–{layers.max():.2f}", f"{(layers < 0.98).sum()} of {len(layers)}"])  # fmt: skip
+    columns = ["memory format", "batch", "one / two, all layers", "placebo", "one / two, by layer",
+               "layers where one is faster"]  # fmt: skip
+    return [Section(columns=columns, lines=lines, notes="Below 1 one convolution would be faster. fxlrp makes two.")]
+
+
+BENCHMARK = Benchmark(
+    "joint-convolutions", "Time the layers of a ResNet-50 with W and W⁺, apart and together.",
+    "benchmarks.joint_convolutions", listed(*(Case("resnet50", batch, 224, variant) for variant in VARIANTS
+                                              for batch in (1, 8))), sections,
+)  # fmt: skip

@@ -1,0 +1,106 @@
+"""The models that are timed, by name, on random weights that are worth explaining; and the noise that they are given."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+MODELS = ("resnet50", "vgg16_bn", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
+_CIFAR = re.compile(r"cifar_resnet(\d+)")
+
+
+def build(name: str, size: int | None = None) -> nn.Module:
+    """A classifier of torchvision, or ``cifar_resnetN`` with N layers; weights always the same, nothing to train.
+
+    Args:
+        name: of the model.
+        size: height and width of the noise on which batch norms are measured; by default the model's own.
+    """
+    torch.manual_seed(0)
+    match = _CIFAR.fullmatch(name)
+    model = CifarResNet(int(match[1])) if match else torchvision.models.get_model(name, weights=None)
+    size = size or native_size(name)
+    return usable(model, 3, size, size).requires_grad_(False)
+
+
+def native_size(name: str) -> int:
+    """Height and width of the images that a model is made for."""
+    return 32 if _CIFAR.fullmatch(name) else 224
+
+
+def is_model(name: str) -> bool:
+    """Whether ``build`` has such a model."""
+    match = _CIFAR.fullmatch(name)
+    if match:
+        return (int(match[1]) - 2) % 6 == 0
+    return name in torchvision.models.list_models(module=torchvision.models)
+
+
+def noise(*shape: int, seed: int = 1, batch: int = 2) -> Tensor:
+    """(batch, *shape), float32, always the same."""
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def usable(model: nn.Module, *shape: int) -> nn.Module:
+    """Random weights made fit to be explained: nothing silent, batch norms measured on noise; eval mode."""
+    _wake(model)
+    model.eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return model
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over the batches
+        norm.train()
+    with torch.no_grad():
+        for seed in (2, 3):
+            model(noise(*shape, seed=seed, batch=4))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def _wake(model: nn.Module) -> None:
+    """Heads, tokens and residual branches that start at zero would leave nothing to propagate through."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or not parameter.is_floating_point() or parameter.any():
+                continue
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.01)
+            else:
+                parameter.fill_(1)  # the scale of a norm or of a branch
+
+
+class CifarResNet(nn.Module):
+    """The residual networks for 32 × 32 images of He et al. (CVPR 2016), 6n + 2 layers.
+
+    Made of torchvision's blocks, so that other packages know them; where the width grows the skip is a projection.
+    """
+
+    def __init__(self, depth: int, classes: int = 10) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"depth {depth}: these networks have 6n + 2 layers")
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(16), nn.ReLU()
+        layers, width = [], 16
+        for wider in (16, 32, 64):
+            for _ in range(blocks):
+                shortcut = None
+                if wider != width:
+                    shortcut = nn.Sequential(nn.Conv2d(width, wider, 1, 2, bias=False), nn.BatchNorm2d(wider))
+                layers.append(BasicBlock(width, wider, wider // width, shortcut))
+                width = wider
+        self.layers = nn.Sequential(*layers)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.avgpool(self.layers(x)).flatten(1))

@@ -1,0 +1,215 @@
+"""What all timing benchmarks share: the command, the sweep over cases, and the files that it writes."""
+
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.csv_table import CsvTable
+from benchmarks.harness import PLACEBO, Entry, Settings, measure
+from benchmarks.methods import Case, Method
+from benchmarks.models import is_model, native_size
+from benchmarks.pages import Section, failures, groups, made, page, ratio
+from benchmarks.provenance import CORES, MEMORY
+from benchmarks.timing_worker import registry
+
+HERE = Path(__file__).parent
+KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
+COLUMNS = {
+    "integers": ("size", "batch"),
+    "numbers": ("ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s",
+                "busy", "processor_ratio"),
+    "texts": ("status", "stage", "reason", "device_name", "threads", "torch", "dtype", "rounds", "date", "version",
+              "memory_format", "run"),
+}  # fmt: skip
+BUSY = 0.25
+"""So many cores in use by others spoil a measurement: threads that wait for one another wait for these."""
+LIMIT = 0.02
+"""A case is slower than before if it is so by this share beyond the placebo."""
+
+Names = list[str] | None
+Cases = Callable[[Sequence[str] | None, Sequence[int] | None], list[Case]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One timing benchmark.
+
+    Attributes:
+        name: of its command, its text and its files.
+        about: what the command's help says.
+        registry: the module whose ``METHODS`` it times, the yardstick first.
+        cases: from the models and batches that are asked for, or ``None``.
+        sections: what its page shows of the rows.
+        rounds, threads: unless another number is asked for.
+        default: the names of the methods that are timed unless others are asked for; empty: all.
+        draw: makes a picture of the rows; returns whether there was anything to draw.
+    """
+
+    name: str
+    about: str
+    registry: str
+    cases: Cases
+    sections: Callable[[pl.DataFrame], Iterable[Section]]
+    rounds: int = 15
+    threads: int = min(2, CORES)
+    default: Sequence[str] = ()
+    draw: Callable[[pl.DataFrame, Path], bool] | None = None
+
+
+def every(models: Sequence[str], batches: Sequence[int], variants: Sequence[str] = ("",)) -> Cases:
+    """Each model in each batch and variant; models and batches may be asked for."""
+
+    def cases(wanted: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Case]:
+        chosen = checked(wanted or models, is_model, "model")
+        return [Case(name, batch, native_size(name), variant)
+                for name, batch, variant in product(chosen, sizes or batches, variants)]  # fmt: skip
+
+    return cases
+
+
+def listed(*cases: Case) -> Cases:
+    """These cases, or those of them whose model or batch is asked for."""
+    return lambda models, batches: [
+        case for case in cases if (not models or case.model in models) and (not batches or case.batch in batches)
+    ]
+
+
+def command(benchmark: Benchmark) -> Callable[..., None]:
+    """The function of which typer makes the command."""
+    methods, _ = registry(benchmark.registry)
+    default = list(benchmark.default or methods)
+
+    def main(
+        model: Annotated[Names, typer.Option(help="Only this model; may be repeated.")] = None,
+        batch: Annotated[list[int] | None, typer.Option(min=1, help="Only this batch; may be repeated.")] = None,
+        method: Annotated[Names, typer.Option(help=f"May be repeated. Default: {', '.join(default)}.")] = None,
+        variant: Annotated[str, typer.Option(help="Only cases whose variant contains this.")] = "",
+        against: Annotated[str, typer.Option(metavar="PATH", help="Another checkout: time fxlrp of both.")] = "",
+        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        rounds: Annotated[int, typer.Option(min=1, help="Calls of each that count.")] = benchmark.rounds,
+        threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = benchmark.threads,
+        timeout: Annotated[float, typer.Option(min=1, help="Seconds for one call, or one set-up.")] = 900,
+        memory: Annotated[float, typer.Option(help="GiB for all processes together.")] = round(0.85 * MEMORY, 1),
+        only_missing: Annotated[bool, typer.Option("--only-missing", help="Skip what has all its rows.")] = False,
+        page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
+        out: Annotated[Path, typer.Option(help="The folder of the CSV file, the page and the picture.")] = HERE,
+    ) -> None:
+        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise typer.BadParameter(f"no device {device} here")
+        chosen = checked(method or default, methods.__contains__, "method")
+        cases = [case for case in benchmark.cases(model, batch) if variant in case.variant]
+        if not cases:
+            raise typer.BadParameter("no case has this model, batch and variant")
+        settings = Settings(benchmark.registry, rounds, threads=threads, timeout=timeout, memory=memory, device=device)
+        out.mkdir(parents=True, exist_ok=True)
+        name = f"{benchmark.name}_against" if against else benchmark.name
+        table, console = CsvTable(out / f"{name}.csv", KEY), Console()
+        contests = [contest for case in cases for contest in _contests(methods, chosen, case, device, against)]
+        finished = page_only or _sweep(contests, settings, table, console, only_missing=only_missing)
+        if not table.rows:
+            raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
+        write_files(benchmark, table, console, compared=bool(against))
+        if not finished:
+            raise typer.Exit(130)
+
+    return main
+
+
+def _contests(
+    methods: Mapping[str, Method], chosen: Sequence[str], case: Case, device: str, against: str
+) -> list[tuple[Case, str, dict[str, Entry]]]:
+    """What is timed side by side, the yardstick first: all methods, or each of fxlrp's beside another checkout's."""
+    suiting = [name for name in chosen if methods[name].suits(case.model, device)]
+    if against:
+        return [(case, name, {"before": Entry(name, against), "now": Entry(name)})
+                for name in suiting if methods[name].kind == "fxlrp"]  # fmt: skip
+    return [(case, "", {name: Entry(name) for name in dict.fromkeys([next(iter(methods)), *suiting])})]
+
+
+def _sweep(
+    contests: Sequence[tuple[Case, str, dict[str, Entry]]], settings: Settings, table: CsvTable, console: Console, *,
+    only_missing: bool = False,
+) -> bool:  # fmt: skip
+    """Measure every contest and enter its rows; whether it came to the end.
+
+    With ``only_missing``, what has all its rows is skipped; the rest is measured as a whole, because ratios are of one
+    run.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
+    try:
+        for number, (case, compared, entries) in enumerate(contests, start=1):
+            head = f"{case.model} {case.variant} {compared}, batch {case.batch}, {case.size} × {case.size}"
+            console.print(f"{' '.join(head.split())} ({number} of {len(contests)})")
+            common = {**asdict(case), "device": settings.device, "compared": compared}
+            keys = [table.key_of({**common, "method": name}) for name in entries]
+            if only_missing and all(key in table.rows for key in keys):
+                console.print("  all there")
+                continue
+            with console.status("") as status:
+                rows = measure(case, entries, settings, status.update)
+            renewed = {key[:-1] for key in keys}
+            table.drop([key for key in table.rows if key[:-1] in renewed])
+            table.add({**common, **row} for row in rows)
+            for row in rows:
+                if "part" not in row:
+                    console.print(_told(row), markup=False, highlight=False, soft_wrap=True)
+            if (rows[0]["busy"] or 0) > BUSY:
+                console.print(f"  other work kept {rows[0]['busy']:.1f} cores busy: these ratios are worth little")
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command with --only-missing goes on from here")
+        return False
+    return True
+
+
+def _told(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}"
+    times = f"{row['seconds']:.4f} s, set-up {row['setup_s']:.2f} s, first call {row['first_s']:.2f} s"
+    return f"  {row['method']}: {ratio(row, 3)}, {times}"
+
+
+def write_files(benchmark: Benchmark, table: CsvTable, console: Console, *, compared: bool = False) -> None:
+    """The page, and the picture if there is one, of what the table has."""
+    frame = table.frame(**COLUMNS)
+    sections = _comparison(frame) if compared else benchmark.sections(frame)
+    path = table.path.with_suffix(".md")
+    path.write_text(page("against" if compared else benchmark.name, [made(frame), *sections, failures(frame)]))
+    console.print(f"written: {table.path}, {path.name}")
+    if benchmark.draw and not compared and benchmark.draw(frame, path.with_suffix(".png")):
+        console.print(f"written: {path.with_suffix('.png')}")
+
+
+def _comparison(frame: pl.DataFrame) -> list[Section]:
+    """Whether a case is slower than in the other checkout."""
+    lines = []
+    for (method, model, variant, batch), rows in groups(
+        frame.filter(pl.col("part") == ""), "compared", "model", "variant", "batch"
+    ).items():
+        by = {row["method"]: row for row in rows.iter_rows(named=True)}
+        if any(by.get(name, {}).get("status") != "ok" for name in ("before", PLACEBO, "now")):
+            lines.append([method, model, variant, batch, "fails", "", "", ""])
+            continue
+        beyond = by["now"]["ratio"] - 1 - abs(by[PLACEBO]["ratio"] - 1)
+        lines.append([method, model, variant, batch, f"{by['before']['seconds']:.4g} s", ratio(by[PLACEBO], 3),
+                      ratio(by["now"], 3), "**slower**" if beyond > LIMIT else "no"])  # fmt: skip
+    slower = sum(line[-1] == "**slower**" for line in lines)
+    columns = ["method", "model", "variant", "batch", "before", "placebo / before", "now / before", "slower"]
+    text = f"Slower by more than {LIMIT:.0%} beyond the placebo: {slower} of {len(lines)} cases."
+    return [Section("Cases", text, columns=columns, lines=lines, level=2)]
+
+
+def checked(names: Iterable[str], fits: Callable[[str], bool], what: str) -> list[str]:
+    """The names, if all of them fit."""
+    names = list(names)
+    unknown = [name for name in names if not fits(name)]
+    if unknown:
+        raise typer.BadParameter(f"no {what} {', '.join(unknown)}")
+    return names

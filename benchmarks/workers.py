@@ -1,0 +1,199 @@
+"""Worker processes: a worker starts with a job and answers one request at a time; whatever ends it is a `Failure`.
+
+A request is one line of JSON on standard input, ``{"do": NAME, …}``. The answer is any number of lines
+``{"progress": {…}}`` on standard output, then one line ``{"reply": {…}}`` or ``{"error": TEXT}``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import ROOT
+
+Row = dict[str, Any]
+_LONGEST_REASON = 600
+
+
+class Failure(Exception):
+    """A worker failed: at which stage, and why."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage, self.reason = stage, reason
+
+    @property
+    def of_memory(self) -> bool:
+        return any(word in self.reason for word in ("memory", "bad_alloc", "SIGKILL"))
+
+
+# The controller's side ---------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that works when it is asked to, until `close`.
+
+    Args:
+        tasks: the module whose class ``Tasks`` has a method per request; it is made of ``job`` and of a function that
+            sends progress.
+        job: what to work on; JSON.
+        timeout: seconds for one request.
+        threads: of torch and of the libraries under it.
+        memory: the most GiB that it may ask the system for; ``None``: no limit.
+        checkout: another checkout of fxlrp, which the process imports in place of this one.
+
+    Attributes:
+        progress: what the worker has told of the current request.
+    """
+
+    def __init__(
+        self, tasks: str, job: Row, *, timeout: float, threads: int, memory: float | None = None, checkout: str = ""
+    ) -> None:
+        self.timeout, self.stage, self.progress, self.closed = timeout, "start", {}, False
+        self._unread = b""
+        self._scratch = tempfile.TemporaryDirectory()
+        folder = Path(self._scratch.name)
+        self.log = folder / "log.txt"
+        # Caches of its own: what an earlier run compiled must be compiled again.
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+        numbers = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        started = json.dumps({"tasks": tasks, "job": {**job, "threads": threads}, "memory": memory,
+                              "checkout": checkout and str(Path(checkout).resolve())})  # fmt: skip
+        with self.log.open("wb") as log:
+            # A session of its own, so that whatever it starts can be ended with it.
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from benchmarks.workers import serve; serve()", started], cwd=ROOT,
+                env=os.environ | caches | numbers, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End the process, with whatever it started, such as compilers."""
+        if self.closed:
+            return
+        self.closed = True
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):
+                pipe.close()
+        self._scratch.cleanup()
+
+    def ask(self, stage: str, **request: Any) -> Row:
+        """The reply to a request; ``stage`` names it in a `Failure`."""
+        self.send(stage, **request)
+        reply = None
+        while reply is None:
+            wait([self])
+            reply = self.poll()
+        return reply
+
+    def send(self, stage: str, **request: Any) -> None:
+        """Send a request without waiting for the reply."""
+        self.stage, self.progress, self.until = stage, {}, time.monotonic() + self.timeout
+        with suppress(BrokenPipeError):  # of a dead process: `poll` tells how it ended
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def poll(self) -> Row | None:
+        """The reply, or ``None`` while the worker works on it."""
+        if not select.select([self.process.stdout], [], [], 0)[0]:
+            if time.monotonic() >= self.until:
+                raise Failure(self.stage, f"took longer than {self.timeout:.0f} s")
+            return None
+        received = os.read(self.process.stdout.fileno(), 65536)
+        if not received:
+            raise Failure(self.stage, _how_it_ended(self.process.wait(), self.log))
+        *lines, self._unread = (self._unread + received).split(b"\n")
+        for line in map(json.loads, lines):
+            if "error" in line:
+                raise Failure(self.stage, line["error"])
+            if "reply" in line:
+                return line["reply"]
+            self.progress = line["progress"]
+        return None
+
+
+def wait(workers: Sequence[Worker]) -> None:
+    """Return when one of the workers has something to read, or has passed its deadline."""
+    seconds = min(worker.until for worker in workers) - time.monotonic()
+    select.select([worker.process.stdout for worker in workers], [], [], max(0.0, seconds))
+
+
+def _how_it_ended(code: int, log: Path) -> str:
+    """Why a process is no more, from its exit status and the last line of what it wrote."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    last = f": {lines[-1][:300]}" if lines else ""
+    if code < 0:
+        memory = ", probably out of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{memory}{last}"
+    return f"ended with status {code}{last}"
+
+
+# The worker's side -------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Answer requests until standard input ends."""
+    started = json.loads(sys.argv[1])
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore")
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what is printed goes to the log
+
+    def tell(kind: str, what: object) -> None:
+        replies.write(json.dumps({kind: what}) + "\n")
+
+    tasks = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if tasks is None:
+                _bound(started["memory"])
+                _import_fxlrp(started["checkout"])
+                module = importlib.import_module(started["tasks"])
+                tasks = module.Tasks(started["job"], lambda progress: tell("progress", progress))
+            tell("reply", getattr(tasks, request.pop("do"))(**request))
+        except Exception as error:
+            tell("error", one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of bounded length, with files named from their package on."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = re.sub(r"[^\s'\"(]*/(?:site|dist)-packages/", "", text).replace(f"{ROOT}/", "")
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
+
+
+def _bound(memory: float | None) -> None:
+    """A process that asks for too much gets an error; if all together do, one of these is to end, not the run."""
+    if memory is not None:
+        limit = int(memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _import_fxlrp(checkout: str) -> None:
+    """Import fxlrp, and it alone, from another checkout."""
+    if checkout:
+        sys.path.insert(0, checkout)
+        module = importlib.import_module("fxlrp")
+        sys.path.remove(checkout)
+        if not Path(module.__file__).is_relative_to(checkout):
+            raise ImportError(f"{checkout} holds no fxlrp")
