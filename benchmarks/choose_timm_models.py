@@ -1,7 +1,5 @@
 """Choose the smallest model of each timm family, a few minutes: so that all sweeps of coverage take the same."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 

@@ -1,10 +1,6 @@
 """Which models compile, how well they conserve, and what the peers keep: one row per model, each in its own process."""
 
-from __future__ import annotations
-
-import shlex
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatch
@@ -15,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.coverage_page import sections
+from benchmarks.coverage_page import context
 from benchmarks.csv_table import CsvTable
 from benchmarks.pages import page
 from benchmarks.peers import PEERS
@@ -68,8 +64,7 @@ def main(
     except KeyboardInterrupt:
         interrupted = True
         console.print("interrupted: the same command goes on from here")
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    (out / "coverage.md").write_text(page("coverage", sections(tables[False], tables[True], command)))
+    (out / "coverage.md").write_text(page("coverage", **context(tables[False], tables[True])))
     console.print(f"written: {out / 'coverage.md'}")
     if interrupted:
         raise typer.Exit(130)
@@ -95,7 +90,7 @@ def _measured(todo: Sequence[Row], jobs: int, timeout: float, threads: int, memo
             if waiting and len(running) < jobs:
                 row = waiting.pop()
                 job = {"zoo": "torchvision", "dtype": "float32", "peer": ""} | row
-                worker = Worker("benchmarks.coverage_worker", job, timeout=timeout, threads=threads, memory=memory)
+                worker = Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
                 stack.callback(worker.close)
                 worker.send("measure", do="measure")
                 running[worker] = row

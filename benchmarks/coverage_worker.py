@@ -1,7 +1,5 @@
 """The worker that compiles and explains one model, and checks what became of the relevance."""
 
-from __future__ import annotations
-
 import resource
 import time
 from collections import Counter

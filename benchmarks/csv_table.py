@@ -1,7 +1,5 @@
 """Rows in a CSV file that is complete at any moment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,8 @@ class CsvTable:
 
     def __init__(self, path: Path, key: Sequence[str]) -> None:
         self.path, self.key = path, tuple(key)
-        self.rows: dict[Key, dict[str, str]] = {}
-        if path.exists():
-            for row in pl.read_csv(path, infer_schema=False).fill_null("").iter_rows(named=True):
-                self.rows[self.key_of(row)] = row
+        read = pl.read_csv(path, infer_schema=False).fill_null("").iter_rows(named=True) if path.exists() else ()
+        self.rows: dict[Key, dict[str, str]] = {self.key_of(row): row for row in read}
 
     def key_of(self, row: dict[str, Any]) -> Key:
         return tuple(str(row.get(column, "")) for column in self.key)
@@ -33,33 +29,26 @@ class CsvTable:
         """Add rows, or replace those with the same key, and write the file."""
         texts = [{column: _text(value) for column, value in row.items()} for row in rows]
         self.rows |= {self.key_of(row): row for row in texts}
-        self._write()
-
-    def drop(self, keys: Iterable[Key]) -> None:
-        """Take rows out, and write the file."""
-        gone = self.rows.keys() & set(keys)
-        if gone:
-            self.rows = {key: row for key, row in self.rows.items() if key not in gone}
-            self._write()
-
-    def frame(self, *, integers: Sequence[str] = (), numbers: Sequence[str] = (), texts: Sequence[str] = ()) -> Any:
-        """The rows as a frame that has at least these columns; a missing number is ``None``, a missing text ``""``."""
-        columns = dict.fromkeys([*self.key, *(name for row in self.rows.values() for name in row)])
-        columns |= dict.fromkeys([*integers, *numbers, *texts])
-        return _strings(self.rows.values(), columns).with_columns(
-            *(pl.col(name).cast(pl.Int64 if name in integers else pl.Float64) if name in {*integers, *numbers}
-              else pl.col(name).fill_null("") for name in columns)
-        )  # fmt: skip
-
-    def _write(self) -> None:
         partial = self.path.with_suffix(".partial")
-        _strings(self.rows.values(), [name for row in self.rows.values() for name in row]).write_csv(partial)
+        self._strings(name for row in self.rows.values() for name in row).write_csv(partial)
         partial.replace(self.path)
 
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Take rows out; the file follows when rows are added."""
+        for key in set(keys) & self.rows.keys():
+            del self.rows[key]
 
-def _strings(rows: Iterable[dict[str, str]], columns: Iterable[str]) -> pl.DataFrame:
-    schema = dict.fromkeys(columns, pl.String)
-    return pl.DataFrame([{name: row.get(name) or None for name in schema} for row in rows], schema=schema)
+    def frame(self, integers: Sequence[str] = (), numbers: Sequence[str] = (), texts: Sequence[str] = ()) -> pl.DataFrame:
+        """The rows with at least these columns; a missing number is ``None``, a missing text ``""``."""
+        columns = [*self.key, *(name for row in self.rows.values() for name in row), *integers, *numbers, *texts]
+        types = dict.fromkeys(integers, pl.Int64) | dict.fromkeys(numbers, pl.Float64)
+        return self._strings(columns).with_columns(
+            pl.col(name).cast(types[name]) if name in types else pl.col(name).fill_null("") for name in set(columns)
+        )
+
+    def _strings(self, columns: Iterable[str]) -> pl.DataFrame:
+        schema = dict.fromkeys(columns, pl.String)
+        return pl.DataFrame([{name: row.get(name) or None for name in schema} for row in self.rows.values()], schema)
 
 
 def _text(value: Any) -> str:

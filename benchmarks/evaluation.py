@@ -1,17 +1,13 @@
 """What insertion and deletion cost beside the forward passes in them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import polars as pl
 import torch
 
 from benchmarks import models
 from benchmarks.methods import Case, Method, Trial
-from benchmarks.pages import Section, groups
 from benchmarks.runs import Benchmark, listed
 from fxlrp import quantize_heat
 from fxlrp.evaluation import PlateauWarning, insertion_deletion
@@ -66,22 +62,7 @@ def _metric(trial: Trial) -> Iterator[Any]:
 METHODS = {"forward passes": Method(_forward, "model"), "metric": Method(_metric, "fxlrp", "fxlrp")}
 
 
-def sections(frame: pl.DataFrame) -> list[Section]:
-    """One line per model and way to deal with ties."""
-    lines = []
-    for (model, variant), rows in groups(frame.filter(pl.col("status") == "ok"), "model", "variant").items():
-        by = {row["method"]: row for row in rows.iter_rows(named=True)}
-        if {"forward passes", "placebo", "metric"} <= by.keys():
-            seconds = [f"{by[name]['seconds']:.2f} s" for name in METHODS]
-            ratios = [f"{by[name]['ratio']:.3f}" for name in ("placebo", "metric")]
-            lines.append([model, *variant.replace(" pixels", "").replace(" levels", "").split(", "),
-                          by["metric"]["passes"], *seconds, *ratios])  # fmt: skip
-    columns = ["model", "pixels per step", "ties", "levels", "forward passes", "they take", "the metric takes",
-               "placebo", "ratio"]  # fmt: skip
-    return [Section(columns=columns, lines=lines)]
-
-
 BENCHMARK = Benchmark(
     "evaluation", "Time insertion and deletion of one image, and the same number of forward passes.",
-    "benchmarks.evaluation", listed(*CASES), sections, rounds=5, threads=1,
+    "benchmarks.evaluation", listed(*CASES), rounds=5, threads=1, facts={"passes": ".0f"},
 )  # fmt: skip

@@ -5,13 +5,11 @@ machine, so the ratio of each to the yardstick's call of its round is taken, and
 yardstick in a second process: how far its ratio lies from 1 is what nothing explains.
 """
 
-from __future__ import annotations
-
-import statistics
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from statistics import median
 
 import torch
 
@@ -70,20 +68,18 @@ def measure(
     yardstick, *others = entries
     entries = {yardstick: entries[yardstick], PLACEBO: entries[yardstick], **entries}
     common = {
-        **asdict(case), "device": settings.device, "device_name": processor(), "threads": settings.threads,
-        "dtype": "float32", "busy": busy_cores(), "torch": torch.__version__, "yardstick": yardstick,
+        **asdict(case), "device": settings.device, "threads": settings.threads, "dtype": "float32", "date": now(),
+        "busy": busy_cores(), "torch": torch.__version__, "yardstick": yardstick,
         "run": f"{case.model} {case.size} {case.batch} {datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}",
-        "date": now(),
     }  # fmt: skip
-    waiting, rows, number = [PLACEBO, *others], {}, 0
+    waiting, rows, group = [PLACEBO, *others], {}, 0
     while waiting:
-        number += 1
+        group += 1
         for name, measured in _Group(case, entries, settings, tell).measured(waiting).items():
-            rows.setdefault(name, [{**common, "group": number, "method": name, **row} for row in measured])
-    ordered = [row for name in entries for row in rows[name]]
+            rows.setdefault(name, [{**common, "group": group, "method": name, **row} for row in measured])
     # What failed early could not tell on which device.
-    device = next((row["device_name"] for row in ordered if row["status"] == "ok"), processor())
-    return [{**row, "device_name": device} for row in ordered]
+    device = next((row["device_name"] for some in rows.values() for row in some if "device_name" in row), processor())
+    return [{**row, "device_name": device} for name in entries for row in rows[name]]
 
 
 class TimedMethod:
@@ -98,10 +94,8 @@ class TimedMethod:
     def __init__(self, name: str, entry: Entry, case: Case, settings: Settings, room: float | None) -> None:
         self.name, self.facts, self.calls, self.holds, self.most = name, {}, [], 0, 0
         job = {"case": asdict(case), "method": entry.method, "registry": settings.registry, "device": settings.device}
-        self.worker = Worker(
-            "benchmarks.timing_worker", job, timeout=settings.timeout, threads=settings.threads, memory=room,
-            checkout=entry.checkout,
-        )  # fmt: skip
+        options = (settings.timeout, settings.threads, room, entry.checkout)
+        self.worker = Worker("benchmarks.timing_worker", job, *options)
         self.close = self.worker.close
 
     def prepare(self, warmups: int) -> None:
@@ -122,6 +116,24 @@ class TimedMethod:
         """One more call, for its memory."""
         self.facts |= self.worker.ask("memory", do="weigh")
 
+    def failed(self, failure: Failure) -> list[Row]:
+        return [{**self.facts, "status": "failed", "stage": failure.stage, "reason": failure.reason}]
+
+    def rows(self, yardstick: "TimedMethod") -> list[Row]:
+        """The row of the whole call, and one for each part, beside the yardstick's same part or its whole call."""
+        processor = [own["processor"] / other["processor"] if other["processor"] else float("nan")
+                     for own, other in zip(self.calls, yardstick.calls, strict=True)]  # fmt: skip
+        whole = {**self.facts, "processor_ratio": median(processor),
+                 "times": " ".join(f"{call['seconds']:.4g}" for call in self.calls)}  # fmt: skip
+        rows = []
+        for part in dict.fromkeys(["", *(part for call in self.calls for part in call["parts"])]):
+            times = [call["parts"].get(part, 0.0) if part else call["seconds"] for call in self.calls]
+            others = [call["parts"].get(part, call["seconds"]) for call in yardstick.calls]
+            ratios = [own / other for own, other in zip(times, others, strict=True)]
+            rows.append({"part": part, "status": "ok", "rounds": len(times), "ratio": median(ratios), "ratio_min":
+                         min(ratios), "ratio_max": max(ratios), "seconds": median(times), **({} if part else whole)})
+        return rows
+
 
 class _Group:
     """Methods whose processes live at the same time, the yardstick first."""
@@ -135,20 +147,28 @@ class _Group:
 
     def measured(self, waiting: list[str]) -> dict[str, list[Row]]:
         """The rows of as many as there is room for, which are taken out of ``waiting``."""
-        yardstick = next(iter(self.entries))
+        names, yardstick = waiting[:], next(iter(self.entries))
         with ExitStack() as stack:
-            try:
-                self._admit(yardstick, stack)
-                while waiting and self._admit(waiting[0], stack):
-                    waiting.pop(0)
-                self._rounds()
-            except _YardstickFailure as failure:
-                names = [*(member.name for member in self.members), *waiting]
-                waiting.clear()
-                reason = f"{yardstick}, the yardstick, failed at {failure.stage}: {failure.reason}"
-                lost = {name: _failed(Failure("yardstick", reason)) for name in names}
-                return lost | self.failed | {yardstick: _failed(failure)}
-        return {member.name: _rows(member, self.members[0]) for member in self.members} | self.failed
+            self._admit(yardstick, stack)
+            while self.members and waiting and self._admit(waiting[0], stack):
+                waiting.pop(0)
+            for number in range(self.settings.rounds):
+                self.tell(f"round {number + 1} of {self.settings.rounds}")
+                # There and back, so that what drifts evenly has no side.
+                self._turns(self.members[:] if number % 2 == 0 else self.members[::-1], "count")
+            self.tell("memory")
+            self._turns(self.members[:], "weigh")
+        if yardstick not in self.failed:
+            return {member.name: member.rows(self.members[0]) for member in self.members} | self.failed
+        waiting.clear()
+        (failure,) = self.failed[yardstick]
+        reason = f"{yardstick}, the yardstick, failed at {failure['stage']}: {failure['reason']}"
+        return {name: [{"status": "failed", "stage": "yardstick", "reason": reason}] for name in names} | self.failed
+
+    def _turns(self, members: list[TimedMethod], step: str) -> None:
+        for member in members:
+            if member in self.members:
+                self._step(member, getattr(member, step))
 
     def _admit(self, name: str, stack: ExitStack) -> bool:
         """Start a method and bring it to its first call that counts; ``False``: it must wait for the next group."""
@@ -160,76 +180,30 @@ class _Group:
             return False
         self.tell(f"{name}: set-up")
         method = TimedMethod(name, self.entries[name], self.case, self.settings, room)
-        with ExitStack() as own:
-            own.callback(method.close)
-            try:
-                method.prepare(self.settings.warmups)
-            except Failure as failure:
-                if not self.members:
-                    raise _YardstickFailure(failure.stage, failure.reason) from failure
-                if crowded and failure.of_memory:
-                    return False
-                self.failed[name] = _failed(failure, method.facts)
-                return True
-            if crowded and room is not None and not self._fits(method):
-                return False
-            stack.push(own.pop_all())
+        stack.callback(method.close)
+        if not self._step(method, lambda: method.prepare(self.settings.warmups), crowded=crowded):
+            return name in self.failed
+        if crowded and room is not None and not self._fit([*self.members, method]):
+            method.close()
+            return False
         self.members.append(method)
         return True
 
-    def _fits(self, new: TimedMethod) -> bool:
+    def _fit(self, methods: list[TimedMethod]) -> bool:
         """Whether all can be held at once, and any one of them be at its peak."""
-        methods = [*self.members, new]
         total = sum(method.holds for method in methods) + max(method.most - method.holds for method in methods)
         return total <= self.settings.memory * _GIB
 
-    def _rounds(self) -> None:
-        for number in range(self.settings.rounds):
-            self.tell(f"round {number + 1} of {self.settings.rounds}")
-            # There and back, so that what drifts evenly has no side.
-            for member in self.members[:] if number % 2 == 0 else self.members[::-1]:
-                self._step(member, member.count)
-        self.tell("memory")
-        for member in self.members[:]:
-            self._step(member, member.weigh)
-
-    def _step(self, member: TimedMethod, step: Callable[[], None]) -> None:
+    def _step(self, method: TimedMethod, step: Callable[[], None], crowded: bool = False) -> bool:
+        """Whether a step was done; what failed is a row, unless it lacked memory because it was not alone."""
         try:
             step()
+            return True
         except Failure as failure:
-            if member is self.members[0]:
-                raise _YardstickFailure(failure.stage, failure.reason) from failure
-            self.members.remove(member)
-            member.close()
-            self.failed[member.name] = _failed(failure, member.facts)
-
-
-class _YardstickFailure(Failure):
-    """Without the yardstick there are no ratios."""
-
-
-def _failed(failure: Failure, facts: Row | None = None) -> list[Row]:
-    return [{**(facts or {}), "status": "failed", "stage": failure.stage, "reason": failure.reason}]
-
-
-def _rows(member: TimedMethod, yardstick: TimedMethod) -> list[Row]:
-    """The row of the whole call, and one for each part, beside the yardstick's same part or its whole call."""
-    times, others = ([call["seconds"] for call in timed.calls] for timed in (member, yardstick))
-    processor = [call["processor"] / other["processor"] if other["processor"] else float("nan")
-                 for call, other in zip(member.calls, yardstick.calls, strict=True)]  # fmt: skip
-    whole = {**member.facts, "status": "ok", **_compared(times, others), "rounds": len(times),
-             "times": " ".join(f"{seconds:.4g}" for seconds in times),
-             "processor_ratio": statistics.median(processor)}  # fmt: skip
-    rows = [whole]
-    for part in dict.fromkeys(part for call in member.calls for part in call["parts"]):
-        times = [call["parts"].get(part, 0.0) for call in member.calls]
-        others = [call["parts"].get(part, call["seconds"]) for call in yardstick.calls]
-        rows.append({"part": part, "status": "ok", **_compared(times, others), "rounds": len(times),
-                     **{name: member.facts[name] for name in ("version", "memory_format") if name in member.facts}})  # fmt: skip
-    return rows
-
-
-def _compared(times: list[float], others: list[float]) -> Row:
-    ratios = [own / other for own, other in zip(times, others, strict=True)]
-    return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
-            "seconds": statistics.median(times)}  # fmt: skip
+            method.close()
+            if not (crowded and failure.of_memory):
+                self.failed[method.name] = method.failed(failure)
+            # Without the yardstick there are no ratios.
+            first = self.members[:1] == [method]
+            self.members = [] if first else [member for member in self.members if member is not method]
+            return False

@@ -4,19 +4,15 @@ A layer's input is convolved with W, by the model, and with W⁺, for its denomi
 weights reads the input once, but its result must be taken apart.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.methods import Case, Method, Trial
-from benchmarks.pages import Section, groups
 from benchmarks.runs import Benchmark, listed
 from benchmarks.targets import FORMATS
 
@@ -89,21 +85,8 @@ def _method(joint: bool) -> Method:
 METHODS = {"two": _method(joint=False), "one": _method(joint=True)}
 
 
-def sections(frame: pl.DataFrame) -> list[Section]:
-    """One line per memory format and batch."""
-    lines = []
-    for (variant, batch), rows in groups(frame.filter(pl.col("status") == "ok"), "variant", "batch").items():
-        whole = {row["method"]: row["ratio"] for row in rows.iter_rows(named=True) if row["part"] == ""}
-        layers = rows.filter(pl.col("method") == "one", pl.col("part") != "")["ratio"]
-        lines.append([variant, batch, f"{whole['one']:.2f}", f"{whole['placebo']:.2f}",
-                      f"{layers.min():.2f}–{layers.max():.2f}", f"{(layers < 0.98).sum()} of {len(layers)}"])  # fmt: skip
-    columns = ["memory format", "batch", "one / two, all layers", "placebo", "one / two, by layer",
-               "layers where one is faster"]  # fmt: skip
-    return [Section(columns=columns, lines=lines, notes="Below 1 one convolution would be faster. fxlrp makes two.")]
-
-
 BENCHMARK = Benchmark(
     "joint-convolutions", "Time the layers of a ResNet-50 with W and W⁺, apart and together.",
     "benchmarks.joint_convolutions", listed(*(Case("resnet50", batch, 224, variant) for variant in VARIANTS
-                                              for batch in (1, 8))), sections,
+                                              for batch in (1, 8))),
 )  # fmt: skip

@@ -1,7 +1,5 @@
 """Where the time of an explanation goes, by kind of node."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +10,11 @@ import fxlrp
 from benchmarks.methods import METHODS as ALL
 from benchmarks.methods import YARDSTICK, Method, Trial, fxlrp_method
 from benchmarks.models import MODELS
-from benchmarks.pages import Section, groups, in_order
+from benchmarks.pages import groups, in_order
 from benchmarks.runs import Benchmark, every
 
 FORWARD, PRODUCTS, REST = "forward", "relevance: products", "relevance: rest"
+PRESETS = ("conserving", "otsuki2024")
 PROFILE = ", step by step"
 _LEAST = 0.005
 """What is below in every model has no line of its own."""
@@ -39,36 +38,38 @@ def _profile(preset: str) -> Method:
 
 
 METHODS = {YARDSTICK: ALL[YARDSTICK]}
-for _preset in ("conserving", "otsuki2024"):
+for _preset in PRESETS:
     METHODS |= {_preset: fxlrp_method(_preset, channels_last=True), _preset + PROFILE: _profile(_preset)}
 
 
-def sections(frame: pl.DataFrame) -> Iterator[Section]:
-    """One table per preset, batch and device."""
+def context(frame: pl.DataFrame) -> dict[str, Any]:
+    """One table per device, preset and batch."""
     frame = in_order(frame.filter(pl.col("status") == "ok"), "model", MODELS)
     frame = frame.with_columns(preset=pl.col("method").str.replace(PROFILE, "", literal=True))
-    presets = frame.filter(~pl.col("preset").is_in([YARDSTICK, "placebo"])).sort("preset", "batch", maintain_order=True)
-    for (device, preset, batch), rows in groups(presets, "device_name", "preset", "batch").items():
-        models = list(rows["model"].unique(maintain_order=True))
-        cells: dict[str, dict[str, float]] = defaultdict(dict)
-        for row in rows.filter(pl.col("part") != "").iter_rows(named=True):
-            cells[row["part"]][row["model"]] = row["ratio"]
-        large = {part: values for part, values in cells.items() if max(values.values()) >= _LEAST}
-        order = sorted(large, key=lambda part: -sum(large[part].values()))
-        lines = [[part, *(f"{value:.2f}" if (value := large[part].get(model, 0)) >= _LEAST else "" for model in models)]
-                 for part in order]  # fmt: skip
-        small = set(cells) - set(large)
-        forward = {part for part in cells if part.endswith(f", {FORWARD}")}
-        for title, parts in (("others", small), ("**sum of the forward pass**", forward),
-                             ("**sum of relevance**", set(cells) - forward), ("**sum of both**", set(cells))):  # fmt: skip
-            lines.append([title, *(f"{sum(cells[part].get(model, 0) for part in parts):.2f}" for model in models)])
-        calls = {row["model"]: row["ratio"] for row in rows.filter(pl.col("method") == preset).iter_rows(named=True)
-                 if row["part"] == ""}  # fmt: skip
-        lines.append(["one call, by itself", *(f"{calls[model]:.2f}" if model in calls else "" for model in models)])
-        yield Section(f"{preset}, batch {batch}, {device}", columns=["kind of node", *models], lines=lines, level=2)
+    frame = frame.filter(pl.col("preset").is_in(PRESETS)).sort("preset", "batch", maintain_order=True)
+    return {"tables": [(key, *_table(rows)) for key, rows in groups(frame, "device_name", "preset", "batch").items()]}
+
+
+def _table(rows: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    models = rows["model"].unique(maintain_order=True).to_list()
+    cells: dict[str, dict[str, float]] = defaultdict(dict)
+    for part, model, value in rows.filter(pl.col("method") != pl.col("preset")).select("part", "model", "ratio").rows():
+        cells[part][model] = value
+    cells.pop("", None)  # the whole of the step-by-step run
+    large = {part: values for part, values in cells.items() if max(values.values()) >= _LEAST}
+    lines = [[part, *(f"{value:.2f}" if (value := large[part].get(model, 0)) >= _LEAST else "" for model in models)]
+             for part in sorted(large, key=lambda part: -sum(large[part].values()))]  # fmt: skip
+    forward = {part for part in cells if part.endswith(f", {FORWARD}")}
+    sums = {"others": set(cells) - set(large), "**sum of the forward pass**": forward,
+            "**sum of relevance**": set(cells) - forward, "**sum of both**": set(cells)}  # fmt: skip
+    lines += [[title, *(f"{sum(cells[part].get(model, 0) for part in parts):.2f}" for model in models)]
+              for title, parts in sums.items()]  # fmt: skip
+    calls = dict(rows.filter(pl.col("method") == pl.col("preset")).select("model", "ratio").rows())
+    lines.append(["one call, by itself", *(f"{calls[model]:.2f}" if model in calls else "" for model in models)])
+    return ["kind of node", *models], lines
 
 
 BENCHMARK = Benchmark(
     "kinds", "Time every step of the optimised program, beside autograd and a whole call.", "benchmarks.kinds",
-    every(MODELS, (1, 8)), sections, rounds=5,
+    every(MODELS, (1, 8)), context, rounds=5,
 )  # fmt: skip

@@ -5,8 +5,6 @@ yields; then it does the set-up, which is timed once, and yields the call, which
 explains the predicted class of every image of the batch in one call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -19,6 +17,8 @@ import fxlrp
 from benchmarks.peers import PEERS
 
 YARDSTICK = "autograd"
+CHANNELS_LAST = {"channels_last": True}
+INDUCTOR = {"channels_last": True, "backend": "inductor"}
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Method:
         kind: ``"model"``, ``"fxlrp"`` or ``"peer"``.
         package: whose version goes into the row.
         channels_last: whether model and images are laid out so.
-        models: a pattern; the method does not apply to others.
-        device: the only one it runs on, if there is one.
+        models, device: a pattern, and the only device if there is one; the method does not apply to others.
         parts: whether the call returns seconds by part, which are told instead of its own.
     """
 
@@ -93,9 +92,7 @@ def _forward_replayed(trial: Trial) -> Iterator[Any]:
     yield lambda: (graph.replay(), output)
 
 
-def autograd(trial: Trial) -> Iterator[Any]:
-    """Forward, and backward from the predicted logit to the image."""
-
+def _autograd(trial: Trial) -> Iterator[Any]:
     def call() -> Tensor:
         leaf = trial.images.detach().requires_grad_()
         return torch.autograd.grad(trial.model(leaf).amax(dim=1).sum(), leaf)[0]
@@ -105,7 +102,7 @@ def autograd(trial: Trial) -> Iterator[Any]:
 
 
 def fxlrp_method(
-    preset: str = "conserving", *, channels_last: bool = False, models: str = "*", device: str = "",
+    preset: str = "conserving", channels_last: bool = False, models: str = "*", device: str = "",
     heatmap: bool = False, **options: Any,
 ) -> Method:  # fmt: skip
     """An explainer of fxlrp; further options are those of ``fxlrp.compile``."""
@@ -130,21 +127,21 @@ def _peer(name: str, models: str = "*") -> Method:
 
 
 METHODS: dict[str, Method] = {
-    YARDSTICK: Method(autograd, "model"),
+    YARDSTICK: Method(_autograd, "model"),
     "forward": Method(_forward, "model"),
     "forward channels-last": Method(_forward, "model", channels_last=True),
     "forward inductor": Method(_forward_compiled, "model", channels_last=True),
     "forward cudagraph": Method(_forward_replayed, "model", channels_last=True, device="cuda"),
     "fxlrp eager": fxlrp_method(),
-    "fxlrp channels-last": fxlrp_method(channels_last=True),
-    "fxlrp inductor": fxlrp_method(channels_last=True, backend="inductor"),
-    "fxlrp cudagraphs": fxlrp_method(channels_last=True, device="cuda", backend="cudagraphs"),
-    "fxlrp channels-last otsuki2024": fxlrp_method("otsuki2024", channels_last=True),
-    "fxlrp inductor otsuki2024": fxlrp_method("otsuki2024", channels_last=True, backend="inductor"),
-    "fxlrp channels-last epsilon_plus": fxlrp_method("epsilon_plus", channels_last=True),
-    "fxlrp channels-last epsilon": fxlrp_method("epsilon", channels_last=True),
-    "fxlrp inductor epsilon_plus": fxlrp_method("epsilon_plus", channels_last=True, backend="inductor"),
-    "fxlrp inductor epsilon": fxlrp_method("epsilon", channels_last=True, backend="inductor"),
+    "fxlrp channels-last": fxlrp_method(**CHANNELS_LAST),
+    "fxlrp inductor": fxlrp_method(**INDUCTOR),
+    "fxlrp cudagraphs": fxlrp_method(**CHANNELS_LAST, device="cuda", backend="cudagraphs"),
+    "fxlrp channels-last otsuki2024": fxlrp_method("otsuki2024", **CHANNELS_LAST),
+    "fxlrp inductor otsuki2024": fxlrp_method("otsuki2024", **INDUCTOR),
+    "fxlrp channels-last epsilon_plus": fxlrp_method("epsilon_plus", **CHANNELS_LAST),
+    "fxlrp channels-last epsilon": fxlrp_method("epsilon", **CHANNELS_LAST),
+    "fxlrp inductor epsilon_plus": fxlrp_method("epsilon_plus", **INDUCTOR),
+    "fxlrp inductor epsilon": fxlrp_method("epsilon", **INDUCTOR),
     "fxlrp eager cp_lrp": fxlrp_method("cp_lrp", models="vit_*"),
     "fxlrp inductor cp_lrp": fxlrp_method("cp_lrp", models="vit_*", backend="inductor"),
     "zennit EpsilonPlus": _peer("zennit EpsilonPlus"),

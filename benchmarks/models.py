@@ -1,8 +1,7 @@
-"""The models that are timed, by name, on random weights that are worth explaining; and the noise that they are given."""
-
-from __future__ import annotations
+"""The models that are timed, by name, on random weights that are worth explaining; and the noise they are given."""
 
 import re
+from typing import Any
 
 import torch
 import torchvision
@@ -13,17 +12,16 @@ MODELS = ("resnet50", "vgg16_bn", "densenet121", "efficientnet_b0", "convnext_ti
 _CIFAR = re.compile(r"cifar_resnet(\d+)")
 
 
-def build(name: str, size: int | None = None) -> nn.Module:
-    """A classifier of torchvision, or ``cifar_resnetN`` with N layers; weights always the same, nothing to train.
+def subject(case: Any) -> tuple[nn.Module, Tensor]:
+    """The model and the images of a case."""
+    return build(case.model), noise(3, case.size, case.size, batch=case.batch)
 
-    Args:
-        name: of the model.
-        size: height and width of the noise on which batch norms are measured; by default the model's own.
-    """
+
+def build(name: str) -> nn.Module:
+    """A classifier of torchvision, or ``cifar_resnetN`` with N layers; weights always the same, nothing to train."""
     torch.manual_seed(0)
-    match = _CIFAR.fullmatch(name)
+    match, size = _CIFAR.fullmatch(name), native_size(name)
     model = CifarResNet(int(match[1])) if match else torchvision.models.get_model(name, weights=None)
-    size = size or native_size(name)
     return usable(model, 3, size, size).requires_grad_(False)
 
 
@@ -35,9 +33,7 @@ def native_size(name: str) -> int:
 def is_model(name: str) -> bool:
     """Whether ``build`` has such a model."""
     match = _CIFAR.fullmatch(name)
-    if match:
-        return (int(match[1]) - 2) % 6 == 0
-    return name in torchvision.models.list_models(module=torchvision.models)
+    return int(match[1]) % 6 == 2 if match else name in torchvision.models.list_models(module=torchvision.models)
 
 
 def noise(*shape: int, seed: int = 1, batch: int = 2) -> Tensor:
@@ -47,34 +43,23 @@ def noise(*shape: int, seed: int = 1, batch: int = 2) -> Tensor:
 
 def usable(model: nn.Module, *shape: int) -> nn.Module:
     """Random weights made fit to be explained: nothing silent, batch norms measured on noise; eval mode."""
-    _wake(model)
     model.eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return model
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over the batches
-        norm.train()
     with torch.no_grad():
-        for seed in (2, 3):
+        # Heads, tokens and residual branches that start at zero would leave nothing to propagate through.
+        for name, parameter in model.named_parameters():
+            if not name.endswith("bias") and parameter.is_floating_point() and not parameter.any():
+                # One dimension: the scale of a norm or of a branch.
+                parameter.normal_(std=0.01) if parameter.dim() > 1 else parameter.fill_(1)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train().momentum = None  # the plain average over the batches
+        for seed in (2, 3) if norms else ():
             model(noise(*shape, seed=seed, batch=4))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
-
-
-def _wake(model: nn.Module) -> None:
-    """Heads, tokens and residual branches that start at zero would leave nothing to propagate through."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or not parameter.is_floating_point() or parameter.any():
-                continue
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.01)
-            else:
-                parameter.fill_(1)  # the scale of a norm or of a branch
 
 
 class CifarResNet(nn.Module):

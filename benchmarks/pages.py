@@ -1,43 +1,41 @@
-"""Pages of Markdown: the text of ``texts/``, and sections that are made of rows, by one template."""
+"""Pages of Markdown: what ``texts/`` says of each benchmark, filled with what its rows say."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-HERE = Path(__file__).parent
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading, a text, bullets, a table, and notes under it; each may be missing."""
-
-    title: str = ""
-    text: str = ""
-    bullets: Sequence[str] = ()
-    columns: Sequence[object] = ()
-    lines: Sequence[Sequence[object]] = ()
-    notes: str = ""
-    level: int = 3
+def page(name: str, **context: Any) -> str:
+    """The text of this name, which extends ``page.md.jinja``; the context is what it may name."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "texts"), trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
+    environment.globals |= {"table": table, "grid": grid}
+    # An error may hold angle brackets, stars and underscores.
+    environment.filters["verbatim"] = lambda text: "`" + text.replace("`", "'") + "`" if text else ""
+    text = environment.get_template(f"{name}.md.jinja").render(name=name, **context)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def page(name: str, sections: Iterable[Section]) -> str:
-    """The page of a benchmark."""
-    environment = Environment(loader=FileSystemLoader(HERE), trim_blocks=True, keep_trailing_newline=True)
-    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
-    text = (HERE / "texts" / f"{name}.md").read_text().strip()
-    return environment.get_template("page.md.jinja").render(text=text, sections=list(sections))
+def table(columns: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
+    cells = [[str(cell).strip().replace("|", "\\|") for cell in line] for line in (columns, *lines)]
+    head, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, "|" + "---|" * len(columns), *body])
 
 
-def verbatim(text: str) -> str:
-    """Text as it is: an error may hold angle brackets, stars and underscores."""
-    return "`" + text.replace("`", "'") + "`" if text else ""
+def grid(
+    rows: Iterable[Row], line: str, column: str, cell: Callable[[Row], str], head: str = "", last: Sequence[object] = ()
+) -> str:
+    """A table with one line per value of ``line`` and one column per value of ``column``, in order of appearance."""
+    cells = {(row[line], row[column]): cell(row) if row["status"] == "ok" else "fails" for row in rows}
+    lines, columns = (list(dict.fromkeys(key[index] for key in cells)) for index in (0, 1))
+    filled = [[name, *(cells.get((name, other), "") for other in columns)] for name in lines]
+    return table([head or line, *columns], [*filled, last] if last else filled)
 
 
 def groups(frame: pl.DataFrame, *columns: str) -> dict[Any, pl.DataFrame]:
@@ -52,51 +50,34 @@ def in_order(frame: pl.DataFrame, column: str, values: Iterable[object]) -> pl.D
     return frame.sort(pl.Series([ranks.get(value, len(ranks)) for value in frame[column]]), maintain_order=True)
 
 
-def grid(rows: Iterable[Row], line: str, column: str, cell: Callable[[Row], str], head: str = "") -> dict[str, Any]:
-    """A table: one line per value of ``line``, one column per value of ``column``, in order of appearance."""
-    cells = {(row[line], row[column]): cell(row) if row["status"] == "ok" else "fails" for row in rows}
-    lines, columns = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
-    return {"columns": [head or line, *columns],
-            "lines": [[name, *(cells.get((name, other), "") for other in columns)] for name in lines]}  # fmt: skip
-
-
 def ratio(row: Row, digits: int = 2) -> str:
     """The median, and in brackets the least and the largest."""
     return f"{row['ratio']:.{digits}f} ({row['ratio_min']:.{digits}f}–{row['ratio_max']:.{digits}f})"
 
 
-def made(frame: pl.DataFrame) -> Section:
-    """On which machine, when and with what the rows of a timing benchmark were made, and what the placebo says."""
-    bullets = []
-    measured = frame.filter(pl.col("status") == "ok", pl.col("part") == "")
-    for (device, name, threads, torch, dtype, rounds), rows in groups(
-        measured, "device", "device_name", "threads", "torch", "dtype", "rounds"
-    ).items():
-        batches, sizes = (", ".join(map(str, rows[column].unique().sort())) for column in ("batch", "size"))
-        busy = rows["busy"].max()
-        bullets.append(
-            f"{device.upper()}: {name}, {threads} thread{'s' if threads != '1' else ''}; torch {torch}, {dtype}, "
-            f"{rounds} rounds; batch {batches}; height and width {sizes}; {len(rows)} rows from {rows['date'].min()} to "
-            f"{rows['date'].max()}" + ("" if busy is None else f"; before, other work kept {busy:.2f} cores busy at most")
-        )
-    bullets += [f"Versions: {'; '.join(used)}"] if (used := sorted(set(frame["version"]) - {""})) else []
-    bullets += ["No GPU was at hand; with one, `--device cuda` makes the same tables"] if "cuda" not in frame["device"] else []
-    placebo = measured.filter(pl.col("method") == "placebo")
-    bullets.append(
-        f"Placebo, the yardstick in a second process: {placebo['ratio'].min():.3f} to {placebo['ratio'].max():.3f} in "
-        f"{len(placebo)} cases, single rounds {placebo['ratio_min'].min():.3f} to {placebo['ratio_max'].max():.3f}"
-        if len(placebo) else "Placebo, the yardstick in a second process: not measured"
-    )  # fmt: skip
-    return Section(text="Measured:", bullets=bullets)
+def timing_context(frame: pl.DataFrame, facts: dict[str, str]) -> dict[str, Any]:
+    """What pages of all timing benchmarks may name.
 
-
-def failures(frame: pl.DataFrame) -> Section:
-    """What failed, those that failed alike in one line."""
-    bullets = []
-    for (method, stage, reason), rows in groups(
-        frame.filter(pl.col("status") != "ok"), "method", "stage", "reason"
-    ).items():
-        where = ", ".join(" ".join(filter(None, (model, variant))) + f" (batch {', '.join(map(str, some['batch']))})"
-                          for (model, variant), some in groups(rows, "model", "variant").items())  # fmt: skip
-        bullets.append(f"**{method}**, {where}, at {stage}: {verbatim(reason)}")
-    return Section("Failures", bullets=bullets, text="" if bullets else "None.", level=2)
+    ``measured``: on which machines, when and with what; ``versions``; ``placebo``: the least and largest ratio of it,
+    and of single rounds; ``failures``: those that failed alike together; ``cases``: a table with one line per case and
+    method, with ``facts`` as further columns, each with the format of its figures.
+    """
+    whole = frame.filter(pl.col("status") == "ok", pl.col("part") == "")
+    placebo, lines = whole.filter(pl.col("method") == "placebo"), []
+    for key, rows in groups(frame.filter(pl.col("status") == "ok"), "compared", "model", "variant", "batch", "method").items():
+        (row, *_), parts = rows.filter(pl.col("part") == "").rows(named=True) or [None], rows.filter(pl.col("part") != "")["ratio"]
+        if row and row["ratio_min"] is not None:
+            by_part = f"{parts.min():.2f}–{parts.max():.2f}, {(parts < 0.98).sum()} of {len(parts)} below 0.98" if len(parts) else ""
+            figures = (f"{float(row[name]):{form}}" if row.get(name) else "" for name, form in facts.items())
+            lines.append([*key, f"{row['seconds']:.3g} s", ratio(row, 3), f"{row['processor_ratio'] or 0:.2f}", by_part, *figures])
+    heads = ["compared", "model", "variant", "batch", "method", "time", "ratio", "processor time", "by part", *facts]
+    used = [index for index in range(len(heads)) if any(line[index] != "" for line in lines)]
+    return {
+        "measured": [(key, rows) for key, rows in groups(
+            whole, "device", "device_name", "threads", "torch", "dtype", "rounds").items()],
+        "versions": sorted(set(frame["version"]) - {""}),
+        "placebo": [placebo["ratio"].min(), placebo["ratio"].max(), placebo["ratio_min"].min(), placebo["ratio_max"].max()],
+        "failures": [(key, groups(rows, "model", "variant")) for key, rows in groups(
+            frame.filter(pl.col("status") != "ok"), "method", "stage", "reason").items()],
+        "cases": table([heads[index].replace("_", " ") for index in used], [[line[index] for index in used] for line in lines]),
+    }  # fmt: skip

@@ -4,12 +4,11 @@ Each explains the predicted class. Activations are taken out of place for them, 
 from errors that a user would work around in the same way.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import fxlrp
 
@@ -49,7 +50,8 @@ class Peer:
         how, explain = self.prepared(model, images)
         # What propagates shares of one gets one image at a time.
         batches = images.split(1) if self.start == "one" else [images]
-        output, relevance = (torch.cat(tensors).detach().double() for tensors in zip(*map(explain, batches), strict=True))
+        explained = zip(*map(explain, batches), strict=True)
+        output, relevance = (torch.cat(tensors).detach().double() for tensors in explained)
         arrived = relevance.flatten(1).sum(dim=1)
         return arrived if self.start == "one" else arrived / output.amax(dim=1), how
 
@@ -88,23 +90,18 @@ def _zennit(composite: str) -> Callable[[nn.Module, Tensor], Iterator[Any]]:
 
 def _zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
     """The canonizer of zennit for the model, and whether it applies: does something, and leaves the outputs."""
-    from torchvision.models import VGG
-    from torchvision.models.resnet import BasicBlock, Bottleneck
     from zennit.canonizers import SequentialMergeBatchNorm
     from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
-    kind: Any = VGGCanonizer if isinstance(model, VGG) else SequentialMergeBatchNorm
+    kind = VGGCanonizer if isinstance(model, VGG) else SequentialMergeBatchNorm
     if any(isinstance(module, BasicBlock | Bottleneck) for module in model.modules()):
         kind = ResNetCanonizer
     trial = copy.deepcopy(model)
-    with torch.no_grad():
-        before = model(images)
-        try:
-            done = kind().apply(trial)
-            after = trial(images)
-        except RuntimeError:
-            return kind(), False
-    return kind(), bool(done) and torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+    with torch.no_grad(), suppress(RuntimeError):
+        before, done, after = model(images), kind().apply(trial), trial(images)
+        same = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+        return kind(), bool(done) and same
+    return kind(), False
 
 
 def _at_predicted(output: Tensor) -> Tensor:

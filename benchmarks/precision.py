@@ -1,19 +1,15 @@
 """What lower precision costs, and what it does to an explanation: a trained EfficientNet-Lite0, the demo's photographs."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
-import polars as pl
 import torch
 from torch import Tensor
 
 import fxlrp
 from benchmarks.methods import Case, Method, Trial
-from benchmarks.pages import Section, ratio
 from benchmarks.runs import Benchmark, listed
 
 
@@ -70,16 +66,7 @@ METHODS = {
 }
 
 
-def sections(frame: pl.DataFrame) -> list[Section]:
-    """One table: errors and time by precision."""
-    lines = [[row["method"], f"{float(row['difference']):.1e}", f"{float(row['rank_correlation']):.4f}",
-              f"{float(row['lost']):.1e}", ratio(row)]
-             for row in frame.iter_rows(named=True) if row["status"] == "ok"]  # fmt: skip
-    columns = ["precision", "largest difference", "rank correlation", "Σ R / start − 1", "time"]
-    return [Section(columns=columns, lines=lines)]
-
-
 BENCHMARK = Benchmark(
     "precision", "Explain photographs in several precisions, and compare them with float64.", "benchmarks.precision",
-    listed(Case("efficientnet_lite0", 4, 224)), sections,
+    listed(Case("efficientnet_lite0", 4, 224)), facts={"difference": ".1e", "rank_correlation": ".4f", "lost": ".1e"},
 )  # fmt: skip

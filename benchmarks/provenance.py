@@ -1,11 +1,10 @@
 """What rows were made with: the machine, the state of the code, the versions of packages."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -22,22 +21,17 @@ def now() -> str:
 
 def versions(*packages: str) -> str:
     """The packages that are installed, with their versions."""
-    installed = {distribution.name.lower() for distribution in metadata.distributions() if distribution.name}
+    installed = {name.lower() for names in metadata.packages_distributions().values() for name in names}
     return ", ".join(f"{package} {metadata.version(package)}" for package in packages if package in installed)
 
 
 def commit(checkout: Path = ROOT) -> str:
     """Which state of fxlrp's code lies in ``checkout``."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "fxlrp")
-        return f"commit {git('rev-parse', '--short', 'HEAD')}" + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "no commit"
+    told = []
+    for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", "fxlrp"]):
+        with suppress(OSError, subprocess.CalledProcessError):
+            told.append(subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip())
+    return f"commit {told[0]}" + (" with changes" if told[-1] else "") if len(told) == 2 else "no commit"
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
@@ -48,18 +42,15 @@ def busy_cores(seconds: float = 0.5) -> float | None:
         counts = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
         return sum(counts) - counts[3] - counts[4], sum(counts)
 
-    try:
+    with suppress(OSError):
         (busy, began), _, (later, ended) = ticks(), time.sleep(seconds), ticks()
-    except OSError:
-        return None
-    return CORES * (later - busy) / max(1, ended - began)
+        return CORES * (later - busy) / max(1, ended - began)
+    return None
 
 
 def processor() -> str:
     """The name of the CPU."""
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()

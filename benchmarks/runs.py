@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from benchmarks.csv_table import CsvTable
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
 from benchmarks.methods import Case, Method
 from benchmarks.models import is_model, native_size
-from benchmarks.pages import Section, failures, groups, made, page, ratio
+from benchmarks.pages import groups, page, ratio, timing_context
 from benchmarks.provenance import CORES, MEMORY
 from benchmarks.timing_worker import registry
 
@@ -47,7 +47,8 @@ class Benchmark:
         about: what the command's help says.
         registry: the module whose ``METHODS`` it times, the yardstick first.
         cases: from the models and batches that are asked for, or ``None``.
-        sections: what its page shows of the rows.
+        context: what its page may name, from the rows.
+        facts: columns of its own, each with the format of its figures.
         rounds, threads: unless another number is asked for.
         default: the names of the methods that are timed unless others are asked for; empty: all.
         draw: makes a picture of the rows; returns whether there was anything to draw.
@@ -57,7 +58,8 @@ class Benchmark:
     about: str
     registry: str
     cases: Cases
-    sections: Callable[[pl.DataFrame], Iterable[Section]]
+    context: Callable[[pl.DataFrame], dict[str, Any]] = lambda frame: {}
+    facts: Mapping[str, str] = field(default_factory=dict)
     rounds: int = 15
     threads: int = min(2, CORES)
     default: Sequence[str] = ()
@@ -110,7 +112,7 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
             raise typer.BadParameter("no case has this model, batch and variant")
         settings = Settings(benchmark.registry, rounds, threads=threads, timeout=timeout, memory=memory, device=device)
         out.mkdir(parents=True, exist_ok=True)
-        name = f"{benchmark.name}_against" if against else benchmark.name
+        name = benchmark.name.replace("-", "_") + ("_against" if against else "")
         table, console = CsvTable(out / f"{name}.csv", KEY), Console()
         contests = [contest for case in cases for contest in _contests(methods, chosen, case, device, against)]
         finished = page_only or _sweep(contests, settings, table, console, only_missing=only_missing)
@@ -176,34 +178,23 @@ def _told(row: dict[str, Any]) -> str:
     return f"  {row['method']}: {ratio(row, 3)}, {times}"
 
 
-def write_files(benchmark: Benchmark, table: CsvTable, console: Console, *, compared: bool = False) -> None:
+def write_files(benchmark: Benchmark, table: CsvTable, console: Console, compared: bool = False) -> None:
     """The page, and the picture if there is one, of what the table has."""
-    frame = table.frame(**COLUMNS)
-    sections = _comparison(frame) if compared else benchmark.sections(frame)
-    path = table.path.with_suffix(".md")
-    path.write_text(page("against" if compared else benchmark.name, [made(frame), *sections, failures(frame)]))
-    console.print(f"written: {table.path}, {path.name}")
-    if benchmark.draw and not compared and benchmark.draw(frame, path.with_suffix(".png")):
-        console.print(f"written: {path.with_suffix('.png')}")
+    frame, path = table.frame(**COLUMNS), table.path
+    context = timing_context(frame, dict(benchmark.facts)) | (comparison if compared else benchmark.context)(frame)
+    path.with_suffix(".md").write_text(page("against" if compared else path.stem, **context))
+    drawn = benchmark.draw and not compared and benchmark.draw(frame, path.with_suffix(".png"))
+    console.print(f"written: {path}, .md{', .png' if drawn else ''}")
 
 
-def _comparison(frame: pl.DataFrame) -> list[Section]:
-    """Whether a case is slower than in the other checkout."""
-    lines = []
-    for (method, model, variant, batch), rows in groups(
-        frame.filter(pl.col("part") == ""), "compared", "model", "variant", "batch"
-    ).items():
-        by = {row["method"]: row for row in rows.iter_rows(named=True)}
-        if any(by.get(name, {}).get("status") != "ok" for name in ("before", PLACEBO, "now")):
-            lines.append([method, model, variant, batch, "fails", "", "", ""])
-            continue
-        beyond = by["now"]["ratio"] - 1 - abs(by[PLACEBO]["ratio"] - 1)
-        lines.append([method, model, variant, batch, f"{by['before']['seconds']:.4g} s", ratio(by[PLACEBO], 3),
-                      ratio(by["now"], 3), "**slower**" if beyond > LIMIT else "no"])  # fmt: skip
-    slower = sum(line[-1] == "**slower**" for line in lines)
-    columns = ["method", "model", "variant", "batch", "before", "placebo / before", "now / before", "slower"]
-    text = f"Slower by more than {LIMIT:.0%} beyond the placebo: {slower} of {len(lines)} cases."
-    return [Section("Cases", text, columns=columns, lines=lines, level=2)]
+def comparison(frame: pl.DataFrame) -> dict[str, Any]:
+    """Which cases are slower than in the other checkout."""
+    index = ["compared", "model", "variant", "batch"]
+    ratios = {key: dict(rows.select("method", "ratio").rows())
+              for key, rows in groups(frame.filter(pl.col("part") == ""), *index).items()}  # fmt: skip
+    slower = [" ".join(filter(None, key[:3])) + f", batch {key[3]}" for key, by in ratios.items()
+              if by["now"] and by["now"] - 1 - abs(by[PLACEBO] - 1) > LIMIT]  # fmt: skip
+    return {"slower": slower, "count": len(ratios)}
 
 
 def checked(names: Iterable[str], fits: Callable[[str], bool], what: str) -> list[str]:

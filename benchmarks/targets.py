@@ -1,16 +1,12 @@
 """What many explanations in one call cost, beside as many calls."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
-import polars as pl
 import torch
 
 import fxlrp
 from benchmarks.methods import Method, Trial
-from benchmarks.pages import Section, groups
 from benchmarks.runs import Benchmark, every
 
 COUNT, LAYER = 8, "layer3"
@@ -50,24 +46,7 @@ def _together(trial: Trial) -> Iterator[Any]:
 METHODS = {"K calls": Method(_apart, "fxlrp", "fxlrp"), "one call": Method(_together, "fxlrp", "fxlrp")}
 
 
-def sections(frame: pl.DataFrame) -> list[Section]:
-    """One line per kind of explanation and memory format."""
-    lines = []
-    for (variant, model, batch), rows in groups(
-        frame.filter(pl.col("status") == "ok"), "variant", "model", "batch"
-    ).items():
-        by = {row["method"]: row for row in rows.iter_rows(named=True)}
-        if {"K calls", "placebo", "one call"} <= by.keys():
-            one = by["one call"]
-            seconds = [f"{by[name]['seconds']:.2f} s" for name in ("one call", "K calls")]
-            ratios = [f"{value:.2f}" for value in (by["placebo"]["ratio"], one["ratio"], one["processor_ratio"])]
-            lines.append([*variant.split(", "), model, batch, *seconds, *ratios, f"{float(one['difference']):.1e}"])
-    columns = ["what", "memory format", "model", "batch", "one call", "K calls", "placebo", "ratio",
-               "processor time: ratio", "largest difference"]  # fmt: skip
-    return [Section(columns=columns, lines=lines)]
-
-
 BENCHMARK = Benchmark(
     "targets", "Time K targets, and K conditions, in one call and in K calls.", "benchmarks.targets",
-    every(["resnet50"], [1], VARIANTS), sections, rounds=7, threads=1,
+    every(["resnet50"], [1], VARIANTS), rounds=7, threads=1, facts={"difference": ".1e"},
 )  # fmt: skip

@@ -1,13 +1,11 @@
 """The worker that times one method on one case, a step at a time."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import importlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -23,49 +21,46 @@ from benchmarks.provenance import commit
 Reply = dict[str, Any]
 
 
-def registry(name: str) -> tuple[dict[str, Method], Callable[[Case], tuple[Any, Any]]]:
+def registry(name: str) -> tuple[Mapping[str, Method], Callable[[Case], tuple[Any, Any]]]:
     """``METHODS`` of a module, and its ``subject``, which makes the model and the images of a case."""
     module = importlib.import_module(name)
-    return module.METHODS, getattr(module, "subject", subject)
-
-
-def subject(case: Case) -> tuple[Any, Any]:
-    """A model of `benchmarks.models`, and noise."""
-    return models.build(case.model), models.noise(3, case.size, case.size, batch=case.batch)
+    return module.METHODS, getattr(module, "subject", models.subject)
 
 
 class Tasks:
-    """What a worker can be asked for.
+    """What a worker can be asked for: each request is one step.
 
     Args:
         job: ``case``, ``method``, ``registry``, ``device``, ``threads``.
-        progress: not used, because every request is one step.
+        progress: not used.
     """
 
     def __init__(self, job: dict[str, Any], progress: object) -> None:
         torch.set_num_threads(job["threads"])
-        self.job, self.device = job, job["device"]
-        self.memory = Memory(self.device)
+        self.job, self.device, self.memory = job, job["device"], Memory(job["device"])
 
     def make(self) -> Reply:
         """The model and its images, and what the method needs that is not timed."""
-        methods, make_subject = registry(self.job["registry"])
+        methods, subject = registry(self.job["registry"])
         case, self.method = Case(**self.job["case"]), methods[self.job["method"]]
         if not self.method.suits(case.model, self.device):
             raise ValueError(f"does not apply to {case.model} on {self.device}")
         form = torch.channels_last if self.method.channels_last else torch.contiguous_format
-        model, images = make_subject(case)
-        model, images = model.to(self.device, memory_format=form), images.to(self.device)
-        trial = Trial(case, model, images.contiguous(memory_format=form) if images.dim() == 4 else images)
+        model, images = subject(case)
+        model, images = model.to(self.device, memory_format=form), images.to(self.device).contiguous(memory_format=form)
+        trial = Trial(case, model, images)
         self.steps = self.method.steps(trial)
         next(self.steps)
         self.memory.settle()
         self.before = self.memory.now() or 0
         self.memory.start_over()
         self.memory.most = None
+        package = self.method.package
+        version = f"{package} {fxlrp.__version__ if package == 'fxlrp' else metadata.version(package)}"
+        version += f", {commit(Path(fxlrp.__file__).parents[1])}" if package == "fxlrp" else ""
         named = {"device_name": torch.cuda.get_device_name()} if self.device == "cuda" else {}
         form = "channels-last" if self.method.channels_last else "contiguous"
-        return {"version": self._version(), "memory_format": form, **named, **trial.facts}
+        return {"version": version, "memory_format": form, **named, **trial.facts}
 
     def set_up(self) -> Reply:
         seconds, _, self.call = self._timed(lambda: next(self.steps))
@@ -98,11 +93,6 @@ class Tasks:
         shared = status_bytes("RssFile") or 0  # files, such as libraries
         return {"holds": (self.memory.now() or 0) - shared, "most": (self.memory.most or 0) - shared}
 
-    def _version(self) -> str:
-        if self.method.package == "fxlrp":
-            return f"fxlrp {fxlrp.__version__}, {commit(Path(fxlrp.__file__).parents[1])}"
-        return f"{self.method.package} {metadata.version(self.method.package)}"
-
     def _timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
         gc.collect()  # what earlier calls left in cycles is neither this one's time nor its memory
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
@@ -114,43 +104,33 @@ class Tasks:
 
 
 class Memory:
-    """Bytes that are held now and were at most: on a CPU by the process, on CUDA by torch's allocator.
-
-    They are ``None`` where the system does not tell.
-    """
+    """Bytes that a process holds on a CPU, or torch's allocator on CUDA; ``None`` where the system does not tell."""
 
     def __init__(self, device: str) -> None:
-        self.cuda = device == "cuda"
-        self.most: int | None = None
+        self.cuda, self.most = device == "cuda", None
 
     def now(self) -> int | None:
-        return int(torch.cuda.memory_allocated()) if self.cuda else status_bytes("VmRSS")
+        return torch.cuda.memory_allocated() if self.cuda else status_bytes("VmRSS")
 
     def peak(self) -> int | None:
         """Since `start_over`."""
-        return int(torch.cuda.max_memory_allocated()) if self.cuda else status_bytes("VmHWM")
+        return torch.cuda.max_memory_allocated() if self.cuda else status_bytes("VmHWM")
 
     def start_over(self) -> None:
-        """Let `peak` count from here; `most` goes on."""
+        """Let `peak` count from here; ``most`` goes on."""
         self.note()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # makes the high-water mark what is held now
+        with suppress(OSError):  # of a system without the file, which makes the high-water mark what is held now
+            torch.cuda.reset_peak_memory_stats() if self.cuda else Path("/proc/self/clear_refs").write_text("5")
 
     def note(self) -> None:
-        """Enter the peak so far into `most`."""
+        """Enter the peak so far into ``most``."""
         self.most = max((size for size in (self.peak(), self.most) if size is not None), default=None)
 
     def settle(self) -> None:
         """Give back what is free: what is held afterwards is in use."""
         gc.collect()
-        if self.cuda:
-            torch.cuda.empty_cache()
-            return
         with suppress(OSError, AttributeError):  # glibc keeps what was freed; other C libraries have no such call
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            torch.cuda.empty_cache() if self.cuda else ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def status_bytes(name: str) -> int | None:

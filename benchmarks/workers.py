@@ -4,8 +4,6 @@ A request is one line of JSON on standard input, ``{"do": NAME, …}``. The answ
 ``{"progress": {…}}`` on standard output, then one line ``{"reply": {…}}`` or ``{"error": TEXT}``.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -18,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from typing import Any
 from benchmarks.provenance import ROOT
 
 Row = dict[str, Any]
-_LONGEST_REASON = 600
 
 
 class Failure(Exception):
@@ -41,45 +38,37 @@ class Failure(Exception):
         return any(word in self.reason for word in ("memory", "bad_alloc", "SIGKILL"))
 
 
-# The controller's side ---------------------------------------------------------------------------
-
-
 class Worker:
     """A process that works when it is asked to, until `close`.
 
     Args:
         tasks: the module whose class ``Tasks`` has a method per request; it is made of ``job`` and of a function that
-            sends progress.
+            sends progress, which is kept in ``progress``.
         job: what to work on; JSON.
         timeout: seconds for one request.
         threads: of torch and of the libraries under it.
         memory: the most GiB that it may ask the system for; ``None``: no limit.
         checkout: another checkout of fxlrp, which the process imports in place of this one.
-
-    Attributes:
-        progress: what the worker has told of the current request.
     """
 
     def __init__(
-        self, tasks: str, job: Row, *, timeout: float, threads: int, memory: float | None = None, checkout: str = ""
+        self, tasks: str, job: Row, timeout: float, threads: int, memory: float | None = None, checkout: str = ""
     ) -> None:
-        self.timeout, self.stage, self.progress, self.closed = timeout, "start", {}, False
-        self._unread = b""
+        self.timeout, self.progress, self.closed, self._unread = timeout, {}, False, b""
         self._scratch = tempfile.TemporaryDirectory()
         folder = Path(self._scratch.name)
         self.log = folder / "log.txt"
-        # Caches of its own: what an earlier run compiled must be compiled again.
-        caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
-        numbers = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        started = json.dumps({"tasks": tasks, "job": {**job, "threads": threads}, "memory": memory,
-                              "checkout": checkout and str(Path(checkout).resolve())})  # fmt: skip
+        environment = {
+            # Caches of its own: what an earlier run compiled must be compiled again.
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton"),
+            "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+        }  # fmt: skip
+        started = [tasks, {**job, "threads": threads}, memory, checkout and str(Path(checkout).resolve())]
+        command = [sys.executable, "-c", "from benchmarks.workers import serve; serve()", json.dumps(started)]
         with self.log.open("wb") as log:
             # A session of its own, so that whatever it starts can be ended with it.
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from benchmarks.workers import serve; serve()", started], cwd=ROOT,
-                env=os.environ | caches | numbers, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
+            self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, stderr=log, start_new_session=True)  # fmt: skip
 
     def close(self) -> None:
         """End the process, with whatever it started, such as compilers."""
@@ -97,10 +86,8 @@ class Worker:
     def ask(self, stage: str, **request: Any) -> Row:
         """The reply to a request; ``stage`` names it in a `Failure`."""
         self.send(stage, **request)
-        reply = None
-        while reply is None:
+        while (reply := self.poll()) is None:
             wait([self])
-            reply = self.poll()
         return reply
 
     def send(self, stage: str, **request: Any) -> None:
@@ -118,7 +105,7 @@ class Worker:
             return None
         received = os.read(self.process.stdout.fileno(), 65536)
         if not received:
-            raise Failure(self.stage, _how_it_ended(self.process.wait(), self.log))
+            raise Failure(self.stage, self._how_it_ended())
         *lines, self._unread = (self._unread + received).split(b"\n")
         for line in map(json.loads, lines):
             if "error" in line:
@@ -128,29 +115,24 @@ class Worker:
             self.progress = line["progress"]
         return None
 
-
-def wait(workers: Sequence[Worker]) -> None:
-    """Return when one of the workers has something to read, or has passed its deadline."""
-    seconds = min(worker.until for worker in workers) - time.monotonic()
-    select.select([worker.process.stdout for worker in workers], [], [], max(0.0, seconds))
-
-
-def _how_it_ended(code: int, log: Path) -> str:
-    """Why a process is no more, from its exit status and the last line of what it wrote."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    last = f": {lines[-1][:300]}" if lines else ""
-    if code < 0:
+    def _how_it_ended(self) -> str:
+        """Why the process is no more, from its exit status and the last line of what it wrote."""
+        code, lines = self.process.wait(), self.log.read_text(errors="replace").strip().splitlines()
+        last = f": {lines[-1][:300]}" if lines else ""
+        if code >= 0:
+            return f"ended with status {code}{last}"
         memory = ", probably out of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{memory}{last}"
-    return f"ended with status {code}{last}"
 
 
-# The worker's side -------------------------------------------------------------------------------
+def wait(workers: Iterable[Worker]) -> None:
+    """Return when one of the workers has something to read, or has passed its deadline."""
+    by_pipe = {worker.process.stdout: worker.until - time.monotonic() for worker in workers}
+    select.select(list(by_pipe), [], [], max(0.0, min(by_pipe.values())))
 
 
 def serve() -> None:
-    """Answer requests until standard input ends."""
-    started = json.loads(sys.argv[1])
+    """Be a worker: answer requests until standard input ends."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.filterwarnings("ignore")
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -163,37 +145,29 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if tasks is None:
-                _bound(started["memory"])
-                _import_fxlrp(started["checkout"])
-                module = importlib.import_module(started["tasks"])
-                tasks = module.Tasks(started["job"], lambda progress: tell("progress", progress))
+            tasks = tasks or _tasks(*json.loads(sys.argv[1]), lambda progress: tell("progress", progress))
             tell("reply", getattr(tasks, request.pop("do"))(**request))
         except Exception as error:
             tell("error", one_line(error))
+
+
+def _tasks(name: str, job: Row, memory: float | None, checkout: str, progress: Any) -> Any:
+    # A process that asks for too much gets an error; if all together do, one of these is to end, not the run.
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if checkout:  # fxlrp, and it alone, comes from there
+        sys.path.insert(0, checkout)
+        module = importlib.import_module("fxlrp")
+        sys.path.remove(checkout)
+        if not Path(module.__file__).is_relative_to(checkout):
+            raise ImportError(f"{checkout} holds no fxlrp")
+    return importlib.import_module(name).Tasks(job, progress)
 
 
 def one_line(error: BaseException) -> str:
     """An error as one line of bounded length, with files named from their package on."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = re.sub(r"[^\s'\"(]*/(?:site|dist)-packages/", "", text).replace(f"{ROOT}/", "")
-    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
-
-
-def _bound(memory: float | None) -> None:
-    """A process that asks for too much gets an error; if all together do, one of these is to end, not the run."""
-    if memory is not None:
-        limit = int(memory * 2**30)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _import_fxlrp(checkout: str) -> None:
-    """Import fxlrp, and it alone, from another checkout."""
-    if checkout:
-        sys.path.insert(0, checkout)
-        module = importlib.import_module("fxlrp")
-        sys.path.remove(checkout)
-        if not Path(module.__file__).is_relative_to(checkout):
-            raise ImportError(f"{checkout} holds no fxlrp")
+    return text if len(text) <= 600 else text[:600] + " …"
