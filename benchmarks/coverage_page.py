@@ -26,7 +26,7 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
     return {
         "dates": (rows["date"].min(), rows["date"].max()),
         "made": [(how, len(some)) for how, some in groups(rows, "made").items()],
-        "summary": [_summary(*key, list(some.iter_rows(named=True))) for key, some in groups(frame, "zoo", "dtype").items()],
+        "summary": [_summary(*key, some.rows(named=True)) for key, some in groups(frame, "zoo", "dtype").items()],
         "failed": sorted((row for row in frame.iter_rows(named=True) if not _conserves(row)),
                          key=lambda row: row["status"] == "ok"),
         "zoos": [(zoo, *_zoo(some)) for zoo, some in groups(frame, "zoo").items()],
@@ -39,14 +39,17 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
 
 def _summary(zoo: str, dtype: str, rows: list[Row]) -> list[Any]:
     good, limit = [row for row in rows if row["status"] == "ok"], LIMITS[dtype]
-    worst = [next((row[error] for row in good if row[error] != row[error]), max(row[error] for row in good))
-             for error in ("total_error", "node_error")] if good else []  # fmt: skip
+    worst = []
+    for error in ("total_error", "node_error"):
+        # NaN is the worst, which max() would pass over.
+        value = max((row[error] for row in good), key=lambda value: (value != value, value), default=None)
+        worst.append("" if value is None else f"{value:.1e}".replace("nan", "NaN"))
     constants = [all(part.startswith("constant ") for part in row["absorbed"].split("; ") if part) for row in good]
     return [
         zoo, dtype, len(rows), len(good), sum(row["outputs"] == "bit-identical" for row in good),
         f"{sum(row['total_error'] <= limit for row in good)} (≤ {limit:g})",
-        sum(row["node_error"] <= limit for row in good), *([f"{value:.1e}".replace("nan", "NaN") for value in worst] or ["", ""]),
-        sum(constants), sum(row["finite"] == "True" for row in good),
+        sum(row["node_error"] <= limit for row in good), *worst, sum(constants),
+        sum(row["finite"] == "True" for row in good),
     ]  # fmt: skip
 
 

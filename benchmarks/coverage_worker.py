@@ -92,19 +92,16 @@ class Tasks:
 
 def accounts(ledger: fxlrp.Ledger) -> Row:
     """The errors of a ledger as shares of |start|, the worst of the batch."""
-    start = ledger.start.abs()
 
     def share(amount: Tensor) -> float:
-        return float((amount.abs() / start).max())
+        return float((amount.abs() / ledger.start.abs()).max())
 
     # max() would pass over NaN, which is the worst.
     errors = [(share(row.error), row.node) for row in ledger]
     worst, node = max(errors, key=lambda pair: (pair[0] != pair[0], pair[0]), default=(0.0, ""))
-    absorbed = {reason: share(amount) for reason, amount in ledger.absorbed.items() if bool(amount.ne(0).any())}
-    return {
-        "node_error": worst, "worst_node": node, "total_error": share(ledger.error),
-        "absorbed": "; ".join(f"{reason} {amount:.3g}" for reason, amount in absorbed.items()),
-    }  # fmt: skip
+    absorbed = (f"{reason} {share(amount):.3g}" for reason, amount in ledger.absorbed.items() if amount.any())
+    total = share(ledger.error)
+    return {"node_error": worst, "worst_node": node, "total_error": total, "absorbed": "; ".join(absorbed)}
 
 
 def difference(ours: Any, theirs: Any, output: Any) -> str:

@@ -38,7 +38,7 @@ class CsvTable:
         for key in set(keys) & self.rows.keys():
             del self.rows[key]
 
-    def frame(self, integers: Sequence[str] = (), numbers: Sequence[str] = (), texts: Sequence[str] = ()) -> pl.DataFrame:
+    def frame(self, integers: Sequence[str] = (), numbers: Sequence[str] = (), texts: Sequence[str] = ()) -> Any:
         """The rows with at least these columns; a missing number is ``None``, a missing text ``""``."""
         columns = [*self.key, *(name for row in self.rows.values() for name in row), *integers, *numbers, *texts]
         types = dict.fromkeys(integers, pl.Int64) | dict.fromkeys(numbers, pl.Float64)

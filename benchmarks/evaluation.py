@@ -60,9 +60,7 @@ def _metric(trial: Trial) -> Iterator[Any]:
 
 
 METHODS = {"forward passes": Method(_forward, "model"), "metric": Method(_metric, "fxlrp", "fxlrp")}
-
-
 BENCHMARK = Benchmark(
     "evaluation", "Time insertion and deletion of one image, and the same number of forward passes.",
-    "benchmarks.evaluation", listed(*CASES), rounds=5, threads=1, facts={"passes": ".0f"},
+    __name__, listed(*CASES), rounds=5, threads=1, facts={"passes": ".0f"},
 )  # fmt: skip

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from math import nan
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -23,15 +25,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Settings:
-    """How methods are timed.
+    """How methods of a module's ``METHODS``, the ``registry``, are timed.
 
-    Attributes:
-        registry: the module whose ``METHODS`` has them.
-        rounds, warmups: calls that count, and calls before them that do not, beside the first.
-        threads: of torch, in each process.
-        timeout: seconds for one step of a worker.
-        memory: GiB for all processes together.
-        device: ``"cpu"`` or ``"cuda"``.
+    Beside the first call, ``warmups`` do not count and ``rounds`` do. ``timeout``: seconds for one step of a worker;
+    ``memory``: GiB for all processes together; ``device``: ``"cpu"`` or ``"cuda"``.
     """
 
     registry: str
@@ -57,13 +54,7 @@ def measure(
     """A row for each entry and for the placebo, measured or failed; and a row for each part that a method tells.
 
     All that the memory has room for at once are one group, whose calls take turns; the others follow, with the
-    yardstick anew.
-
-    Args:
-        case: what to run or explain.
-        entries: by the name in the row, the yardstick first.
-        settings: how.
-        tell: called with what is being done.
+    yardstick anew. ``entries`` are by the name in the row, the yardstick first; ``tell`` is called with what is done.
     """
     yardstick, *others = entries
     entries = {yardstick: entries[yardstick], PLACEBO: entries[yardstick], **entries}
@@ -82,54 +73,47 @@ def measure(
     return [{**row, "device_name": device} for name in entries for row in rows[name]]
 
 
-class TimedMethod:
+class TimedMethod(Worker):
     """One method in a process of its own.
 
-    Attributes:
-        facts: columns of its row, as they become known.
-        calls: the replies to the calls that count.
-        holds, most: bytes that it holds between calls, and held at its peak, but for what processes share.
+    ``facts``: columns of its row, as they become known; ``calls``: the replies to the calls that count; ``holds`` and
+    ``most``: bytes that it holds between calls, and held at its peak, but for what processes share.
     """
 
     def __init__(self, name: str, entry: Entry, case: Case, settings: Settings, room: float | None) -> None:
         self.name, self.facts, self.calls, self.holds, self.most = name, {}, [], 0, 0
         job = {"case": asdict(case), "method": entry.method, "registry": settings.registry, "device": settings.device}
-        options = (settings.timeout, settings.threads, room, entry.checkout)
-        self.worker = Worker("benchmarks.timing_worker", job, *options)
-        self.close = self.worker.close
+        super().__init__("benchmarks.timing_worker", job, settings.timeout, settings.threads, room, entry.checkout)
 
     def prepare(self, warmups: int) -> None:
         """Do all up to the first call that counts."""
-        self.facts |= self.worker.ask("model", do="make")
-        self.facts["setup_s"] = self.worker.ask("set-up", do="set_up")["seconds"]
-        self.facts["first_s"] = self.worker.ask("first call", do="measure")["seconds"]
+        self.facts |= self.ask("model", do="make")
+        self.facts["setup_s"] = self.ask("set-up", do="set_up")["seconds"]
+        self.facts["first_s"] = self.ask("first call", do="measure")["seconds"]
         for _ in range(warmups):
-            self.worker.ask("warm-up", do="measure")
-        sizes = self.worker.ask("memory", do="holds")
+            self.ask("warm-up", do="measure")
+        sizes = self.ask("memory", do="holds")
         self.holds, self.most = sizes["holds"], sizes["most"]
 
     def count(self) -> None:
         """One call that counts."""
-        self.calls.append(self.worker.ask("round", do="measure"))
+        self.calls.append(self.ask("round", do="measure"))
 
     def weigh(self) -> None:
         """One more call, for its memory."""
-        self.facts |= self.worker.ask("memory", do="weigh")
-
-    def failed(self, failure: Failure) -> list[Row]:
-        return [{**self.facts, "status": "failed", "stage": failure.stage, "reason": failure.reason}]
+        self.facts |= self.ask("memory", do="weigh")
 
     def rows(self, yardstick: "TimedMethod") -> list[Row]:
         """The row of the whole call, and one for each part, beside the yardstick's same part or its whole call."""
-        processor = [own["processor"] / other["processor"] if other["processor"] else float("nan")
-                     for own, other in zip(self.calls, yardstick.calls, strict=True)]  # fmt: skip
-        whole = {**self.facts, "processor_ratio": median(processor),
-                 "times": " ".join(f"{call['seconds']:.4g}" for call in self.calls)}  # fmt: skip
+        both = list(zip(self.calls, yardstick.calls, strict=True))
+        processor = median(one["processor"] / (other["processor"] or nan) for one, other in both)
+        times = " ".join(f"{call['seconds']:.4g}" for call in self.calls)
+        whole = {**self.facts, "processor_ratio": processor, "times": times}
         rows = []
         for part in dict.fromkeys(["", *(part for call in self.calls for part in call["parts"])]):
             times = [call["parts"].get(part, 0.0) if part else call["seconds"] for call in self.calls]
-            others = [call["parts"].get(part, call["seconds"]) for call in yardstick.calls]
-            ratios = [own / other for own, other in zip(times, others, strict=True)]
+            others = [other["parts"].get(part, other["seconds"]) for _, other in both]
+            ratios = [time / other for time, other in zip(times, others, strict=True)]
             rows.append({"part": part, "status": "ok", "rounds": len(times), "ratio": median(ratios), "ratio_min":
                          min(ratios), "ratio_max": max(ratios), "seconds": median(times), **({} if part else whole)})
         return rows
@@ -138,10 +122,8 @@ class TimedMethod:
 class _Group:
     """Methods whose processes live at the same time, the yardstick first."""
 
-    def __init__(
-        self, case: Case, entries: Mapping[str, Entry], settings: Settings, tell: Callable[[str], None]
-    ) -> None:
-        self.case, self.entries, self.settings, self.tell = case, entries, settings, tell
+    def __init__(self, *of: Any) -> None:
+        self.case, self.entries, self.settings, self.tell = of
         self.members: list[TimedMethod] = []
         self.failed: dict[str, list[Row]] = {}
 
@@ -155,9 +137,11 @@ class _Group:
             for number in range(self.settings.rounds):
                 self.tell(f"round {number + 1} of {self.settings.rounds}")
                 # There and back, so that what drifts evenly has no side.
-                self._turns(self.members[:] if number % 2 == 0 else self.members[::-1], "count")
+                for member in self.members[:] if number % 2 == 0 else self.members[::-1]:
+                    self._step(member, member.count)
             self.tell("memory")
-            self._turns(self.members[:], "weigh")
+            for member in self.members[:]:
+                self._step(member, member.weigh)
         if yardstick not in self.failed:
             return {member.name: member.rows(self.members[0]) for member in self.members} | self.failed
         waiting.clear()
@@ -165,45 +149,39 @@ class _Group:
         reason = f"{yardstick}, the yardstick, failed at {failure['stage']}: {failure['reason']}"
         return {name: [{"status": "failed", "stage": "yardstick", "reason": reason}] for name in names} | self.failed
 
-    def _turns(self, members: list[TimedMethod], step: str) -> None:
-        for member in members:
-            if member in self.members:
-                self._step(member, getattr(member, step))
-
     def _admit(self, name: str, stack: ExitStack) -> bool:
         """Start a method and bring it to its first call that counts; ``False``: it must wait for the next group."""
-        room = None  # GiB that are left for one more; not bounded
-        if self.settings.device == "cpu":
-            room = self.settings.memory - sum(member.holds for member in self.members) / _GIB
+        memory = self.settings.memory if self.settings.device == "cpu" else float("inf")
+        room = memory - sum(member.holds for member in self.members) / _GIB
         crowded = len(self.members) > 1
-        if crowded and room is not None and room * _GIB < max(member.most for member in self.members):
+        if crowded and room * _GIB < max(member.most for member in self.members):
             return False
         self.tell(f"{name}: set-up")
-        method = TimedMethod(name, self.entries[name], self.case, self.settings, room)
+        method = TimedMethod(name, self.entries[name], self.case, self.settings, None if room == float("inf") else room)
         stack.callback(method.close)
-        if not self._step(method, lambda: method.prepare(self.settings.warmups), crowded=crowded):
-            return name in self.failed
-        if crowded and room is not None and not self._fit([*self.members, method]):
-            method.close()
-            return False
         self.members.append(method)
+        if not self._step(method, lambda: method.prepare(self.settings.warmups), crowded):
+            return name in self.failed
+        # All must be held at once, and any one of them at its peak.
+        total = sum(each.holds for each in self.members) + max(each.most - each.holds for each in self.members)
+        if crowded and total > memory * _GIB:
+            method.close()
+            self.members.remove(method)
+            return False
         return True
-
-    def _fit(self, methods: list[TimedMethod]) -> bool:
-        """Whether all can be held at once, and any one of them be at its peak."""
-        total = sum(method.holds for method in methods) + max(method.most - method.holds for method in methods)
-        return total <= self.settings.memory * _GIB
 
     def _step(self, method: TimedMethod, step: Callable[[], None], crowded: bool = False) -> bool:
         """Whether a step was done; what failed is a row, unless it lacked memory because it was not alone."""
+        if method not in self.members:
+            return False
         try:
             step()
             return True
         except Failure as failure:
             method.close()
             if not (crowded and failure.of_memory):
-                self.failed[method.name] = method.failed(failure)
+                told = {"status": "failed", "stage": failure.stage, "reason": failure.reason}
+                self.failed[method.name] = [{**method.facts, **told}]
             # Without the yardstick there are no ratios.
-            first = self.members[:1] == [method]
-            self.members = [] if first else [member for member in self.members if member is not method]
+            self.members = [] if method is self.members[0] else [each for each in self.members if each is not method]
             return False

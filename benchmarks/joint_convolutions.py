@@ -30,34 +30,28 @@ def subject(case: Case) -> tuple[torch.nn.Module, Tensor]:
     return torch.nn.Identity(), torch.zeros(0)
 
 
-def _layer(number: int, case: Case, joint: bool) -> Callable[[], Any]:
-    """Both convolutions of a layer, as two or as one."""
+def _layer(number: int, case: Case, joint: bool) -> Callable[[], list[Tensor]]:
+    """Both results of a layer, by two convolutions or by one."""
     inputs, outputs, kernel, stride, size = LAYERS[number]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(case.batch, inputs, size, size, generator=generator)
-    w = torch.randn(outputs, inputs, kernel, kernel, generator=generator)
     name, _, packed = case.variant.partition(", ")
-    form = FORMATS[name]
+    form, generator = {"memory_format": FORMATS[name]}, torch.Generator().manual_seed(0)
+    x = torch.rand(case.batch, inputs, size, size, generator=generator).contiguous(**form)
+    w = torch.randn(outputs, inputs, kernel, kernel, generator=generator)
     weights = [torch.cat([w, w.clamp(min=0)])] if joint else [w, w.clamp(min=0)]
-    convolve = _packed if packed else _dense
-    x = x.contiguous(memory_format=form)
-    calls = [convolve(x, weight.contiguous(memory_format=form), stride, kernel // 2) for weight in weights]
-    if not joint:
-        return lambda: [call() for call in calls]
+    how = (stride, kernel // 2, bool(packed))
+    first, *second = [_convolution(x, weight.contiguous(**form), *how) for weight in weights]
 
     def one() -> list[Tensor]:
-        result = calls[0]()
-        return [part.contiguous(memory_format=form) for part in (result[:, :outputs], result[:, outputs:])]
+        result = first()
+        return [part.contiguous(**form) for part in (result[:, :outputs], result[:, outputs:])]
 
-    return one
-
-
-def _dense(x: Tensor, weight: Tensor, stride: int, padding: int) -> Callable[[], Tensor]:
-    return lambda: F.conv2d(x, weight, None, stride, padding)
+    return one if joint else lambda: [first(), second[0]()]
 
 
-def _packed(x: Tensor, weight: Tensor, stride: int, padding: int) -> Callable[[], Tensor]:
-    """The convolution as oneDNN likes it best, with weights laid out ahead."""
+def _convolution(x: Tensor, weight: Tensor, stride: int, padding: int, packed: bool) -> Callable[[], Tensor]:
+    if not packed:
+        return lambda: F.conv2d(x, weight, None, stride, padding)
+    # As oneDNN likes it best, with weights laid out ahead.
     how: Any = ([padding] * 2, [stride] * 2, [1, 1], 1)
     weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *how, list(x.shape))
     return lambda: torch.ops.mkldnn._convolution_pointwise(x, weight, None, *how, "none", [], "")
@@ -69,12 +63,8 @@ def _method(joint: bool) -> Method:
 
         @torch.no_grad()
         def seconds_by_layer() -> dict[str, float]:
-            seconds = {}
-            for number, layer in enumerate(layers):
-                began = time.perf_counter()
-                layer()
-                seconds[f"layer {number}"] = time.perf_counter() - began
-            return seconds
+            times = [time.perf_counter(), *((layer(), time.perf_counter())[1] for layer in layers)]
+            return {f"layer {number}": times[number + 1] - times[number] for number in range(len(layers))}
 
         yield
         yield seconds_by_layer
@@ -83,10 +73,7 @@ def _method(joint: bool) -> Method:
 
 
 METHODS = {"two": _method(joint=False), "one": _method(joint=True)}
-
-
 BENCHMARK = Benchmark(
-    "joint-convolutions", "Time the layers of a ResNet-50 with W and W⁺, apart and together.",
-    "benchmarks.joint_convolutions", listed(*(Case("resnet50", batch, 224, variant) for variant in VARIANTS
-                                              for batch in (1, 8))),
+    "joint-convolutions", "Time the layers of a ResNet-50 with W and W⁺, apart and together.", __name__,
+    listed(*(Case("resnet50", batch, 224, variant) for variant in VARIANTS for batch in (1, 8))),
 )  # fmt: skip

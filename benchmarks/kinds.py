@@ -29,7 +29,7 @@ def _profile(preset: str) -> Method:
             parts = {}
             for kind, (forward, relevance) in explainer.profile(trial.images, rounds=1).kinds.items():
                 spent = {FORWARD: forward.total, PRODUCTS: relevance.products, REST: relevance.rest}
-                parts |= {f"{kind}, {what}": milliseconds / 1000 for what, milliseconds in spent.items() if milliseconds}
+                parts |= {f"{kind}, {what}": time / 1000 for what, time in spent.items() if time}
             return parts
 
         yield seconds_by_part
@@ -70,6 +70,6 @@ def _table(rows: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 BENCHMARK = Benchmark(
-    "kinds", "Time every step of the optimised program, beside autograd and a whole call.", "benchmarks.kinds",
+    "kinds", "Time every step of the optimised program, beside autograd and a whole call.", __name__,
     every(MODELS, (1, 8)), context, rounds=5,
 )  # fmt: skip

@@ -18,8 +18,10 @@ OF_HEATMAPS = [name for name in NAMES if name == "sum_channels"]
 WORTH = 0.03
 """An optimisation is kept if it wins this share of time or memory beyond the placebo on any model."""
 MEASURES = (
-    lambda row: row["ratio"], lambda row: row["held_mb"], lambda row: row["held_mb"] and row["held_mb"] + row["call_mb"],
-)  # fmt: skip
+    lambda row: row["ratio"],
+    lambda row: row["held_mb"],
+    lambda row: row["held_mb"] and row["held_mb"] + row["call_mb"],
+)
 """Of a row: time, memory held between calls, and that with what one call takes beyond it."""
 
 
@@ -73,10 +75,11 @@ def _gains(name: str, measure: Callable[[Row], float], cases: list[dict[str, Row
             if None not in rows and all(map(measure, rows)):
                 mine, other, default, placebo = map(measure, rows)
                 better, worse = (mine, other) if name in DEFAULT else (other, mine)
-                yield 1 - better / worse - abs(placebo / default - 1), f"{kind}{case[ALL]['model']}, batch {case[ALL]['batch']}"
+                where = f"{kind}{case[ALL]['model']}, batch {case[ALL]['batch']}"
+                yield 1 - better / worse - abs(placebo / default - 1), where
 
 
 BENCHMARK = Benchmark(
-    "optimizer", "Time explainers with all optimisations, with none, and without each of them.", "benchmarks.optimizer",
+    "optimizer", "Time explainers with all optimisations, with none, and without each of them.", __name__,
     every(MODELS, (1, 8)), context,
 )  # fmt: skip

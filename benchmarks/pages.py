@@ -8,6 +8,8 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from benchmarks.harness import PLACEBO
+
 Row = dict[str, Any]
 
 
@@ -62,22 +64,27 @@ def timing_context(frame: pl.DataFrame, facts: dict[str, str]) -> dict[str, Any]
     and of single rounds; ``failures``: those that failed alike together; ``cases``: a table with one line per case and
     method, with ``facts`` as further columns, each with the format of its figures.
     """
-    whole = frame.filter(pl.col("status") == "ok", pl.col("part") == "")
-    placebo, lines = whole.filter(pl.col("method") == "placebo"), []
-    for key, rows in groups(frame.filter(pl.col("status") == "ok"), "compared", "model", "variant", "batch", "method").items():
-        (row, *_), parts = rows.filter(pl.col("part") == "").rows(named=True) or [None], rows.filter(pl.col("part") != "")["ratio"]
-        if row and row["ratio_min"] is not None:
-            by_part = f"{parts.min():.2f}–{parts.max():.2f}, {(parts < 0.98).sum()} of {len(parts)} below 0.98" if len(parts) else ""
-            figures = (f"{float(row[name]):{form}}" if row.get(name) else "" for name, form in facts.items())
-            lines.append([*key, f"{row['seconds']:.3g} s", ratio(row, 3), f"{row['processor_ratio'] or 0:.2f}", by_part, *figures])
-    heads = ["compared", "model", "variant", "batch", "method", "time", "ratio", "processor time", "by part", *facts]
-    used = [index for index in range(len(heads)) if any(line[index] != "" for line in lines)]
+    good, failed = frame.filter(pl.col("status") == "ok"), frame.filter(pl.col("status") != "ok")
+    whole, lines = good.filter(pl.col("part") == ""), []
+    placebo = whole.filter(pl.col("method") == PLACEBO)
+    index = ("compared", "model", "variant", "batch", "method")
+    by_part = groups(good.filter(pl.col("part") != ""), *index)
+    for key, rows in groups(whole.filter(pl.col("ratio_min").is_not_null()), *index).items():
+        row, parts = rows.row(0, named=True), by_part[key]["ratio"] if key in by_part else ()
+        spread = ""
+        if len(parts):
+            spread = f"{parts.min():.2f}–{parts.max():.2f}, {(parts < 0.98).sum()} of {len(parts)} below 0.98"
+        figures = (f"{float(row[name]):{form}}" if row.get(name) else "" for name, form in facts.items())
+        times = [f"{row['seconds']:.3g} s", ratio(row, 3), f"{row['processor_ratio'] or 0:.2f}"]
+        lines.append([*key, *times, spread, *figures])
+    heads = [*index, "time", "ratio", "processor time", "by part", *(name.replace("_", " ") for name in facts)]
+    used = [place for place in range(len(heads)) if any(line[place] != "" for line in lines)]
     return {
-        "measured": [(key, rows) for key, rows in groups(
-            whole, "device", "device_name", "threads", "torch", "dtype", "rounds").items()],
+        "measured": groups(whole, "device", "device_name", "threads", "torch", "dtype", "rounds").items(),
         "versions": sorted(set(frame["version"]) - {""}),
-        "placebo": [placebo["ratio"].min(), placebo["ratio"].max(), placebo["ratio_min"].min(), placebo["ratio_max"].max()],
-        "failures": [(key, groups(rows, "model", "variant")) for key, rows in groups(
-            frame.filter(pl.col("status") != "ok"), "method", "stage", "reason").items()],
-        "cases": table([heads[index].replace("_", " ") for index in used], [[line[index] for index in used] for line in lines]),
+        "placebo": [extreme for column in ("ratio", "ratio_min", "ratio_max")
+                    for extreme in (placebo[column].min(), placebo[column].max())],
+        "failures": [(key, groups(rows, "model", "variant"))
+                     for key, rows in groups(failed, "method", "stage", "reason").items()],
+        "cases": table([heads[place] for place in used], [[line[place] for place in used] for line in lines]),
     }  # fmt: skip

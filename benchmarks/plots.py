@@ -48,7 +48,8 @@ def draw(panels: Mapping[tuple[str, str], pl.DataFrame], path: Path, columns: in
         ax.yaxis.set_minor_locator(NullLocator())
         if not names:
             ax.set_xscale("log", base=2)
-        ax.set_xticks(range(len(values)) if names else sorted(values), list(map(str, values if names else sorted(values))))
+        values = values if names else sorted(values)
+        ax.set_xticks(range(len(values)) if names else values, list(map(str, values)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(f"time / autograd, {device}")

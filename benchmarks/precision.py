@@ -1,4 +1,4 @@
-"""What lower precision costs, and what it does to an explanation: a trained EfficientNet-Lite0, the demo's photographs."""
+"""What lower precision costs, and does to an explanation: a trained EfficientNet-Lite0, the demo's photographs."""
 
 import copy
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ def subject(case: Case) -> tuple[torch.nn.Module, Tensor]:
     from examples.efficientnet_lite0 import load
     from fxlrp.images import read_image, to_input
 
-    loaded = load()
-    return loaded.model, torch.stack([to_input(read_image(photo_folder() / name), loaded.preprocess) for name in PHOTOS])
+    loaded, photos = load(), [read_image(photo_folder() / name) for name in PHOTOS]
+    return loaded.model, torch.stack([to_input(photo, loaded.preprocess) for photo in photos])
 
 
 def _method(dtype: torch.dtype = torch.float32, autocast: bool = False) -> Method:
@@ -64,9 +64,7 @@ METHODS = {
     "autocast to bfloat16": _method(autocast=True),
     "model in bfloat16": _method(torch.bfloat16),
 }
-
-
 BENCHMARK = Benchmark(
-    "precision", "Explain photographs in several precisions, and compare them with float64.", "benchmarks.precision",
+    "precision", "Explain photographs in several precisions, and compare them with float64.", __name__,
     listed(Case("efficientnet_lite0", 4, 224)), facts={"difference": ".1e", "rank_correlation": ".4f", "lost": ".1e"},
 )  # fmt: skip

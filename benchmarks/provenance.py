@@ -27,10 +27,10 @@ def versions(*packages: str) -> str:
 
 def commit(checkout: Path = ROOT) -> str:
     """Which state of fxlrp's code lies in ``checkout``."""
-    told = []
+    told, options = [], {"cwd": checkout, "capture_output": True, "text": True, "check": True}
     for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", "fxlrp"]):
         with suppress(OSError, subprocess.CalledProcessError):
-            told.append(subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip())
+            told.append(subprocess.run(command, **options).stdout.strip())
     return f"commit {told[0]}" + (" with changes" if told[-1] else "") if len(told) == 2 else "no commit"
 
 

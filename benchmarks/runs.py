@@ -40,18 +40,10 @@ Cases = Callable[[Sequence[str] | None, Sequence[int] | None], list[Case]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One timing benchmark.
+    """One timing benchmark: its name, what its help says, the module whose ``METHODS`` it times, and its cases.
 
-    Attributes:
-        name: of its command, its text and its files.
-        about: what the command's help says.
-        registry: the module whose ``METHODS`` it times, the yardstick first.
-        cases: from the models and batches that are asked for, or ``None``.
-        context: what its page may name, from the rows.
-        facts: columns of its own, each with the format of its figures.
-        rounds, threads: unless another number is asked for.
-        default: the names of the methods that are timed unless others are asked for; empty: all.
-        draw: makes a picture of the rows; returns whether there was anything to draw.
+    ``context`` makes what the page may name of the rows; ``facts`` are columns of its own, with the format of their
+    figures; ``default`` names the methods that are timed unless others are asked for; ``draw`` makes a picture.
     """
 
     name: str

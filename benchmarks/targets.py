@@ -44,9 +44,7 @@ def _together(trial: Trial) -> Iterator[Any]:
 
 
 METHODS = {"K calls": Method(_apart, "fxlrp", "fxlrp"), "one call": Method(_together, "fxlrp", "fxlrp")}
-
-
 BENCHMARK = Benchmark(
-    "targets", "Time K targets, and K conditions, in one call and in K calls.", "benchmarks.targets",
+    "targets", "Time K targets, and K conditions, in one call and in K calls.", __name__,
     every(["resnet50"], [1], VARIANTS), rounds=7, threads=1, facts={"difference": ".1e"},
 )  # fmt: skip

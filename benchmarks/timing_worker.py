@@ -51,10 +51,7 @@ class Tasks:
         trial = Trial(case, model, images)
         self.steps = self.method.steps(trial)
         next(self.steps)
-        self.memory.settle()
-        self.before = self.memory.now() or 0
-        self.memory.start_over()
-        self.memory.most = None
+        self.before = self.memory.start_over() or 0
         package = self.method.package
         version = f"{package} {fxlrp.__version__ if package == 'fxlrp' else metadata.version(package)}"
         version += f", {commit(Path(fxlrp.__file__).parents[1])}" if package == "fxlrp" else ""
@@ -74,24 +71,20 @@ class Tasks:
 
     def weigh(self) -> Reply:
         """MiB held between calls, at the peak of one more call, and at the peak of all, beyond model and images."""
-        self.memory.settle()
-        between = self.memory.now()
-        self.memory.start_over()
+        most, between = self.memory.peak(), self.memory.start_over()
         self._timed(self.call)
         peak = self.memory.peak()
-        self.memory.note()
         if between is None or peak is None:
             return {}
-        sizes = {"held_mb": between - self.before, "call_mb": peak - between, "peak_mb": self.memory.most - self.before}
+        sizes = {"held_mb": between - self.before, "call_mb": peak - between, "peak_mb": max(most, peak) - self.before}
         return {name: max(0.0, size / 2**20) for name, size in sizes.items()}
 
     def holds(self) -> Reply:
         """Bytes of the machine's memory that this process has to itself, now and at most."""
         if self.device == "cuda":
             return {"holds": 0, "most": 0}  # what CUDA holds is elsewhere
-        self.memory.note()
         shared = status_bytes("RssFile") or 0  # files, such as libraries
-        return {"holds": (self.memory.now() or 0) - shared, "most": (self.memory.most or 0) - shared}
+        return {"holds": (self.memory.now() or 0) - shared, "most": (self.memory.peak() or 0) - shared}
 
     def _timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
         gc.collect()  # what earlier calls left in cycles is neither this one's time nor its memory
@@ -107,7 +100,7 @@ class Memory:
     """Bytes that a process holds on a CPU, or torch's allocator on CUDA; ``None`` where the system does not tell."""
 
     def __init__(self, device: str) -> None:
-        self.cuda, self.most = device == "cuda", None
+        self.cuda = device == "cuda"
 
     def now(self) -> int | None:
         return torch.cuda.memory_allocated() if self.cuda else status_bytes("VmRSS")
@@ -116,21 +109,15 @@ class Memory:
         """Since `start_over`."""
         return torch.cuda.max_memory_allocated() if self.cuda else status_bytes("VmHWM")
 
-    def start_over(self) -> None:
-        """Let `peak` count from here; ``most`` goes on."""
-        self.note()
-        with suppress(OSError):  # of a system without the file, which makes the high-water mark what is held now
-            torch.cuda.reset_peak_memory_stats() if self.cuda else Path("/proc/self/clear_refs").write_text("5")
-
-    def note(self) -> None:
-        """Enter the peak so far into ``most``."""
-        self.most = max((size for size in (self.peak(), self.most) if size is not None), default=None)
-
-    def settle(self) -> None:
-        """Give back what is free: what is held afterwards is in use."""
+    def start_over(self) -> int | None:
+        """Give back what is free, and let `peak` count from here; what is held is in use."""
         gc.collect()
         with suppress(OSError, AttributeError):  # glibc keeps what was freed; other C libraries have no such call
             torch.cuda.empty_cache() if self.cuda else ctypes.CDLL("libc.so.6").malloc_trim(0)
+        held = self.now()
+        with suppress(OSError):  # of a system without the file, which makes the high-water mark what is held now
+            torch.cuda.reset_peak_memory_stats() if self.cuda else Path("/proc/self/clear_refs").write_text("5")
+        return held
 
 
 def status_bytes(name: str) -> int | None:

@@ -1,7 +1,7 @@
 """Worker processes: a worker starts with a job and answers one request at a time; whatever ends it is a `Failure`.
 
-A request is one line of JSON on standard input, ``{"do": NAME, …}``. The answer is any number of lines
-``{"progress": {…}}`` on standard output, then one line ``{"reply": {…}}`` or ``{"error": TEXT}``.
+They talk in JSON through a pipe. A request is ``{"do": NAME, …}``; the answer is any number of ``{"progress": {…}}``,
+then one ``{"reply": {…}}`` or ``{"error": TEXT}``.
 """
 
 import importlib
@@ -9,7 +9,6 @@ import json
 import os
 import re
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing import Pipe, connection
 from pathlib import Path
 from typing import Any
 
@@ -54,34 +54,33 @@ class Worker:
     def __init__(
         self, tasks: str, job: Row, timeout: float, threads: int, memory: float | None = None, checkout: str = ""
     ) -> None:
-        self.timeout, self.progress, self.closed, self._unread = timeout, {}, False, b""
+        self.timeout, self.progress = timeout, {}
         self._scratch = tempfile.TemporaryDirectory()
         folder = Path(self._scratch.name)
         self.log = folder / "log.txt"
         environment = {
             # Caches of its own: what an earlier run compiled must be compiled again.
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton"),
-            "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
+        self.pipe, theirs = Pipe()
         started = [tasks, {**job, "threads": threads}, memory, checkout and str(Path(checkout).resolve())]
-        command = [sys.executable, "-c", "from benchmarks.workers import serve; serve()", json.dumps(started)]
-        with self.log.open("wb") as log:
+        code = f"from benchmarks.workers import serve; serve({theirs.fileno()})"
+        with self.log.open("wb") as log, theirs:
             # A session of its own, so that whatever it starts can be ended with it.
-            self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.PIPE,
-                                            stdout=subprocess.PIPE, stderr=log, start_new_session=True)  # fmt: skip
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(started)], cwd=ROOT, env=os.environ | environment, stdout=log,
+                stderr=log, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
 
     def close(self) -> None:
         """End the process, with whatever it started, such as compilers."""
-        if self.closed:
-            return
-        self.closed = True
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):
-                pipe.close()
-        self._scratch.cleanup()
+        if not self.pipe.closed:
+            self.pipe.close()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self._scratch.cleanup()
 
     def ask(self, stage: str, **request: Any) -> Row:
         """The reply to a request; ``stage`` names it in a `Failure`."""
@@ -94,25 +93,22 @@ class Worker:
         """Send a request without waiting for the reply."""
         self.stage, self.progress, self.until = stage, {}, time.monotonic() + self.timeout
         with suppress(BrokenPipeError):  # of a dead process: `poll` tells how it ended
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
+            self.pipe.send_bytes(json.dumps(request).encode())
 
     def poll(self) -> Row | None:
         """The reply, or ``None`` while the worker works on it."""
-        if not select.select([self.process.stdout], [], [], 0)[0]:
-            if time.monotonic() >= self.until:
-                raise Failure(self.stage, f"took longer than {self.timeout:.0f} s")
-            return None
-        received = os.read(self.process.stdout.fileno(), 65536)
-        if not received:
-            raise Failure(self.stage, self._how_it_ended())
-        *lines, self._unread = (self._unread + received).split(b"\n")
-        for line in map(json.loads, lines):
-            if "error" in line:
-                raise Failure(self.stage, line["error"])
-            if "reply" in line:
-                return line["reply"]
-            self.progress = line["progress"]
+        while self.pipe.poll():
+            try:
+                answer = json.loads(self.pipe.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                raise Failure(self.stage, self._how_it_ended()) from None
+            if "error" in answer:
+                raise Failure(self.stage, answer["error"])
+            if "reply" in answer:
+                return answer["reply"]
+            self.progress = answer["progress"]
+        if time.monotonic() >= self.until:
+            raise Failure(self.stage, f"took longer than {self.timeout:.0f} s")
         return None
 
     def _how_it_ended(self) -> str:
@@ -127,28 +123,25 @@ class Worker:
 
 def wait(workers: Iterable[Worker]) -> None:
     """Return when one of the workers has something to read, or has passed its deadline."""
-    by_pipe = {worker.process.stdout: worker.until - time.monotonic() for worker in workers}
-    select.select(list(by_pipe), [], [], max(0.0, min(by_pipe.values())))
+    by_pipe = {worker.pipe: worker.until - time.monotonic() for worker in workers}
+    connection.wait(list(by_pipe), max(0.0, min(by_pipe.values())))
 
 
-def serve() -> None:
-    """Be a worker: answer requests until standard input ends."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def serve(descriptor: int) -> None:
+    """Be a worker: answer requests until the pipe is closed."""
     warnings.filterwarnings("ignore")
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what is printed goes to the log
+    pipe, tasks = connection.Connection(descriptor), None
 
     def tell(kind: str, what: object) -> None:
-        replies.write(json.dumps({kind: what}) + "\n")
+        pipe.send_bytes(json.dumps({kind: what}).encode())
 
-    tasks = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            tasks = tasks or _tasks(*json.loads(sys.argv[1]), lambda progress: tell("progress", progress))
-            tell("reply", getattr(tasks, request.pop("do"))(**request))
-        except Exception as error:
-            tell("error", one_line(error))
+    with suppress(EOFError):
+        while request := json.loads(pipe.recv_bytes()):
+            try:
+                tasks = tasks or _tasks(*json.loads(sys.argv[1]), lambda progress: tell("progress", progress))
+                tell("reply", getattr(tasks, request.pop("do"))(**request))
+            except Exception as error:
+                tell("error", one_line(error))
 
 
 def _tasks(name: str, job: Row, memory: float | None, checkout: str, progress: Any) -> Any:

@@ -1,7 +1,5 @@
 """The models of the coverage sweep by zoo: each with its inputs, and where relevance starts."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Callable
@@ -12,6 +10,9 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from benchmarks.models import noise, usable
 
@@ -21,14 +22,10 @@ TRANSFORMERS = Path(__file__).parent / "small_transformers.json"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, what it takes, and what to explain of it.
+    """A model with random weights that are always the same, a batch of its inputs, and what to explain of it.
 
-    Attributes:
-        model: in eval mode, with random weights that are always the same.
-        inputs, keywords: a batch of its inputs.
-        start: as ``fxlrp.compile`` takes it; ``None``: the probability of the predicted class, or for an output of
-            another shape its magnitude.
-        output: which of several outputs, as ``fxlrp.compile`` takes it.
+    ``start`` and ``output`` are as ``fxlrp.compile`` takes them; no start: the probability of the predicted class, or
+    for an output of another shape its magnitude.
     """
 
     model: nn.Module
@@ -37,14 +34,10 @@ class Subject:
     start: Any = None
     output: Any = None
 
-    def to(self, dtype: torch.dtype) -> Subject:
+    def to(self, dtype: torch.dtype) -> "Subject":
         """The same in another precision; integers stay integers."""
-
-        def cast(value: Tensor) -> Tensor:
-            return value.to(dtype) if value.is_floating_point() else value
-
-        keywords = {name: cast(value) for name, value in self.keywords.items()}
-        return replace(self, model=self.model.to(dtype), inputs=tuple(map(cast, self.inputs)), keywords=keywords)
+        inputs, keywords = tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, (self.inputs, self.keywords))
+        return replace(self, model=self.model.to(dtype), inputs=inputs, keywords=keywords)
 
     def run(self) -> Any:
         """What the model returns for the inputs."""
@@ -86,7 +79,7 @@ FAMILIES = (
 
 
 def _classifiers() -> dict[str, str]:
-    return {name: _family(name) for name in torchvision.models.list_models(module=torchvision.models)}
+    return {name: _family(name) for name in list_models(module=torchvision.models)}
 
 
 def _family(name: str) -> str:
@@ -97,12 +90,9 @@ def _family(name: str) -> str:
 
 def smallest_classifiers() -> dict[str, str]:
     """The smallest of each torchvision family, with its family."""
-    sizes = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in _classifiers()}
-    smallest: dict[str, str] = {}
-    for name, family in _classifiers().items():
-        if family not in smallest or sizes[name] < sizes[smallest[family]]:
-            smallest[family] = name
-    return {name: family for family, name in smallest.items()}
+    sizes = {name: get_model_weights(name).DEFAULT.meta["num_params"] for name in _classifiers()}
+    smallest = {_family(name): name for name in sorted(sizes, key=sizes.get, reverse=True)}
+    return {smallest[family]: family for family in dict.fromkeys(_classifiers().values())}
 
 
 def _classifier(name: str) -> Subject:
@@ -121,12 +111,11 @@ def _segmenter(name: str) -> Subject:
 def _video(name: str) -> Subject:
     # What takes any size gets a small one; MViT's positions and S3D's last pool are for 16 frames of 224 × 224.
     sizes = {"mvit": (16, 224, 224), "s3d": (16, 224, 224), "swin3d": (8, 112, 112)}
-    return _of_noise(_torchvision(name), 3, *next((sizes[kind] for kind in sizes if name.startswith(kind)), (8, 64, 64)))
+    size = next((sizes[kind] for kind in sizes if name.startswith(kind)), (8, 64, 64))
+    return _of_noise(_torchvision(name), 3, *size)
 
 
 def _backbone(name: str) -> Subject:
-    from torchvision.models.detection.backbone_utils import BackboneWithFPN
-
     size = 300 if name.startswith("ssd300") else 320 if name.startswith("ssdlite") else 224
     subject = _of_noise(_torchvision(name, weights_backbone=None).backbone, 3, size, size, start=magnitude)
     levels = list(subject.run())
@@ -136,7 +125,7 @@ def _backbone(name: str) -> Subject:
 
 def _torchvision(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None, **options)
+    return get_model(name, weights=None, **options)
 
 
 def _of_noise(model: nn.Module, *shape: int, **options: Any) -> Subject:
@@ -144,10 +133,14 @@ def _of_noise(model: nn.Module, *shape: int, **options: Any) -> Subject:
 
 
 def _listed(task: str) -> Callable[[], dict[str, str]]:
-    return lambda: dict.fromkeys(torchvision.models.list_models(module=getattr(torchvision.models, task)), task)
+    return lambda: dict.fromkeys(list_models(module=getattr(torchvision.models, task)), task)
 
 
 # timm and transformers ---------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
 
 
 def _timm(name: str) -> Subject:
@@ -158,16 +151,8 @@ def _timm(name: str) -> Subject:
     return _of_noise(model, *(model.default_cfg.get("input_size") or (3, 224, 224)))
 
 
-def _timm_members() -> dict[str, str]:
-    return {entry["name"]: family for family, entry in json.loads(TIMM_SMALLEST.read_text()).items()}
-
-
-def _transformer_members() -> dict[str, str]:
-    return {name: entry["task"] for name, entry in json.loads(TRANSFORMERS.read_text()).items()}
-
-
 def _transformer(name: str) -> Subject:
-    entry = json.loads(TRANSFORMERS.read_text())[name]
+    entry = _read(TRANSFORMERS)[name]
     task, kind = entry["task"], getattr(importlib.import_module("transformers"), entry["class"])
     torch.manual_seed(0)
     model = usable(kind(kind.config_class(**entry["options"])))
@@ -196,6 +181,6 @@ ZOOS = {
     "torchvision-segmentation": Zoo(_listed("segmentation"), _segmenter),
     "torchvision-video": Zoo(_listed("video"), _video),
     "torchvision-detection": Zoo(_listed("detection"), _backbone),
-    "timm": Zoo(_timm_members, _timm),
-    "transformers": Zoo(_transformer_members, _transformer),
+    "timm": Zoo(lambda: {entry["name"]: family for family, entry in _read(TIMM_SMALLEST).items()}, _timm),
+    "transformers": Zoo(lambda: {name: entry["task"] for name, entry in _read(TRANSFORMERS).items()}, _transformer),
 }

@@ -1,8 +1,10 @@
-"""The timing benchmarks: methods take turns in processes of their own, failures are rows, pages come from rows alone."""
+"""Timing benchmarks: methods take turns in processes of their own, failures are rows, pages come from rows alone."""
 
 import importlib.util
-import subprocess
-from contextlib import suppress
+import os
+import signal
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,11 +19,11 @@ from benchmarks.csv_table import CsvTable
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
 from benchmarks.methods import METHODS as TIMED
 from benchmarks.methods import Case, Method, Trial
-from benchmarks.models import CifarResNet, build, is_model, noise
+from benchmarks.models import build, cifar_resnet, is_model, noise
 from benchmarks.peers import PEERS
 from benchmarks.speed import quotient, starred_quotient
 from benchmarks.timing_worker import Memory
-from benchmarks.workers import Failure, Worker
+from benchmarks.workers import Failure, Worker, wait
 from fxlrp.passes.optimize import NAMES
 
 CASE = Case("cifar_resnet8", 2, 32)
@@ -96,7 +98,7 @@ GIB = {"yard": (1, 1), "small": (1, 2), "other": (1, 2), "large": (6, 9), "huge"
 class FakeMethod(SimpleNamespace):
     """Stands for a process that holds so much, and so much at its peak."""
 
-    rows, failed = harness.TimedMethod.rows, harness.TimedMethod.failed
+    rows = harness.TimedMethod.rows
 
     def __init__(self, name, entry, case, settings, room):
         super().__init__(name=name, method=entry.method, facts={}, calls=[], holds=0, most=0, room=room)
@@ -141,24 +143,41 @@ def test_all_fail_without_the_yardstick(monkeypatch, yardstick, reason):
     assert rows["small"]["reason"] == rows[PLACEBO]["reason"] == f"{yardstick}, the yardstick, {reason}"
 
 
+class Tasks:
+    """Of a worker that hangs or dies, as it is asked to."""
+
+    def __init__(self, job, progress):
+        self.progress = progress
+
+    def hang(self):
+        self.progress({"stage": "asleep"})
+        time.sleep(60)
+
+    def die(self):
+        print("last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
-    ("command", "timeout", "reason"),
+    ("task", "reason", "progress"),
     [
-        ("sleep 60", 1, "took longer than 1 s"),
-        ("kill -KILL $$", 60, "killed by SIGKILL, probably out of memory: last words"),
+        ("hang", "took longer than 60 s", {"stage": "asleep"}),
+        ("die", "killed by SIGKILL, probably out of memory: last words", {}),
     ],
 )
-def test_a_worker_that_hangs_or_dies_fails(command, timeout, reason, tmp_path):
-    worker = Worker("benchmarks.timing_worker", {}, timeout, threads=1)
+def test_a_worker_that_hangs_or_dies_fails(task, reason, progress):
+    worker = Worker("tests.test_speed_benchmark", {}, timeout=60, threads=1)
+    worker.send("memory", do=task)
+    while not worker.progress and task == "hang":
+        assert worker.poll() is None
+    if task == "hang":
+        worker.until = 0
+    wait([worker])
+    with pytest.raises(Failure, match=reason) as failure:
+        worker.poll()
     worker.close()
-    worker.log = tmp_path / "log.txt"
-    worker.log.write_text("last words")
-    with subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker.process:
-        with pytest.raises(Failure, match=reason) as failure:
-            worker.ask("memory", do="weigh")
-        worker.process.kill()
-        with suppress(BrokenPipeError):  # of a request that the dead process never read
-            worker.process.stdin.close()
+    assert worker.process.poll() is not None
+    assert worker.progress == progress
     assert failure.value.stage == "memory"
     assert failure.value.of_memory == ("SIGKILL" in reason)
 
@@ -168,7 +187,7 @@ def test_a_worker_that_hangs_or_dies_fails(command, timeout, reason, tmp_path):
 
 @pytest.mark.parametrize("depth", [8, 20, 56])
 def test_cifar_resnets_have_as_many_layers_as_they_say(depth):
-    layers = [name for name, module in CifarResNet(depth).named_modules()
+    layers = [name for name, module in cifar_resnet(depth).named_modules()
               if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name]  # fmt: skip
     assert len(layers) == depth
     assert is_model(f"cifar_resnet{depth}")
@@ -213,13 +232,12 @@ def test_memory_tells_a_peak_apart_from_what_is_held():
     memory = Memory("cpu")
     if memory.peak() is None:
         pytest.skip("the system does not tell")
-    memory.settle()
-    memory.start_over()
-    before = memory.now()
+    before = memory.start_over()
     torch.ones(32 * 2**20)  # 128 MiB
-    memory.settle()
-    assert memory.peak() - before > 100 * 2**20
-    assert memory.now() - before < 50 * 2**20
+    peak = memory.peak()
+    assert peak - before > 100 * 2**20
+    assert memory.start_over() - before < 50 * 2**20
+    assert memory.peak() < peak - 50 * 2**20
 
 
 # Pages -------------------------------------------------------------------------------------------
@@ -256,7 +274,7 @@ ROWS = [
 
 def test_the_page_holds_what_the_rows_say(tmp_path):
     page = written(tmp_path, speed.BENCHMARK, ROWS)
-    assert "- CPU: Some CPU, 2 thread(s); torch 2.14.1, float32, 3 rounds; batch 1; height and width 224; 11 rows" in page
+    assert "- CPU: Some CPU, 2 thread(s); torch 2.14.1, float32, 3 rounds; batch 1; height and width 224; 11" in page
     assert "The placebo is the yardstick in a second process: 1.020 to 1.020, single rounds 0.918 to 1.122." in page
     assert "| resnet50 | 1 | captum LRP | 2.00 | 1.50 (eager) | 1.33 | 1.00 (inductor) | 2.00 |" in page
     assert "- no peer runs, fxlrp does: swin_t (batch 1)" in page
@@ -315,8 +333,11 @@ def test_only_missing_leaves_complete_cases_alone(tmp_path, monkeypatch):
 
 
 def test_a_case_is_slower_only_beyond_the_placebo(tmp_path):
-    rows = [row(name, ratio, compared="fxlrp eager", batch=batch) for batch, placebo, now in ((1, 1.01, 1.04),
-            (8, 0.97, 1.04), (32, 1.0, 0.9)) for name, ratio in (("before", 1.0), (PLACEBO, placebo), ("now", now))]  # fmt: skip
+    rows = [
+        row(name, ratio, compared="fxlrp eager", batch=batch)
+        for batch, placebo, now in ((1, 1.01, 1.04), (8, 0.97, 1.04), (32, 1.0, 0.9))
+        for name, ratio in (("before", 1.0), (PLACEBO, placebo), ("now", now))
+    ]
     rows += [row("before", compared="fxlrp inductor", reason="broke"), row("now", compared="fxlrp inductor")]
     page = written(tmp_path, speed.BENCHMARK, rows, against=True)
     assert "beyond the placebo: 1 of 4 cases" in page
@@ -341,15 +362,18 @@ def test_an_optimisation_is_worth_it_only_beyond_the_placebo(tmp_path):
         row(f"without {third}", 0.9, held_mb=120.0), row("all", 1.0, batch=8), row(f"without {second}", 2.0, batch=8),
     ]  # fmt: skip
     page = written(tmp_path, optimizer.BENCHMARK, rows)
-    assert f"| {first} | +7.1% (resnet50, batch 1) | +0.0% (resnet50, batch 1) | +0.0% (resnet50, batch 1) | yes |" in page
+    none = "+0.0% (resnet50, batch 1)"
+    assert f"| {first} | +7.1% (resnet50, batch 1) | {none} | {none} | yes |" in page
     assert f"| {second} | +1.8% (resnet50, batch 1) | +0.0% (resnet50, batch 1) | +0.0%" in page
     assert "| **no** |" in next(line for line in page.splitlines() if line.startswith(f"| {second} |"))
     assert f"| {third} | -13.1% (resnet50, batch 1) | +16.7% (resnet50, batch 1) | +6.2%" in page
 
 
 def test_scaling_is_told_by_axis(tmp_path):
-    rows = [row(name, ratio, batch=batch) for batch in (1, 2) for name, ratio in (("autograd", 1.0), ("fxlrp eager", 1.5))]
-    page = written(tmp_path, scaling.BENCHMARK, [*rows, row("captum LRP", batch=2, reason="no rule")])
+    rows = [row("captum LRP", batch=2, reason="no rule")]
+    for batch in (1, 2):
+        rows += [row("autograd", 1.0, batch=batch), row("fxlrp eager", 1.5, batch=batch)]
+    page = written(tmp_path, scaling.BENCHMARK, rows)
     assert "### Batch: resnet50, 224 × 224" in page
     assert "| 2 | 0.5 s | 1.50 (1.35–1.65) | fails | 1.50 + 2.50 |" in page
     assert "| 224 | 0.5 s | 1.50 (1.35–1.65) | 1.50 + 2.50 |" in page
