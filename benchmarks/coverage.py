@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.coverage_page import context
 from benchmarks.csv_table import CsvTable
@@ -39,35 +38,29 @@ def main(
 ) -> None:
     """Sweep model zoos: what compiles, what conserves, and what the peers keep."""
     out.mkdir(parents=True, exist_ok=True)
-    tables = {
-        False: CsvTable(out / "coverage.csv", ("zoo", "name", "dtype")),
-        True: CsvTable(out / "coverage_peers.csv", ("name", "peer")),
-    }
+    models = CsvTable(out / "coverage.csv", ("zoo", "name", "dtype"))
+    shares = CsvTable(out / "coverage_peers.csv", ("name", "peer"))
     zoos = checked(zoo or ZOOS, ZOOS.__contains__, "zoo")
-    wanted = list(_models(zoos, only, ["float32", "float64"] if float64 else ["float32"], peers))
-    todo = [] if page_only else wanted
-    for is_peer, table in tables.items():
-        keys = {table.key_of(row): table.rows.get(table.key_of(row), {}) for row in todo if ("peer" in row) is is_peer}
-        table.drop(key for key, row in keys.items() if fresh or (retry_failed and row.get("status") == "failed"))
-    todo = [row for row in todo if (table := tables["peer" in row]).key_of(row) not in table.rows]
-
-    console, threads, interrupted = Console(), max(1, CORES // jobs), False
+    wanted = [] if page_only else list(_models(zoos, only, ["float32", "float64"] if float64 else ["float32"], peers))
+    todo = []
+    for row in wanted:
+        table = shares if "peer" in row else models
+        status = table.rows.get(table.key_of(row), {}).get("status")
+        todo += [(row, table)] if fresh or not status or (retry_failed and status == "failed") else []
+    console, threads = Console(soft_wrap=True, highlight=False), max(1, CORES // jobs)
     console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
-    made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
+    made, finished = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}", True
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-            for row in progress.track(_measured(todo, jobs, timeout, threads, memory), total=len(todo)):
-                tables["peer" in row].add([row | {"made": made, "date": now()}])
-                progress.console.print(_told(row), markup=False, highlight=False, soft_wrap=True)
+        for number, (row, table) in enumerate(_measured(todo, jobs, timeout, threads, memory), start=1):
+            table.add([row | {"made": made, "date": now()}])
+            console.print(f"{number} of {len(todo)}: {_told(row)}", markup=False)
     except KeyboardInterrupt:
-        interrupted = True
+        finished = False
         console.print("interrupted: the same command goes on from here")
-    (out / "coverage.md").write_text(page("coverage", **context(tables[False], tables[True])))
+    (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
     console.print(f"written: {out / 'coverage.md'}")
-    if interrupted:
-        raise typer.Exit(130)
+    raise typer.Exit(0 if finished else 130)
 
 
 def _models(zoos: Sequence[str], only: str, precisions: Sequence[str], peers: bool) -> Iterator[Row]:
@@ -82,21 +75,23 @@ def _models(zoos: Sequence[str], only: str, precisions: Sequence[str], peers: bo
                 yield from ({"name": name, "group": family, "peer": peer} for peer in PEERS if peer != "lxt")
 
 
-def _measured(todo: Sequence[Row], jobs: int, timeout: float, threads: int, memory: float) -> Iterator[Row]:
+def _measured(
+    todo: Sequence[tuple[Row, CsvTable]], jobs: int, timeout: float, threads: int, memory: float
+) -> Iterator[tuple[Row, CsvTable]]:
     """The rows, as they come, ``jobs`` at a time."""
     waiting, running = list(reversed(todo)), {}
     with ExitStack() as stack:
         while waiting or running:
             if waiting and len(running) < jobs:
-                row = waiting.pop()
+                row, table = waiting.pop()
                 job = {"zoo": "torchvision", "dtype": "float32", "peer": ""} | row
                 worker = Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
                 stack.callback(worker.close)
                 worker.send("measure", do="measure")
-                running[worker] = row
+                running[worker] = row, table
                 continue
             wait(list(running))
-            for worker, row in list(running.items()):
+            for worker, (row, table) in list(running.items()):
                 try:
                     reply = worker.poll()
                 except Failure as failure:
@@ -104,7 +99,7 @@ def _measured(todo: Sequence[Row], jobs: int, timeout: float, threads: int, memo
                 if reply is not None:
                     worker.close()
                     del running[worker]
-                    yield {**reply, **row}
+                    yield {**reply, **row}, table
 
 
 def _told(row: Row) -> str:

@@ -26,40 +26,32 @@ def subject(case: Case) -> tuple[torch.nn.Module, torch.Tensor]:
     return model, torch.rand(1, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
 
 
-def _prepared(trial: Trial) -> tuple[Any, list[int]]:
-    """The metric as a call, and how many images each of its forward passes takes."""
-    pixels, ties, levels = (word.split()[0] for word in trial.case.variant.split(", "))
-    order = torch.randperm(trial.case.size**2, generator=torch.Generator().manual_seed(0))
-    heat = order.reshape(1, trial.case.size, trial.case.size).float()
-    heat = heat if levels == "all" else quantize_heat(heat, int(levels))
+def _method(metric: bool) -> Method:
+    def steps(trial: Trial) -> Iterator[Any]:
+        pixels, ties, levels = (word.split()[0] for word in trial.case.variant.split(", "))
+        size, generator = trial.case.size, torch.Generator().manual_seed(0)
+        heat = torch.randperm(size * size, generator=generator).reshape(1, size, size).float()
+        heat = heat if levels == "all" else quantize_heat(heat, int(levels))
 
-    def metric() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PlateauWarning)
-            insertion_deletion(trial.model, trial.images, heat, 0, step=int(pixels), ties=ties, batch_size=BATCH_SIZE,
-                               normalize=lambda x: (x - 0.45) / 0.22)  # fmt: skip
+        def measure() -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PlateauWarning)
+                insertion_deletion(trial.model, trial.images, heat, 0, step=int(pixels), ties=ties,
+                                   batch_size=BATCH_SIZE, normalize=lambda x: (x - 0.45) / 0.22)  # fmt: skip
 
-    sizes: list[int] = []
-    hook = trial.model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    metric()
-    hook.remove()
-    trial.facts["passes"] = sum(sizes)
-    return metric, sizes
+        counts: list[int] = []
+        hook = trial.model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+        measure()
+        hook.remove()
+        trial.facts["passes"] = sum(counts)
+        batches = [] if metric else [models.noise(3, size, size, batch=count) for count in counts]
+        yield
+        yield measure if metric else torch.inference_mode()(lambda: [trial.model(batch) for batch in batches])
 
-
-def _forward(trial: Trial) -> Iterator[Any]:
-    batches = [models.noise(3, trial.case.size, trial.case.size, batch=size) for size in _prepared(trial)[1]]
-    yield
-    yield torch.inference_mode()(lambda: [trial.model(batch) for batch in batches])
+    return Method(steps, *(("fxlrp", "fxlrp") if metric else ("model",)))
 
 
-def _metric(trial: Trial) -> Iterator[Any]:
-    metric, _ = _prepared(trial)
-    yield
-    yield metric
-
-
-METHODS = {"forward passes": Method(_forward, "model"), "metric": Method(_metric, "fxlrp", "fxlrp")}
+METHODS = {"forward passes": _method(metric=False), "metric": _method(metric=True)}
 BENCHMARK = Benchmark(
     "evaluation", "Time insertion and deletion of one image, and the same number of forward passes.",
     __name__, listed(*CASES), rounds=5, threads=1, facts={"passes": ".0f"},

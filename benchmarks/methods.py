@@ -45,13 +45,10 @@ class Trial:
 class Method:
     """One way to run or to explain a model.
 
-    Attributes:
-        steps: see the module.
-        kind: ``"model"``, ``"fxlrp"`` or ``"peer"``.
-        package: whose version goes into the row.
-        channels_last: whether model and images are laid out so.
-        models, device: a pattern, and the only device if there is one; the method does not apply to others.
-        parts: whether the call returns seconds by part, which are told instead of its own.
+    ``steps``: see the module; ``kind``: ``"model"``, ``"fxlrp"`` or ``"peer"``; ``package``: whose version goes into the
+    row; ``channels_last``: whether model and images are laid out so; ``models`` and ``device``: a pattern, and the only
+    device if there is one, of what the method applies to; ``parts``: whether the call returns seconds by part, which
+    are told instead of its own.
     """
 
     steps: Callable[[Trial], Iterator[Any]]

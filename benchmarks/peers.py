@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,25 +68,25 @@ def _fxlrp(model: nn.Module, images: Tensor) -> Iterator[Any]:
     yield explain
 
 
-def _zennit(composite: str) -> Callable[[nn.Module, Tensor], Iterator[Any]]:
-    def steps(model: nn.Module, images: Tensor) -> Iterator[Any]:
-        import zennit.composites
-        from zennit.attribution import Gradient
+def _zennit(composite: str, model: nn.Module, images: Tensor) -> Iterator[Any]:
+    import zennit.composites
+    from zennit.attribution import Gradient
 
-        canonizer, applies = _zennit_canonizer(model, images)
-        name = type(canonizer).__name__
-        yield name if applies else f"no canonizer ({name} does not apply)"
-        rules = getattr(zennit.composites, composite)(canonizers=[canonizer] if applies else None)
-        attributor = Gradient(model=model, composite=rules)
-        attributor.__enter__()  # its hooks stay on the model
+    canonizer, applies = _zennit_canonizer(model, images)
+    name = type(canonizer).__name__
+    yield name if applies else f"no canonizer ({name} does not apply)"
+    rules = getattr(zennit.composites, composite)(canonizers=[canonizer] if applies else None)
+    attributor = Gradient(model=model, composite=rules)
+    attributor.__enter__()  # its hooks stay on the model
 
-        def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-            output, relevance = attributor(images.clone(), _at_predicted)
-            return output.detach(), relevance
+    def at_predicted(output: Tensor) -> Tensor:
+        return output * nn.functional.one_hot(output.argmax(dim=1), output.shape[1])
 
-        yield explain
+    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
+        output, relevance = attributor(images.clone(), at_predicted)
+        return output.detach(), relevance
 
-    return steps
+    yield explain
 
 
 def _zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
@@ -104,10 +105,6 @@ def _zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
     return kind(), False
 
 
-def _at_predicted(output: Tensor) -> Tensor:
-    return output * nn.functional.one_hot(output.argmax(dim=1), output.shape[1])
-
-
 def _captum(model: nn.Module, images: Tensor) -> Iterator[Any]:
     from captum.attr import LRP
 
@@ -118,24 +115,20 @@ def _captum(model: nn.Module, images: Tensor) -> Iterator[Any]:
     yield lambda images: (output, method.attribute(images.clone(), target=target).detach())
 
 
-def _autolrp(composite: bool) -> Callable[[nn.Module, Tensor], Iterator[Any]]:
+def _autolrp(composite: bool, model: nn.Module, images: Tensor) -> Iterator[Any]:
     """From the sum of the predicted logits: one pass for a batch, in which relevance adds up to one."""
+    import autolrp
 
-    def steps(model: nn.Module, images: Tensor) -> Iterator[Any]:
-        import autolrp
+    yield "LRPConfig.composite()" if composite else "BASE"
+    config = autolrp.LRPConfig.composite() if composite else autolrp.LRPConfig()
 
-        yield "LRPConfig.composite()" if composite else "BASE"
-        config = autolrp.LRPConfig.composite() if composite else autolrp.LRPConfig()
+    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
+        wrapped = autolrp.tensor(images)
+        output = model(wrapped)
+        output.gather(1, output.argmax(dim=1, keepdim=True)).sum().lrp(config=config)
+        return output.detach().as_subclass(Tensor), wrapped.relevance.as_subclass(Tensor)
 
-        def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-            wrapped = autolrp.tensor(images)
-            output = model(wrapped)
-            output.gather(1, output.argmax(dim=1, keepdim=True)).sum().lrp(config=config)
-            return output.detach().as_subclass(Tensor), wrapped.relevance.as_subclass(Tensor)
-
-        yield explain
-
-    return steps
+    yield explain
 
 
 def _lxt(model: nn.Module, images: Tensor) -> Iterator[Any]:
@@ -169,10 +162,10 @@ def _lxt(model: nn.Module, images: Tensor) -> Iterator[Any]:
 
 PEERS = {
     "fxlrp": Peer(_fxlrp, "fxlrp", "probability"),
-    "autolrp": Peer(_autolrp(composite=False), "autolrp", "one"),
-    "autolrp composite": Peer(_autolrp(composite=True), "autolrp", "one"),
-    "zennit EpsilonPlus": Peer(_zennit("EpsilonPlus"), "zennit"),
-    "zennit EpsilonPlusFlat": Peer(_zennit("EpsilonPlusFlat"), "zennit"),
+    "autolrp": Peer(partial(_autolrp, False), "autolrp", "one"),
+    "autolrp composite": Peer(partial(_autolrp, True), "autolrp", "one"),
+    "zennit EpsilonPlus": Peer(partial(_zennit, "EpsilonPlus"), "zennit"),
+    "zennit EpsilonPlusFlat": Peer(partial(_zennit, "EpsilonPlusFlat"), "zennit"),
     "captum": Peer(_captum, "captum"),
     "lxt": Peer(_lxt, "lxt"),
 }

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,19 +27,14 @@ def _method(dtype: torch.dtype = torch.float32, autocast: bool = False) -> Metho
         exact = fxlrp.compile(copy.deepcopy(trial.model).double())(trial.images.double())
         model, images = trial.model.to(dtype), trial.images.to(dtype)
 
-        def around() -> Any:
-            return torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext()
-
-        with around():
-            trial.facts |= _errors(fxlrp.compile(model)(images, target=exact.target), exact)
-        yield
-        explainer = fxlrp.compile(model)
-
-        def call() -> fxlrp.Explanation:
-            with around():
+        def explained(explainer: fxlrp.Explainer) -> fxlrp.Explanation:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
                 return explainer(images, target=exact.target)
 
-        yield call
+        trial.facts |= _errors(explained(fxlrp.compile(model)), exact)
+        yield
+        explainer = fxlrp.compile(model)
+        yield lambda: explained(explainer)
 
     return Method(steps, "fxlrp", "fxlrp", channels_last=True)
 

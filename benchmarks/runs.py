@@ -60,13 +60,10 @@ class Benchmark:
 
 def every(models: Sequence[str], batches: Sequence[int], variants: Sequence[str] = ("",)) -> Cases:
     """Each model in each batch and variant; models and batches may be asked for."""
-
-    def cases(wanted: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Case]:
-        chosen = checked(wanted or models, is_model, "model")
-        return [Case(name, batch, native_size(name), variant)
-                for name, batch, variant in product(chosen, sizes or batches, variants)]  # fmt: skip
-
-    return cases
+    return lambda wanted, sizes: [
+        Case(name, batch, native_size(name), variant) for name, batch, variant
+        in product(checked(wanted or models, is_model, "model"), sizes or batches, variants)
+    ]  # fmt: skip
 
 
 def listed(*cases: Case) -> Cases:
@@ -105,14 +102,22 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         settings = Settings(benchmark.registry, rounds, threads=threads, timeout=timeout, memory=memory, device=device)
         out.mkdir(parents=True, exist_ok=True)
         name = benchmark.name.replace("-", "_") + ("_against" if against else "")
-        table, console = CsvTable(out / f"{name}.csv", KEY), Console()
-        contests = [contest for case in cases for contest in _contests(methods, chosen, case, device, against)]
-        finished = page_only or _sweep(contests, settings, table, console, only_missing=only_missing)
+        table, console, finished = CsvTable(out / f"{name}.csv", KEY), Console(soft_wrap=True, highlight=False), True
+        contests = [] if page_only else [
+            contest for case in cases for contest in _contests(methods, chosen, case, device, against)
+        ]  # fmt: skip
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
+        try:
+            for number, contest in enumerate(contests, start=1):
+                console.print(f"{number} of {len(contests)}", end=" ")
+                _enter(*contest, settings, table, console, only_missing)
+        except KeyboardInterrupt:
+            finished = False
+            console.print("interrupted: the same command with --only-missing goes on from here")
         if not table.rows:
             raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
         write_files(benchmark, table, console, compared=bool(against))
-        if not finished:
-            raise typer.Exit(130)
+        raise typer.Exit(0 if finished else 130)
 
     return main
 
@@ -128,46 +133,30 @@ def _contests(
     return [(case, "", {name: Entry(name) for name in dict.fromkeys([next(iter(methods)), *suiting])})]
 
 
-def _sweep(
-    contests: Sequence[tuple[Case, str, dict[str, Entry]]], settings: Settings, table: CsvTable, console: Console, *,
-    only_missing: bool = False,
-) -> bool:  # fmt: skip
-    """Measure every contest and enter its rows; whether it came to the end.
-
-    With ``only_missing``, what has all its rows is skipped; the rest is measured as a whole, because ratios are of one
-    run.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
-    try:
-        for number, (case, compared, entries) in enumerate(contests, start=1):
-            head = f"{case.model} {case.variant} {compared}, batch {case.batch}, {case.size} × {case.size}"
-            console.print(f"{' '.join(head.split())} ({number} of {len(contests)})")
-            common = {**asdict(case), "device": settings.device, "compared": compared}
-            keys = [table.key_of({**common, "method": name}) for name in entries]
-            if only_missing and all(key in table.rows for key in keys):
-                console.print("  all there")
-                continue
-            with console.status("") as status:
-                rows = measure(case, entries, settings, status.update)
-            renewed = {key[:-1] for key in keys}
-            table.drop([key for key in table.rows if key[:-1] in renewed])
-            table.add({**common, **row} for row in rows)
-            for row in rows:
-                if "part" not in row:
-                    console.print(_told(row), markup=False, highlight=False, soft_wrap=True)
-            if (rows[0]["busy"] or 0) > BUSY:
-                console.print(f"  other work kept {rows[0]['busy']:.1f} cores busy: these ratios are worth little")
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command with --only-missing goes on from here")
-        return False
-    return True
-
-
-def _told(row: dict[str, Any]) -> str:
-    if row["status"] != "ok":
-        return f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}"
-    times = f"{row['seconds']:.4f} s, set-up {row['setup_s']:.2f} s, first call {row['first_s']:.2f} s"
-    return f"  {row['method']}: {ratio(row, 3)}, {times}"
+def _enter(
+    case: Case, compared: str, entries: Mapping[str, Entry], settings: Settings, table: CsvTable, console: Console,
+    only_missing: bool,
+) -> None:  # fmt: skip
+    """Measure what is timed side by side, as a whole because ratios are of one run, and enter its rows."""
+    told = (case.model, case.variant, compared, f"batch {case.batch}, {case.size} × {case.size}")
+    common = {**asdict(case), "device": settings.device, "compared": compared}
+    keys = [table.key_of({**common, "method": name}) for name in entries]
+    if only_missing and all(key in table.rows for key in keys):
+        console.print(*filter(None, told), "is there")
+        return
+    console.print(*filter(None, told))
+    with console.status("") as status:
+        rows = measure(case, entries, settings, status.update)
+    table.drop([key for key in table.rows if key[:-1] in {key[:-1] for key in keys}])
+    table.add({**common, **row} for row in rows)
+    for row in rows:
+        if row["status"] != "ok":
+            console.print(f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}", markup=False)
+        elif not row["part"]:
+            times = f"{row['seconds']:.4f} s, set-up {row['setup_s']:.2f} s, first call {row['first_s']:.2f} s"
+            console.print(f"  {row['method']}: {ratio(row, 3)}, {times}")
+    if (rows[0]["busy"] or 0) > BUSY:
+        console.print(f"  other work kept {rows[0]['busy']:.1f} cores busy: these ratios are worth little")
 
 
 def write_files(benchmark: Benchmark, table: CsvTable, console: Console, compared: bool = False) -> None:
@@ -191,8 +180,6 @@ def comparison(frame: pl.DataFrame) -> dict[str, Any]:
 
 def checked(names: Iterable[str], fits: Callable[[str], bool], what: str) -> list[str]:
     """The names, if all of them fit."""
-    names = list(names)
-    unknown = [name for name in names if not fits(name)]
-    if unknown:
+    if unknown := [name for name in names if not fits(name)]:
         raise typer.BadParameter(f"no {what} {', '.join(unknown)}")
-    return names
+    return list(names)
