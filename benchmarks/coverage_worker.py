@@ -60,8 +60,7 @@ class Tasks:
 
         self._stage("explain")
         first, explanation = _timed(explainer, subject)
-        capture = getattr(explainer, "capture", None)
-        row["capture"] = capture if isinstance(capture, str) else "symbolic"
+        row["capture"] = explainer.capture
         if row["capture"] != "symbolic":
             # The capture may have waited for the first inputs, and then belongs to compiling.
             row["compile_s"] += max(0.0, first - _timed(explainer, subject)[0])

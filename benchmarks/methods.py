@@ -45,8 +45,8 @@ class Trial:
 class Method:
     """One way to run or to explain a model.
 
-    ``steps``: see the module; ``kind``: ``"model"``, ``"fxlrp"`` or ``"peer"``; ``package``: whose version goes into the
-    row; ``channels_last``: whether model and images are laid out so; ``models`` and ``device``: a pattern, and the only
+    ``steps``: see the module; ``kind``: "model", "fxlrp" or "peer"; ``package``: whose version goes into the row;
+    ``channels_last``: whether model and images are laid out so; ``models`` and ``device``: a pattern, and the only
     device if there is one, of what the method applies to; ``parts``: whether the call returns seconds by part, which
     are told instead of its own.
     """

@@ -21,7 +21,7 @@ def build(name: str) -> nn.Module:
     """A classifier of torchvision, or ``cifar_resnetN`` with N layers; weights always the same, nothing to train."""
     torch.manual_seed(0)
     match, size = _CIFAR.fullmatch(name), native_size(name)
-    model = cifar_resnet(int(match[1])) if match else torchvision.models.get_model(name, weights=None)
+    model = CifarResNet(int(match[1])) if match else torchvision.models.get_model(name, weights=None)
     return usable(model, 3, size, size).requires_grad_(False)
 
 
@@ -62,18 +62,24 @@ def usable(model: nn.Module, *shape: int) -> nn.Module:
     return model.eval()
 
 
-def cifar_resnet(depth: int) -> nn.Module:
+class CifarResNet(nn.Module):
     """A residual network for 32 × 32 images of He et al. (CVPR 2016), 6n + 2 layers.
 
     Made of torchvision's blocks, so that other packages know them; where the width grows the skip is a projection.
     """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth {depth}: these networks have 6n + 2 layers")
-    layers, width = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
-    for wider in [width for width in (16, 32, 64) for _ in range(blocks)]:
-        grows = wider != width
-        skip = nn.Sequential(nn.Conv2d(width, wider, 1, 2, bias=False), nn.BatchNorm2d(wider)) if grows else None
-        layers.append(BasicBlock(width, wider, wider // width, skip))
-        width = wider
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"depth {depth}: these networks have 6n + 2 layers")
+        layers, width = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
+        for wider in [width for width in (16, 32, 64) for _ in range(blocks)]:
+            grows = wider != width
+            skip = nn.Sequential(nn.Conv2d(width, wider, 1, 2, bias=False), nn.BatchNorm2d(wider)) if grows else None
+            layers.append(BasicBlock(width, wider, wider // width, skip))
+            width = wider
+        self.layers, self.fc = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers(x).flatten(1))  # no module: Captum has no rule for nn.Flatten

@@ -67,7 +67,7 @@ def timing_context(frame: pl.DataFrame, facts: dict[str, str]) -> dict[str, Any]
     good, failed = frame.filter(pl.col("status") == "ok"), frame.filter(pl.col("status") != "ok")
     whole, lines = good.filter(pl.col("part") == ""), []
     placebo = whole.filter(pl.col("method") == PLACEBO)
-    index = ("compared", "model", "variant", "batch", "method")
+    index = ("device_name", "compared", "model", "variant", "batch", "method")
     by_part = groups(good.filter(pl.col("part") != ""), *index)
     for key, rows in groups(whole.filter(pl.col("ratio_min").is_not_null()), *index).items():
         row, parts = rows.row(0, named=True), by_part[key]["ratio"] if key in by_part else ()
@@ -78,13 +78,14 @@ def timing_context(frame: pl.DataFrame, facts: dict[str, str]) -> dict[str, Any]
         times = [f"{row['seconds']:.3g} s", ratio(row, 3), f"{row['processor_ratio'] or 0:.2f}"]
         lines.append([*key, *times, spread, *figures])
     heads = [*index, "time", "ratio", "processor time", "by part", *(name.replace("_", " ") for name in facts)]
-    used = [place for place in range(len(heads)) if any(line[place] != "" for line in lines)]
+    # Not the device where it is the only one, nor what no line has.
+    used = [place for place in range(len(heads)) if {line[place] for line in lines} - {"" if place else lines[0][0]}]
     return {
         "measured": groups(whole, "device", "device_name", "threads", "torch", "dtype", "rounds").items(),
         "versions": sorted(set(frame["version"]) - {""}),
         "placebo": [extreme for column in ("ratio", "ratio_min", "ratio_max")
                     for extreme in (placebo[column].min(), placebo[column].max())],
-        "failures": [(key, groups(rows, "model", "variant"))
+        "failures": [(key, groups(rows, "compared", "model", "variant"))
                      for key, rows in groups(failed, "method", "stage", "reason").items()],
         "cases": table([heads[place] for place in used], [[line[place] for place in used] for line in lines]),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """How the cost of an explanation grows with depth, resolution and batch."""
 
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -21,32 +22,29 @@ AXES = {
 TIMED = ("forward", "fxlrp eager", "fxlrp channels-last", "captum LRP", "autolrp composite", "zennit EpsilonPlus")
 
 
-def on_axes(frame: pl.DataFrame) -> dict[str, dict[tuple[str, str], pl.DataFrame]]:
-    """By device and axis the rows, with their ``value`` on it."""
-    found: dict[str, dict[tuple[str, str], pl.DataFrame]] = {}
+def on_axes(frame: pl.DataFrame) -> dict[tuple[str, str, str], pl.DataFrame]:
+    """By device, title and label the rows, with their ``value`` on the axis."""
+    found = {}
     for device, rows in groups(in_order(frame, "method", ORDER), "device_name").items():
         for axis, cases in AXES.items():
-            values = [{"model": case.model, "batch": case.batch, "size": case.size, "value": value}
-                      for case, value in cases.items()]  # fmt: skip
-            placed = rows.join(pl.DataFrame(values), on=["model", "batch", "size"], maintain_order="left")
-            found.setdefault(device, {})[axis] = placed.sort("value", maintain_order=True)
+            values = pl.DataFrame([{**asdict(case), "value": value} for case, value in cases.items()])
+            placed = rows.join(values, on=["model", "batch", "size", "variant"], maintain_order="left")
+            found[(device, *axis)] = placed.sort("value", maintain_order=True)
     return found
 
 
 def context(frame: pl.DataFrame) -> dict[str, Any]:
     """What the page says of each device and axis: the rows, and once more those of fxlrp for its set-up."""
     devices: dict[str, Any] = {}
-    for device, by_axis in on_axes(frame).items():
-        for axis, rows in by_axis.items():
-            ours = rows.filter(pl.col("method") == "fxlrp eager", pl.col("status") == "ok")
-            set_up = ours.with_columns(method=pl.lit("set-up, fxlrp eager"))
-            devices.setdefault(device, {})[axis] = pl.concat([rows, set_up]).rows(named=True)
+    for (device, *axis), rows in on_axes(frame).items():
+        ours = rows.filter(pl.col("method") == "fxlrp eager", pl.col("status") == "ok")
+        both = pl.concat([rows, ours.with_columns(method=pl.lit("set-up, fxlrp eager"))])
+        devices.setdefault(device, {})[tuple(axis)] = both.rows(named=True)
     return {"devices": devices}
 
 
 BENCHMARK = Benchmark(
     "scaling", "Time explanations while depth, resolution or batch grows.", "benchmarks.methods",
     listed(*dict.fromkeys(case for cases in AXES.values() for case in cases)), context, default=TIMED,
-    draw=lambda frame, path: draw({(device, title): rows for device, by_axis in on_axes(frame).items()
-                                   for (title, _), rows in by_axis.items()}, path, columns=len(AXES)),
+    draw=lambda frame, path: draw({key[:2]: rows for key, rows in on_axes(frame).items()}, path, columns=len(AXES)),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from benchmarks.csv_table import CsvTable
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
 from benchmarks.methods import METHODS as TIMED
 from benchmarks.methods import Case, Method, Trial
-from benchmarks.models import build, cifar_resnet, is_model, noise
+from benchmarks.models import CifarResNet, build, is_model, noise
 from benchmarks.peers import PEERS
 from benchmarks.speed import quotient, starred_quotient
 from benchmarks.timing_worker import Memory
@@ -187,7 +187,7 @@ def test_a_worker_that_hangs_or_dies_fails(task, reason, progress):
 
 @pytest.mark.parametrize("depth", [8, 20, 56])
 def test_cifar_resnets_have_as_many_layers_as_they_say(depth):
-    layers = [name for name, module in cifar_resnet(depth).named_modules()
+    layers = [name for name, module in CifarResNet(depth).named_modules()
               if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name]  # fmt: skip
     assert len(layers) == depth
     assert is_model(f"cifar_resnet{depth}")
