@@ -18,16 +18,13 @@ from benchmarks.zoo import ZOOS, Subject, magnitude
 
 
 class Tasks:
-    """What a worker can be asked for.
+    """What a worker can be asked for: the row of a model, or of a peer on it.
 
-    Args:
-        job: ``zoo``, ``name``, ``dtype``, ``peer`` (empty: fxlrp's own accounts), ``threads``.
-        progress: is called with the row as it stands at every stage, so that a crash leaves at which stage it was.
+    ``progress`` is called with the row as it stands at every stage, so that a crash leaves at which stage it was.
     """
 
     def __init__(self, job: Row, progress: Callable[[Row], None]) -> None:
-        self.job, self.progress = job, progress
-        self.row: Row = {"status": "failed"}
+        self.job, self.progress, self.row = job, progress, {"status": "failed"}
 
     def measure(self) -> Row:
         """The row of the model, measured or failed."""

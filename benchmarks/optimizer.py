@@ -1,6 +1,7 @@
 """What each optimisation of the emitted program brings."""
 
 from collections.abc import Callable, Iterator
+from inspect import getdoc
 from typing import Any
 
 import polars as pl
@@ -50,8 +51,8 @@ def context(frame: pl.DataFrame) -> dict[str, Any]:
                     for row in rows.sort("batch", maintain_order=True).iter_rows(named=True)
                     for what in ("time", "memory")]
               for key, rows in groups(frame, "model", "device_name").items()}  # fmt: skip
-    told = {name: EMITTED.get(name) or (type(PASSES[name]).__doc__ or "").strip().partition("\n")[0] for name in NAMES}
-    described = [(name, text, name in DEFAULT) for name, text in told.items()]
+    told = {name: EMITTED.get(name) or getdoc(PASSES[name]) or "" for name in NAMES}
+    described = [(name, text.partition("\n")[0], name in DEFAULT) for name, text in told.items()]
     return {"models": models, "described": described, "verdicts": _verdicts(frame)}
 
 

@@ -28,12 +28,7 @@ def registry(name: str) -> tuple[Mapping[str, Method], Callable[[Case], tuple[An
 
 
 class Tasks:
-    """What a worker can be asked for: each request is one step.
-
-    Args:
-        job: ``case``, ``method``, ``registry``, ``device``, ``threads``.
-        progress: not used.
-    """
+    """What a worker can be asked for: each request is one step, and so there is no progress to tell."""
 
     def __init__(self, job: dict[str, Any], progress: object) -> None:
         torch.set_num_threads(job["threads"])

@@ -45,9 +45,6 @@ class Subject:
             return self.model(*self.inputs, **self.keywords)
 
 
-# Starts ------------------------------------------------------------------------------------------
-
-
 def magnitude(output: Tensor, target: Tensor | None) -> Tensor:
     """Of features: each one's magnitude."""
     return output.abs()
@@ -67,8 +64,6 @@ def next_token(output: Tensor, target: Tensor | None) -> Tensor:
     start[torch.arange(len(output)), -1, chosen] = probabilities
     return start
 
-
-# torchvision -------------------------------------------------------------------------------------
 
 # The longest that fits is the family.
 FAMILIES = (
@@ -134,9 +129,6 @@ def _of_noise(model: nn.Module, *shape: int, **options: Any) -> Subject:
 
 def _listed(task: str) -> Callable[[], dict[str, str]]:
     return lambda: dict.fromkeys(list_models(module=getattr(torchvision.models, task)), task)
-
-
-# timm and transformers ---------------------------------------------------------------------------
 
 
 def _read(path: Path) -> dict[str, Any]:
