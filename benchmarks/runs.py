@@ -152,7 +152,7 @@ def _enter(
     for row in rows:
         if row["status"] != "ok":
             console.print(f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}", markup=False)
-        elif not row["part"]:
+        elif not row.get("part"):
             times = f"{row['seconds']:.4f} s, set-up {row['setup_s']:.2f} s, first call {row['first_s']:.2f} s"
             console.print(f"  {row['method']}: {ratio(row, 3)}, {times}")
     if (rows[0]["busy"] or 0) > BUSY:
