@@ -1,41 +1,26 @@
-"""Which models compile, and how well they conserve: ``python -m benchmarks.coverage --help``.
+"""Which models compile, how well they conserve, and what the peers keep: one row per model, each in its own process."""
 
-A row a model is appended to ``coverage.csv`` as it is found, and ``coverage.md`` is written from all rows at
-the end; what already has a row is not measured again.
-"""
-
-import os
-import shlex
 import signal
-import sys
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from benchmarks.origin import CORES, MEMORY, commit, versions
+from benchmarks.coverage_page import context
+from benchmarks.csv_table import CsvTable
+from benchmarks.pages import page
 from benchmarks.peers import PEERS
-from benchmarks.processes import Job, measured
-from benchmarks.report import coverage_page
-from benchmarks.table import COVERAGE, PEER_COVERAGE, Table
+from benchmarks.provenance import CORES, MEMORY, commit, now, versions
+from benchmarks.runs import checked
+from benchmarks.workers import Failure, Row, Worker, wait
 from benchmarks.zoo import ZOOS, smallest_classifiers
 
 HERE = Path(__file__).parent
 PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
-
-
-class Rate(ProgressColumn):
-    """Models a minute."""
-
-    def render(self, task: Task) -> Text:
-        per_minute = 60 * task.completed / task.elapsed if task.elapsed else 0.0
-        return Text(f"{per_minute:.1f}/min")
 
 
 def main(
@@ -45,6 +30,7 @@ def main(
     peers: Annotated[bool, typer.Option("--peers", help="The peers too, on torchvision's families.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what has a row.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed.")] = False,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once; they share the cores.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one model.")] = 1200,
     memory: Annotated[float, typer.Option(help="GiB for one model.")] = round(0.9 * MEMORY, 1),
@@ -52,102 +38,74 @@ def main(
 ) -> None:
     """Sweep model zoos: what compiles, what conserves, and what the peers keep."""
     out.mkdir(parents=True, exist_ok=True)
-    tables = {
-        False: Table(out / "coverage.csv", COVERAGE, ("zoo", "name", "dtype")),
-        True: Table(out / "coverage_peers.csv", PEER_COVERAGE, ("name", "peer")),
-    }
-    unknown = set(zoo or ()) - ZOOS.keys()
-    if unknown:
-        raise typer.BadParameter(f"no zoo {', '.join(unknown)}: choose of {', '.join(ZOOS)}")
-    limit = ("--memory", str(memory))
-    wanted = list(_models(zoo or list(ZOOS), only, ["float32", "float64"] if float64 else ["float32"], limit))
-    if peers and "torchvision" in (zoo or ZOOS):
-        wanted += _with_peers(only, limit)
-
-    for is_peer, table in tables.items():
-        keys = {table.key_of(job.identity) for job in wanted if ("peer" in job.identity) is is_peer}
-        again = (key for key in keys if fresh or (retry_failed and table.rows.get(key, {}).get("status") == "failed"))
-        table.drop(again)
-    todo = [job for job in wanted if (t := tables["peer" in job.identity]).key_of(job.identity) not in t.rows]
-
-    console = Console()
-    console.print(f"{len(wanted)} rows asked for, {len(wanted) - len(todo)} are there")
-    threads = max(1, CORES // jobs)
-    interrupted = False
+    models = CsvTable(out / "coverage.csv", ("zoo", "name", "dtype"))
+    shares = CsvTable(out / "coverage_peers.csv", ("name", "peer"))
+    zoos = checked(zoo or ZOOS, ZOOS.__contains__, "zoo")
+    wanted = [] if page_only else list(_models(zoos, only, ["float32", "float64"] if float64 else ["float32"], peers))
+    todo = []
+    for row in wanted:
+        table = shares if "peer" in row else models
+        status = table.rows.get(table.key_of(row), {}).get("status")
+        todo += [(row, table)] if fresh or not status or (retry_failed and status == "failed") else []
+    console, threads = Console(soft_wrap=True, highlight=False), max(1, CORES // jobs)
+    console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
+    made, finished = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}", True
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
     try:
-        _sweep(todo, tables, console, jobs=jobs, timeout=timeout, threads=threads)
+        for number, (row, table) in enumerate(_measured(todo, jobs, timeout, threads, memory), start=1):
+            table.add([row | {"made": made, "date": now()}])
+            console.print(f"{number} of {len(todo)}: {_told(row)}", markup=False)
     except KeyboardInterrupt:
-        interrupted = True
+        finished = False
         console.print("interrupted: the same command goes on from here")
-    (out / "coverage.md").write_text(coverage_page(_in_order(tables[False]), _in_order(tables[True]), _command()))
-    console.print(str(out / "coverage.md"))
-    if interrupted:
-        raise typer.Exit(130)
+    (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
+    console.print(f"written: {out / 'coverage.md'}")
+    raise typer.Exit(0 if finished else 130)
 
 
-def _models(zoos: list[str], only: str, precisions: list[str], arguments: tuple[str, ...]) -> Iterator[Job]:
+def _models(zoos: Sequence[str], only: str, precisions: Sequence[str], peers: bool) -> Iterator[Row]:
+    """The columns of each wanted row that are known beforehand."""
     for zoo in zoos:
         for name, group in ZOOS[zoo].members().items():
-            for dtype in precisions:
-                if fnmatch(name, only):
-                    identity = {"zoo": zoo, "name": name, "group": group, "dtype": dtype}
-                    yield Job(f"{zoo}:{name}", ("--dtype", dtype, *arguments), identity)
+            if fnmatch(name, only):
+                yield from ({"zoo": zoo, "name": name, "group": group, "dtype": dtype} for dtype in precisions)
+    if peers and "torchvision" in zoos:
+        for name, family in smallest_classifiers().items():
+            if fnmatch(name, only):
+                yield from ({"name": name, "group": family, "peer": peer} for peer in PEERS if peer != "lxt")
 
 
-def _with_peers(only: str, arguments: tuple[str, ...]) -> list[Job]:
-    return [
-        Job(f"torchvision:{name}", ("--peer", peer, *arguments), {"name": name, "group": family, "peer": peer})
-        for name, family in smallest_classifiers().items() if fnmatch(name, only)
-        for peer in PEERS
-    ]  # fmt: skip
+def _measured(
+    todo: Sequence[tuple[Row, CsvTable]], jobs: int, timeout: float, threads: int, memory: float
+) -> Iterator[tuple[Row, CsvTable]]:
+    """The rows, as they come, ``jobs`` at a time."""
+    waiting, running = list(reversed(todo)), {}
+    with ExitStack() as stack:
+        while waiting or running:
+            if waiting and len(running) < jobs:
+                row, table = waiting.pop()
+                job = {"zoo": "torchvision", "dtype": "float32", "peer": ""} | row
+                worker = Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
+                stack.callback(worker.close)
+                worker.send("measure", do="measure")
+                running[worker] = row, table
+                continue
+            wait(list(running))
+            for worker, (row, table) in list(running.items()):
+                try:
+                    reply = worker.poll()
+                except Failure as failure:
+                    reply = {"stage": "start", **worker.progress, "status": "failed", "reason": failure.reason}
+                if reply is not None:
+                    worker.close()
+                    del running[worker]
+                    yield {**reply, **row}, table
 
 
-def _sweep(
-    todo: list[Job], tables: dict[bool, Table], console: Console, *, jobs: int, timeout: float, threads: int
-) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
-        console=console, speed_estimate_period=3600,
-    ) as progress:  # fmt: skip
-        bar = progress.add_task("", total=len(todo))
-
-        def started(running: list[Job]) -> None:
-            progress.update(bar, description=", ".join(job.identity["name"] for job in running))
-
-        for row in measured(todo, at_once=jobs, timeout=timeout, environment=environment, started=started):
-            date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-            told = tables["peer" in row].add(row | {"made": made, "date": date})
-            progress.advance(bar)
-            progress.console.print(_line(told), markup=False, highlight=False, soft_wrap=True)
-
-
-def _line(row: dict[str, str]) -> str:
+def _told(row: Row) -> str:
     head = f"{row['name']} ({row.get('peer') or row['dtype']}): "
     if row["status"] != "ok":
         return f"{head}failed at {row['stage']}: {row['reason'][:160]}"
     if "peer" in row:
-        return f"{head}Σ relevance / start {row['ratio']}"
-    return f"{head}worst node {row['node_error']}, total {row['total_error']}, outputs {row['outputs']}"
-
-
-def _in_order(table: Table) -> list[dict[str, str]]:
-    """As the zoos have it, not as processes happened to end."""
-    order = {(zoo, name): i for i, (zoo, name) in enumerate((z, n) for z, zoo in ZOOS.items() for n in zoo.members())}
-    peers = list(PEERS)
-
-    def place(row: dict[str, str]) -> Any:
-        key = (row.get("zoo", "torchvision"), row["name"])
-        return order.get(key, len(order)), peers.index(row["peer"]) if row.get("peer") in peers else 0, row.get("dtype")
-
-    return sorted(table.rows.values(), key=place)
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "benchmarks.coverage", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        return f"{head}Σ relevance / start {row['ratio']:.4g}"
+    return f"{head}worst node {row['node_error']:.4g}, total {row['total_error']:.4g}, outputs {row['outputs']}"

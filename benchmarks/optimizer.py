@@ -1,134 +1,86 @@
-"""What each optimisation of the emitted program brings: ``python -m benchmarks.optimizer --help``."""
+"""What each optimisation of the emitted program brings."""
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from inspect import getdoc
+from typing import Any
 
-import typer
-from rich.console import Console
+import polars as pl
 
-from benchmarks.interleaved import COLUMNS, KEY
-from benchmarks.origin import CORES, MEMORY
-from benchmarks.report import grouped
-from benchmarks.speed import Names, checked, sweep
-from benchmarks.speed_methods import Method, fxlrp_method
-from benchmarks.speed_models import known, native_size
-from benchmarks.speed_process import Case, Settings
-from benchmarks.speed_sheet import number, sheets
-from benchmarks.table import Row, Table
-from fxlrp.common.text_tables import markdown
+from benchmarks.harness import PLACEBO
+from benchmarks.methods import Method, fxlrp_method
+from benchmarks.pages import Row, groups, in_order
+from benchmarks.runs import Benchmark, every
 from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
 
-HERE = Path(__file__).parent
-ALL = "all"
-HEATMAP = "heatmap, "
-MATTER_TO_HEATMAPS = ("sum_channels",)
+ALL, HEATMAP = "all", "heatmap, "
+MODELS = ("resnet50", "vgg16_bn", "efficientnet_b0", "vit_b_16")
+OF_HEATMAPS = [name for name in NAMES if name == "sum_channels"]
 """The optimisations that nothing but a heatmap has use for."""
+WORTH = 0.03
+"""An optimisation is kept if it wins this share of time or memory beyond the placebo on any model."""
+MEASURES = (
+    lambda row: row["ratio"],
+    lambda row: row["held_mb"],
+    lambda row: row["held_mb"] and row["held_mb"] + row["call_mb"],
+)
+"""Of a row: time, memory held between calls, and that with what one call takes beyond it."""
 
 
 def variants() -> dict[str, Method]:
-    """Programs with all optimisations, with none, without one, and with one more than all."""
+    """Programs with all optimisations, with none, without one, and with one more than the default ones."""
     chosen: dict[str, bool | list[str]] = {ALL: True, "none": False}
-    for name in NAMES:
-        if name in DEFAULT:
-            chosen[f"without {name}"] = [other for other in DEFAULT if other != name]
-        else:
-            chosen[f"with {name}"] = [*DEFAULT, name]
-    explanations = {name: fxlrp_method(channels_last=True, optimize=names) for name, names in chosen.items()}
-    heatmaps = (ALL, "none", *(f"without {name}" for name in MATTER_TO_HEATMAPS))
-    return explanations | {
-        HEATMAP + name: fxlrp_method(channels_last=True, heatmap=True, optimize=chosen[name]) for name in heatmaps
+    chosen |= {variant(name): [other for other in NAMES if (other in DEFAULT) != (other == name)] for name in NAMES}
+    return {name: fxlrp_method(channels_last=True, optimize=names) for name, names in chosen.items()} | {
+        HEATMAP + name: fxlrp_method(channels_last=True, heatmap=True, optimize=chosen[name])
+        for name in [ALL, "none", *map(variant, OF_HEATMAPS)]
     }
+
+
+def variant(name: str) -> str:
+    """The program that differs from the default one by this optimisation."""
+    return f"{'without' if name in DEFAULT else 'with'} {name}"
 
 
 METHODS = variants()
 
 
-def main(
-    model: Annotated[Names, typer.Option(help="May be repeated. Default: resnet50.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1, 8.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each that count.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = min(2, CORES),
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one call, or one set-up.")] = 900,
-    memory: Annotated[float, typer.Option(help="GiB for all processes together.")] = round(0.85 * MEMORY, 1),
-    only_missing: Annotated[bool, typer.Option("--only-missing", help="Skip what has all its rows.")] = False,
-    page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder of optimizer.csv and optimizer.md.")] = HERE,
-) -> None:
-    """Time explainers with all optimisations, with none, and without each of them, in turn."""
-    out.mkdir(parents=True, exist_ok=True)
-    table, console = Table(out / "optimizer.csv", COLUMNS, KEY), Console()
-    interrupted = False
-    if not page_only:
-        names = checked(model or ["resnet50"], known, "model")
-        cases = [Case(name, size, native_size(name)) for name in names for size in batch or (1, 8)]
-        settings = Settings(
-            registry="benchmarks.optimizer", yardstick=ALL, rounds=rounds, threads=threads, timeout=timeout,
-            memory=memory, device=device,
-        )  # fmt: skip
-        interrupted = sweep(cases, list(METHODS), settings, table, console, only_missing=only_missing)
-    (out / "optimizer.md").write_text(page(table.rows.values()))
-    console.print(f"written: {out / 'optimizer.md'}")
-    if interrupted:
-        raise typer.Exit(130)
+def context(frame: pl.DataFrame) -> dict[str, Any]:
+    """What each optimisation wins at best, the figures of all programs by model, and what the names mean."""
+    frame = in_order(frame, "method", [ALL, PLACEBO, *METHODS])
+    models = {key: [{**row, "what": what, "column": f"{what}, batch {row['batch']}"}
+                    for row in rows.sort("batch", maintain_order=True).iter_rows(named=True)
+                    for what in ("time", "memory")]
+              for key, rows in groups(frame, "model", "device_name").items()}  # fmt: skip
+    told = {name: EMITTED.get(name) or getdoc(PASSES[name]) or "" for name in NAMES}
+    described = [(name, text.partition("\n")[0], name in DEFAULT) for name, text in told.items()]
+    return {"models": models, "described": described, "verdicts": _verdicts(frame)}
 
 
-def page(rows: Iterable[Row]) -> str:
-    """The rows as a page."""
-    rows = list(rows)
-    lines = [
-        "# What the optimiser brings", "",
-        "Time of an explanation, or a heatmap, as a multiple of the explanation with all default optimisations, in the "
-        "same round: median, in brackets the least and the largest. Above 1: slower without it. Each variant is a "
-        "process of its own, which take turns. Channels-last, default preset, random weights; a name is one of "
-        "`fxlrp.compile(optimize=[…])`. Memory: MiB beyond model and images, at the peak of one call beyond what is "
-        "held between calls / held between calls. Made with `python -m benchmarks.optimizer`.", "",
-    ]  # fmt: skip
-    for sheet in sheets(rows):
-        for model in sheet.models:
-            those = [row for row in sheet.rows if row["model"] == model]
-            lines += [f"## {model}, {sheet.name}", "", *_made(those), "", _table(those), ""]
-    lines += ["## The optimisations", "", *_described()]
-    return "\n".join(lines) + "\n"
+def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
+    """Per optimisation the largest gain on any model and batch beyond the placebo, and whether that is enough."""
+    good = groups(frame.filter(pl.col("status") == "ok"), "device_name", "model", "batch").values()
+    cases = [{row["method"]: row for row in rows.iter_rows(named=True)} for rows in good]
+    cases, lines = [case for case in cases if PLACEBO in case], []
+    for name in NAMES if cases else ():
+        best = [max(_gains(name, measure, cases), default=(0.0, "")) for measure in MEASURES]
+        worth = "yes" if max(gain for gain, _ in best) >= WORTH else "**no**"
+        lines.append([name, *(f"{gain:+.1%} ({where})" if where else "" for gain, where in best), worth])
+    return lines
 
 
-def _made(rows: list[Row]) -> list[str]:
-    columns = ("batch", "threads", "rounds", "torch", "dtype", "size", "date")
-    made = {tuple(row[column] for column in columns) for row in rows if row["status"] == "ok"}
-    return [
-        f"- batch {batch}: {threads} thread(s), {rounds} rounds; torch {torch}, {dtype}; {size} × {size}; {date}"
-        for batch, threads, rounds, torch, dtype, size, date in sorted(made, key=lambda one: (int(one[0]), one))
-    ]
+def _gains(name: str, measure: Callable[[Row], float], cases: list[dict[str, Row]]) -> Iterator[tuple[float, str]]:
+    """By which share a program is better with the optimisation, beyond the placebo; and where."""
+    for case in cases:
+        for kind in ("", HEATMAP):
+            rows = [case.get(kind + ALL), case.get(kind + variant(name)), case[ALL], case[PLACEBO]]
+            if None not in rows and all(map(measure, rows)):
+                mine, other, default, placebo = map(measure, rows)
+                better, worse = (mine, other) if name in DEFAULT else (other, mine)
+                where = f"{kind}{case[ALL]['model']}, batch {case[ALL]['batch']}"
+                yield 1 - better / worse - abs(placebo / default - 1), where
 
 
-def _table(rows: list[Row]) -> str:
-    batches = sorted({int(row["batch"]) for row in rows})
-    by = {name: {int(row["batch"]): row for row in those}
-          for name, those in grouped(rows, lambda row: row["method"]).items()}  # fmt: skip
-    columns = ["optimisations"]
-    for batch in batches:
-        columns += [f"time, batch {batch}", f"memory, batch {batch}"]
-    names = [*(name for name in METHODS if name in by), *(name for name in by if name not in METHODS)]
-    lines = [[name, *(cell for batch in batches for cell in _cells(by[name].get(batch)))] for name in names]
-    return markdown(columns, lines)
-
-
-def _cells(row: Row | None) -> list[str]:
-    if row is None:
-        return ["", ""]
-    if row["status"] != "ok":
-        return [f"fails at {row['stage']}: {row['reason'][:80]}", ""]
-    time = f"{number(row, 'ratio'):.3f} ({number(row, 'ratio_min'):.3f}–{number(row, 'ratio_max'):.3f})"
-    if row["method"] == ALL:
-        time = f"1 ({number(row, 'seconds'):.3g} s)"
-    return [time, f"{number(row, 'call_mb'):.0f} / {number(row, 'held_mb'):.0f}" if row["call_mb"] else ""]
-
-
-def _described() -> list[str]:
-    told = {name: EMITTED.get(name) or (type(PASSES[name]).__doc__ or "").strip().partition("\n")[0] for name in NAMES}
-    return [f"- `{name}`{'' if name in DEFAULT else ' (not by default)'}: {text}" for name, text in told.items()]
-
-
-if __name__ == "__main__":
-    typer.run(main)
+BENCHMARK = Benchmark(
+    "optimizer", "Time explainers with all optimisations, with none, and without each of them.", __name__,
+    every(MODELS, (1, 8)), context,
+)  # fmt: skip

@@ -1,80 +1,64 @@
-"""What lower precision does to an explanation: ``python -m benchmarks.precision``."""
-
-from __future__ import annotations
+"""What lower precision costs, and does to an explanation: a trained EfficientNet-Lite0, the demo's photographs."""
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor
 
 import fxlrp
-from examples.demo import PHOTOS, photo_folder
-from examples.efficientnet_lite0 import load
-from fxlrp.common.text_tables import markdown
-from fxlrp.images import read_image, to_input
+from benchmarks.methods import Case, Method, Trial
+from benchmarks.runs import Benchmark, listed
 
 
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
-) -> None:
-    """Explain the demo's photographs with EfficientNet-Lite0 in several precisions, and hold them against float64.
+def subject(case: Case) -> tuple[torch.nn.Module, Tensor]:
+    """The model with its weights, and four photographs."""
+    from examples.demo import PHOTOS, photo_folder
+    from examples.efficientnet_lite0 import load
+    from fxlrp.images import read_image, to_input
 
-    Prints the table of docs/speed.md.
-    """
-    torch.set_num_threads(threads)
-    loaded = load()
-    model = loaded.model.to(memory_format=torch.channels_last)
-    x = torch.stack([to_input(read_image(photo_folder() / name), loaded.preprocess) for name in PHOTOS])
-    x = x.contiguous(memory_format=torch.channels_last)
-    exact = fxlrp.compile(copy.deepcopy(model).double())(x.double())
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    explainers = fxlrp.compile(model), fxlrp.compile(half)
-    low = x.to(torch.bfloat16)
-    ways: dict[str, tuple[Callable[[], fxlrp.Explanation], Callable[[], object]]] = {
-        "float32": (lambda: explainers[0](x, target=exact.target), nullcontext),
-        "autocast to bfloat16": (
-            lambda: explainers[0](x, target=exact.target), lambda: torch.autocast("cpu", torch.bfloat16),
-        ),
-        "model in bfloat16": (lambda: explainers[1](low, target=exact.target), nullcontext),
-    }  # fmt: skip
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    found = {}
-    for count in range(rounds + 2):
-        for name, (explain, around) in ways.items():
-            with around():  # type: ignore[attr-defined]
-                start = time.perf_counter()
-                found[name] = explain()
-                if count > 1:
-                    times[name].append(time.perf_counter() - start)
-    base = statistics.median(times["float32"])
-    rows = [
-        [name, *errors(found[name], exact), f"{statistics.median(times[name]) / base:.2f}"] for name in ways
-    ]
-    columns = ["precision", "largest difference", "rank correlation", "Σ R / start − 1", "time"]
-    print(markdown(columns, rows))
+    loaded, photos = load(), [read_image(photo_folder() / name) for name in PHOTOS]
+    return loaded.model, torch.stack([to_input(photo, loaded.preprocess) for photo in photos])
 
 
-def errors(found: fxlrp.Explanation, exact: fxlrp.Explanation) -> list[str]:
+def _method(dtype: torch.dtype = torch.float32, autocast: bool = False) -> Method:
+    def steps(trial: Trial) -> Iterator[Any]:
+        exact = fxlrp.compile(copy.deepcopy(trial.model).double())(trial.images.double())
+        model, images = trial.model.to(dtype), trial.images.to(dtype)
+
+        def explained(explainer: fxlrp.Explainer) -> fxlrp.Explanation:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+                return explainer(images, target=exact.target)
+
+        trial.facts |= _errors(explained(fxlrp.compile(model)), exact)
+        yield
+        explainer = fxlrp.compile(model)
+        yield lambda: explained(explainer)
+
+    return Method(steps, "fxlrp", "fxlrp", channels_last=True)
+
+
+def _errors(explanation: fxlrp.Explanation, exact: fxlrp.Explanation) -> dict[str, float]:
     """How far heatmaps are from the exact ones, the worst image: relative to the largest value, and in ranks."""
-    maps, wanted = fxlrp.heatmap(found.relevance).double(), fxlrp.heatmap(exact.relevance)
-    # Maps are compared as shares of what entered, for a probability itself is rounded as well.
-    maps, wanted = (m / e.start.double()[:, None, None] for m, e in ((maps, found), (wanted, exact)))
-    worst = ((maps - wanted).abs().amax((1, 2)) / wanted.abs().amax((1, 2))).max()
-    ranks = min(float(torch.corrcoef(torch.stack([rank(a), rank(b)]))[0, 1]) for a, b in zip(maps, wanted, strict=True))
-    lost = (found.relevance.double().sum((1, 2, 3)) / found.start.double() - 1).abs().max()
-    return [f"{worst:.1e}", f"{ranks:.4f}", f"{lost:.1e}"]
+    # Maps are compared as shares of what entered, because a probability itself is rounded as well.
+    maps, wanted = (fxlrp.heatmap(e.relevance).double() / e.start.double()[:, None, None] for e in (explanation, exact))
+    ranks = [torch.stack([each.flatten().argsort().argsort().double() for each in pair])
+             for pair in zip(maps, wanted, strict=True)]  # fmt: skip
+    lost = explanation.relevance.double().sum((1, 2, 3)) / explanation.start.double() - 1
+    return {
+        "difference": float(((maps - wanted).abs().amax((1, 2)) / wanted.abs().amax((1, 2))).max()),
+        "rank_correlation": min(float(torch.corrcoef(pair)[0, 1]) for pair in ranks),
+        "lost": float(lost.abs().max()),
+    }
 
 
-def rank(values: Tensor) -> Tensor:
-    return values.flatten().argsort().argsort().double()
-
-
-if __name__ == "__main__":
-    typer.run(main)
+METHODS = {
+    "float32": _method(),
+    "autocast to bfloat16": _method(autocast=True),
+    "model in bfloat16": _method(torch.bfloat16),
+}
+BENCHMARK = Benchmark(
+    "precision", "Explain photographs in several precisions, and compare them with float64.", __name__,
+    listed(Case("efficientnet_lite0", 4, 224)), facts={"difference": ".1e", "rank_correlation": ".4f", "lost": ".1e"},
+)  # fmt: skip

@@ -1,126 +1,111 @@
-"""How fast explanations are, beside autograd and other implementations: ``python -m benchmarks.speed --help``.
+"""How fast explanations are, beside autograd and other implementations."""
 
-Rows go into ``speed.csv`` as each model and batch is done; ``results.md`` and ``results.png`` are made of all rows.
-"""
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
 
-import signal
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+import polars as pl
 
-import torch
-import typer
-from rich.console import Console
+from benchmarks.harness import PLACEBO
+from benchmarks.methods import METHODS, YARDSTICK
+from benchmarks.models import MODELS
+from benchmarks.pages import Row, groups, in_order
+from benchmarks.plots import draw
+from benchmarks.runs import Benchmark, every
 
-from benchmarks.interleaved import COLUMNS, KEY, measure
-from benchmarks.origin import CORES, MEMORY
-from benchmarks.speed_methods import METHODS
-from benchmarks.speed_models import MODELS, known, native_size
-from benchmarks.speed_page import speed_page
-from benchmarks.speed_plot import draw
-from benchmarks.speed_process import Case, Settings
-from benchmarks.table import Table
-
-HERE = Path(__file__).parent
-BATCHES = (1, 8, 32)
-BUSY = 0.25
-"""So many cores in use by others spoil a measurement: threads that wait for one another wait for these."""
-
-Names = list[str] | None
-
-
-def main(
-    model: Annotated[Names, typer.Option(help=f"May be repeated. Default: {', '.join(MODELS)}.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1, 8, 32.")] = None,
-    method: Annotated[Names, typer.Option(help=f"May be repeated, of: {', '.join(METHODS)}. Default: all.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each that count.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = min(2, CORES),
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one call, or one set-up.")] = 900,
-    memory: Annotated[float, typer.Option(help="GiB for all processes together.")] = round(0.85 * MEMORY, 1),
-    only_missing: Annotated[bool, typer.Option("--only-missing", help="Skip what has all its rows.")] = False,
-    page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make page and plot anew.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder of speed.csv, results.md and results.png.")] = HERE,
-) -> None:
-    """Time models, explanations of them, and peers, in turn."""
-    out.mkdir(parents=True, exist_ok=True)
-    table = Table(out / "speed.csv", COLUMNS, KEY)
-    console = Console()
-    interrupted = False
-    if not page_only:
-        models, batches = checked(model or MODELS, known, "model"), batch or BATCHES
-        methods = checked(method or METHODS, METHODS.__contains__, "method")
-        cases = [Case(name, size, native_size(name)) for name in models for size in batches]
-        settings = Settings(rounds=rounds, threads=threads, timeout=timeout, memory=memory, device=device)
-        interrupted = sweep(cases, methods, settings, table, console, only_missing=only_missing)
-    rows = list(table.rows.values())
-    (out / "results.md").write_text(speed_page(rows))
-    console.print(f"written: {out / 'results.md'}")
-    if draw(rows, out / "results.png"):
-        console.print(f"written: {out / 'results.png'}")
-    if interrupted:
-        raise typer.Exit(130)
+ORDER = [YARDSTICK, PLACEBO, *METHODS]
+WAYS = {"eager": ("fxlrp eager", "fxlrp channels-last"), "compiled": ("fxlrp inductor", "fxlrp cudagraphs")}
+"""The default preset, by the way it runs."""
+SAME_RULES = [
+    ("zennit EpsilonPlus", "fxlrp channels-last epsilon_plus"), ("zennit EpsilonPlus", "fxlrp inductor epsilon_plus"),
+    ("captum LRP", "fxlrp channels-last epsilon"), ("captum LRP", "fxlrp inductor epsilon"),
+    ("autolrp composite", "fxlrp channels-last epsilon_plus"), ("autolrp composite", "fxlrp inductor epsilon_plus"),
+    ("lxt", "fxlrp eager cp_lrp"), ("lxt", "fxlrp inductor cp_lrp"),
+]  # fmt: skip
+"""Peers and the methods of fxlrp with the same rules."""
+ROOFS = {
+    "fxlrp eager": "forward", "fxlrp channels-last": "forward channels-last", "fxlrp inductor": "forward inductor",
+    "fxlrp cudagraphs": "forward cudagraph",
+}  # fmt: skip
+"""By method of fxlrp, the forward pass of the same kind: three of these are the least that z⁺ takes."""
 
 
-def sweep(
-    cases: Sequence[Case], methods: Sequence[str], settings: Settings, table: Table, console: Console, *,
-    only_missing: bool = False,
-) -> bool:  # fmt: skip
-    """Measure every case and enter its rows; whether it was interrupted.
+def context(frame: pl.DataFrame) -> dict[str, Any]:
+    """What the page says of each device."""
+    frame = in_order(in_order(frame, "method", ORDER), "model", MODELS)
+    return {"devices": [_device(name, rows) for name, rows in groups(frame, "device_name").items()], "median": median}
 
-    Args:
-        cases: what to explain.
-        methods: by name; where one does not apply it has no row.
-        settings: how.
-        table: gets a row a case and method.
-        console: is told.
-        only_missing: skip cases that have all their rows; others are measured anew as a whole, for ratios are of one
-            run.
-    """
-    if settings.device not in ("cpu", "cuda") or (settings.device == "cuda" and not torch.cuda.is_available()):
-        raise typer.BadParameter(f"no device {settings.device} here")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
-    try:
-        for done, case in enumerate(cases):
-            wanted = [name for name in methods if settings.methods[name].suits(case.model, settings.device)]
-            head = f"{case.model}, batch {case.batch}, {case.size} × {case.size} ({done + 1} of {len(cases)})"
-            if only_missing and all(_key(case, name, settings) in table.rows for name in wanted):
-                console.print(f"{head}: all there")
+
+def quotient(row: Row | None, other: Row | None) -> float | None:
+    """The time of one over that of another, each a multiple of its own run's autograd; ``None`` where one failed."""
+    if row is None or other is None or row["status"] != "ok" or other["status"] != "ok":
+        return None
+    return row["ratio"] / other["ratio"]
+
+
+def starred_quotient(row: Row | None, other: Row | None) -> str:
+    """A quotient as tables tell it: starred where the two are of different runs."""
+    value = quotient(row, other)
+    return "" if value is None else f"{value:.2f}" + ("" if row["run"] == other["run"] else "\\*")
+
+
+def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
+    models, batches = frame["model"].unique(maintain_order=True).to_list(), sorted(set(frame["batch"]))
+    rows = {(row["model"], row["batch"], row["method"]): row for row in frame.iter_rows(named=True)}
+
+    def fastest(model: str, batch: int, methods: Iterable[str]) -> Row | None:
+        some = [row for method in methods if (row := rows.get((model, batch, method))) and row["status"] == "ok"]
+        return min(some, key=lambda row: row["ratio"], default=None)
+
+    for (model, batch, method), row in rows.items():
+        share = quotient(rows.get((model, batch, ROOFS.get(method))), row)
+        row["has_roof"], row["roof"] = method in ROOFS, share and 3 * share
+        row["fastest"] = row is fastest(model, batch, (name for name in METHODS if METHODS[name].kind != "model"))
+    claims, gains, alone = [], {way: [] for way in WAYS}, []
+    for batch in batches:
+        for model in models:
+            peer = fastest(model, batch, (name for name in METHODS if METHODS[name].kind == "peer"))
+            ours = {way: row for way, names in WAYS.items() if (row := fastest(model, batch, names))}
+            if peer is None:
+                alone += [f"{model} (batch {batch})"] if ours else []
                 continue
-            console.print(head)
-            with console.status("") as status:
-                rows = measure(case, wanted, settings, status.update)
-            for row in rows:
-                console.print(_line(table.add(row)), markup=False, highlight=False, soft_wrap=True)
-            if (rows[0]["busy"] or 0) > BUSY:
-                console.print(f"  other work kept {rows[0]['busy']:.1f} cores busy: these ratios are worth little")
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command with --only-missing goes on from here")
-        return True
-    return False
+            cells = {way: [f"{row['ratio']:.2f} ({row['method'].removeprefix('fxlrp ')})", starred_quotient(peer, row)]
+                     for way, row in ours.items()}  # fmt: skip
+            told = [cell for way in WAYS for cell in cells.get(way, ["", ""])]
+            claims.append([model, batch, peer["method"], f"{peer['ratio']:.2f}", *told])
+            for way, row in ours.items():
+                gains[way].append(quotient(peer, row))
+    same_rules = []
+    for peer, ours in SAME_RULES:
+        for batch in batches:
+            pairs = [(rows.get((model, batch, peer)), rows.get((model, batch, ours))) for model in models]
+            cells = ["peer fails" if other and other["status"] != "ok" else starred_quotient(other, row)
+                     for other, row in pairs]  # fmt: skip
+            if any(cells) and any(row for _, row in pairs):
+                same_rules.append([peer, ours, batch, *cells])
+    throughput = []
+    for method in METHODS:
+        cells = [[row for batch in batches if (row := fastest(model, batch, [method]))] for model in models]
+        throughput += [[method, *map(_speeds, cells)]] if any(cells) else []
+    by_batch = {batch: sorted((row for row in rows.values() if row["batch"] == batch),
+                              key=lambda row: ORDER.index(row["method"])) for batch in batches}  # fmt: skip
+    return {"name": name, "models": models, "batches": by_batch, "claims": claims, "gains": gains, "alone": alone,
+            "same_rules": same_rules, "throughput": throughput}  # fmt: skip
 
 
-def checked(names: Any, fits: Any, what: str) -> list[str]:
-    """The names, if all of them fit."""
-    unknown = [name for name in names if not fits(name)]
-    if unknown:
-        raise typer.BadParameter(f"no {what} {', '.join(unknown)}")
-    return list(names)
+def _speeds(rows: list[Row]) -> str:
+    """The time of one image, and the most images per second."""
+    single = [f"{1000 * row['seconds']:.1f} ms" for row in rows if row["batch"] == 1]
+    rates = [(row["batch"] / row["seconds"], str(row["batch"])) for row in rows]
+    return ", ".join([*single, *(["{:.1f}/s ({})".format(*max(rates))] if rates else [])])
 
 
-def _key(case: Case, method: str, settings: Settings) -> tuple[str, ...]:
-    return settings.device, case.model, str(case.size), str(case.batch), method
+def _panels(frame: pl.DataFrame) -> dict[tuple[str, str], pl.DataFrame]:
+    frame = in_order(frame, "model", MODELS).sort("batch", maintain_order=True).with_columns(value=pl.col("model"))
+    return {(device, f"batch {batch}"): rows for (device, batch), rows in groups(frame, "device_name", "batch").items()}
 
 
-def _line(row: dict[str, str]) -> str:
-    if row["status"] != "ok":
-        return f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}"
-    ratio, least, most = (f"{float(row[column]):.2f}" for column in ("ratio", "ratio_min", "ratio_max"))
-    return (
-        f"  {row['method']}: {ratio} ({least} to {most}), {float(row['seconds']):.4f} s, set-up "
-        f"{float(row['setup_s']):.2f} s, first call {float(row['first_s']):.2f} s"
-    )
-
-
-if __name__ == "__main__":
-    typer.run(main)
+BENCHMARK = Benchmark(
+    "speed", "Time models, explanations of them, and peers.", "benchmarks.methods", every(MODELS, (1, 8, 32)), context,
+    draw=lambda frame, path: draw(_panels(frame), path, columns=1),
+)  # fmt: skip

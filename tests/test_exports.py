@@ -265,7 +265,7 @@ OUTPUTS = 5e-5
 
 @pytest.fixture(scope="module", params=NETS)
 def network(request):
-    from benchmarks.subjects import noise, usable
+    from benchmarks.models import noise, usable
 
     torch.manual_seed(0)
     model = usable(models.get_model(request.param, weights=None), 3, 224, 224)

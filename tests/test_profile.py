@@ -4,13 +4,15 @@ import itertools
 
 import pytest
 import torch
-import typer
 from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
 from benchmarks import kinds
-from benchmarks.table import Table
+from benchmarks.__main__ import app
+from benchmarks.csv_table import CsvTable
+from benchmarks.runs import COLUMNS
+from benchmarks.runs import KEY as KEY_OF_ROWS
 from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.profile import WEIGHTS
@@ -153,43 +155,46 @@ def test_what_cannot_be_profiled_is_an_error(explainer, images):
 
 
 def test_the_benchmark_writes_rows_and_their_sums(tmp_path):
-    options = ["--model", "cifar_resnet8", "--batch", "1", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
-    app = typer.Typer()
-    app.command()(kinds.main)
+    options = ["kinds", "--model", "cifar_resnet8", "--batch", "1", "--rounds", "1", "--threads", "1"]
+    table = CsvTable(tmp_path / "kinds.csv", KEY_OF_ROWS)
     for again in range(2):
         if again:  # what is measured anew replaces all that was there of it
-            rows = Table(tmp_path / "kinds.csv", kinds.COLUMNS, kinds.KEY)
-            rows.add({**next(iter(rows.rows.values())), "kind": "gate", "forward": 9.0})
-        result = CliRunner().invoke(app, options)
+            table = CsvTable(table.path, KEY_OF_ROWS)
+            row = next(row for row in table.rows.values() if row["part"])
+            table.add([{**row, "part": "gate, forward", "ratio": 9.0}])
+        result = CliRunner().invoke(app, [*options, "--out", str(tmp_path)])
         assert result.exit_code == 0, result.output
-    rows = list(Table(tmp_path / "kinds.csv", kinds.COLUMNS, kinds.KEY).rows.values())
-    assert {row["preset"] for row in rows} == set(kinds.PRESETS)
-    assert {row["kind"] for row in rows} >= {"convolution", "linear", "join", "normalisation", kinds.CALL}
+    rows = CsvTable(table.path, KEY_OF_ROWS).rows.values()
+    assert {row["method"] for row in rows} == {*kinds.METHODS, "placebo"}
+    own = [row for row in rows if row["method"] == "conserving" + kinds.PROFILE]
+    mine = {row["part"]: float(row["ratio"]) for row in own if row["part"]}
+    assert {part.split(",")[0] for part in mine} >= {"convolution", "linear", "join", "normalisation"}
     page = (tmp_path / "kinds.md").read_text()
     section = page.partition("## conserving, batch 1")[2].partition("## otsuki2024")[0]
     cells = dict(line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| "))
-    mine = [row for row in rows if row["preset"] == "conserving" and row["kind"] != kinds.CALL]
-    sums = [sum(float(row[part]) for row in mine) for part in ("forward", "products", "rest")]
-    assert float(cells["**sum of the forward pass**"]) == pytest.approx(sums[0], abs=0.006)
-    assert float(cells["**sum of both**"]) == pytest.approx(sum(sums), abs=0.006)
+    forward = sum(ratio for part, ratio in mine.items() if part.endswith(", forward"))
+    assert float(cells["**sum of the forward pass**"]) == pytest.approx(forward, abs=0.006)
+    assert float(cells["**sum of both**"]) == pytest.approx(sum(mine.values()), abs=0.006)
     assert "gate, forward" not in cells
 
 
-def test_the_page_has_every_kind_that_matters_and_sums_the_others():
-    def row(model, kind, forward=0.0, products=0.0, rest=0.0):
-        values = dict.fromkeys(kinds.COLUMNS, "1")
-        given = {"model": model, "kind": kind, "forward": forward, "products": products, "rest": rest}
-        return values | {"preset": "conserving"} | {name: str(value) for name, value in given.items()}
+def test_the_page_has_every_kind_that_matters_and_sums_the_others(tmp_path):
+    def rows(model, call, **kinds_of):
+        common = {"device": "cpu", "device_name": "Some CPU", "model": model, "size": 224, "batch": 1, "status": "ok"}
+        yield {**common, "method": "conserving", "ratio": call}
+        for kind, values in kinds_of.items():
+            for what, value in zip((kinds.FORWARD, kinds.PRODUCTS, kinds.REST), values, strict=True):
+                yield {**common, "method": "conserving" + kinds.PROFILE, "part": f"{kind}, {what}", "ratio": value}
 
-    rows = [row("resnet50", "convolution", 0.5, 0.75, 0.25), row("resnet50", "gate", 0.004, 0, 0.003),
-            row("resnet50", kinds.CALL, rest=1.625), row("vgg16_bn", "convolution", 0.25, 0.5, 0.001),
-            row("vgg16_bn", "pooling", 0.004, 0, 0.0625), row("vgg16_bn", kinds.CALL, rest=1.0)]  # fmt: skip
-    lines = [line.strip("| ").split(" | ") for line in kinds.page(rows).splitlines() if line.startswith("| ")]
-    assert lines == [
+    table = CsvTable(tmp_path / "kinds.csv", KEY_OF_ROWS)
+    table.add(rows("resnet50", 1.625, convolution=(0.5, 0.75, 0.25), gate=(0.004, 0.0, 0.003)))
+    table.add(rows("vgg16_bn", 1.0, convolution=(0.25, 0.5, 0.001), pooling=(0.004, 0.0, 0.0625)))
+    ((_, columns, lines),) = kinds.context(table.frame(**COLUMNS))["tables"]
+    assert [columns, *lines] == [
         ["kind of node", "resnet50", "vgg16_bn"],
         ["convolution, relevance: products", "0.75", "0.50"],
         ["convolution, forward", "0.50", "0.25"],
-        ["convolution, relevance: rest", "0.25"],
+        ["convolution, relevance: rest", "0.25", ""],
         ["pooling, relevance: rest", "", "0.06"],
         ["others", "0.01", "0.00"],
         ["**sum of the forward pass**", "0.50", "0.25"],
@@ -200,10 +205,8 @@ def test_the_page_has_every_kind_that_matters_and_sums_the_others():
 
 
 def test_a_model_that_is_none_is_an_error(tmp_path):
-    app = typer.Typer()
-    app.command()(kinds.main)
-    for option in (["--model", "resnet51"], ["--preset", "lrp"]):
-        result = CliRunner().invoke(app, [*option, "--out", str(tmp_path)])
+    for option in (["--model", "resnet51"], ["--method", "lrp"], ["--variant", "none"]):
+        result = CliRunner().invoke(app, ["kinds", *option, "--out", str(tmp_path)])
         assert result.exit_code == 2
-        assert option[1] in result.output
+        assert option[1] in result.output or "no case has" in result.output
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,10 @@
-"""The speed benchmark: methods take turns in processes of their own, failures are rows, pages come from rows alone."""
+"""Timing benchmarks: methods take turns in processes of their own, failures are rows, pages come from rows alone."""
 
 import importlib.util
-import subprocess
-from contextlib import suppress
+import os
+import signal
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,17 +12,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import interleaved, optimizer, scaling, speed
-from benchmarks.interleaved import COLUMNS, KEY, measure
-from benchmarks.peers import autolrp_set_up
-from benchmarks.speed_memory import Memory
-from benchmarks.speed_methods import METHODS as TIMED
-from benchmarks.speed_methods import Method
-from benchmarks.speed_models import CifarResNet, build, images_for, known
-from benchmarks.speed_page import speed_page
-from benchmarks.speed_process import Case, Failure, Settings, Worker
-from benchmarks.speed_sheet import quotient, told_quotient
-from benchmarks.table import Table
+import fxlrp
+from benchmarks import harness, optimizer, runs, scaling, speed
+from benchmarks.__main__ import app
+from benchmarks.csv_table import CsvTable
+from benchmarks.harness import PLACEBO, Entry, Settings, measure
+from benchmarks.methods import METHODS as TIMED
+from benchmarks.methods import Case, Method, Trial
+from benchmarks.models import CifarResNet, build, is_model, noise
+from benchmarks.peers import PEERS
+from benchmarks.speed import quotient, starred_quotient
+from benchmarks.timing_worker import Memory
+from benchmarks.workers import Failure, Worker, wait
 from fxlrp.passes.optimize import NAMES
 
 CASE = Case("cifar_resnet8", 2, 32)
@@ -28,103 +31,153 @@ CASE = Case("cifar_resnet8", 2, 32)
 # What the workers of these tests run: they find it here by name. ---------------------------------
 
 
-def once(model, images):
-    return lambda: lambda: model(images)
+def once(trial):
+    trial.facts["extra"] = 7
+    yield
+    yield lambda: trial.model(trial.images)
 
 
-def broken(model, images):
-    def set_up():
-        raise ValueError("no rule for this layer")
-
-    return set_up
+def in_parts(trial):
+    yield
+    yield lambda: {"left": 1.0, "right": 2.0}
 
 
-METHODS = {"yard": Method(once, "model"), "same": Method(once, "model"), "broken": Method(broken, "model")}
-HERE = Settings("tests.test_speed_benchmark", "yard", rounds=3, warmups=0, threads=1, timeout=120)
+def broken(trial):
+    yield
+    raise ValueError("no rule for this layer")
 
-# The controller ----------------------------------------------------------------------------------
+
+METHODS = {"yard": Method(once, "model"), "same": Method(once, "model"), "broken": Method(broken, "model"),
+           "parts": Method(in_parts, "model", parts=True)}  # fmt: skip
+HERE = Settings("tests.test_speed_benchmark", rounds=3, warmups=0, threads=1, timeout=120)
+
+
+def entries(*names):
+    return {name: Entry(name) for name in names}
+
+
+# The harness -------------------------------------------------------------------------------------
 
 
 def test_methods_take_turns_and_failures_are_rows():
-    rows = {row["method"]: row for row in measure(CASE, ["same", "broken"], HERE)}
-    assert list(rows) == ["yard", "same", "broken"]
+    measured = measure(CASE, entries("yard", "same", "broken", "parts"), HERE)
+    rows = {row["method"]: row for row in measured if not row.get("part")}
+    assert list(rows) == ["yard", PLACEBO, "same", "broken", "parts"]
     assert rows["yard"]["ratio"] == rows["yard"]["ratio_min"] == rows["yard"]["ratio_max"] == 1
-    same = rows["same"]
-    assert same["status"] == "ok"
-    assert same["ratio_min"] <= same["ratio"] <= same["ratio_max"]
-    assert len(same["times"].split()) == same["rounds"] == 3
-    assert same["first_s"] > 0
-    assert same["run"] == rows["yard"]["run"]
-    assert set(same) <= set(COLUMNS)
+    for name in ("same", PLACEBO):
+        row = rows[name]
+        assert (row["status"], row["extra"]) == ("ok", 7)
+        assert row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+        assert len(row["times"].split()) == row["rounds"] == 3
+        assert row["first_s"] > 0
+        assert row["run"] == rows["yard"]["run"]
     assert (rows["broken"]["stage"], rows["broken"]["reason"]) == ("set-up", "ValueError: no rule for this layer")
+    parts = {row["part"]: row for row in measured if row["method"] == "parts" and row["status"] == "ok"}
+    assert parts["right"]["ratio"] == pytest.approx(2 * parts["left"]["ratio"])
+    assert parts[""]["seconds"] == 3
+
+
+def test_a_method_runs_another_checkout_of_which_it_needs_the_public_face_alone(tmp_path):
+    (tmp_path / "fxlrp").mkdir()
+    (tmp_path / "fxlrp" / "__init__.py").write_text(
+        "__version__ = 'other'\ndef compile(model, preset, **options): return lambda images: None\n"
+    )
+    settings = Settings("benchmarks.methods", rounds=1, warmups=0, threads=1, timeout=120)
+    names = {"before": Entry("fxlrp eager", str(tmp_path)), "now": Entry("fxlrp eager")}
+    rows = {row["method"]: row for row in measure(CASE, names, settings)}
+    assert rows["before"]["version"] == rows[PLACEBO]["version"] == "fxlrp other, no commit"
+    assert rows["now"]["version"].startswith(f"fxlrp {fxlrp.__version__}")
+    (tmp_path / "empty").mkdir()
+    (row, *_) = measure(CASE, {"before": Entry("fxlrp eager", str(tmp_path / "empty"))}, settings)
+    assert "empty holds no fxlrp" in row["reason"]
 
 
 GIB = {"yard": (1, 1), "small": (1, 2), "other": (1, 2), "large": (6, 9), "huge": (99, 99)}
 
 
-class FakeWorker(SimpleNamespace):
+class FakeMethod(SimpleNamespace):
     """Stands for a process that holds so much, and so much at its peak."""
 
-    def __init__(self, method, case, settings):
-        super().__init__(method=method, facts={}, times=[], holds=0, most=0)
+    rows = harness.TimedMethod.rows
 
-    def __enter__(self):
-        return self
+    def __init__(self, name, entry, case, settings, room):
+        super().__init__(name=name, method=entry.method, facts={}, calls=[], holds=0, most=0, room=room)
 
-    def __exit__(self, *error):
+    def close(self):
         pass
 
-    def prepare(self, room):
+    def prepare(self, warmups):
         self.holds, self.most = (int(gib * 2**30) for gib in GIB[self.method])
-        if self.most > room * 2**30:
+        if self.most > self.room * 2**30:
             raise Failure("first call", "can't allocate memory")
 
     def count(self):
-        if self.method == "other":
+        if self.name == "other":
             raise Failure("round", "gave up")
-        self.times.append(2.0 if self.method == "small" else 1.0)
+        self.calls.append({"seconds": 2.0 if self.name == "small" else 1.0, "processor": 1.0, "parts": {}})
 
     def weigh(self):
         pass
 
 
 def test_what_does_not_fit_together_is_measured_in_groups(monkeypatch):
-    monkeypatch.setattr(interleaved, "Worker", FakeWorker)
-    settings = Settings(yardstick="yard", memory=10)
-    rows = {row["method"]: row for row in measure(CASE, ["small", "large", "huge", "other"], settings)}
+    monkeypatch.setattr(harness, "TimedMethod", FakeMethod)
+    settings = Settings("nothing", memory=10)
+    rows = {row["method"]: row for row in measure(CASE, entries("yard", "small", "large", "huge", "other"), settings)}
     assert {name: row["group"] for name, row in rows.items()} == {
-        "yard": 1, "small": 1, "large": 2, "huge": 3, "other": 3,
+        "yard": 1, PLACEBO: 1, "small": 1, "large": 2, "huge": 3, "other": 3,
     }  # fmt: skip
     assert rows["small"]["ratio"] == 2
-    assert rows["large"]["status"] == "ok"
+    assert rows["large"]["status"] == rows[PLACEBO]["status"] == "ok"
     assert rows["huge"]["reason"] == "can't allocate memory"
     assert (rows["other"]["stage"], rows["other"]["reason"]) == ("round", "gave up")
 
 
-def test_without_the_yardstick_all_fail(monkeypatch):
-    monkeypatch.setattr(interleaved, "Worker", FakeWorker)
-    rows = {row["method"]: row for row in measure(CASE, ["small"], Settings(yardstick="huge"))}
-    assert rows["huge"]["reason"] == "can't allocate memory"
-    assert rows["small"]["reason"] == "huge, the yardstick, failed at first call: can't allocate memory"
+@pytest.mark.parametrize(("yardstick", "reason"), [
+    ("huge", "failed at first call: can't allocate memory"), ("other", "failed at round: gave up"),
+])  # fmt: skip
+def test_all_fail_without_the_yardstick(monkeypatch, yardstick, reason):
+    monkeypatch.setattr(harness, "TimedMethod", FakeMethod)
+    rows = {row["method"]: row for row in measure(CASE, entries(yardstick, "small"), Settings("nothing", memory=10))}
+    assert reason.endswith(rows[yardstick]["reason"])
+    assert rows["small"]["reason"] == rows[PLACEBO]["reason"] == f"{yardstick}, the yardstick, {reason}"
+
+
+class Tasks:
+    """Of a worker that hangs or dies, as it is asked to."""
+
+    def __init__(self, job, progress):
+        self.progress = progress
+
+    def hang(self):
+        self.progress({"stage": "asleep"})
+        time.sleep(60)
+
+    def die(self):
+        print("last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
-    ("command", "timeout", "reason"),
+    ("task", "reason", "progress"),
     [
-        ("sleep 60", 1, "took longer than 1 s"),
-        ("kill -KILL $$", 60, "killed by SIGKILL, probably out of memory: last words"),
+        ("hang", "took longer than 60 s", {"stage": "asleep"}),
+        ("die", "killed by SIGKILL, probably out of memory: last words", {}),
     ],
 )
-def test_a_worker_that_hangs_or_dies_fails(command, timeout, reason, tmp_path):
-    worker = Worker("yard", CASE, Settings(timeout=timeout))
-    worker.log = tmp_path / "log.txt"
-    worker.log.write_text("last words")
-    with subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker.process:
-        with pytest.raises(Failure, match=reason) as failure:
-            worker.weigh()
-        worker.process.kill()
-        with suppress(BrokenPipeError):  # of a request that the dead process never read
-            worker.process.stdin.close()
+def test_a_worker_that_hangs_or_dies_fails(task, reason, progress):
+    worker = Worker("tests.test_speed_benchmark", {}, timeout=60, threads=1)
+    worker.send("memory", do=task)
+    while not worker.progress and task == "hang":
+        assert worker.poll() is None
+    if task == "hang":
+        worker.until = 0
+    wait([worker])
+    with pytest.raises(Failure, match=reason) as failure:
+        worker.poll()
+    worker.close()
+    assert worker.process.poll() is not None
+    assert worker.progress == progress
     assert failure.value.stage == "memory"
     assert failure.value.of_memory == ("SIGKILL" in reason)
 
@@ -137,8 +190,8 @@ def test_cifar_resnets_have_as_many_layers_as_they_say(depth):
     layers = [name for name, module in CifarResNet(depth).named_modules()
               if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name]  # fmt: skip
     assert len(layers) == depth
-    assert known(f"cifar_resnet{depth}")
-    assert not known(f"cifar_resnet{depth + 1}")
+    assert is_model(f"cifar_resnet{depth}")
+    assert not is_model(f"cifar_resnet{depth + 1}")
 
 
 @pytest.mark.parametrize("name", [name for name in TIMED if "inductor" not in name])
@@ -149,16 +202,27 @@ def test_every_method_runs_where_it_applies(name):
     if importlib.util.find_spec(method.package) is None:
         pytest.skip(f"{method.package} is not installed")
     form = torch.channels_last if method.channels_last else torch.contiguous_format
-    model, images = build("cifar_resnet8").to(memory_format=form), images_for(2, 32).contiguous(memory_format=form)
-    call = method.begin(model, images)()
+    images = noise(3, 32, 32).contiguous(memory_format=form)
+    _, call = method.steps(Trial(CASE, build("cifar_resnet8").to(memory_format=form), images))
     call()
     call()
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_tells_which_share_arrives(name):
+    if importlib.util.find_spec(PEERS[name].package) is None or name == "lxt":
+        pytest.skip(f"{PEERS[name].package} is not installed, or made for transformers")
+    shares, how = PEERS[name].shares(build("cifar_resnet8"), noise(3, 32, 32))
+    assert shares.shape == (2,)
+    assert how
+    if name == "fxlrp":
+        torch.testing.assert_close(shares, torch.ones(2, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
 def test_autolrp_explains_a_batch_as_it_explains_each_image():
     pytest.importorskip("autolrp")
-    images = images_for(3, 32)
-    explain = autolrp_set_up(build("cifar_resnet8"), composite=True)
+    images = noise(3, 32, 32, batch=3)
+    _, explain = PEERS["autolrp composite"].prepared(build("cifar_resnet8"), images)
     together, apart = explain(images)[1], torch.cat([explain(images[i : i + 1])[1] for i in range(3)])
     shares = together.sum(dim=(1, 2, 3)) / apart.sum(dim=(1, 2, 3))
     torch.testing.assert_close(together, apart * shares[:, None, None, None], rtol=1e-3, atol=1e-6)
@@ -168,13 +232,12 @@ def test_memory_tells_a_peak_apart_from_what_is_held():
     memory = Memory("cpu")
     if memory.peak() is None:
         pytest.skip("the system does not tell")
-    memory.settle()
-    memory.start_over()
-    before = memory.now()
+    before = memory.start_over()
     torch.ones(32 * 2**20)  # 128 MiB
-    memory.settle()
-    assert memory.peak() - before > 100 * 2**20
-    assert memory.now() - before < 50 * 2**20
+    peak = memory.peak()
+    assert peak - before > 100 * 2**20
+    assert memory.start_over() - before < 50 * 2**20
+    assert memory.peak() < peak - 50 * 2**20
 
 
 # Pages -------------------------------------------------------------------------------------------
@@ -192,87 +255,127 @@ def row(method, ratio=None, *, model="resnet50", batch=1, run="one", reason="", 
     }  # fmt: skip
 
 
-def table_of(path, rows):
-    table = Table(path, COLUMNS, KEY)
-    for one in rows:
-        table.add(one)
-    return list(table.rows.values())
+def written(folder, benchmark, rows, against=False):
+    """The page of some rows."""
+    table = CsvTable(folder / f"{benchmark.name}.csv", runs.KEY)
+    table.add(rows)
+    runs.write_files(benchmark, table, runs.Console(quiet=True), against)
+    return table.path.with_suffix(".md").read_text()
 
 
 ROWS = [
-    row("autograd", 1.0), row("forward", 0.4), row("forward inductor", 0.3), row("fxlrp eager", 1.5),
-    row("fxlrp inductor", 1.0), row("fxlrp channels-last epsilon_plus", 1.25), row("zennit EpsilonPlus", 5.0),
-    row("captum LRP", 2.0), row("autolrp", reason="RuntimeError: a|b"), row("autograd", 1.0, model="swin_t"),
-    row("fxlrp eager", 1.5, model="swin_t"), row("captum LRP", model="swin_t", reason="no rule"),
+    row("autograd", 1.0), row(PLACEBO, 1.02), row("forward", 0.4), row("forward inductor", 0.3),
+    row("fxlrp eager", 1.5), row("fxlrp inductor", 1.0), row("fxlrp channels-last epsilon_plus", 1.25),
+    row("zennit EpsilonPlus", 5.0), row("captum LRP", 2.0), row("autolrp", reason="RuntimeError: a|b"),
+    row("autograd", 1.0, model="swin_t"), row("fxlrp eager", 1.5, model="swin_t"),
+    row("captum LRP", model="swin_t", reason="no rule"),
 ]  # fmt: skip
 
 
 def test_the_page_holds_what_the_rows_say(tmp_path):
-    page = speed_page(table_of(tmp_path / "speed.csv", ROWS))
-    assert "- CPU: Some CPU, 2 threads; torch 2.14.1, float32, 3 rounds; 10 rows" in page
-    assert "No GPU was at hand" in page
+    page = written(tmp_path, speed.BENCHMARK, ROWS)
+    assert "- CPU: Some CPU, 2 thread(s); torch 2.14.1, float32, 3 rounds; batch 1; height and width 224; 11" in page
+    assert "The placebo is the yardstick in a second process: 1.020 to 1.020, single rounds 0.918 to 1.122." in page
     assert "| resnet50 | 1 | captum LRP | 2.00 | 1.50 (eager) | 1.33 | 1.00 (inductor) | 2.00 |" in page
     assert "- no peer runs, fxlrp does: swin_t (batch 1)" in page
     assert "| zennit EpsilonPlus | fxlrp channels-last epsilon_plus | 1 | 4.00 |  |" in page
+    assert "| placebo | 1.02 (0.92–1.12) |  |" in page
     assert "| fxlrp inductor | **1.00** (0.90–1.10) |  |" in page
     assert "| fxlrp eager | 80% |  |" in page
     assert "| fxlrp eager | 300 / 200 / 100 | 300 / 200 / 100 |" in page
     assert "- **autolrp**, resnet50 (batch 1), at set-up: `RuntimeError: a|b`" in page
 
 
-def test_a_quotient_of_figures_from_two_runs_is_starred(tmp_path):
-    ours, peer, other = table_of(
-        tmp_path / "speed.csv", [row("fxlrp eager", 1.5), row("captum LRP", 3.0), row("autolrp", 3.0, run="two")]
-    )
+def test_a_quotient_of_figures_from_two_runs_is_starred():
+    ours, peer, other = row("fxlrp eager", 1.5), row("captum LRP", 3.0), row("autolrp", 3.0, run="two")
     assert quotient(peer, ours) == quotient(other, ours) == 2
-    assert told_quotient(peer, ours) == "2.00"
-    assert told_quotient(other, ours) == "2.00\\*"
-    assert told_quotient(dict(peer, status="failed"), ours) == told_quotient(peer, None) == ""
+    assert starred_quotient(peer, ours) == "2.00"
+    assert starred_quotient(other, ours) == "2.00\\*"
+    assert starred_quotient(dict(peer, status="failed"), ours) == starred_quotient(peer, None) == ""
 
 
 def test_page_and_plot_are_made_anew_without_measuring(tmp_path):
-    table_of(tmp_path / "speed.csv", ROWS)
-    app = speed.typer.Typer()
-    app.command()(speed.main)
-    result = CliRunner().invoke(app, ["--page-only", "--out", str(tmp_path)])
+    CsvTable(tmp_path / "speed.csv", runs.KEY).add(ROWS)
+    before = (tmp_path / "speed.csv").read_text()
+    result = CliRunner().invoke(app, ["speed", "--page-only", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "results.md").read_text().startswith("# Speed\n")
-    assert (tmp_path / "results.png").stat().st_size > 10_000
+    assert (tmp_path / "speed.md").read_text().startswith("# Speed\n")
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    assert (tmp_path / "speed.csv").read_text() == before
+
+
+def test_nothing_measured_is_an_error_and_no_page(tmp_path):
+    result = CliRunner().invoke(app, ["targets", "--page-only", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_missing_leaves_complete_cases_alone(tmp_path, monkeypatch):
-    table = Table(tmp_path / "speed.csv", COLUMNS, KEY)
     measured = []
-    monkeypatch.setattr(speed, "measure", lambda case, names, *rest: measured.append(case.batch) or
-                        [row(name, 1.0, batch=case.batch) for name in names])  # fmt: skip
-    cases = [Case("resnet50", 1, 224), Case("resnet50", 8, 224)]
-    console = speed.Console(quiet=True)
-    speed.sweep(cases[:1], ["autograd", "fxlrp eager", "lxt"], Settings(), table, console)
-    speed.sweep(cases, ["autograd", "fxlrp eager", "lxt"], Settings(), table, console, only_missing=True)
+
+    def fake(case, names, *rest):
+        measured.append(case.batch)
+        return [row(name, 1.0, batch=case.batch) for name in names]
+
+    def run(*options):
+        command = ["speed", "--model", "resnet50", "--out", str(tmp_path), *options]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+
+    monkeypatch.setattr(runs, "measure", fake)
+    methods = ["--method", "fxlrp eager", "--method", "lxt"]
+    run("--batch", "1", *methods)
+    run("--batch", "1", "--batch", "8", "--only-missing", *methods)
     assert measured == [1, 8]
-    speed.sweep(cases, ["autograd", "forward"], Settings(), table, console, only_missing=True)
+    run("--batch", "1", "--batch", "8", "--only-missing", "--method", "forward")
     assert measured == [1, 8, 1, 8]
-    assert not any("lxt" in key for key in table.rows)  # it does not apply
+    assert "lxt" not in (tmp_path / "speed.csv").read_text()  # it does not apply
+
+
+def test_a_case_is_slower_only_beyond_the_placebo(tmp_path):
+    rows = [
+        row(name, ratio, compared="fxlrp eager", batch=batch)
+        for batch, placebo, now in ((1, 1.01, 1.04), (8, 0.97, 1.04), (32, 1.0, 0.9))
+        for name, ratio in (("before", 1.0), (PLACEBO, placebo), ("now", now))
+    ]
+    rows += [row("before", compared="fxlrp inductor", reason="broke"), row("now", compared="fxlrp inductor")]
+    page = written(tmp_path, speed.BENCHMARK, rows, against=True)
+    assert "beyond the placebo: 1 of 4 cases" in page
+    assert "- **slower**: fxlrp eager resnet50, batch 1\n" in page
+    assert "| fxlrp eager | resnet50 | 8 | now | 0.52 s | 1.040 (0.936–1.144) |" in page
 
 
 def test_every_optimisation_has_a_variant_and_a_line(tmp_path):
-    assert set(optimizer.METHODS) >= {"all", "none", "heatmap, all", "heatmap, without sum_channels"}
+    assert set(optimizer.METHODS) >= {"all", "none", "heatmap, all"}
     for name in NAMES:
         assert (f"without {name}" in optimizer.METHODS) != (f"with {name}" in optimizer.METHODS)
-    page = optimizer.page(
-        table_of(tmp_path / "optimizer.csv", [row("all", 1.0), row("none", 1.4), row("none", 1.6, batch=8)])
-    )
+    page = written(tmp_path, optimizer.BENCHMARK, [row("all", 1.0), row("none", 1.4), row("none", 1.6, batch=8)])
     assert "| none | 1.400 (1.260–1.540) | 200 / 100 | 1.600 (1.440–1.760) | 200 / 100 |" in page
-    assert "- `fold_norms` (not by default): " in page
+    assert all(f"- `{name}`" in page for name in NAMES)
+    assert "No placebo was measured" in page
+
+
+def test_an_optimisation_is_worth_it_only_beyond_the_placebo(tmp_path):
+    first, second, third = optimizer.DEFAULT[:3]
+    rows = [
+        row("all", 1.0), row(PLACEBO, 1.02), row(f"without {first}", 1.1), row(f"without {second}", 1.04),
+        row(f"without {third}", 0.9, held_mb=120.0), row("all", 1.0, batch=8), row(f"without {second}", 2.0, batch=8),
+    ]  # fmt: skip
+    page = written(tmp_path, optimizer.BENCHMARK, rows)
+    none = "+0.0% (resnet50, batch 1)"
+    assert f"| {first} | +7.1% (resnet50, batch 1) | {none} | {none} | yes |" in page
+    assert f"| {second} | +1.8% (resnet50, batch 1) | +0.0% (resnet50, batch 1) | +0.0%" in page
+    assert "| **no** |" in next(line for line in page.splitlines() if line.startswith(f"| {second} |"))
+    assert f"| {third} | -13.1% (resnet50, batch 1) | +16.7% (resnet50, batch 1) | +6.2%" in page
 
 
 def test_scaling_is_told_by_axis(tmp_path):
-    rows = table_of(tmp_path / "scaling.csv", [
-        row(name, ratio, batch=batch) for batch in (1, 2) for name, ratio in (("autograd", 1.0), ("fxlrp eager", 1.5))
-    ] + [row("captum LRP", batch=2, reason="no rule")])  # fmt: skip
-    page = scaling.page(rows)
+    rows = [row("captum LRP", batch=2, reason="no rule")]
+    for batch in (1, 2):
+        rows += [row("autograd", 1.0, batch=batch), row("fxlrp eager", 1.5, batch=batch)]
+    page = written(tmp_path, scaling.BENCHMARK, rows)
     assert "### Batch: resnet50, 224 × 224" in page
     assert "| 2 | 0.5 s | 1.50 (1.35–1.65) | fails | 1.50 + 2.50 |" in page
     assert "| 224 | 0.5 s | 1.50 (1.35–1.65) | 1.50 + 2.50 |" in page
     assert "### Depth" not in page
-    assert scaling.draw(rows, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000

@@ -1,0 +1,91 @@
+"""Pages of Markdown: what ``texts/`` says of each benchmark, filled with what its rows say."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.harness import PLACEBO
+
+Row = dict[str, Any]
+
+
+def page(name: str, **context: Any) -> str:
+    """The text of this name, which extends ``page.md.jinja``; the context is what it may name."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "texts"), trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
+    environment.globals |= {"table": table, "grid": grid}
+    # An error may hold angle brackets, stars and underscores.
+    environment.filters["verbatim"] = lambda text: "`" + text.replace("`", "'") + "`" if text else ""
+    text = environment.get_template(f"{name}.md.jinja").render(name=name, **context)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def table(columns: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
+    cells = [[str(cell).strip().replace("|", "\\|") for cell in line] for line in (columns, *lines)]
+    head, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, "|" + "---|" * len(columns), *body])
+
+
+def grid(
+    rows: Iterable[Row], line: str, column: str, cell: Callable[[Row], str], head: str = "", last: Sequence[object] = ()
+) -> str:
+    """A table with one line per value of ``line`` and one column per value of ``column``, in order of appearance."""
+    cells = {(row[line], row[column]): cell(row) if row["status"] == "ok" else "fails" for row in rows}
+    lines, columns = (list(dict.fromkeys(key[index] for key in cells)) for index in (0, 1))
+    filled = [[name, *(cells.get((name, other), "") for other in columns)] for name in lines]
+    return table([head or line, *columns], [*filled, last] if last else filled)
+
+
+def groups(frame: pl.DataFrame, *columns: str) -> dict[Any, pl.DataFrame]:
+    """The rows by the values of one column, or of several, in order of appearance."""
+    parts = frame.partition_by(columns, as_dict=True, maintain_order=True)
+    return {key if len(columns) > 1 else key[0]: part for key, part in parts.items()}
+
+
+def in_order(frame: pl.DataFrame, column: str, values: Iterable[object]) -> pl.DataFrame:
+    """Sorted by a column as ``values`` has them; others come last."""
+    ranks = {value: rank for rank, value in enumerate(values)}
+    return frame.sort(pl.Series([ranks.get(value, len(ranks)) for value in frame[column]]), maintain_order=True)
+
+
+def ratio(row: Row, digits: int = 2) -> str:
+    """The median, and in brackets the least and the largest."""
+    return f"{row['ratio']:.{digits}f} ({row['ratio_min']:.{digits}f}–{row['ratio_max']:.{digits}f})"
+
+
+def timing_context(frame: pl.DataFrame, facts: dict[str, str]) -> dict[str, Any]:
+    """What pages of all timing benchmarks may name.
+
+    ``measured``: on which machines, when and with what; ``versions``; ``placebo``: the least and largest ratio of it,
+    and of single rounds; ``failures``: those that failed alike together; ``cases``: a table with one line per case and
+    method, with ``facts`` as further columns, each with the format of its figures.
+    """
+    good, failed = frame.filter(pl.col("status") == "ok"), frame.filter(pl.col("status") != "ok")
+    whole, lines = good.filter(pl.col("part") == ""), []
+    placebo = whole.filter(pl.col("method") == PLACEBO)
+    index = ("device_name", "compared", "model", "variant", "batch", "method")
+    by_part = groups(good.filter(pl.col("part") != ""), *index)
+    for key, rows in groups(whole.filter(pl.col("ratio_min").is_not_null()), *index).items():
+        row, parts = rows.row(0, named=True), by_part[key]["ratio"] if key in by_part else ()
+        spread = ""
+        if len(parts):
+            spread = f"{parts.min():.2f}–{parts.max():.2f}, {(parts < 0.98).sum()} of {len(parts)} below 0.98"
+        figures = (f"{float(row[name]):{form}}" if row.get(name) else "" for name, form in facts.items())
+        times = [f"{row['seconds']:.3g} s", ratio(row, 3), f"{row['processor_ratio'] or 0:.2f}"]
+        lines.append([*key, *times, spread, *figures])
+    heads = [*index, "time", "ratio", "processor time", "by part", *(name.replace("_", " ") for name in facts)]
+    # Not the device where it is the only one, nor what no line has.
+    used = [place for place in range(len(heads)) if {line[place] for line in lines} - {"" if place else lines[0][0]}]
+    return {
+        "measured": groups(whole, "device", "device_name", "threads", "torch", "dtype", "rounds").items(),
+        "versions": sorted(set(frame["version"]) - {""}),
+        "placebo": [extreme for column in ("ratio", "ratio_min", "ratio_max")
+                    for extreme in (placebo[column].min(), placebo[column].max())],
+        "failures": [(key, groups(rows, "compared", "model", "variant"))
+                     for key, rows in groups(failed, "method", "stage", "reason").items()],
+        "cases": table([heads[place] for place in used], [[line[place] for place in used] for line in lines]),
+    }  # fmt: skip

@@ -1,0 +1,56 @@
+"""What rows were made with: the machine, the state of the code, the versions of packages."""
+
+import os
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+"""In GiB."""
+
+
+def now() -> str:
+    return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M UTC}"
+
+
+def versions(*packages: str) -> str:
+    """The packages that are installed, with their versions."""
+    installed = {name.lower() for names in metadata.packages_distributions().values() for name in names}
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages if package in installed)
+
+
+def commit(checkout: Path = ROOT) -> str:
+    """Which state of fxlrp's code lies in ``checkout``."""
+    told, options = [], {"cwd": checkout, "capture_output": True, "text": True, "check": True}
+    for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", "fxlrp"]):
+        with suppress(OSError, subprocess.CalledProcessError):
+            told.append(subprocess.run(command, **options).stdout.strip())
+    return f"commit {told[0]}" + (" with changes" if told[-1] else "") if len(told) == 2 else "no commit"
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """How many cores are busy right now, whatever keeps them so; ``None`` where the system does not tell."""
+
+    def ticks() -> tuple[int, int]:
+        """Of all cores since the machine was started: those that were not idle, and all."""
+        counts = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(counts) - counts[3] - counts[4], sum(counts)
+
+    with suppress(OSError):
+        (busy, began), _, (later, ended) = ticks(), time.sleep(seconds), ticks()
+        return CORES * (later - busy) / max(1, ended - began)
+    return None
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()

@@ -1,0 +1,185 @@
+"""What all timing benchmarks share: the command, the sweep over cases, and the files that it writes."""
+
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.csv_table import CsvTable
+from benchmarks.harness import PLACEBO, Entry, Settings, measure
+from benchmarks.methods import Case, Method
+from benchmarks.models import is_model, native_size
+from benchmarks.pages import groups, page, ratio, timing_context
+from benchmarks.provenance import CORES, MEMORY
+from benchmarks.timing_worker import registry
+
+HERE = Path(__file__).parent
+KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
+COLUMNS = {
+    "integers": ("size", "batch"),
+    "numbers": ("ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s",
+                "busy", "processor_ratio"),
+    "texts": ("status", "stage", "reason", "device_name", "threads", "torch", "dtype", "rounds", "date", "version",
+              "memory_format", "run"),
+}  # fmt: skip
+BUSY = 0.25
+"""So many cores in use by others spoil a measurement: threads that wait for one another wait for these."""
+LIMIT = 0.02
+"""A case is slower than before if it is so by this share beyond the placebo."""
+
+Names = list[str] | None
+Cases = Callable[[Sequence[str] | None, Sequence[int] | None], list[Case]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One timing benchmark: its name, what its help says, the module whose ``METHODS`` it times, and its cases.
+
+    ``context`` makes what the page may name of the rows; ``facts`` are columns of its own, with the format of their
+    figures; ``default`` names the methods that are timed unless others are asked for; ``draw`` makes a picture.
+    """
+
+    name: str
+    about: str
+    registry: str
+    cases: Cases
+    context: Callable[[pl.DataFrame], dict[str, Any]] = lambda frame: {}
+    facts: Mapping[str, str] = field(default_factory=dict)
+    rounds: int = 15
+    threads: int = min(2, CORES)
+    default: Sequence[str] = ()
+    draw: Callable[[pl.DataFrame, Path], bool] | None = None
+
+
+def every(models: Sequence[str], batches: Sequence[int], variants: Sequence[str] = ("",)) -> Cases:
+    """Each model in each batch and variant; models and batches may be asked for."""
+    return lambda wanted, sizes: [
+        Case(name, batch, native_size(name), variant) for name, batch, variant
+        in product(checked(wanted or models, is_model, "model"), sizes or batches, variants)
+    ]  # fmt: skip
+
+
+def listed(*cases: Case) -> Cases:
+    """These cases, or those of them whose model or batch is asked for."""
+    return lambda models, batches: [
+        case for case in cases if (not models or case.model in models) and (not batches or case.batch in batches)
+    ]
+
+
+def command(benchmark: Benchmark) -> Callable[..., None]:
+    """The function of which typer makes the command."""
+    methods, _ = registry(benchmark.registry)
+    default = list(benchmark.default or methods)
+
+    def main(
+        model: Annotated[Names, typer.Option(help="Only this model; may be repeated.")] = None,
+        batch: Annotated[list[int] | None, typer.Option(min=1, help="Only this batch; may be repeated.")] = None,
+        method: Annotated[Names, typer.Option(help=f"May be repeated. Default: {', '.join(default)}.")] = None,
+        variant: Annotated[str, typer.Option(help="Only cases whose variant contains this.")] = "",
+        against: Annotated[str, typer.Option(metavar="PATH", help="Another checkout: time fxlrp of both.")] = "",
+        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        rounds: Annotated[int, typer.Option(min=1, help="Calls of each that count.")] = benchmark.rounds,
+        threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = benchmark.threads,
+        timeout: Annotated[float, typer.Option(min=1, help="Seconds for one call, or one set-up.")] = 900,
+        memory: Annotated[float, typer.Option(help="GiB for all processes together.")] = round(0.85 * MEMORY, 1),
+        only_missing: Annotated[bool, typer.Option("--only-missing", help="Skip what has all its rows.")] = False,
+        page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
+        out: Annotated[Path, typer.Option(help="The folder of the CSV file, the page and the picture.")] = HERE,
+    ) -> None:
+        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise typer.BadParameter(f"no device {device} here")
+        chosen = checked(method or default, methods.__contains__, "method")
+        cases = [case for case in benchmark.cases(model, batch) if variant in case.variant]
+        if not cases:
+            raise typer.BadParameter("no case has this model, batch and variant")
+        settings = Settings(benchmark.registry, rounds, threads=threads, timeout=timeout, memory=memory, device=device)
+        out.mkdir(parents=True, exist_ok=True)
+        name = benchmark.name.replace("-", "_") + ("_against" if against else "")
+        table, console, finished = CsvTable(out / f"{name}.csv", KEY), Console(soft_wrap=True, highlight=False), True
+        contests = [] if page_only else [
+            contest for case in cases for contest in _contests(methods, chosen, case, device, against)
+        ]  # fmt: skip
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
+        try:
+            for number, contest in enumerate(contests, start=1):
+                console.print(f"{number} of {len(contests)}", end=" ")
+                _enter(*contest, settings, table, console, only_missing)
+        except KeyboardInterrupt:
+            finished = False
+            console.print("interrupted: the same command with --only-missing goes on from here")
+        if not table.rows:
+            raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
+        write_files(benchmark, table, console, compared=bool(against))
+        raise typer.Exit(0 if finished else 130)
+
+    return main
+
+
+def _contests(
+    methods: Mapping[str, Method], chosen: Sequence[str], case: Case, device: str, against: str
+) -> list[tuple[Case, str, dict[str, Entry]]]:
+    """What is timed side by side, the yardstick first: all methods, or each of fxlrp's beside another checkout's."""
+    suiting = [name for name in chosen if methods[name].suits(case.model, device)]
+    if against:
+        return [(case, name, {"before": Entry(name, against), "now": Entry(name)})
+                for name in suiting if methods[name].kind == "fxlrp"]  # fmt: skip
+    return [(case, "", {name: Entry(name) for name in dict.fromkeys([next(iter(methods)), *suiting])})]
+
+
+def _enter(
+    case: Case, compared: str, entries: Mapping[str, Entry], settings: Settings, table: CsvTable, console: Console,
+    only_missing: bool,
+) -> None:  # fmt: skip
+    """Measure what is timed side by side, as a whole because ratios are of one run, and enter its rows."""
+    told = (case.model, case.variant, compared, f"batch {case.batch}, {case.size} × {case.size}")
+    common = {**asdict(case), "device": settings.device, "compared": compared}
+    keys = [table.key_of({**common, "method": name}) for name in entries]
+    if only_missing and all(key in table.rows for key in keys):
+        console.print(*filter(None, told), "is there")
+        return
+    console.print(*filter(None, told))
+    with console.status("") as status:
+        rows = measure(case, entries, settings, status.update)
+    table.drop([key for key in table.rows if key[:-1] in {key[:-1] for key in keys}])
+    table.add({**common, **row} for row in rows)
+    for row in rows:
+        if row["status"] != "ok":
+            console.print(f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}", markup=False)
+        elif not row.get("part"):
+            times = f"{row['seconds']:.4f} s, set-up {row['setup_s']:.2f} s, first call {row['first_s']:.2f} s"
+            console.print(f"  {row['method']}: {ratio(row, 3)}, {times}")
+    if (rows[0]["busy"] or 0) > BUSY:
+        console.print(f"  other work kept {rows[0]['busy']:.1f} cores busy: these ratios are worth little")
+
+
+def write_files(benchmark: Benchmark, table: CsvTable, console: Console, compared: bool = False) -> None:
+    """The page, and the picture if there is one, of what the table has."""
+    frame, path = table.frame(**COLUMNS), table.path
+    context = timing_context(frame, dict(benchmark.facts)) | (comparison if compared else benchmark.context)(frame)
+    path.with_suffix(".md").write_text(page("against" if compared else path.stem, **context))
+    drawn = benchmark.draw and not compared and benchmark.draw(frame, path.with_suffix(".png"))
+    console.print(f"written: {path}, .md{', .png' if drawn else ''}")
+
+
+def comparison(frame: pl.DataFrame) -> dict[str, Any]:
+    """Which cases are slower than in the other checkout."""
+    index = ["compared", "model", "variant", "batch"]
+    ratios = {key: dict(rows.select("method", "ratio").rows())
+              for key, rows in groups(frame.filter(pl.col("part") == ""), *index).items()}  # fmt: skip
+    slower = [" ".join(filter(None, key[:3])) + f", batch {key[3]}" for key, by in ratios.items()
+              if by["now"] and by["now"] - 1 - abs(by[PLACEBO] - 1) > LIMIT]  # fmt: skip
+    return {"slower": slower, "count": len(ratios)}
+
+
+def checked(names: Iterable[str], fits: Callable[[str], bool], what: str) -> list[str]:
+    """The names, if all of them fit."""
+    if unknown := [name for name in names if not fits(name)]:
+        raise typer.BadParameter(f"no {what} {', '.join(unknown)}")
+    return list(names)
