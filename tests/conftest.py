@@ -20,6 +20,14 @@ def _seed():
 
 
 @pytest.fixture
+def no_vmap_loops():
+    """An operation that ``vmap`` would run in a loop is an error."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+@pytest.fixture
 def evaluation_place(monkeypatch):
     """Evaluations find models and methods by name in the folder of the tests; threads are as before afterwards."""
     monkeypatch.chdir(Path(__file__).parent)

@@ -12,7 +12,7 @@ from checks import (
     assert_unchanged,
     snapshot,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis_profiles import by_profile, examples
 from nets import BlockPlan, NetPlan, RandomNet
@@ -42,6 +42,7 @@ def test_every_node_conserves(plan, split, identity_skips, dtype, seed):
     assert_conserves(explainer, x, absorbs=("padding",) if split == "symmetric" else ())
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_every_node_conserves_under_gamma(plan):
     model, x = build(plan)
@@ -51,6 +52,7 @@ def test_every_node_conserves_under_gamma(plan):
         assert row.rule.startswith("Epsilon") or (row.absorbed == 0).all(), row.node
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_a_known_sign_of_relevance_changes_nothing(plan):
     model, x = build(plan)
@@ -59,12 +61,14 @@ def test_a_known_sign_of_relevance_changes_nothing(plan):
     assert_close(known(x).relevance, unknown(x).relevance, 1e-12)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_items_of_a_batch_are_explained_independently(plan):
     model, x = build(plan)
     assert_items_independent(fxlrp.compile(model), x)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_explaining_leaves_the_model_unchanged(plan):
     model, x = build(plan)
@@ -77,6 +81,7 @@ def test_explaining_leaves_the_model_unchanged(plan):
     assert torch.equal(explainer(x).relevance, explanation.relevance)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_a_module_called_twice_is_explained_like_two_modules(plan):
     plan.blocks[0] = replace(plan.blocks[0], shared=True)
@@ -109,6 +114,7 @@ class TwoModules(torch.nn.Module):
         return part(x)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_epsilon_on_a_bias_free_relu_network_is_gradient_times_input(plan):
     blocks = [plain(block) for block in plan.blocks]
@@ -150,7 +156,7 @@ def test_every_node_of_a_network_of_tokens_conserves(plan, start, dtype, seed):
 
 
 @example(TokenNetPlan([TokenBlockPlan("by weights", "response"), TokenBlockPlan("module", "glu", windows=2)]))
-@settings(max_examples=10)
+@examples(fast=10, slow=100)
 @given(token_net_plans())
 def test_a_network_of_tokens_is_explained_item_by_item_and_stays_as_it_is(plan):
     model, x = build_tokens(plan)
@@ -158,7 +164,7 @@ def test_a_network_of_tokens_is_explained_item_by_item_and_stays_as_it_is(plan):
     assert explainer.capture == "symbolic"
 
 
-@settings(max_examples=10)
+@examples(fast=10, slow=100)
 @given(token_net_plans(), st.sampled_from(["attnlrp", "cp_lrp"]))
 def test_presets_for_attention_account_for_all_relevance(plan, preset):
     model, x = build_tokens(plan)

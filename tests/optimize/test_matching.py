@@ -119,9 +119,8 @@ def test_a_named_step_captures_its_node(graph, x):
 def test_a_nested_pattern_captures_on_every_level(graph, x):
     inner = graph.call_function(scaled, (x,), {"factor": 3})
     outer = graph.call_function(summed, (inner, 1))
-    pattern = Step(
-        summed, name="sum", value=Step(scaled, name="scaling", x=Capture("x"), factor=Capture("by")), axis=Capture("axis")
-    )
+    scaling = Step(scaled, name="scaling", x=Capture("x"), factor=Capture("by"))
+    pattern = Step(summed, name="sum", value=scaling, axis=Capture("axis"))
     assert pattern.match(outer) == {"sum": outer, "scaling": inner, "x": x, "by": 3, "axis": 1}
 
 
