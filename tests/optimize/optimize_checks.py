@@ -16,7 +16,6 @@ from fxlrp.passes.optimize import NAMES
 
 DOUBLE = torch.float64
 
-
 ALONE = {f"{name} alone": (name,) for name in NAMES}
 LEFT_OUT = {f"all but {name}": tuple(other for other in NAMES if other != name) for name in NAMES}
 CHOICES = {**ALONE, **LEFT_OUT, "all": NAMES, "the default": True}

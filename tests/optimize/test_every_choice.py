@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
 from optimize_checks import (
@@ -130,7 +130,7 @@ def test_every_treatment_of_bias_and_vanishing_denominators_stays_the_same(bias,
     assert_changes_nothing(model, x, optimize=NAMES, rules=rules)
 
 
-@settings(max_examples=2)
+@examples(fast=2, slow=100)
 @given(net_plans(), st.sampled_from(sorted(CHOICES)))
 def test_several_targets_and_conditions_are_explained_the_same(plan, choice):
     model, x = random_net(plan)
@@ -231,7 +231,7 @@ def test_the_output_of_the_model_is_the_same_to_the_bit(choice, form):
         assert torch.equal(explainer(image).output, model(image))
 
 
-@settings(max_examples=3)
+@examples(fast=3, slow=100)
 @given(net_plans(), st.booleans())
 def test_the_output_of_random_networks_is_the_same_to_the_bit(plan, channels_last):
     model, x = random_net(plan, dtype=torch.float32)

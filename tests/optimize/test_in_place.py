@@ -23,7 +23,8 @@ from optimize_checks import (
 from optimize_nets import SMALL, attention, network_for, random_net, random_tokens, tour
 from stacks import stack, stack_plans
 from strategies import net_plans, token_net_plans
-from torch import fx, nn
+from torch import nn
+from watched import assert_reads_what_was_made
 
 import fxlrp
 from fxlrp.passes.optimize import DEFAULT, NAMES, REUSE_MEMORY, in_place
@@ -42,40 +43,6 @@ WRITING = (
 )  # fmt: skip
 INTO = {facts_of(step).writes_into.step for step in WRITING}
 OTHERS = tuple(name for name in NAMES if name != REUSE_MEMORY)
-
-
-class Watched(fx.Interpreter):
-    """Runs a program and fails where a step reads a value that was written to since it was made."""
-
-    def __init__(self, module):
-        super().__init__(module)
-        self.made = {}
-
-    def run_node(self, node):
-        for read in node.all_input_nodes:
-            assert _equal(self.env[read], self.made[read]), f"{node} reads {read}, which was overwritten"
-        result = super().run_node(node)
-        self.made[node] = _copied(result)
-        return result
-
-
-def _copied(value):
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    return [_copied(entry) for entry in value] if isinstance(value, list | tuple) else None
-
-
-def _equal(value, known):
-    if isinstance(value, torch.Tensor):
-        return torch.equal(value.nan_to_num(), known.nan_to_num())
-    return not isinstance(value, list | tuple) or all(map(_equal, value, known))
-
-
-def assert_reads_what_was_made(explainer, *inputs):
-    """No step of the program reads a value that another one has overwritten."""
-    with torch.no_grad():
-        for _ in range(2):
-            Watched(explainer.graph_module).run(*inputs, None)
 
 
 def writing(explainer):

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from checks import assert_close, tolerance
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis_profiles import examples
 from optimize_checks import DOUBLE, assert_changes_nothing, assert_leaves_tokens_alone, explained
 from optimize_nets import seeded_weights
 from stacks import LayerPlan, StackPlan, stack, stack_plans
@@ -50,7 +51,7 @@ def test_a_norm_without_scale_is_folded():
     assert_close(explainer(x).output, model(x).detach(), 1e-12)
 
 
-@settings(max_examples=6)
+@examples(fast=6, slow=100)
 @given(stack_plans())
 def test_folded_norms_change_the_output_by_no_more_than_rounding(plan):
     plan = replace(plan, layers=[replace(layer, norm=True) for layer in plan.layers])
