@@ -1,4 +1,4 @@
-# make demo | make test | make docs | make lint | make clean
+# make demo | make test | make test-slow | make docs | make lint | make clean
 #
 # Everything runs in .venv, which the first target makes; PYTHON chooses what it is made of.
 
@@ -13,11 +13,12 @@ DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
 DOCS := $(VENV)/.installed-docs
 
-.PHONY: help demo test lint docs pictures clean
+.PHONY: help demo test test-slow lint docs pictures clean
 
 help:
 	@echo "make demo    explain photographs with EfficientNet-Lite0; pictures in demo/"
 	@echo "make test    lint, type check, tests"
+	@echo "make test-slow  the long sweeps, and properties at length (hours)"
 	@echo "make lint    ruff, import-linter and mypy alone"
 	@echo "make docs    the site in site/: its code is run, its links are checked"
 	@echo "make pictures  the pictures of README.md and docs/, from real runs"
@@ -29,6 +30,9 @@ demo: $(DEMO)
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
 	$(BIN)/python -m pytest docs -n $(WORKERS) --dist loadfile  # blocks of a page build on one another
+
+test-slow: $(TEST)
+	$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 lint: $(TEST)
 	$(BIN)/ruff check .

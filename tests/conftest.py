@@ -2,30 +2,29 @@
 
 from pathlib import Path
 
+import hypothesis_profiles
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-settings.register_profile(
-    "fxlrp",
-    deadline=None,
-    derandomize=True,
-    max_examples=25,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("fxlrp")
-
 
 def pytest_configure(config):
+    hypothesis_profiles.load_for(config.option.markexpr)
     torch.set_num_threads(1 if hasattr(config, "workerinput") else 2)
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_vmap_loops():
+    """An operation that ``vmap`` would run in a loop is an error."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_unchanged, snapshot, tolerance
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from nets import BlockPlan, NetPlan, RandomNet
 from strategies import net_plans, token_net_plans
 from test_recurrent import Recurrent
-from test_rows import assert_rows_are_calls
+from test_several_targets import assert_equals_single_calls
 from token_nets import WIDTH, RandomTokens
 from torch import nn
 
@@ -27,13 +28,7 @@ from fxlrp.steps.primitives import along, primitive
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _no_slow_loops():
-    torch._C._functorch._set_vmap_fallback_enabled(False)
-    yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)
+pytestmark = pytest.mark.usefixtures("no_vmap_loops")
 
 
 @pytest.fixture
@@ -59,8 +54,8 @@ def assert_parts_add_up(explainer, name, *inputs, **named):
     """The maps of all channels of a module add up to the map without condition; in a branch, but for the rest."""
     count = channels_of(explainer, name, *inputs, **named)
     whole = explainer(*inputs, **named).by_input
-    rows = explainer(*inputs, conditions=[{name: [c]} for c in range(count)] + [{name: []}], **named).by_input
-    for key, relevance in rows.items():
+    slices = explainer(*inputs, conditions=[{name: [c]} for c in range(count)] + [{name: []}], **named).by_input
+    for key, relevance in slices.items():
         around = relevance[:, -1:]  # what passes by the module
         total = (relevance[:, :-1] - around).sum(1) + around[:, 0]
         if whole[key].any():
@@ -86,9 +81,9 @@ def assert_part_conserves(explainer, *inputs, conditions, absorbs=("condition",)
 
 
 @example(NetPlan([BlockPlan(groups=2, shared=True), BlockPlan(skip="padded", stride=2, nested=BlockPlan())]))
-@settings(max_examples=12)
+@examples(fast=12, slow=100)
 @given(net_plans())
-def test_parts_of_random_residual_networks(plan):
+def test_parts_of_random_residual_networks_add_up_and_conserve(plan):
     torch.manual_seed(0)
     model, x = RandomNet(plan).double().eval(), torch.randn(3, 3, 12, 12, dtype=DOUBLE)
     x[1], x[2] = 0, 1
@@ -98,9 +93,9 @@ def test_parts_of_random_residual_networks(plan):
         assert_part_conserves(explainer, x, conditions={name: [0, 2]})
 
 
-@settings(max_examples=6)
+@examples(fast=6, slow=100)
 @given(token_net_plans())
-def test_parts_of_random_networks_of_tokens(plan):
+def test_parts_of_random_networks_of_tokens_add_up_and_conserve(plan):
     torch.manual_seed(0)
     model, x = RandomTokens(plan).double().eval(), torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE)
     x[1] = 0
@@ -111,7 +106,7 @@ def test_parts_of_random_networks_of_tokens(plan):
 
 
 @pytest.mark.parametrize("preset", fxlrp.PRESETS)
-def test_parts_by_every_preset(preset):
+def test_parts_by_every_preset_add_up_and_conserve(preset):
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3)]
     model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)).double().eval()
     explainer, x = fxlrp.compile(model, preset), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
@@ -121,7 +116,7 @@ def test_parts_by_every_preset(preset):
 
 
 @pytest.mark.parametrize("form", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": False}])
-def test_parts_of_an_lstm(form):
+def test_parts_of_an_lstm_add_up_and_conserve(form):
     model, x = Recurrent(False, **form).double().eval(), torch.randn(2, 6, 4, dtype=DOUBLE)
     x[1] = 0
     explainer = fxlrp.compile(model)
@@ -130,7 +125,7 @@ def test_parts_of_an_lstm(form):
     assert_part_conserves(explainer, x, conditions={"lstm": [1, 3]})
 
 
-def test_parts_of_an_exported_transformer_of_tokens():
+def test_parts_of_an_exported_transformer_add_up_and_conserve():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=60, num_labels=3
@@ -143,12 +138,12 @@ def test_parts_of_an_exported_transformer_of_tokens():
         assert_part_conserves(explainer, conditions={name: [0, 5]}, **text)
 
 
-def test_parts_of_a_signed_start(model, x):
+def test_parts_of_a_signed_start_add_up(model, x):
     explainer = fxlrp.compile(model, start=lambda output, target: output - output.mean())
     assert_parts_add_up(explainer, "blocks.1", x[:2])
 
 
-def test_parts_of_relevance_that_is_nowhere_negative_are_not_either(model, x):
+def test_parts_of_positive_relevance_are_positive(model, x):
     explanation = fxlrp.compile(model)(x, conditions=[{"blocks.1": [c]} for c in range(4)])
     assert explanation.relevance.min() > -1e-15
     assert explanation.relevance.any()
@@ -157,7 +152,7 @@ def test_parts_of_relevance_that_is_nowhere_negative_are_not_either(model, x):
 # What a part is -------------------------------------------------------------------------------------
 
 
-def test_without_rescaling_it_is_what_masked_relevance_gives():
+def test_without_rescaling_a_part_is_the_masked_gradient_times_input():
     """By Epsilon(0) on a network without biases relevance is gradient × value: mask the gradient of the output."""
     plain = {"norm": False, "activation": "relu"}
     blocks = [BlockPlan(**plain), BlockPlan(skip="projection", stride=2, **plain), BlockPlan(skip="dense", **plain)]
@@ -215,7 +210,7 @@ def dense_part(layers, x, start, at, mask, *, rescale):
 
 
 @pytest.mark.parametrize("vanishing", ["rescale", "absorb"])
-def test_by_z_plus_it_is_what_dense_matrices_give(vanishing):
+def test_a_part_by_z_plus_equals_the_dense_formula(vanishing):
     torch.manual_seed(3)
     weights = [torch.randn(n, m, dtype=DOUBLE) for m, n in ((5, 6), (6, 4), (4, 3))]
     weights[1][2] = -weights[1][2].abs()  # an output without positive contribution
@@ -236,6 +231,7 @@ def test_by_z_plus_it_is_what_dense_matrices_give(vanishing):
     assert (absorbed > 0) == (vanishing == "absorb")
 
 
+@examples(fast=25, slow=200)
 @given(st.integers(0, 10_000), st.booleans(), st.booleans())
 def test_rescaling_a_part_is_linear_and_exact_for_the_whole(seed, signed, padded):
     torch.manual_seed(seed)
@@ -258,10 +254,10 @@ def test_rescaling_a_part_is_linear_and_exact_for_the_whole(seed, signed, padded
         assert_close(handed.sum(1)[able], relevance.sum(1)[able], 1e-12)
 
 
-def test_a_condition_inside_a_branch_leaves_what_passes_by(model, x):
+def test_a_condition_inside_a_branch_leaves_the_skip_alone(model, x):
     explainer = fxlrp.compile(model)
-    rows = explainer(x, conditions=[{"blocks.0.conv2": []}, {"blocks.0.conv2": range(4)}]).relevance
-    nothing, everything = rows.unbind(1)
+    slices = explainer(x, conditions=[{"blocks.0.conv2": []}, {"blocks.0.conv2": range(4)}]).relevance
+    nothing, everything = slices.unbind(1)
     assert nothing.any()
     assert_close(everything, explainer(x).relevance, 1e-12)
     branch = next(row for row in explainer.ledger(x) if row.node == "blocks_0_conv2").received
@@ -332,7 +328,7 @@ def test_the_output_and_the_embedding_can_be_conditioned():
 # Masks ----------------------------------------------------------------------------------------------
 
 
-def test_a_mask_in_place_of_channels(model, x):
+def test_a_mask_may_stand_in_place_of_channels(model, x):
     explainer = fxlrp.compile(model)
     by_number = explainer(x, conditions={"blocks.1": [1, 2]}).relevance
     numbers = torch.tensor([0, 1, 1, 0])
@@ -342,13 +338,13 @@ def test_a_mask_in_place_of_channels(model, x):
     assert_close(half, 0.5 * explainer(x).relevance, 1e-12)
     left = torch.zeros(3)
     left[0] = 1
-    rows = explainer(x, conditions=[{"blocks.1": left}, {"blocks.1": 1 - left}, {"blocks.1": [1, 2]}, {}]).relevance
-    assert_close(rows[:, 0] + rows[:, 1], explainer(x).relevance, 1e-12)
-    assert_close(rows[:, 2], by_number, 1e-12)
-    assert_close(rows[:, 3], explainer(x).relevance, 1e-12)
+    slices = explainer(x, conditions=[{"blocks.1": left}, {"blocks.1": 1 - left}, {"blocks.1": [1, 2]}, {}]).relevance
+    assert_close(slices[:, 0] + slices[:, 1], explainer(x).relevance, 1e-12)
+    assert_close(slices[:, 2], by_number, 1e-12)
+    assert_close(slices[:, 3], explainer(x).relevance, 1e-12)
 
 
-def test_a_mask_where_the_batch_is_not_in_front():
+def test_a_mask_applies_where_the_batch_is_not_in_front():
     class SequenceFirst(nn.Module):
         def __init__(self):
             super().__init__()
@@ -370,31 +366,31 @@ def test_a_mask_where_the_batch_is_not_in_front():
     assert_close(mixed[:, 1], explainer(x, conditions={"fc": [1]}).relevance, 1e-12)
 
 
-# Rows -----------------------------------------------------------------------------------------------
+# Several conditions ---------------------------------------------------------------------------------
 
 
-def test_row_k_has_target_k_and_condition_k(model, x):
+def test_slice_k_has_target_k_and_condition_k(model, x):
     explainer = fxlrp.compile(model, checkpoints=["blocks.1", "stem"])
     conditions = [{"blocks.1": [0]}, {"stem": [1, 3]}, {"blocks.1": [2], "stem": [0]}]
     for target in ([0, 3, 1], torch.tensor([[0, 3, 1], [1, 1, 2], [4, 0, 2]])):
-        rows = explainer(x, target=target, conditions=conditions)
+        slices = explainer(x, target=target, conditions=conditions)
         for k, condition in enumerate(conditions):
-            call = explainer(x, target=rows.target[:, k].contiguous(), conditions=condition)
-            assert_close(rows.relevance[:, k], call.relevance, 1e-12)
-            assert_close(rows.start[:, k], call.start, 1e-12)
+            call = explainer(x, target=slices.target[:, k].contiguous(), conditions=condition)
+            assert_close(slices.relevance[:, k], call.relevance, 1e-12)
+            assert_close(slices.start[:, k], call.start, 1e-12)
             for name, relevance in call.checkpoints.items():
-                assert_close(rows.checkpoints[name][:, k], relevance, 1e-12)
+                assert_close(slices.checkpoints[name][:, k], relevance, 1e-12)
     chunked = explainer(x, target=[0, 3, 1], conditions=conditions, chunk=2)
     assert_close(chunked.relevance, explainer(x, target=[0, 3, 1], conditions=conditions).relevance, 1e-12)
 
 
 def test_one_target_serves_all_conditions_and_one_condition_all_targets(model, x):
     explainer = fxlrp.compile(model)
-    rows = explainer(x, target=2, conditions=[{"stem": [0]}, {"stem": [1]}])
-    assert rows.target.tolist() == [[2, 2]] * 3
-    assert_close(rows.start[:, 0], explainer(x, target=2).start, 1e-12)
-    assert torch.equal(rows.output, model(x))
-    assert_rows_are_calls(explainer, x, conditions={"blocks.0": [0, 1]})
+    slices = explainer(x, target=2, conditions=[{"stem": [0]}, {"stem": [1]}])
+    assert slices.target.tolist() == [[2, 2]] * 3
+    assert_close(slices.start[:, 0], explainer(x, target=2).start, 1e-12)
+    assert torch.equal(slices.output, model(x))
+    assert_equals_single_calls(explainer, x, conditions={"blocks.0": [0, 1]})
     predicted = explainer(x, conditions=[{"stem": [0]}], chunk=1)
     assert torch.equal(predicted.target[:, 0], model(x).argmax(1))
 
@@ -423,7 +419,7 @@ def test_checkpoints_above_a_mask_are_those_of_the_whole(model, x):
     assert_close(part["blocks.1"].flatten(1).sum(1), explainer.ledger(x, conditions={"blocks.1": [0]}).relevance, 1e-12)
 
 
-def test_nothing_else_changes(model, x):
+def test_conditions_leave_other_calls_and_the_model_unchanged(model, x):
     before = snapshot(model, x)
     explainer = fxlrp.compile(model)
     plain, ledger = explainer(x), explainer.ledger(x)
@@ -446,7 +442,7 @@ def test_programs_are_kept_by_module(model, x):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast", "inference"])
-def test_other_precisions(kind):
+def test_parts_add_up_in_other_precisions(kind):
     model, x = RandomNet(PLAN).eval(), torch.randn(2, 3, 12, 12)
     if kind == "bfloat16":
         model, x = model.bfloat16(), x.bfloat16()
@@ -500,7 +496,7 @@ class Reaching(nn.Module):
 
 
 @pytest.mark.parametrize("name", AXES)
-def test_channel_axes(name):
+def test_the_channel_axis_is_found(name):
     reach, axis = AXES[name]
     explainer, x = fxlrp.compile(Reaching(reach).eval(), start="output"), torch.randn(2, 3, 4, 4)
     plan = explainer._plan
@@ -534,12 +530,12 @@ def test_channel_axes(name):
         ([{}, {}], ConditionError, "names no module"),
     ],
 )
-def test_what_is_no_condition_is_refused(model, x, conditions, error, message):
+def test_an_invalid_condition_is_rejected(model, x, conditions, error, message):
     with pytest.raises(error, match=re.escape(message)):
         fxlrp.compile(model)(x, conditions=conditions)
 
 
-def test_other_numbers_of_targets_and_conditions_are_refused(model, x):
+def test_mismatched_targets_and_conditions_are_rejected(model, x):
     explainer = fxlrp.compile(model)
     with pytest.raises(ConditionError, match="2 conditions and 3 targets per item: explanation k has target k"):
         explainer(x, target=[0, 1, 2], conditions=[{"stem": [0]}, {"stem": [1]}])
@@ -551,7 +547,7 @@ def test_other_numbers_of_targets_and_conditions_are_refused(model, x):
         explainer(x[0], conditions={"stem": [0]})
 
 
-def test_a_module_of_several_outputs_is_refused():
+def test_a_module_of_several_outputs_is_rejected():
     class Two(nn.Module):
         def forward(self, x):
             return x.relu(), x.tanh()
@@ -571,7 +567,7 @@ def test_a_module_of_several_outputs_is_refused():
     assert explainer(x, conditions={"fc": [0]}).relevance.any()
 
 
-def test_an_axis_that_is_not_told_asks_for_a_mask():
+def test_channels_of_an_unknown_axis_are_rejected_and_a_mask_is_accepted():
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten(), nn.Linear(96, 3)).double().eval()
     explainer, x = fxlrp.compile(model), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
     with pytest.raises(ConditionError, match=r"'1', \(2, 96\), is that of channels is not told .* give a mask"):
@@ -624,7 +620,7 @@ class Stepping(fxlrp.rules.Epsilon):
 
 
 @pytest.mark.parametrize("step", [squared, torch.relu, lambda r: r + 1, lambda r: r * r, lambda r: r.clamp(min=0)])
-def test_a_step_that_is_not_linear_is_named(step):
+def test_a_step_that_is_not_linear_is_rejected_by_name(step):
     model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double().eval(), torch.randn(2, 4).double()
     explainer = fxlrp.compile(model, fxlrp.Preset("step", linear=Stepping(step), first=None))
     assert explainer(x).relevance.isfinite().all()
@@ -633,7 +629,7 @@ def test_a_step_that_is_not_linear_is_named(step):
 
 
 @pytest.mark.parametrize("step", [clamped, fxlrp.rules.primitives.positive])
-def test_a_step_may_say_how_it_acts_on_a_part(step):
+def test_a_step_may_declare_how_it_acts_on_a_part(step):
     model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval(), torch.randn(2, 4).double()
     preset = fxlrp.Preset("step", linear=Stepping(step), first=None)
     explainer = fxlrp.compile(model, preset, start="logit")

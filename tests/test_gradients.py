@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_unchanged, snapshot
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis_profiles import examples
 from nets import RandomNet
 from strategies import net_plans, token_net_plans
 from token_nets import (
@@ -129,7 +130,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_an_operation(name):
+def test_relevance_of_an_operation_is_the_gradient(name):
     model = Function(FUNCTIONS[name]).eval()
     with torch.no_grad():
         model.bn.running_mean.normal_(), model.bn.running_var.uniform_(0.5, 2), model.bn.weight.normal_()
@@ -144,18 +145,18 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_transformer(name):
+def test_relevance_of_a_transformer_is_the_gradient(name):
     model = RandomTokens(TokenNetPlan([TokenBlockPlan(**vars(BLOCKS[name]))], tokens=1))
     assert_is_the_gradient(model, torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE))
 
 
 @pytest.mark.parametrize("mixer", [Rotary, AcrossChannels])
-def test_more_attentions(mixer):
+def test_relevance_of_other_attentions_is_the_gradient(mixer):
     model = Tokens(Block(mixer(), norm=SpelledRMSNorm))
     assert_is_the_gradient(model, torch.randn(2, 6, WIDTH, dtype=DOUBLE))
 
 
-def test_two_inputs():
+def test_relevance_of_two_inputs_is_the_gradient():
     x, memory = torch.randn(2, 3, WIDTH, dtype=DOUBLE), torch.randn(2, 5, WIDTH, dtype=DOUBLE)
     assert_is_the_gradient(Crossed(batch_first=True), x, memory, output=0)
 
@@ -173,13 +174,13 @@ class States(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}, {"bias": False}], ids=str)
-def test_an_lstm(options):
+def test_relevance_of_an_lstm_is_the_gradient(options):
     assert_is_the_gradient(States(batch_first=True, **options), torch.randn(3, 4, 4, dtype=DOUBLE))
 
 
-@settings(max_examples=8)
+@examples(fast=8, slow=100)
 @given(net_plans())
-def test_random_residual_networks(plan):
+def test_relevance_of_random_residual_networks_is_the_gradient(plan):
     torch.manual_seed(0)
     for block in plan.blocks:  # autograd itself has nothing to go back by where an add overwrites a ReLU's result
         block.inplace = False
@@ -189,9 +190,9 @@ def test_random_residual_networks(plan):
     assert_is_the_gradient(model, torch.randn(2, 3, 12, 12, dtype=DOUBLE))
 
 
-@settings(max_examples=8)
+@examples(fast=8, slow=100)
 @given(token_net_plans())
-def test_random_networks_of_tokens(plan):
+def test_relevance_of_random_networks_of_tokens_is_the_gradient(plan):
     torch.manual_seed(0)
     model = RandomTokens(plan)
     assert_is_the_gradient(model, torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE))

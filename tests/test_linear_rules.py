@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from torch import nn
 
 import fxlrp
@@ -169,7 +170,7 @@ def test_a_rule_is_its_dense_formula(rule, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_known_sign_changes_nothing(case):
+def test_an_operand_that_is_never_negative_gives_the_same_relevance(case):
     model, x = make(case)
 
     class AfterReLU(nn.Module):
@@ -187,7 +188,7 @@ def test_a_known_sign_changes_nothing(case):
     assert_close(known(x).relevance, explain(model, ZPlus(), relevance)(x.relu()).relevance)
 
 
-@settings(max_examples=60)
+@examples(fast=60, slow=1000)
 @given(
     dims=st.integers(1, 3), kernel=st.integers(1, 3), stride=st.integers(1, 3), padding=st.integers(0, 2),
     dilation=st.integers(1, 2), groups=st.sampled_from([1, 2]), transposed=st.booleans(),
@@ -218,7 +219,7 @@ def test_spread_gives_vanished_relevance_to_its_own_window(rule):
     assert shares["absorb"] == pytest.approx([0, 0, 1, 3])
 
 
-def test_where_nothing_is_left_relevance_is_spread_over_the_signal():
+def test_vanished_relevance_is_spread_over_the_signal():
     class Padded(nn.Module):
         def __init__(self):
             super().__init__()
@@ -275,6 +276,6 @@ def test_epsilon_keeps_what_the_ledger_says():
 
 
 @pytest.mark.parametrize("bad", [{"vanishing": "drop"}, {"bias": "keep"}, {"stabilizer": -1.0}])
-def test_a_rule_refuses_what_it_does_not_know(bad):
+def test_an_invalid_option_of_a_rule_is_rejected(bad):
     with pytest.raises(fxlrp.errors.RuleError, match=next(iter(bad))):
         ZPlus(**bad)

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 
-import pytest
 import torch
 from checks import (
     assert_close,
@@ -13,8 +12,9 @@ from checks import (
     assert_unchanged,
     snapshot,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis_profiles import by_profile, examples
 from nets import BlockPlan, NetPlan, RandomNet
 from strategies import net_plans, token_net_plans
 from token_nets import WIDTH, RandomTokens, TokenBlockPlan, TokenNetPlan
@@ -28,14 +28,21 @@ def build(plan, dtype=torch.float64, seed=0):
     return RandomNet(plan).to(dtype).eval(), torch.randn(2, 3, 12, 12, dtype=dtype)
 
 
-@given(net_plans(), st.sampled_from(["ratio", "symmetric"]), st.booleans())
-def test_every_node_conserves(plan, split, identity_skips):
-    model, x = build(plan)
+DTYPES = st.sampled_from(by_profile(fast=[torch.float64], slow=[torch.float64, torch.float32]))
+SEEDS = by_profile(fast=st.just(0), slow=st.integers(0, 5))
+
+
+@examples(fast=25, slow=600)
+@given(net_plans(), st.sampled_from(["ratio", "symmetric"]), st.booleans(), DTYPES, SEEDS)
+def test_every_node_conserves(plan, split, identity_skips, dtype, seed):
+    model, x = build(plan, dtype, seed)
     explainer = fxlrp.compile(model, split=split, identity_skips=identity_skips)
+    x = torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
     # The symmetric split sends relevance into a padded skip, and the ledger says so.
     assert_conserves(explainer, x, absorbs=("padding",) if split == "symmetric" else ())
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_every_node_conserves_under_gamma(plan):
     model, x = build(plan)
@@ -45,14 +52,7 @@ def test_every_node_conserves_under_gamma(plan):
         assert row.rule.startswith("Epsilon") or (row.absorbed == 0).all(), row.node
 
 
-@pytest.mark.slow
-@settings(max_examples=300)
-@given(net_plans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 5))
-def test_every_node_conserves_at_length(plan, dtype, seed):
-    model, x = build(plan, dtype, seed)
-    assert_conserves(fxlrp.compile(model), torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])]))
-
-
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_a_known_sign_of_relevance_changes_nothing(plan):
     model, x = build(plan)
@@ -61,14 +61,16 @@ def test_a_known_sign_of_relevance_changes_nothing(plan):
     assert_close(known(x).relevance, unknown(x).relevance, 1e-12)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
-def test_items_of_a_batch_do_not_meet(plan):
+def test_items_of_a_batch_are_explained_independently(plan):
     model, x = build(plan)
     assert_items_independent(fxlrp.compile(model), x)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
-def test_the_model_stays_as_it_is(plan):
+def test_explaining_leaves_the_model_unchanged(plan):
     model, x = build(plan)
     before = snapshot(model, x)
     explainer = fxlrp.compile(model)
@@ -79,8 +81,9 @@ def test_the_model_stays_as_it_is(plan):
     assert torch.equal(explainer(x).relevance, explanation.relevance)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
-def test_a_shared_module_is_handled_at_each_call(plan):
+def test_a_module_called_twice_is_explained_like_two_modules(plan):
     plan.blocks[0] = replace(plan.blocks[0], shared=True)
     shared, x = build(plan)
     twin = unshared(shared)
@@ -111,6 +114,7 @@ class TwoModules(torch.nn.Module):
         return part(x)
 
 
+@examples(fast=25, slow=200)
 @given(net_plans())
 def test_epsilon_on_a_bias_free_relu_network_is_gradient_times_input(plan):
     blocks = [plain(block) for block in plan.blocks]
@@ -141,35 +145,26 @@ def absorbing(plan):
     return ("constant",) if plan.tokens else ()
 
 
-@settings(max_examples=10)
-@given(token_net_plans(), st.sampled_from(["probability", "logit"]))
-def test_every_node_of_tokens_conserves(plan, start):
-    model, x = build_tokens(plan)
-    x[1] = 0  # an item of its own kind, whose relevance must not meet that of others
-    assert_conserves(fxlrp.compile(model, start=start), x, absorbs=absorbing(plan))
+@examples(fast=10, slow=600)
+@given(token_net_plans(), st.sampled_from(["probability", "logit"]), DTYPES, SEEDS)
+def test_every_node_of_a_network_of_tokens_conserves(plan, start, dtype, seed):
+    model, x = build_tokens(plan, dtype, seed)
+    x[1], x[2] = 0, 1  # items of their own kind, whose relevance must not meet that of others
+    explainer = fxlrp.compile(model, start=start)
+    assert_conserves(explainer, x, absorbs=absorbing(plan))
+    assert_items_independent(explainer, x)
 
 
 @example(TokenNetPlan([TokenBlockPlan("by weights", "response"), TokenBlockPlan("module", "glu", windows=2)]))
-@settings(max_examples=10)
+@examples(fast=10, slow=100)
 @given(token_net_plans())
-def test_all_else_holds_of_networks_of_tokens(plan):
+def test_a_network_of_tokens_is_explained_item_by_item_and_stays_as_it_is(plan):
     model, x = build_tokens(plan)
     explainer, _ = assert_explains(model, x, absorbs=absorbing(plan))
     assert explainer.capture == "symbolic"
 
 
-@pytest.mark.slow
-@settings(max_examples=300)
-@given(token_net_plans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 5))
-def test_every_node_of_tokens_conserves_at_length(plan, dtype, seed):
-    model, x = build_tokens(plan, dtype, seed)
-    x = torch.cat([x[:1], torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
-    explainer = fxlrp.compile(model)
-    assert_conserves(explainer, x, absorbs=absorbing(plan))
-    assert_items_independent(explainer, x)
-
-
-@settings(max_examples=10)
+@examples(fast=10, slow=100)
 @given(token_net_plans(), st.sampled_from(["attnlrp", "cp_lrp"]))
 def test_presets_for_attention_account_for_all_relevance(plan, preset):
     model, x = build_tokens(plan)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from checks import assert_close, assert_conserves
 from nets import BlockPlan, NetPlan, RandomNet
-from test_rows import assert_rows_are_calls
+from test_several_targets import assert_equals_single_calls
 from torch import nn
 
 import fxlrp
@@ -70,7 +70,7 @@ def test_contrasts_conserve_and_have_rows(start):
     explainer = fxlrp.compile(model, start=start)
     for row in explainer.ledger(x):  # the start may add up to zero, so nothing here is relative to it
         assert (row.error.abs() <= 1e-13).all(), row.node
-    assert_rows_are_calls(explainer, x, targets=(0, 1, 4), limit=1e-10)
+    assert_equals_single_calls(explainer, x, targets=(0, 1, 4), limit=1e-10)
 
 
 def test_a_difference_of_logits_is_what_relevance_adds_up_to():

@@ -1,38 +1,26 @@
-"""The optimiser's ``one_part``: a layer whose output receives relevance in one part alone."""
+"""``one_part``: a layer whose output receives relevance in one part alone computes that part."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from optimize_nets import assert_changes_nothing, explained
+from optimize_checks import DOUBLE, assert_changes_nothing, explained
 from torch import nn
 
 import fxlrp
 from fxlrp.passes.optimize import parts
 from fxlrp.steps import routing
 
-DOUBLE = torch.float64
 WIDTH, HEADS = 12, 3
 
 
-def by_chunk(qkv):
-    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+def heads_behind(parts):
+    """Each of the three with its heads as an axis of their own."""
+    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts)
 
 
-def by_sizes(qkv):
-    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.split([WIDTH, WIDTH, WIDTH], dim=-1))
-
-
-def by_size(qkv):
-    return (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.split(WIDTH, dim=-1))
-
-
-def by_select(qkv):
-    parted = qkv.reshape(*qkv.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-    return parted[0], parted[1], parted[-1]
-
-
-def by_unbind(qkv):
-    return qkv.reshape(*qkv.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+def threes(qkv):
+    """The three and their heads as axes: (3, batch, heads, tokens, width)."""
+    return qkv.reshape(*qkv.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
 
 
 def heads_first(qkv):
@@ -40,7 +28,13 @@ def heads_first(qkv):
     return qkv.reshape(*qkv.shape[:2], HEADS, 3, WIDTH // HEADS).permute(3, 0, 2, 1, 4).unbind(0)
 
 
-WAYS = {way.__name__: way for way in (by_chunk, by_sizes, by_size, by_select, by_unbind)}
+WAYS = {
+    "by_chunk": lambda qkv: heads_behind(qkv.chunk(3, dim=-1)),
+    "by_sizes": lambda qkv: heads_behind(qkv.split([WIDTH, WIDTH, WIDTH], dim=-1)),
+    "by_size": lambda qkv: heads_behind(qkv.split(WIDTH, dim=-1)),
+    "by_select": lambda qkv: (threes(qkv)[0], threes(qkv)[1], threes(qkv)[-1]),
+    "by_unbind": lambda qkv: threes(qkv).unbind(0),
+}
 
 
 class Net(nn.Module):
@@ -86,14 +80,14 @@ def narrowed(model, x, **options):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("preset", ["conserving", "cp_lrp", "epsilon_plus", "otsuki2024"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_changes_nothing(way, preset, bias):
+def test_attention_is_explained_the_same(way, preset, bias):
     model, x = net(way, bias=bias)
     for optimize in (("one_part",), ("one_part", "reuse_forward"), True):
         assert_changes_nothing(model, x, optimize=optimize, preset=preset)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_the_zeros_of_the_others_are_not_made(way):
+def test_no_zeros_are_made_for_the_other_parts(way):
     model, x = net(way)
     with_zeros = {routing.unsplit, routing.unselect, routing.rebind}
     for optimize, made in ((False, True), (("one_part",), False)):
@@ -108,19 +102,19 @@ def test_the_other_parts_are_not_computed(way):
     assert narrowed(model, x, preset="cp_lrp", optimize=("one_part", "reuse_forward")) == [(2 * WIDTH, WIDTH)]
 
 
-def test_values_that_lie_between_others_keep_all():
+def test_values_between_others_keep_the_whole_layer():
     model, x = net(heads_first)
     assert_changes_nothing(model, x, optimize=("one_part",))
     assert not narrowed(model, x, optimize=("one_part",))
 
 
-def test_relevance_through_all_parts_keeps_all():
-    model, x = net(by_chunk)
+def test_relevance_in_all_parts_keeps_the_whole_layer():
+    model, x = net(WAYS["by_chunk"])
     assert not narrowed(model, x, preset="attnlrp", optimize=("one_part",))
 
 
-def test_several_targets_checkpoints_and_conditions():
-    model, x = net(by_unbind)
+def test_several_targets_checkpoints_and_conditions_are_explained_the_same():
+    model, x = net(WAYS["by_unbind"])
     assert_changes_nothing(model, x, optimize=("one_part",), checkpoints=("qkv", "norm"))
     plain, small = (fxlrp.compile(model, optimize=optimize) for optimize in (False, True))
     for options in ({"target": range(4)}, {"target": 1, "conditions": [{"qkv": [26]}, {"proj": [3]}]}):
@@ -128,8 +122,8 @@ def test_several_targets_checkpoints_and_conditions():
         assert (small(x, **options).relevance - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
-def test_weights_that_change_are_seen():
-    model, x = net(by_chunk)
+def test_weights_that_change_are_followed():
+    model, x = net(WAYS["by_chunk"])
     explainer = fxlrp.compile(model)
     explainer(x)
     with torch.no_grad():

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_close
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from nets import BlockPlan, NetPlan, RandomNet
 from strategies import net_plans, token_net_plans
 from test_recurrent import Recurrent
@@ -20,14 +21,7 @@ from fxlrp.errors import InputError, RuleError, StartError, TargetError
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _no_slow_loops():
-    """Let an operation that ``vmap`` knows nothing better for than a loop over rows be an error."""
-    torch._C._functorch._set_vmap_fallback_enabled(False)
-    yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)
+pytestmark = pytest.mark.usefixtures("no_vmap_loops")
 
 
 @pytest.fixture
@@ -42,15 +36,15 @@ def x():
     return x
 
 
-def assert_rows_are_calls(explainer, *inputs, targets=(0, 2, 1), limit=1e-12, **named):
-    """A list of classes gives what a call a class gives."""
+def assert_equals_single_calls(explainer, *inputs, targets=(0, 2, 1), limit=1e-12, **named):
+    """A list of classes gives what one call per class gives."""
     together = explainer(*inputs, target=list(targets), **named)
     calls = [explainer(*inputs, target=target, **named) for target in targets]
     for name, relevance in together.by_input.items():
-        for row, call in enumerate(calls):
+        for k, call in enumerate(calls):
             expected = call.by_input[name]
             if expected.any():
-                assert_close(relevance[:, row], expected, limit)
+                assert_close(relevance[:, k], expected, limit)
             assert relevance.shape == (len(expected), len(targets), *expected.shape[1:])
     assert_close(together.start, torch.stack([call.start for call in calls], dim=1), limit)
     assert torch.equal(together.target, torch.stack([call.target for call in calls], dim=1))
@@ -60,40 +54,41 @@ def assert_rows_are_calls(explainer, *inputs, targets=(0, 2, 1), limit=1e-12, **
 # Every kind of network ------------------------------------------------------------------------------
 
 
+@examples(fast=25, slow=100)
 @given(net_plans(), st.sampled_from(["ratio", "symmetric", "signed"]))
-def test_random_residual_networks(plan, split):
+def test_random_residual_networks_are_explained_as_by_single_calls(plan, split):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 12, 12, dtype=DOUBLE)
     x[1] = 0
-    assert_rows_are_calls(fxlrp.compile(RandomNet(plan).double().eval(), split=split), x)
+    assert_equals_single_calls(fxlrp.compile(RandomNet(plan).double().eval(), split=split), x)
 
 
-@settings(max_examples=8)
+@examples(fast=8, slow=100)
 @given(token_net_plans(), st.sampled_from(["conserving", "attnlrp", "cp_lrp"]))
-def test_random_networks_of_tokens(plan, preset):
+def test_random_networks_of_tokens_are_explained_as_by_single_calls(plan, preset):
     torch.manual_seed(0)
     model, x = RandomTokens(plan).double().eval(), torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE)
     # Without stabilisers of any size the ε rules of these presets amplify what rounding does.
-    assert_rows_are_calls(fxlrp.compile(model, preset), x, limit=1e-12 if preset == "conserving" else 1e-8)
+    assert_equals_single_calls(fxlrp.compile(model, preset), x, limit=1e-12 if preset == "conserving" else 1e-8)
 
 
 @pytest.mark.parametrize("preset", fxlrp.PRESETS)
-def test_presets(preset):
+def test_every_preset_explains_as_by_single_calls(preset):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
     )
-    assert_rows_are_calls(fxlrp.compile(model.double().eval(), preset), torch.randn(2, 3, 8, 8, dtype=DOUBLE))
+    assert_equals_single_calls(fxlrp.compile(model.double().eval(), preset), torch.randn(2, 3, 8, 8, dtype=DOUBLE))
 
 
 @pytest.mark.parametrize("final_states", [False, True])
-def test_an_lstm(final_states):
+def test_an_lstm_is_explained_as_by_single_calls(final_states):
     model = Recurrent(final_states, bidirectional=True, num_layers=2).double().eval()
     explainer = fxlrp.compile(model)
-    assert_rows_are_calls(explainer, torch.randn(3, 6, 4, dtype=DOUBLE))
+    assert_equals_single_calls(explainer, torch.randn(3, 6, 4, dtype=DOUBLE))
     assert explainer.capture == "export"
 
 
-def test_an_exported_transformer_of_tokens():
+def test_an_exported_transformer_is_explained_as_by_single_calls():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=60, num_labels=3
@@ -102,14 +97,14 @@ def test_an_exported_transformer_of_tokens():
     explainer = fxlrp.compile(model)
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[1, 5:] = 0
-    explanation = assert_rows_are_calls(explainer, input_ids=torch.randint(3, 60, (2, 7)), attention_mask=mask)
+    explanation = assert_equals_single_calls(explainer, input_ids=torch.randint(3, 60, (2, 7)), attention_mask=mask)
     assert explainer.capture == "export"
     tokens = fxlrp.token_relevance(explanation.by_input["input_ids"])
     assert tokens.shape == (2, 3, 7)
     assert not tokens[1, :, 5:].any()
 
 
-def test_several_inputs_one_of_which_receives_nothing():
+def test_an_input_without_relevance_has_zeros_for_every_target():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -119,7 +114,7 @@ def test_several_inputs_one_of_which_receives_nothing():
             return (self.a(left) + self.b(right)) * gate.sigmoid()
 
     inputs = [torch.randn(2, n, dtype=DOUBLE) for n in (4, 5, 3)]
-    explanation = assert_rows_are_calls(fxlrp.compile(Two().double().eval()), *inputs)
+    explanation = assert_equals_single_calls(fxlrp.compile(Two().double().eval()), *inputs)
     assert explanation.relevance[2].shape == (2, 3, 3)
     assert not explanation.relevance[2].any()
 
@@ -162,42 +157,42 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations(name):
+def test_every_operation_is_explained_as_by_single_calls(name):
     x = torch.randn(2, 2, 8, 8)
     model = Around(OPERATIONS[name], 3)
     model(x)
-    assert_rows_are_calls(fxlrp.compile(model.double().eval()), x.double())
+    assert_equals_single_calls(fxlrp.compile(model.double().eval()), x.double())
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "autocast"])
-def test_half_precision(kind):
+def test_half_precision_is_explained_as_by_single_calls(kind):
     model, x = RandomNet(PLAN).eval(), torch.randn(2, 3, 12, 12)
     if kind == "bfloat16":
-        assert_rows_are_calls(fxlrp.compile(model.bfloat16()), x.bfloat16(), limit=1e-5)
+        assert_equals_single_calls(fxlrp.compile(model.bfloat16()), x.bfloat16(), limit=1e-5)
     else:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert_rows_are_calls(fxlrp.compile(model), x, limit=1e-5)
+            assert_equals_single_calls(fxlrp.compile(model), x, limit=1e-5)
 
 
 # What targets may be --------------------------------------------------------------------------------
 
 
-def test_a_tensor_has_several_classes_an_item(model, x):
+def test_a_tensor_gives_several_classes_per_item(model, x):
     explainer = fxlrp.compile(model, checkpoints=["blocks.1", "head"])
     target = torch.tensor([[0, 4], [1, 1], [3, 2]])
     explanation = explainer(x, target=target)
     assert torch.equal(explanation.target, target)
-    for row in range(2):
-        call = explainer(x, target[:, row])
-        assert_close(explanation.relevance[:, row], call.relevance, 1e-12)
-        assert_close(explanation.start[:, row], call.start, 1e-12)
+    for k in range(2):
+        call = explainer(x, target[:, k])
+        assert_close(explanation.relevance[:, k], call.relevance, 1e-12)
+        assert_close(explanation.start[:, k], call.start, 1e-12)
         for name, relevance in call.checkpoints.items():
-            assert_close(explanation.checkpoints[name][:, row], relevance, 1e-12)
+            assert_close(explanation.checkpoints[name][:, k], relevance, 1e-12)
     assert torch.equal(explanation.output, model(x))
 
 
 @pytest.mark.parametrize("same", [(1, 3), range(1, 4, 2), [np.int64(1), 3], torch.tensor([[1, 3]] * 3)])
-def test_a_list_of_classes_is_for_every_item(model, x, same):
+def test_a_list_of_classes_applies_to_every_item(model, x, same):
     explainer = fxlrp.compile(model)
     expected = explainer(x, target=[1, 3])
     assert expected.target.tolist() == [[1, 3]] * 3
@@ -205,13 +200,13 @@ def test_a_list_of_classes_is_for_every_item(model, x, same):
     assert torch.equal(explainer(x, same).relevance, expected.relevance)
 
 
-def test_one_class_in_a_list_is_one_row(model, x):
+def test_one_class_in_a_list_keeps_the_target_axis(model, x):
     explainer = fxlrp.compile(model)
     assert_close(explainer(x, target=[2]).relevance, explainer(x, target=2).relevance.unsqueeze(1), 1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
-def test_a_chunk_bounds_how_many_run_at_once(model, x, chunk):
+def test_chunks_give_the_same_explanation(model, x, chunk):
     explainer = fxlrp.compile(model, checkpoints=["blocks.1"])
     whole, parts = explainer(x, target=range(5)), explainer(x, target=range(5), chunk=chunk)
     assert_close(parts.relevance, whole.relevance, 1e-12)
@@ -234,18 +229,18 @@ def test_a_chunk_bounds_how_many_run_at_once(model, x, chunk):
         ({0, 1}, "several ints or an integer tensor, not set"),
     ],
 )
-def test_what_is_no_target_is_refused(model, x, target, message):
+def test_an_invalid_target_is_rejected(model, x, target, message):
     with pytest.raises(TargetError, match=re.escape(message)):
         fxlrp.compile(model)(x, target=target)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, True, 1.5])
-def test_what_is_no_chunk_is_refused(model, x, chunk):
+def test_an_invalid_chunk_is_rejected(model, x, chunk):
     with pytest.raises(InputError, match="chunk= is how many targets or conditions"):
         fxlrp.compile(model)(x, target=[0, 1], chunk=chunk)
 
 
-def test_a_ledger_is_of_one_target_an_item(model, x):
+def test_a_ledger_of_several_targets_is_rejected(model, x):
     with pytest.raises(TargetError, match="one target per item"):
         fxlrp.compile(model).ledger(x, target=[0, 1])
 
@@ -253,7 +248,7 @@ def test_a_ledger_is_of_one_target_an_item(model, x):
 # How it runs ----------------------------------------------------------------------------------------
 
 
-def test_what_depends_on_no_target_is_computed_once(model, x):
+def test_denominators_are_computed_once_for_all_targets(model, x):
     calls = []
 
     class Counted(fxlrp.rules.ZPlus):
@@ -274,7 +269,7 @@ def test_what_depends_on_no_target_is_computed_once(model, x):
     assert not any(calls)
 
 
-def test_a_start_of_ones_own_is_called_for_each_target(model, x):
+def test_a_custom_start_is_called_for_each_target(model, x):
     asked = []
 
     def start(output, target):
@@ -282,18 +277,18 @@ def test_a_start_of_ones_own_is_called_for_each_target(model, x):
         return torch.zeros_like(output).scatter(1, target[:, None], -1.0)
 
     explainer = fxlrp.compile(model, start=start)
-    assert_rows_are_calls(explainer, x)
+    assert_equals_single_calls(explainer, x)
     assert asked[:3] == [[0] * 3, [2] * 3, [1] * 3]
     with pytest.raises(StartError, match="must return relevance like the output"):
         fxlrp.compile(model, start=lambda output, target: output.sum())(x, target=[0, 1])
 
 
 @pytest.mark.parametrize("start", ["logit", "one", "output"])
-def test_named_starts(model, x, start):
-    assert_rows_are_calls(fxlrp.compile(model, start=start), x)
+def test_named_starts_explain_as_by_single_calls(model, x, start):
+    assert_equals_single_calls(fxlrp.compile(model, start=start), x)
 
 
-def test_a_rule_that_needs_numbers_says_so(model, x):
+def test_a_rule_that_reads_numbers_is_rejected(model, x):
     class Peeking(fxlrp.rules.SymmetricSplit):
         def __call__(self, relevance, skip, residual, **supports):
             return super().__call__(peeked(relevance), skip, residual, **supports)
@@ -308,7 +303,7 @@ def test_a_rule_that_needs_numbers_says_so(model, x):
         explainer(x, target=[0, 1])
 
 
-def test_rows_and_single_calls_do_not_meet(model, x):
+def test_a_call_with_several_targets_leaves_single_calls_unchanged(model, x):
     explainer = fxlrp.compile(model)
     before = explainer(x, target=1)
     explainer(x, target=[0, 1])
@@ -317,18 +312,18 @@ def test_rows_and_single_calls_do_not_meet(model, x):
     assert explainer.graph_module(x, None)["relevance"][0].shape == x.shape
 
 
-def test_rows_follow_the_model_and_its_precision(model, x):
+def test_several_targets_follow_the_model_and_its_precision(model, x):
     explainer = fxlrp.compile(model)
     explainer(x, target=[0, 1])
     with torch.no_grad():
         model.head.weight.mul_(-1)
-    assert_rows_are_calls(explainer, x)
-    assert_rows_are_calls(explainer.float(), x.float(), limit=1e-5)
+    assert_equals_single_calls(explainer, x)
+    assert_equals_single_calls(explainer.float(), x.float(), limit=1e-5)
     with torch.inference_mode():
-        assert_rows_are_calls(explainer, x.float(), limit=1e-5)
+        assert_equals_single_calls(explainer, x.float(), limit=1e-5)
 
 
-def test_rows_keep_their_autograd_graph_where_asked(model, x):
+def test_several_targets_can_be_differentiated(model, x):
     x = x[:2].requires_grad_()
     explainer = fxlrp.compile(model, differentiable=True)
     (together,) = torch.autograd.grad(explainer(x, target=[0, 1]).relevance.square().sum(), x)
@@ -337,7 +332,7 @@ def test_rows_keep_their_autograd_graph_where_asked(model, x):
     assert not fxlrp.compile(model)(x, target=[0, 1]).relevance.requires_grad
 
 
-def test_heatmaps_have_rows_too(model, x):
+def test_heatmaps_keep_the_target_axis(model, x):
     explanation = fxlrp.compile(model)(x, target=[0, 1])
     maps = fxlrp.heatmap(explanation.relevance)
     assert maps.shape == (3, 2, 12, 12)
