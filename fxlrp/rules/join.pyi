@@ -1,0 +1,1 @@
+from fxlrp.rules.split import *
