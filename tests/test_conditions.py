@@ -321,7 +321,9 @@ def test_the_output_and_the_embedding_can_be_conditioned():
     expected[..., 2:4] = whole[..., 2:4]
     assert torch.equal(part, expected)
     assert not explainer(ids, target=1, conditions={"2": [0]}).relevance.any()
-    assert torch.equal(explainer(ids, target=1, conditions={"2": [1]}).relevance, whole)
+    # A condition that keeps all runs the same steps on a copy; the last digit depends on the processor.
+    kept = explainer(ids, target=1, conditions={"2": [1]}).relevance
+    torch.testing.assert_close(kept, whole, rtol=1e-14, atol=1e-16)
     assert_part_conserves(explainer, ids, target=1, conditions={"0": [2, 3]})
 
 
