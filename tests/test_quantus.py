@@ -11,8 +11,8 @@ from checks import assert_unchanged, snapshot
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import InputError, TargetError, TrainingModeError
 from fxlrp import compiler
+from fxlrp.errors import InputError, TargetError, TrainingModeError
 from fxlrp.interop import quantus as module
 
 
