@@ -32,9 +32,6 @@ class ProductRule(Rule):
 
     kinds = (Kind.PRODUCT,)
 
-    through_weights = False
-    """Whether the query and the key of an attention receive relevance as well."""
-
     rule: LinearRule
     """The linear rule for one factor, the others held constant."""
 
@@ -46,21 +43,18 @@ class ProductRule(Rule):
         weights (an attention); ``None`` where that cannot be told.
         """
 
-    def attention(self, relevance: Tensor, attention: Attention) -> Shares:
-        """Share ``relevance`` of an attention out over query, key and value; asked where ``through_weights`` holds."""
-        raise NotImplementedError  # by design: rules without ``through_weights`` are never asked, and have none
+    def attention(self, relevance: Tensor, ask: Ask) -> Shares:
+        """Share ``relevance`` of an attention out; by default through its values, as through those of any product."""
+        factors, values = ask("factors"), ask("values")
+        if values is None:  # the values are constants, whatever picks among them
+            return Shares([None] * len(factors), {CONSTANT: lambda: relevance})
+        return self(relevance, factors, values)
 
     def at(self, relevance: Tensor, ask: Ask) -> Shares:
         factors, values = ask("factors"), ask("values")
         if ask("values_operand") == "input":  # a weight that the model computes for its input is held constant
             return ThroughValues(self.rule)(relevance, factors, values)
-        if ask("values_operand") != "value":
-            return self(relevance, factors, values)
-        if self.through_weights:
-            return _among_signals(self.attention(relevance, ask("attention")), ask("carries"))
-        if values is None:  # the values are constants, whatever picks among them
-            return Shares([None] * len(factors), {CONSTANT: lambda: relevance})
-        return self(relevance, factors, values)
+        return self.attention(relevance, ask) if ask("values_operand") == "value" else self(relevance, factors, values)
 
 
 def _among_signals(shares: Shares, carries: Sequence[bool]) -> Shares:
@@ -128,15 +122,17 @@ class Bilinear(ProductRule):
         rule: the linear rule; the paper's is ε.
     """
 
-    through_weights = True
-
     def __init__(self, rule: LinearRule | None = None) -> None:
         self.rule = Epsilon() if rule is None else rule
 
     def __call__(self, relevance: Tensor, factors: Sequence[Factor], values: int | None) -> Shares:
         return _halves(self.rule, relevance, factors)
 
-    def attention(self, relevance: Tensor, attention: Attention) -> Shares:
+    def attention(self, relevance: Tensor, ask: Ask) -> Shares:
+        return _among_signals(self.through_scores(relevance, ask("attention")), ask("carries"))
+
+    def through_scores(self, relevance: Tensor, attention: Attention) -> Shares:
+        """Share ``relevance`` of an attention out over query, key and value."""
         a = attention
         scores = attention_scores(a.query, a.key, a.scale)
         allowed = masked(scores, a.mask, a.causal)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.steps.declaration import primitive
-from fxlrp.steps.linear_operation import LinearOperation, Weight
+from fxlrp.steps.linear_operation import LayerOperation, LinearOperation, Weight
 
 
 @primitive
@@ -47,7 +47,7 @@ def convolution_transpose(
 
 
 @dataclass(frozen=True)
-class Convolution(LinearOperation):
+class Convolution(LayerOperation):
     """Convolution over ``dims`` axes; weights (out, in / groups, *kernel)."""
 
     dims: int
@@ -87,7 +87,7 @@ def transposed_convolution_transpose(
 
 
 @dataclass(frozen=True)
-class TransposedConvolution(LinearOperation):
+class TransposedConvolution(LayerOperation):
     """Transposed convolution over ``dims`` axes; weights (in, out / groups, *kernel)."""
 
     dims: int

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.steps.declaration import primitive
-from fxlrp.steps.linear_operation import LinearOperation, Weight
+from fxlrp.steps.linear_operation import LayerOperation, LinearOperation, Weight
 
 
 @dataclass(frozen=True)
-class Dense(LinearOperation):
+class Dense(LayerOperation):
     """``x @ weight.T`` over the last axis; weights (out, in)."""
 
     channel_axis = -1

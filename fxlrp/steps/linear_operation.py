@@ -48,16 +48,17 @@ class LinearOperation(ABC):
         """The operation and the weights once ``change`` was made to each; ``None`` where all become zero."""
         return self, change(weight)
 
+
+class LayerOperation(LinearOperation):
+    """An operation with weights of its own, into which a batch norm next to it can be folded."""
+
+    @abstractmethod
     def scaled_outputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
-        """The operation and the weights with a norm behind it in them, which scales what is along axis 1.
+        """The operation and the weights with a norm behind it in them, which scales what is along axis 1."""
 
-        Asked only of operations with weights of their own: those without have no norm in them.
-        """
-        raise NotImplementedError  # never asked of those without weights
-
+    @abstractmethod
     def scaled_inputs(self, weight: Weight, factors: Tensor, x: Tensor) -> tuple[LinearOperation, Weight]:
         """As :meth:`scaled_outputs`, with a norm before it."""
-        raise NotImplementedError  # as above
 
 
 class FixedOperation(LinearOperation):

@@ -15,6 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from fxlrp.common.errors import RuleError
 from fxlrp.steps.declaration import primitive
 from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
 from fxlrp.steps.primitives import negative, positive, squared
@@ -48,7 +49,8 @@ class ByAxis(LinearOperation):
         return by_axis_transpose(s, x, self.operation, self.change)
 
     def changed(self, weight: Weight, change: Callable[[Tensor], Tensor]) -> tuple[LinearOperation, Weight] | None:
-        raise NotImplementedError("a rule changes weights once")
+        name = type(self.operation).__name__
+        raise RuleError(f"the weights of {name} are changed already ({self.change}): change them once")
 
 
 @primitive
