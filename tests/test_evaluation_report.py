@@ -57,9 +57,9 @@ def test_a_report_has_every_table_and_picture(tmp_path):
         assert f"## {headline}" in text, headline
     assert re.search(r"\| symmetric \|.*\| 37\.6 \|", section(text, "Table 3"))
     assert re.search(r"\| symmetric, 8 levels \|.*\| 51\.0 \|", section(text, "Table 3"))
-    pictures = set(re.findall(r"\]\((.+?\.png)\)", text))
+    pictures = set(re.findall(r"\]\((.+?\.(?:png|jpg))\)", text))
     assert pictures == {"scores.png", "curves_strict.png", "curves_plateau.png", "conservation.png", "agreement.png",
-                        "gallery_best.png", "gallery_worst.png"}  # fmt: skip
+                        "gallery_best.jpg", "gallery_worst.jpg"}  # fmt: skip
     for name in pictures:
         assert Image.open(page.parent / name).size[0] > 200
     assert "\n\n\n" not in text

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fxlrp.errors import ImageError, InputError, MissingExtraError
-from fxlrp.render import color_range, colorize, enlarge, fitting_colors, overlay, save_png, scaled, to_photo
+from fxlrp.render import color_range, colorize, enlarge, fitting_colors, overlay, save_jpeg, save_png, scaled, to_photo
 
 NAN, INF = float("nan"), float("inf")
 
@@ -207,6 +207,16 @@ def test_failed_write_keeps_the_older_picture_and_leaves_no_part(tmp_path, monke
         save_png(picture(2), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_gallery_may_be_written_as_jpeg(tmp_path):
+    flat = torch.full((16, 16, 3), 120, dtype=torch.uint8)
+    path = save_jpeg(flat, tmp_path / "a.jpg")
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("JPEG", (16, 16))
+        assert np.abs(np.asarray(image).astype(int) - 120).max() <= 1
+    with pytest.raises(ImageError, match=r"as JPEG, so the name must end in \.jpg or \.jpeg"):
+        save_jpeg(flat, tmp_path / "a.png")
 
 
 def test_other_formats_and_impossible_folders_are_errors(tmp_path):

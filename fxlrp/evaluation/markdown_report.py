@@ -106,11 +106,11 @@ def _galleries(config: Config, tables: ReportTables, folder: Path) -> tuple[set[
     names, texts = set(), {"lead": title(lead, 0), "missing": ""}
     for name, indices in (("best", order[:_SHOWN]), ("worst", order[::-1][:_SHOWN])):
         try:
-            plots.gallery(gallery.images(indices), gallery.methods, folder / f"gallery_{name}.png")
+            plots.gallery(gallery.images(indices), gallery.methods, folder / f"gallery_{name}.jpg")
         except FxlrpError as error:
             texts["missing"] = str(error)
             break
-        names.add(f"gallery_{name}.png")
+        names.add(f"gallery_{name}.jpg")
     return names, texts
 
 

@@ -14,7 +14,7 @@ from fxlrp.common.extras import require
 from fxlrp.evaluation.report_tables import TIE_NAMES, title
 from fxlrp.evaluation.result_frames import mean_curve, of_method
 from fxlrp.evaluation.statistics import Array
-from fxlrp.maps.rendering import Cell, Line, colorize, fitting_colors, save_png, sheet, to_photo
+from fxlrp.maps.rendering import Cell, Line, colorize, fitting_colors, save_jpeg, sheet, to_photo
 
 if TYPE_CHECKING:
     from fxlrp.evaluation.galleries import Shown
@@ -139,7 +139,7 @@ def gallery(images: Sequence[Shown], methods: Sequence[str], path: Path) -> None
             _map_cell(image, method) if method in image.maps else None for method in columns
         ]
         lines.append(Line([Cell(to_photo(torch.from_numpy(image.picture).permute(2, 0, 1)), image.caption), *cells]))
-    save_png(sheet(lines, side=1.2, font=5), path)
+    save_jpeg(sheet(lines, side=1.2, font=5), path)
 
 
 def _map_cell(image: Shown, method: str) -> Cell:

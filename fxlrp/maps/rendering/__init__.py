@@ -15,7 +15,7 @@ from fxlrp.maps.rendering.coloring import (
     to_photo,
 )
 from fxlrp.maps.rendering.layout import Cell, Line, Scale, contact_sheet, drawn, grid, sheet, with_bar
-from fxlrp.maps.rendering.pixels import enlarge, save_png
+from fxlrp.maps.rendering.pixels import enlarge, save_jpeg, save_png
 
 __all__ = [
     "COLORS",
@@ -31,6 +31,7 @@ __all__ = [
     "fitting_colors",
     "grid",
     "overlay",
+    "save_jpeg",
     "save_png",
     "scaled",
     "sheet",
