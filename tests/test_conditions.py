@@ -500,8 +500,8 @@ class Reaching(nn.Module):
 @pytest.mark.parametrize("name", AXES)
 def test_the_channel_axis_is_found(name):
     reach, axis = AXES[name]
-    explainer, x = fxlrp.compile(Reaching(reach).eval(), start="output"), torch.randn(2, 3, 4, 4)
-    plan = explainer._plan
+    x = torch.randn(2, 3, 4, 4)
+    plan = Engine(Reaching(reach).eval(), Recipe(start="output")).prepare((x,), {}).plan
     axes = channel_axes(plan.forward.graph, plan.shapes([x]))
     assert axes[plan.explained] == axis
     assert all(facts(node).signal for node in axes)

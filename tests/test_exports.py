@@ -90,7 +90,7 @@ def test_a_saved_explanation_keeps_the_weights_that_it_was_saved_with(explainer,
     expected = explainer(x).relevance.clone()
     saved = fxlrp.load(explainer.save(tmp_path / "net.pt2"))
     with torch.no_grad():
-        explainer._weights.model.fc.weight.mul_(-1)
+        explainer.forward_func.fc.weight.mul_(-1)
     assert_close(saved(x).relevance, expected, 1e-5)
 
 
@@ -295,5 +295,5 @@ def test_whole_networks_are_compiled_ahead(network, tmp_path):
 @pytest.mark.slow
 def test_whole_networks_run_on_inductor(network):
     explainer, x = network
-    compiled = fxlrp.compile(explainer._weights.model, backend="inductor", start="one")
+    compiled = fxlrp.compile(explainer.forward_func, backend="inductor", start="one")
     assert_same(compiled, explainer, x, outputs=OUTPUTS)
