@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from fxlrp.rules.join import SplitRule
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
@@ -29,6 +28,7 @@ from watched import assert_reads_what_was_made
 import fxlrp
 from fxlrp.passes.optimize import DEFAULT, NAMES, REUSE_MEMORY, in_place
 from fxlrp.rules import Shares
+from fxlrp.rules.join import SplitRule
 from fxlrp.steps import declaration
 from fxlrp.steps.addition import ratio, ratio_split, signed_split
 from fxlrp.steps.batch_axis import rescale_to
