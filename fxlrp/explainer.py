@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxlrp.common.errors import ConditionError, InputError
 from fxlrp.interop import captum
 from fxlrp.passes.joins import Join
+from fxlrp.passes.request import Request
 from fxlrp.results.explanation import Explanation, explanation_of
 from fxlrp.results.ledger import Ledger, ledger_of
 from fxlrp.results.profile import Profile, profiled
@@ -88,7 +89,7 @@ class Explainer(nn.Module):
         """
         check_chunk(chunk)
         prepared = self._prepare(inputs, named or {}, target, conditions)
-        return explanation_of(self._engine.run(prepared, self._engine.request(prepared), chunk), prepared)
+        return explanation_of(self._engine.run(prepared, Request(), chunk), prepared)
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
         """Relevance summed over channels, (batch, height, width), at less cost than relevance itself.
@@ -105,7 +106,7 @@ class Explainer(nn.Module):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in prepared.inputs)
             raise InputError(f"a heatmap is of one input (batch, channels, ...), not of {shapes}")
         heat: Tensor
-        (heat,) = self._engine.run(prepared, self._engine.request(prepared, heatmap=True)).relevance
+        (heat,) = self._engine.run(prepared, Request(heatmap=True)).relevance
         return heat
 
     def relevance_of(
@@ -129,7 +130,7 @@ class Explainer(nn.Module):
             InputError, TargetError, CaptureError: as for an explanation.
         """
         prepared = self._prepared(inputs, named, target, one_target="the relevance of nodes")
-        return self._engine.run(prepared, self._engine.request(prepared, nodes=tuple(nodes))).nodes
+        return self._engine.run(prepared, Request(nodes=tuple(nodes))).nodes
 
     def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
@@ -143,7 +144,7 @@ class Explainer(nn.Module):
         prepared = self._prepared(inputs, named, target, conditions, one_target="a ledger")
         if prepared.conditions is not None and prepared.conditions.several:
             raise ConditionError("a ledger is of one condition, a dict: ask for one at a time")
-        request = self._engine.request(prepared, ledger=True)
+        request = Request(ledger=True)
         return ledger_of(self._engine.run(prepared, request), self._engine.program(prepared, request).ledger_heads)
 
     # What is compiled -----------------------------------------------------------------------------
@@ -311,7 +312,7 @@ class Explainer(nn.Module):
         prepared = self._prepared(inputs, named, target, one_target="a profile")
         if prepared.autocast:
             raise InputError("steps are not timed under torch.autocast: convert the explainer, by .to(dtype)")
-        request = self._engine.request(prepared, optimized=optimized, eager=True)
+        request = Request(optimizations=None if optimized else prepared.plan.known_when_emitted)
         program = self._engine.program(prepared, request)
         return prepared, measure(program.module, (*prepared.inputs, prepared.target), rounds)
 

@@ -20,6 +20,7 @@ import fxlrp
 from fxlrp.errors import ConditionError, InputError, PatternError, RuleError, TargetError
 from fxlrp.passes.channel_axes import channel_axes
 from fxlrp.passes.facts import facts
+from fxlrp.passes.request import Request
 from fxlrp.rules.rule import REASONS
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.recipe import Recipe
@@ -438,7 +439,7 @@ def test_programs_are_kept_by_module(model, x):
     calls = [engine.prepare((x,), {}, conditions=c) for c in (
         {"stem": [0], "blocks.1": [1]}, {"blocks.1": [2, 3], "stem": [1]}, {"stem": [0]},
     )]  # fmt: skip
-    first, second, other = (engine.program(call, engine.request(call)) for call in calls)
+    first, second, other = (engine.program(call, Request()) for call in calls)
     assert first is second
     assert first is not other
 

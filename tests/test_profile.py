@@ -15,6 +15,7 @@ from benchmarks.runs import COLUMNS
 from benchmarks.runs import KEY as KEY_OF_ROWS
 from fxlrp.errors import InputError, TargetError
 from fxlrp.passes.facts import KEY, Emitted
+from fxlrp.passes.request import Request
 from fxlrp.profile import WEIGHTS
 from fxlrp.runtime import timing as times
 from fxlrp.runtime.engine import Engine
@@ -62,7 +63,7 @@ def run_by(explainer, images):
     """The calls of the program that an explanation runs."""
     engine = Engine(explainer.forward_func, explainer.recipe)
     prepared = engine.prepare((images,), {})
-    program = engine.program(prepared, engine.request(prepared)).module
+    program = engine.program(prepared, Request()).module
     return [node for node in program.graph.nodes if node.op.startswith("call")]
 
 

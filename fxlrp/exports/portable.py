@@ -15,7 +15,7 @@ from fxlrp.capture.exported import example_batch, quiet
 from fxlrp.common.errors import ExportError
 from fxlrp.common.version import __version__
 from fxlrp.passes.optimize.base import retarget
-from fxlrp.passes.request import Results
+from fxlrp.passes.request import Request, Results
 from fxlrp.results.explanation import Explanation
 from fxlrp.rules.starts import resolve_target
 from fxlrp.runtime.engine import Engine
@@ -153,7 +153,7 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
     """
     prepared = engine.example(example_inputs)
     plan, tensors = prepared.plan, prepared.inputs
-    program = engine.program(prepared, engine.request(prepared, portable=True)).module
+    program = engine.program(prepared, Request(), packed=False).module
     engine.weights.refresh()
     program = program if portable is None else portable(program)
     names = tuple(spec.name for spec in plan.inputs)
@@ -185,7 +185,7 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
         reason = str(error).strip().split("\n\n")[0]
         raise ExportError(f"this explanation cannot be exported by torch.export: {reason}") from error
     few = replace(prepared, inputs=[tensor[:2] for tensor in inputs], target=None)
-    own = engine.run(few, engine.request(few))
+    own = engine.run(few, Request())
     return Exported(found, signature, examples, tuple(present(module.explanation(own))))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -44,11 +44,3 @@ def target_name(target: Any) -> str:
 def identifier(path: str) -> str:
     """A module path as a part of a node's name."""
     return path.replace(".", "_")
-
-
-def sum_of(amounts: Sequence[Any]) -> Any:
-    """The sum of proxies, in order."""
-    total = amounts[0]
-    for amount in amounts[1:]:
-        total = total + amount
-    return total

@@ -43,12 +43,12 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
         RuleError: a rule does with relevance what conditions do not understand.
     """
     writer = Writer(forward)
-    mixed = request.precision == "mixed"
+    mixed, optimizations = request.precision == "mixed", request.optimizations or ()
     values = Values(
         writer.graph, writer.copies, writer.builder, output, mixed=mixed,
-        signs=SINGLE_BRANCH in request.optimizations,
+        signs=SINGLE_BRANCH in optimizations,
         # An output of half precision is rounded more than a denominator may be.
-        outputs=REUSE_FORWARD in request.optimizations and not mixed,
+        outputs=REUSE_FORWARD in optimizations and not mixed,
     )  # fmt: skip
     ledger = LedgerWatcher(values) if request.ledger else None
     conditions = ConditionWatcher(writer, values, request.conditions, output, ledger)

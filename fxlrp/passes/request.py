@@ -27,7 +27,7 @@ class Request:
         heatmap: whether relevance is summed over channels.
         precision: ``"uniform"``, or ``"mixed"`` where forward values may be of several precisions or of half:
             relevance then has the precision of the output, but at least float32.
-        optimizations: names out of :data:`fxlrp.passes.optimize.NAMES`.
+        optimizations: names out of :data:`fxlrp.passes.optimize.NAMES`; ``None``: as ``compile`` was asked.
     """
 
     targets: Literal["one", "several"] = "one"
@@ -37,7 +37,12 @@ class Request:
     nodes: tuple[str, ...] = ()
     heatmap: bool = False
     precision: Literal["uniform", "mixed"] = "uniform"
-    optimizations: tuple[str, ...] = ()
+    optimizations: tuple[str, ...] | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether more is wanted of the sweep than relevance where modules begin and end."""
+        return self.ledger or bool(self.nodes)
 
 
 class Results(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Call, bind, input_counts
 from fxlrp.common.errors import CaptureError, ExportError, NotCapturedError
-from fxlrp.passes.optimize import EMITTED, can_pack
+from fxlrp.passes.optimize import can_pack
 from fxlrp.passes.request import Program, Request, Results
 from fxlrp.runtime.backends import Eager
 from fxlrp.runtime.inputs import InputSpec, arguments_of, check_examples, check_inputs, forward_shapes
@@ -92,6 +92,7 @@ class Engine:
         self.plan: Plan | None = None
         self.last: Seen | None = None
         self.input_counts = input_counts(model)
+        self._current_program: fx.GraphModule | None = None
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
         self._eager = Eager()
@@ -119,7 +120,7 @@ class Engine:
     @property
     def current_program(self) -> fx.GraphModule | None:
         """The program of the plan in use, for a call without wishes; ``None`` where there is no plan yet."""
-        return None if self.plan is None else self.plan.plain.module
+        return self._current_program
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -180,40 +181,22 @@ class Engine:
         wanted = check_target(target, first.shape[0], classes, first.device)
         return Prepared(plan, tensors, wanted, read_conditions(conditions), self._is_half(first))
 
-    def request(
-        self, prepared: Prepared, *, ledger: bool = False, heatmap: bool = False, nodes: tuple[str, ...] = (),
-        optimized: bool = True, portable: bool = False, eager: bool = False,
-    ) -> Request:  # fmt: skip
-        """What a call wants of its program.
+    def program(self, prepared: Prepared, request: Request, *, packed: bool = True) -> Program:
+        """The program for a request, its weights as those of the model are now.
 
         Args:
             prepared: the call.
-            ledger: whether to keep a ledger.
-            heatmap: whether to sum relevance over channels.
-            nodes: names of forward nodes whose relevance is wanted.
-            optimized: ``False``: the program as the rules wrote it.
-            portable: whether nothing in it may be laid out for this processor.
-            eager: whether torch runs it step by step, whatever the backend.
+            request: what it wants.
+            packed: whether its weights may be laid out for this processor.
         """
-        compiled = not eager and self._compiles(prepared, ledger or bool(nodes))
-        names = self.recipe.optimizations
-        request = Request(
+        fit = packed and not (prepared.half or self.recorded) and can_pack(prepared.inputs)
+        wanted = replace(
+            request,
             targets=prepared.targets,
-            ledger=ledger,
             conditions=prepared.conditions.modules if prepared.conditions else (),
-            checkpoints=tuple(self.recipe.checkpoints),
-            nodes=nodes,
-            heatmap=heatmap,
             precision="mixed" if prepared.half else "uniform",
-            optimizations=names if optimized else tuple(name for name in names if name in EMITTED),
         )
-        unfit = portable or prepared.half or self.recorded or compiled
-        packed = optimized and not unfit and can_pack(prepared.inputs)
-        return prepared.plan.fitted(request, packed=packed)
-
-    def program(self, prepared: Prepared, request: Request) -> Program:
-        """The program for a request, its weights as those of the model are now."""
-        program = prepared.plan.program(request)
+        program = prepared.plan.program(prepared.plan.fitted(wanted, packed=fit))
         if self.weights.add(program.module):
             self.weights.refresh(self.recorded)
         return program
@@ -231,15 +214,16 @@ class Engine:
             BackendError: the backend cannot run this.
             RuleError: a rule does what cannot be done for several targets at once.
         """
-        program = self.program(prepared, request)
         plan, inputs, target, asked = prepared.plan, prepared.inputs, prepared.target, prepared.conditions
+        count = count_slices(asked, target)
+        # Compiled code is of a single explanation of the batch, of which nothing is watched.
+        single = count is None and not request.watched and not torch.compiler.is_compiling()
+        backend = self._backend if single else self._eager
+        program = self.program(prepared, request, packed=not backend.compiles)
         kept: list[Tensor] = []
         if asked is not None:
             kept = masks(asked, program.points, plan.forward.graph, plan.shapes(inputs), inputs[0].device)
-        compiled = self._compiles(prepared, request.ledger or bool(request.nodes))
-        backend = self._backend if compiled else self._eager
         run = backend.runner(program.module, autocast=prepared.autocast)
-        count = count_slices(asked, target)
         try:
             with torch.set_grad_enabled(self.recorded):
                 if count is None:
@@ -269,11 +253,6 @@ class Engine:
         tensors = [_filled(form, spec) for form, spec in zip(forms, plan.inputs, strict=True)]
         return Prepared(plan, tensors, None, None, self._is_half(tensors[0]))
 
-    def _compiles(self, prepared: Prepared, watched: bool) -> bool:
-        """Whether compiled code runs a call: a single explanation of the batch, of which nothing is watched."""
-        single = count_slices(prepared.conditions, prepared.target) is None
-        return self._backend.compiles and single and not watched and not torch.compiler.is_compiling()
-
     def _is_half(self, first: Tensor) -> bool:
         """Whether values of half precision may come up."""
         like = self.weights.example()
@@ -281,8 +260,9 @@ class Engine:
         return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(first.device.type)
 
     def _use(self, plan: Plan) -> Plan:
-        self.weights.add(plan.plain.module)
-        self.plan = plan
+        program = plan.plain.module
+        self.weights.add(program)
+        self.plan, self._current_program = plan, program
         if plan not in self._plans:
             self._plans.append(plan)
         return plan

@@ -93,36 +93,43 @@ class Plan:
     @property
     def plain(self) -> Program:
         """The program of an explanation of one target per item, without a wish of the call."""
-        return self._program_of(self.recipe.optimizations)
+        return self.program(self.fitted(Request(), packed=False))
 
     @property
     def as_emitted(self) -> Program:
         """The same program as the rules wrote it, before the optimiser worked on it: what pictures show."""
-        return self._program_of(tuple(name for name in self.recipe.optimizations if name in EMITTED))
+        return self.program(self.fitted(Request(optimizations=self.known_when_emitted), packed=False))
 
-    def _program_of(self, optimizations: tuple[str, ...]) -> Program:
-        request = Request(checkpoints=tuple(self.recipe.checkpoints), optimizations=optimizations)
-        return self.program(self.fitted(request, packed=False))
+    @property
+    def known_when_emitted(self) -> tuple[str, ...]:
+        """The optimisations asked for that are no pass, but knowledge that rules use."""
+        return tuple(name for name in self.recipe.optimizations if name in EMITTED)
 
     def fitted(self, request: Request, *, packed: bool) -> Request:
-        """A request as this model's programs can be: casts need mixed precision, a ledger an unchanged program.
+        """A request as this model's programs can be, with what ``compile`` was asked for.
+
+        Casts in the model need mixed precision. A ledger tells what each node does, so its program stays as
+        the rules wrote it.
 
         Args:
             request: what is wanted.
             packed: whether weights may be packed for the processor.
         """
-        names = request.optimizations
-        if request.ledger:  # a ledger tells what each node does, so none of it is rewritten
-            names = tuple(name for name in names if name in EMITTED)
+        names = self.recipe.optimizations if request.optimizations is None else request.optimizations
+        if request.ledger:
+            names = self.known_when_emitted
         if not packed or self.casts:
             names = tuple(name for name in names if name != PACK_WEIGHTS)
-        return replace(request, optimizations=names, precision="mixed" if self.casts else request.precision)
+        precision = "mixed" if self.casts else request.precision
+        return replace(
+            request, checkpoints=tuple(self.recipe.checkpoints), optimizations=names, precision=precision
+        )
 
     def program(self, request: Request) -> Program:
-        """The relevance graph, emitted when it is first asked for."""
+        """The relevance graph of a fitted request, emitted when it is first asked for."""
         if request not in self._programs:
             program = emit(self.forward, self.explained, self.recipe.chosen_start, request)
-            program.module = optimize(program.module, request.optimizations)
+            program.module = optimize(program.module, request.optimizations or ())
             self._programs[request] = program
         return self._programs[request]
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import fx
 
-from fxlrp.passes.building import identifier, sum_of
+from fxlrp.passes.building import identifier
 from fxlrp.passes.conditions import Point, calls_of, check_modules, check_points
 from fxlrp.passes.flows import Flows
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.passes.watchers.ledger import LedgerWatcher
 from fxlrp.passes.writer import Writer
+from fxlrp.rules.rule import added
 from fxlrp.steps.batch_axis import Position, conditioned
 
 
@@ -53,9 +54,9 @@ class ConditionWatcher(Watcher):
         for name, inside in sorted(around, key=lambda module: -len(module[1])):  # from the outermost in
             outside = [reader for reader in shares if reader not in inside]
             if outside:
-                shares[outside[0]] = self._masked(node, name, sum_of([shares.pop(reader) for reader in outside]))
+                shares[outside[0]] = self._masked(node, name, added([shares.pop(reader) for reader in outside]))
         if len(self.points) > unmasked:
-            flows.replace(node, sum_of(list(shares.values())))
+            flows.replace(node, added(list(shares.values())))
 
     def results(self, flows: Flows) -> dict[str, Any]:
         for name, calls in self.calls:

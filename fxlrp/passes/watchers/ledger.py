@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxlrp.passes.building import sum_of
 from fxlrp.passes.facts import Facts, facts
 from fxlrp.passes.flows import Flows, Relevance
 from fxlrp.passes.positions import STATES
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
-from fxlrp.rules.rule import CONDITION, Shares
+from fxlrp.rules.rule import CONDITION, Shares, added
 from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
 
@@ -69,10 +68,10 @@ class LedgerWatcher(Watcher):
         for amount_of in (shares.rescaled, *shares.absorbed.values()):
             kept: Any = [] if amount_of is None else amount_of()
             tensors = kept if isinstance(kept, list) else [kept]
-            row.append(sum_of([item_sum(part, *here) for part in tensors]) if tensors else torch.zeros_like(total))
+            row.append(added([item_sum(part, *here) for part in tensors]) if tensors else torch.zeros_like(total))
         reasons = list(shares.absorbed)
         if shares.rest is not None:
-            row.append(sum_of([total, *(-amount for amount in (*handed.values(), *row[3:]))]))
+            row.append(added([total, *(-amount for amount in (*handed.values(), *row[3:]))]))
             reasons.append(shares.rest)
         rule = repr(node_facts.rule) if node_facts.rule else ""
         head = LedgerHead(node.name, node_facts.origin.path, str(node_facts.kind), rule, tuple(reasons), tuple(handed))
@@ -100,5 +99,5 @@ class LedgerWatcher(Watcher):
         # The final states of a recurrent layer have the batch elsewhere than its sequence.
         states = (BatchAxis(*STATES, self.values.positions.batch),)
         recurrent = node_facts.kind is Kind.RECURRENT
-        return sum_of([item_sum(part, *(states if recurrent and index else here)) for index, part in received])
+        return added([item_sum(part, *(states if recurrent and index else here)) for index, part in received])
 
