@@ -242,3 +242,14 @@ class RandomNet(nn.Module):
         elif self.plan.pool == "average":
             x = F.avg_pool2d(x, 2)
         return self.head(self.blocks(x).mean((2, 3)))
+
+
+EVERY_SKIP = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
+"""An identity, a projection and a dense block."""
+
+
+def images_with_an_empty_one():
+    """Images for a ``RandomNet`` in float64: (3, 3, 12, 12), of which the last is zeros."""
+    x = torch.randn(3, 3, 12, 12, dtype=torch.float64)
+    x[2] = 0
+    return x

@@ -9,7 +9,7 @@ from checks import assert_close, assert_unchanged, snapshot, tolerance
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
-from nets import BlockPlan, NetPlan, RandomNet
+from nets import EVERY_SKIP, BlockPlan, NetPlan, RandomNet, images_with_an_empty_one
 from strategies import net_plans, token_net_plans
 from test_recurrent import Recurrent
 from test_several_targets import assert_equals_single_calls
@@ -27,21 +27,18 @@ from fxlrp.runtime.recipe import Recipe
 from fxlrp.steps.batch_axis import rescale, rescale_along
 from fxlrp.steps.primitives import along, primitive
 
-PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64
 pytestmark = pytest.mark.usefixtures("no_vmap_loops")
 
 
 @pytest.fixture
 def model():
-    return RandomNet(PLAN).double().eval()
+    return RandomNet(EVERY_SKIP).double().eval()
 
 
 @pytest.fixture
 def x():
-    x = torch.randn(3, 3, 12, 12, dtype=DOUBLE)
-    x[2] = 0
-    return x
+    return images_with_an_empty_one()
 
 
 def channels_of(explainer, name, *inputs, **named):
@@ -446,7 +443,7 @@ def test_programs_are_kept_by_module(model, x):
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast", "inference"])
 def test_parts_add_up_in_other_precisions(kind):
-    model, x = RandomNet(PLAN).eval(), torch.randn(2, 3, 12, 12)
+    model, x = RandomNet(EVERY_SKIP).eval(), torch.randn(2, 3, 12, 12)
     if kind == "bfloat16":
         model, x = model.bfloat16(), x.bfloat16()
     explainer = fxlrp.compile(model)

@@ -10,7 +10,7 @@ from checks import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
-from nets import BlockPlan, NetPlan, RandomNet
+from nets import EVERY_SKIP, RandomNet, images_with_an_empty_one
 from strategies import net_plans, token_net_plans
 from test_recurrent import Recurrent
 from token_nets import WIDTH, RandomTokens
@@ -19,21 +19,18 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import InputError, RuleError, StartError, TargetError
 
-PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 DOUBLE = torch.float64
 pytestmark = pytest.mark.usefixtures("no_vmap_loops")
 
 
 @pytest.fixture
 def model():
-    return RandomNet(PLAN).double().eval()
+    return RandomNet(EVERY_SKIP).double().eval()
 
 
 @pytest.fixture
 def x():
-    x = torch.randn(3, 3, 12, 12, dtype=DOUBLE)
-    x[2] = 0
-    return x
+    return images_with_an_empty_one()
 
 
 def assert_equals_single_calls(explainer, *inputs, targets=(0, 2, 1), limit=1e-12, **named):
@@ -166,7 +163,7 @@ def test_every_operation_is_explained_as_by_single_calls(name):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "autocast"])
 def test_half_precision_is_explained_as_by_single_calls(kind):
-    model, x = RandomNet(PLAN).eval(), torch.randn(2, 3, 12, 12)
+    model, x = RandomNet(EVERY_SKIP).eval(), torch.randn(2, 3, 12, 12)
     if kind == "bfloat16":
         assert_equals_single_calls(fxlrp.compile(model.bfloat16()), x.bfloat16(), limit=1e-5)
     else:
