@@ -52,7 +52,7 @@ def package(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = 
                 )
         except Exception as error:
             raise BackendError(f"Inductor cannot compile this explanation: {error}") from error
-        check_results(made, load(beside)._run)
+        check_results(made, load(beside).program)
     return path
 
 
@@ -77,6 +77,7 @@ class SavedExplainer(nn.Module):
     has weights of its own, and needs neither the model nor its code.
 
     Attributes:
+        program: computes it, from tensors to tensors.
         signature: what it takes and gives.
         device: where its weights are.
     """
@@ -86,7 +87,7 @@ class SavedExplainer(nn.Module):
 
     def __init__(self, run: Callable[..., Any], signature: Signature, device: torch.device) -> None:
         super().__init__()
-        self._run = run
+        self.program = run
         self.signature = signature
         self.device = device
 
@@ -125,7 +126,7 @@ class SavedExplainer(nn.Module):
             none = torch.full((batch,), PREDICTED, device=self.device)
             tensors.append(none if wanted is None else wanted)
         with torch.no_grad():
-            return self.signature.explanation(self._run(*tensors))
+            return self.signature.explanation(self.program(*tensors))
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
         """Relevance summed over channels, (batch, height, width)."""

@@ -15,9 +15,9 @@ from torch import fx, nn
 
 from fxlrp.passes.conditions import write_parts
 from fxlrp.passes.facts import facts, rule_label
-from fxlrp.passes.flows import Flows
 from fxlrp.passes.optimize import REUSE_FORWARD, SINGLE_BRANCH
 from fxlrp.passes.propagate import propagate
+from fxlrp.passes.relevance_flows import Flows
 from fxlrp.passes.request import Program, Request, Results
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWatcher, NodeWatcher, Watcher

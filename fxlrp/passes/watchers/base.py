@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from fxlrp.passes.flows import Flows, Relevance
+from fxlrp.passes.relevance_flows import Flows, Relevance
 from fxlrp.rules.rule import Shares
 
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from fxlrp.common.errors import PatternError
 from fxlrp.passes.facts import facts
-from fxlrp.passes.flows import Flows
+from fxlrp.passes.relevance_flows import Flows
 from fxlrp.passes.watchers.base import Watcher
 
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from fxlrp.passes.building import identifier
 from fxlrp.passes.conditions import Point, calls_of, check_modules, check_points
-from fxlrp.passes.flows import Flows
+from fxlrp.passes.relevance_flows import Flows
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.passes.watchers.ledger import LedgerWatcher

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import Facts, facts
-from fxlrp.passes.flows import Flows, Relevance
 from fxlrp.passes.positions import STATES
+from fxlrp.passes.relevance_flows import Flows, Relevance
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.rules.rule import CONDITION, Shares, added

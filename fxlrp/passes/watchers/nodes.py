@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxlrp.common.errors import PatternError
-from fxlrp.passes.flows import Flows
+from fxlrp.passes.relevance_flows import Flows
 from fxlrp.passes.watchers.base import Watcher
 
 
