@@ -9,6 +9,7 @@ from torch import nn
 import fxlrp
 from fxlrp.passes import annotate
 from fxlrp.passes.aliases import Aliases
+from fxlrp.passes.relevance_flows import Flows
 from fxlrp.rules import join, primitives
 from fxlrp.rules.linear import mechanism
 from fxlrp.steps import addition, routing
@@ -120,9 +121,7 @@ def test_items_that_meet_go_red(monkeypatch, model, x):
 
 
 def test_a_doubled_share_goes_red(monkeypatch, model, x):
-    from fxlrp.passes.emit import _Emitter
-
-    right = _Emitter._hand
-    monkeypatch.setattr(_Emitter, "_hand", lambda self, operand, reader, r: right(self, operand, reader, r * 1.01))
+    right = Flows.hand
+    monkeypatch.setattr(Flows, "hand", lambda self, operand, reader, share: right(self, operand, reader, share * 1.01))
     with pytest.raises(AssertionError):
         assert_conserves(fxlrp.compile(model), x)
