@@ -88,7 +88,7 @@ class OnnxSession:
 
 
 def without_backward_operations(program: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a program in which the transposes of pooling and resizing are products with a matrix an axis.
+    """A copy of a program in which the transposes of pooling and resizing are products with one matrix per axis.
 
     torch has operations of its own for them; ONNX has none.
     """

@@ -67,7 +67,7 @@ class Recurrent(Rule):
     def _back_along(
         self, parts: list[tuple[int, Tensor]], whole: list[tuple[int, Tensor]], lstm: Lstm
     ) -> list[Tensor]:
-        """For a part of the relevance: the derivative at the whole, for a rescaled step is not linear."""
+        """For a part of the relevance: the derivative at the whole, because a rescaled step is not linear."""
         outputs = [index for index, _ in whole]
 
         def back(*values: Tensor) -> tuple[Tensor, ...]:
