@@ -1,10 +1,13 @@
-"""What all tests share: one thread a worker, fixed seeds, and the optional data folder."""
+"""What all tests share: one thread per worker, fixed seeds, captures, and the optional data folder."""
 
+import copy
 from pathlib import Path
 
 import hypothesis_profiles
 import pytest
 import torch
+
+from fxlrp.runtime import plan
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -17,6 +20,22 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def exported_once(monkeypatch):
+    """A model that is compiled several times is exported once: for tests of what comes after the capture."""
+    captured = {}
+    export = plan.export
+
+    def once(model, call, tensors, output):
+        forms = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        key = id(model), call.key, forms, str(output)
+        if key not in captured:
+            captured[key] = model, export(model, call, tensors, output)  # the model is kept, so that its id is its own
+        return copy.copy(captured[key][1])
+
+    monkeypatch.setattr(plan, "export", once)
 
 
 @pytest.fixture

@@ -44,6 +44,17 @@ class SumChannels(OptimizerPass):
 
     Where the first layer's rule puts ones in the place of its input, a pixel's relevance is the
     transpose of the layer and nothing else: the sum over channels is the transpose by summed weights.
+
+    Before::
+
+        relevance = convolution_transpose(s, weight, x, stride, padding, dilation, 1)
+        heat = channel_sum(relevance)
+
+    After::
+
+        summed = sum_inputs(weight)
+        one = convolution_transpose(s, summed, one_channel(x), stride, padding, dilation, 1)
+        heat = without_channel(one)
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:

@@ -16,6 +16,18 @@ class ReuseMemory(OptimizerPass):
 
     A step's operand is at its end if it is the result of a step that makes new memory, if whoever
     else reads it comes before, and if none of those hands its memory on.
+
+    Before::
+
+        z = conv2d(x, positive)
+        s = divide(relevance, z)
+        share = mul(x, conv_transpose2d(s, positive))
+
+    After::
+
+        z = conv2d(x, positive)
+        s = divide_into(relevance, z)
+        share = multiply_into(conv_transpose2d(s, positive), x)
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:

@@ -10,7 +10,19 @@ from fxlrp.passes.optimize.base import OptimizerPass, emitted, without_dead_code
 
 
 class ShareSteps(OptimizerPass):
-    """Merges steps of rules that call the same function with the same arguments."""
+    """Merges steps of rules that call the same function with the same arguments.
+
+    Before::
+
+        positive_1 = positive(weight)
+        positive_2 = positive(weight)
+        share = linear(s, positive_2)
+
+    After::
+
+        positive_1 = positive(weight)
+        share = linear(s, positive_1)
+    """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         found: dict[Any, fx.Node] = {}

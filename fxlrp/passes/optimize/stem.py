@@ -28,6 +28,18 @@ class ConstantDenominators(OptimizerPass):
     Ones like an input stand for pixels in the first layer's rule, and say where a value carries
     signal. What is made of them depends on weights and shapes alone: it is the same for every item,
     and :class:`~fxlrp.passes.optimize.weights.FoldWeights` keeps it. Relevance times ones is relevance.
+
+    Before::
+
+        ones = ones_like(x)
+        z = conv2d(ones, weight)
+        share = mul(ones, convolution_transpose(divide(relevance, z), weight, x, …))
+
+    After::
+
+        ones = ones_for(x)  # one item, kept by FoldWeights as z is
+        z = conv2d(ones, weight)
+        share = convolution_transpose(divide(relevance, z), weight, x, …)
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:

@@ -17,7 +17,19 @@ MODULE = "derived"
 
 
 class FoldWeights(OptimizerPass):
-    """Moves the steps that depend on weights alone, such as w⁺, into a module that keeps their results."""
+    """Moves the steps that depend on weights alone, such as w⁺, into a module that keeps their results.
+
+    Before::
+
+        positive = positive(weight)
+        z = conv2d(x, positive)
+
+    After::
+
+        derived = self.derived()  # computed once, and anew where a weight was written to
+        positive = derived[0]
+        z = conv2d(x, positive)
+    """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         graph = module.graph
