@@ -12,10 +12,8 @@ from benchmarks.pages import Row, groups, in_order
 from benchmarks.runs import Benchmark, every
 from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
 
-ALL, HEATMAP = "all", "heatmap, "
+ALL = "all"
 MODELS = ("resnet50", "vgg16_bn", "efficientnet_b0", "vit_b_16")
-OF_HEATMAPS = [name for name in NAMES if name == "sum_channels"]
-"""The optimisations that nothing but a heatmap has use for."""
 WORTH = 0.03
 """An optimisation is kept if it wins this share of time or memory beyond the placebo on any model."""
 MEASURES = (
@@ -30,10 +28,7 @@ def variants() -> dict[str, Method]:
     """Programs with all optimisations, with none, without one, and with one more than the default ones."""
     chosen: dict[str, bool | list[str]] = {ALL: True, "none": False}
     chosen |= {variant(name): [other for other in NAMES if (other in DEFAULT) != (other == name)] for name in NAMES}
-    return {name: fxlrp_method(channels_last=True, optimize=names) for name, names in chosen.items()} | {
-        HEATMAP + name: fxlrp_method(channels_last=True, heatmap=True, optimize=chosen[name])
-        for name in [ALL, "none", *map(variant, OF_HEATMAPS)]
-    }
+    return {name: fxlrp_method(channels_last=True, optimize=names) for name, names in chosen.items()}
 
 
 def variant(name: str) -> str:
@@ -71,13 +66,12 @@ def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
 def _gains(name: str, measure: Callable[[Row], float], cases: list[dict[str, Row]]) -> Iterator[tuple[float, str]]:
     """By which share a program is better with the optimisation, beyond the placebo; and where."""
     for case in cases:
-        for kind in ("", HEATMAP):
-            rows = [case.get(kind + ALL), case.get(kind + variant(name)), case[ALL], case[PLACEBO]]
-            if None not in rows and all(map(measure, rows)):
-                mine, other, default, placebo = map(measure, rows)
-                better, worse = (mine, other) if name in DEFAULT else (other, mine)
-                where = f"{kind}{case[ALL]['model']}, batch {case[ALL]['batch']}"
-                yield 1 - better / worse - abs(placebo / default - 1), where
+        rows = [case[ALL], case.get(variant(name)), case[PLACEBO]]
+        if None not in rows and all(map(measure, rows)):
+            default, other, placebo = map(measure, rows)
+            better, worse = (default, other) if name in DEFAULT else (other, default)
+            where = f"{case[ALL]['model']}, batch {case[ALL]['batch']}"
+            yield 1 - better / worse - abs(placebo / default - 1), where
 
 
 BENCHMARK = Benchmark(

@@ -92,11 +92,9 @@ class Explainer(nn.Module):
         return explanation_of(self._engine.run(prepared, Request(), chunk), prepared)
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
-        """Relevance summed over channels, (batch, height, width), at less cost than relevance itself.
+        """Relevance summed over channels, (batch, height, width).
 
-        The same as ``fxlrp.heatmap(explainer(images).relevance)`` but for rounding: where the first
-        layer's rule does not look at pixel values, its channels are summed before they are made.
-        Arguments and errors are those of an explanation.
+        The same as ``fxlrp.heatmap(explainer(images).relevance)``. Arguments and errors are those of an explanation.
 
         Raises:
             InputError: the model takes several inputs, or one without channels.
@@ -105,9 +103,9 @@ class Explainer(nn.Module):
         if len(prepared.inputs) != 1 or prepared.inputs[0].dim() < 3:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in prepared.inputs)
             raise InputError(f"a heatmap is of one input (batch, channels, ...), not of {shapes}")
-        heat: Tensor
-        (heat,) = self._engine.run(prepared, Request(heatmap=True)).relevance
-        return heat
+        relevance: Tensor
+        (relevance,) = self._engine.run(prepared, Request()).relevance
+        return relevance.sum(dim=2 if prepared.targets == "several" else 1)
 
     def relevance_of(
         self, *inputs: Any, nodes: Sequence[str], target: Any = None, **named: Any

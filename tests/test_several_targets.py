@@ -329,6 +329,19 @@ def test_several_targets_can_be_differentiated(model, x):
     assert not fxlrp.compile(model)(x, target=[0, 1]).relevance.requires_grad
 
 
+@pytest.mark.parametrize("target", [None, 1, [0, 2, 1]])
+def test_the_explainers_heatmap_sums_over_channels_alone(model, x, target):
+    explainer = fxlrp.compile(model)
+    relevance = explainer(x, target=target).relevance
+    assert torch.equal(explainer.heatmap(x, target=target), relevance.sum(dim=-3))
+
+
+def test_a_series_has_a_heatmap_too():
+    model, x = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)).eval(), torch.randn(2, 2, 8)
+    explainer = fxlrp.compile(model)
+    assert torch.equal(explainer.heatmap(x, target=[0, 1]), explainer(x, target=[0, 1]).relevance.sum(dim=2))
+
+
 def test_heatmaps_keep_the_target_axis(model, x):
     explanation = fxlrp.compile(model)(x, target=[0, 1])
     maps = fxlrp.heatmap(explanation.relevance)

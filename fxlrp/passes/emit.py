@@ -24,7 +24,6 @@ from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWat
 from fxlrp.passes.writer import Writer
 from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, resolve_target
 from fxlrp.steps.batch_axis import select_target, total
-from fxlrp.steps.primitives import channel_sum
 from fxlrp.vocabulary import Kind
 
 
@@ -64,9 +63,8 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
     _sweep(writer, values, flows, watchers)
 
     writer.scope(output, "start", role="result")
-    relevance = [_arrived(node, values, flows) for node in writer.inputs]
     results = Results(
-        relevance=[channel_sum(part) for part in relevance] if request.heatmap else relevance,
+        relevance=[_arrived(node, values, flows) for node in writer.inputs],
         output=list(writer.outputs[1:]),
         target=explained,
         start=total(beginning, *values.where(output)),

@@ -24,7 +24,6 @@ class Request:
         conditions: names of the modules at whose output relevance is masked.
         checkpoints: names of the modules at whose input relevance is wanted.
         nodes: names of the forward nodes whose relevance is wanted.
-        heatmap: whether relevance is summed over channels.
         precision: ``"uniform"``, or ``"mixed"`` where forward values may be of several precisions or of half:
             relevance then has the precision of the output, but at least float32.
         optimizations: names out of :data:`fxlrp.passes.optimize.NAMES`; ``None``: as ``compile`` was asked.
@@ -35,7 +34,6 @@ class Request:
     conditions: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
-    heatmap: bool = False
     precision: Literal["uniform", "mixed"] = "uniform"
     optimizations: tuple[str, ...] | None = None
 

@@ -17,7 +17,7 @@ from fxlrp.steps.declaration import InPlace, along, primitive
 from fxlrp.steps.memory import blocks, has_rows, plain, takes
 
 __all__ = [
-    "above_zero", "along", "along_channels", "below_zero", "channel_sum", "channels_last", "divide", "divide_into",
+    "above_zero", "along", "along_channels", "below_zero", "channels_last", "divide", "divide_into",
     "fit", "full", "negative", "plain", "positive", "primitive", "smallest_denominator", "squared", "stabilize",
     "where_vanished", "without_padding", "zero",
 ]  # fmt: skip
@@ -159,12 +159,6 @@ def without_padding(x: Tensor, support: Tensor) -> Tensor:
 def fit(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Undo broadcasting: sum ``relevance`` down to ``shape``, that of an operand."""
     return relevance.sum_to_size(shape)
-
-
-@primitive
-def channel_sum(relevance: Tensor) -> Tensor:
-    """The sum over channels: (batch, channels, ...) to (batch, ...)."""
-    return relevance.sum(dim=1)
 
 
 @primitive(linear="first")

@@ -12,7 +12,6 @@ from torch import fx
 
 from fxlrp.common.errors import OptimizeError
 from fxlrp.passes.optimize.base import OptimizerPass
-from fxlrp.passes.optimize.channel_sums import SumChannels
 from fxlrp.passes.optimize.in_place import ReuseMemory
 from fxlrp.passes.optimize.norms import FoldForwardNorms
 from fxlrp.passes.optimize.packed import PackWeights, can_pack
@@ -40,7 +39,6 @@ PASSES: dict[str, OptimizerPass] = {
     "constant_denominators": ConstantDenominators(),
     "share_steps": ShareSteps(),
     "known_sums": KnownSums(),
-    "sum_channels": SumChannels(),
     "transposes_as_convolutions": TransposesAsConvolutions(),
     FOLD_NORMS: FoldForwardNorms(),
     PACK_WEIGHTS: PackWeights(),

@@ -1,7 +1,7 @@
 """Patterns of emitted steps: what an optimiser pass looks for, written as the calls themselves.
 
-``Step(channel_sum, relevance=Step(convolution_transpose, s=Capture("s"), groups=1))`` matches a node that calls
-``channel_sum`` on the result of ``convolution_transpose`` with ``groups=1``, and captures its argument ``s``.
+``Step(divide, relevance=Step(convolution_transpose, s=Capture("s"), groups=1))`` matches a node that calls
+``divide`` on the result of ``convolution_transpose`` with ``groups=1``, and captures its argument ``s``.
 Arguments have the names of the function's own parameters, whether a node has them by position or by name.
 """
 
