@@ -28,8 +28,10 @@ demo: $(DEMO)
 	$(BIN)/python -m examples.demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
-	$(BIN)/python -m pytest docs -n $(WORKERS) --dist loadfile  # blocks of a page build on one another
+	@began=$$(date +%s); \
+	$(BIN)/python -m pytest -n $(WORKERS) && \
+	$(BIN)/python -m pytest docs -n $(WORKERS) --dist loadfile; \
+	status=$$?; echo "tests and docs took $$(($$(date +%s) - began)) s"; exit $$status
 
 test-slow: $(TEST)
 	$(BIN)/python -m pytest -m slow -n $(WORKERS)

@@ -117,12 +117,13 @@ def test_a_batch_of_a_real_network_is_its_items():
     assert_items_independent(fxlrp.compile(model.double()), probes(size)[:, :, :64, :64].double())
 
 
-def test_a_thousand_blocks_compile_and_run():
+@pytest.mark.parametrize("blocks", [50, pytest.param(333, marks=pytest.mark.slow)])
+def test_a_thousand_blocks_compile_and_run(blocks):
     from nets import CifarResNet
 
-    model = CifarResNet(333).eval()
+    model = CifarResNet(blocks).eval()
     explainer = fxlrp.compile(model)
-    assert len(explainer.joins) == 999
+    assert len(explainer.joins) == 3 * blocks
     explanation = explainer(torch.randn(1, 3, 16, 16))
     assert_close(explanation.relevance.sum(), explanation.start.sum())
 
