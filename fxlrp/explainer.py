@@ -18,6 +18,7 @@ from fxlrp.results.explanation import Explanation, explanation_of
 from fxlrp.results.ledger import Ledger, ledger_of
 from fxlrp.results.profile import Profile, profiled
 from fxlrp.results.summary import Summary, summarize
+from fxlrp.rules.starts import told
 from fxlrp.runtime.engine import Engine, Prepared
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import check_chunk
@@ -159,7 +160,8 @@ class Explainer(nn.Module):
 
     def summary(self) -> Summary:
         """Print which node runs which rule, and why; return it as rows."""
-        summary = summarize(self._engine.captured_plan("summary").forward)
+        plan = self._engine.captured_plan("summary")
+        summary = summarize(plan.forward, told(plan.start))
         print(summary)
         return summary
 

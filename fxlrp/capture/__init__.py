@@ -7,6 +7,9 @@ Where it cannot follow, ``torch.export`` reads the model from example inputs.
 from fxlrp.capture.call import Call, bind, input_counts
 from fxlrp.capture.captured import Captured, attribute, check_model, tensor_proxy
 from fxlrp.capture.exported import export
+from fxlrp.capture.snapshot import Snapshot
 from fxlrp.capture.symbolic import trace
 
-__all__ = ["Call", "Captured", "attribute", "bind", "check_model", "export", "input_counts", "tensor_proxy", "trace"]
+__all__ = [
+    "Call", "Captured", "Snapshot", "attribute", "bind", "check_model", "export", "input_counts", "tensor_proxy", "trace",
+]  # fmt: skip

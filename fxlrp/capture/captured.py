@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
@@ -39,6 +41,8 @@ class Captured:
         way: ``"symbolic"`` or ``"export"``.
         integers: the inputs that hold integers or booleans, where that is known.
         shapes: by input, the shape that it must have, where that is known.
+        batches: the smallest and the largest batch that it serves.
+        example_batch: the batch of the examples that it was read from; 0: none were needed.
     """
 
     graph: fx.Graph
@@ -48,6 +52,13 @@ class Captured:
     way: str = "symbolic"
     integers: frozenset[str] = frozenset()
     shapes: dict[str, Shape] = field(default_factory=dict)
+    batches: tuple[int, float] = (1, math.inf)
+    example_batch: int = 0
+
+    def serves_batch(self, size: int) -> bool:
+        """Whether a batch of this size takes the way through the model that was read."""
+        smallest, largest = self.batches
+        return smallest <= size <= largest
 
     def tensor(self, name: str) -> torch.Tensor:
         """The parameter, buffer or constant of this name, as it is now."""
@@ -89,7 +100,10 @@ def chosen_output(returned: Any, output: Any) -> Any:
     """The one value of ``returned`` that ``output`` (key, index, callable or ``None``) means."""
     chosen = returned
     if callable(output):
-        chosen = output(returned)
+        try:
+            chosen = output(returned)
+        except Exception as error:
+            raise CaptureError(f"output= fails on what the model returns, {described(returned)}: {error!r}") from error
     elif output is not None:
         try:
             chosen = returned[output]
@@ -127,6 +141,17 @@ def check_model(model: nn.Module) -> None:
     """Raise where a model cannot be explained as it is: not a module, in training mode, hooked weights."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}")
+    for name, module in model.named_modules():
+        where = f"{name!r} is" if name else "the model is"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} TorchScript (torch.jit.script or torch.jit.trace), whose code cannot be read as a graph: "
+                "compile the Python module that it was made of"
+            )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise CaptureError(
+                f"{where} a lazy {type(module).__name__} without weights yet: call the model once on an input, then compile"
+            )
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import math
 import re
 import warnings
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.call import Call
 from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs
+from fxlrp.capture.double import without_hooks
+from fxlrp.capture.followed import CAPTURING, functions_followed
 from fxlrp.common.errors import CaptureError
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
@@ -68,21 +71,43 @@ def export(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any 
     Raises:
         CaptureError: the model cannot be exported, or ``output`` names nothing.
     """
-    flat = _Flat(model, call, output)
-    examples = example_batch(tensors)
-    sequences = any(not floating for floating in call.floating)
-    try:
-        program = _export(flat, examples, _axes(call, examples, free=sequences))
-    except Exception as error:
-        if flat.refusal is not None:
-            raise flat.refusal from None
-        if not sequences:
-            raise _refused(model, error) from error
-        try:  # not every model lets the length of a sequence stay free
-            program = _export(flat, examples, _axes(call, examples, free=False))
-        except Exception as error:
-            raise _refused(model, error) from error
-    return _captured(model, call, flat, program)
+    with CAPTURING:
+        return _read(model, call, tensors, output)
+
+
+def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any) -> Captured:
+    flat = _Flat(without_hooks(model), call, output)
+    usual, own = example_batch(tensors), tuple(tensor.detach() for tensor in tensors)
+    # Not every model lets the length of a sequence stay free, and some take another way for some sizes of the batch.
+    frees = [True, False] if any(not floating for floating in call.floating) else [False]
+    tries = [(usual, Dim("batch", min=1, max=2**31), free) for free in frees]
+    tries += [(usual, Dim.AUTO, False)] + [(own, Dim.AUTO, False)] * (own[0].shape[0] > 1)
+    refused: Exception | None = None
+    with functions_followed(model, numbers=False):
+        for examples, batch, free in tries:
+            try:
+                program = _export(flat, examples, _axes(call, examples, batch, free=free))
+                captured = _captured(model, call, flat, program, examples)
+                if examples is own or captured.serves_batch(own[0].shape[0]):
+                    return captured
+            except CaptureError as error:
+                if refused is None:
+                    raise
+                raise error from refused
+            except Exception as error:
+                if flat.refusal is not None:
+                    raise flat.refusal from None
+                refused = refused or error
+                if batch is not Dim.AUTO and not free and not _is_of_sizes(error):
+                    break
+    if refused is None:
+        return captured  # for other batches than this one, which a comparison with the model will tell
+    raise _refused(model, refused) from refused
+
+
+def _is_of_sizes(error: Exception) -> bool:
+    """Whether an export failed because forward() asks for a size that was to stay free."""
+    return "onstraint" in str(error) or "pecializ" in str(error)
 
 
 def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.export.ExportedProgram:
@@ -91,21 +116,25 @@ def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.expor
         return program.run_decompositions({})
 
 
-def example_batch(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def example_batch(tensors: Sequence[Tensor], least: int = 0) -> tuple[Tensor, ...]:
     """The examples, with a batch that hardly any other axis is as long as.
 
     A batch of one would be taken for a constant, and one that equals another axis, of an input or
     of what the model makes of it, for that axis.
+
+    Args:
+        tensors: (batch, ...).
+        least: how large the batch must be at least.
     """
     batch = tensors[0].shape[0]
     taken = {size for tensor in tensors for size in tensor.shape[1:]}
-    wanted = next(prime for prime in UNUSUAL if prime not in taken)
+    fitting = [prime for prime in UNUSUAL if prime not in taken]
+    wanted = next((prime for prime in fitting if prime >= least), max(least, fitting[0]))
     index = torch.arange(wanted) % batch
     return tuple(tensor.detach()[index.to(tensor.device)] for tensor in tensors)
 
 
-def _axes(call: Call, examples: Sequence[Tensor], *, free: bool) -> tuple[dict[int, Any], ...]:
-    batch = Dim("batch", min=1, max=2**31)
+def _axes(call: Call, examples: Sequence[Tensor], batch: Any, *, free: bool) -> tuple[dict[int, Any], ...]:
     axes = []
     for floating, example in zip(call.floating, examples, strict=True):
         more = {} if floating or not free else dict.fromkeys(range(1, example.dim()), Dim.AUTO)
@@ -163,7 +192,9 @@ def _blamed(model: nn.Module, error: Exception) -> str:
     return found
 
 
-def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.ExportedProgram) -> Captured:
+def _captured(
+    model: nn.Module, call: Call, flat: _Flat, program: torch.export.ExportedProgram, examples: Sequence[Tensor]
+) -> Captured:
     options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     module: Any = program.module(**options)
     graph = fx.Graph()
@@ -186,7 +217,14 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
             name = str(node.target)
             name = name.removeprefix(_PREFIX + ".")
             if name not in tensors:  # a constant that tracing made, wherever export put it
-                constants[name] = attribute(module, str(node.target)).detach()
+                value = attribute(module, str(node.target))
+                if not isinstance(value, Tensor):
+                    raise CaptureError(
+                        f"{type(model).__name__} chooses between functions by a value, with torch.cond or another "
+                        "higher-order operation of torch, which has no rule: write it with torch.where, or choose "
+                        "outside of the model"
+                    )
+                constants[name] = value.detach()
             new = graph.get_attr(name)
         elif node.op == "output":
             (outputs,) = node.args
@@ -204,7 +242,24 @@ def _captured(model: nn.Module, call: Call, flat: _Flat, program: torch.export.E
     integers = frozenset(
         name.replace(".", "_") for name, floating in zip(call.names, call.floating, strict=True) if not floating
     )
-    return Captured(graph, model, flat.returns, constants, "export", integers, shapes)
+    return Captured(
+        graph, model, flat.returns, constants, "export", integers, shapes, _batches(program), examples[0].shape[0]
+    )
+
+
+def _batches(program: torch.export.ExportedProgram) -> tuple[int, float]:
+    """The smallest and the largest batch for which the model takes the way that was read.
+
+    torch takes two for the smallest that it can leave free; whether one is alike, a comparison with the model tells.
+    """
+    first = next(node for node in program.graph.nodes if node.op == "placeholder" and "val" in node.meta
+                 and isinstance(node.meta["val"], Tensor) and node.name in program.graph_signature.user_inputs)  # fmt: skip
+    size = first.meta["val"].shape[0]
+    limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+    if limits is None:
+        return 1, math.inf
+    smallest, largest = int(limits.lower), float(limits.upper) if limits.upper < 2**31 else math.inf
+    return (1 if smallest <= 2 else smallest), largest
 
 
 def _not_empty(cat: fx.Node) -> list[fx.Node]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import operator
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture.captured import Captured, Tensors, flat_outputs, tensor_proxy
+from fxlrp.capture.captured import Captured, flat_outputs, tensor_proxy
+from fxlrp.capture.double import Doubles, intercept, weight_hooks
+from fxlrp.capture.followed import CAPTURING, functions_followed
 from fxlrp.common.errors import CaptureError
 from fxlrp.vocabulary import VOCABULARY
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+_TRACED = (torch.Tensor, torch.Size, int, float, torch.dtype, torch.device)
+"""What a proxy may stand for."""
 
 
 class UntraceableError(CaptureError):
@@ -26,7 +34,15 @@ class UntraceableError(CaptureError):
 
 
 class InPlaceProxy(fx.Proxy):
-    """A proxy that tells ``x += y`` from ``x = x + y``; to fx both are an add."""
+    """A proxy that tells ``x += y`` from ``x = x + y``; to fx both are an add.
+
+    It has the attributes that tensors, sizes and numbers have, and no others: code asks by ``hasattr`` what it got.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if not any(hasattr(kind, name) for kind in _TRACED):
+            raise AttributeError(f"a tensor has no attribute {name!r}")
+        return super().__getattr__(name)
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -50,11 +66,16 @@ class InPlaceProxy(fx.Proxy):
 class Tracer(fx.Tracer):
     """Symbolic tracing that opens torch's own modules too, down to functions.
 
-    A module that cannot be opened stays a call of the module; the vocabulary says what
-    it means. Forward hooks are not run.
+    A module that cannot be opened stays a call of the module; the vocabulary says what it means. Unlike the tracer
+    of torch.fx it reads a double of the model, patches neither ``nn.Module`` nor anything else that other threads
+    would notice, and calls the model as a user does: a ``forward`` that was set on an instance and a ``__call__`` of
+    the class's own are followed. Hooks are not run, but for those by which torch computes a weight.
+
+    Attributes:
+        returns: the structure of what the model returns.
+        constants: tensors that forward() made, by the name under which the graph reads them.
     """
 
-    proxy_buffer_attributes = True
     record_stack_traces = True
 
     returns: pytree.TreeSpec
@@ -62,25 +83,77 @@ class Tracer(fx.Tracer):
     def __init__(self, output: Any = None) -> None:
         super().__init__(param_shapes_constant=True)
         self.output = output
+        self.constants: dict[str, torch.Tensor] = {}
+        self._proxies: dict[str, Any] = {}
 
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+    def read(self, model: nn.Module) -> fx.Graph:
+        """The graph of ``model``, which is not touched."""
+        doubles = Doubles()
+        self.root = root = doubles.of(model)
         # fx searches all parameters at each access; a table keeps that linear in depth.
-        self.names = {id(t): n for n, t in [*root.named_buffers(), *root.named_parameters()]}
-        return super().trace(root, concrete_args)
+        self.names = {id(t): n for n, t in [*model.named_buffers(), *model.named_parameters()]}
+        self.submodule_paths = {module: name for name, module in root.named_modules()}
+        self.tensor_attrs = dict(_plain_tensors(root))
+        attributes = set(vars(root))
+        self.graph = fx.Graph()
+        for module in doubles.modules():
+            called = partial(self._root_called, module) if module is root else partial(self._called, module)
+            intercept(module, called, self._seen)
+        args, kwargs = self._inputs(root)
+        with functions_followed(model, numbers=True):
+            outputs, self.returns = flat_outputs(root(*args, **kwargs), self.output)
+        self.create_node("output", "output", (self.create_arg(outputs),), {})
+        self.constants = {
+            name: value.detach() for name, value in vars(root).items()
+            if name not in attributes and isinstance(value, torch.Tensor)
+        }  # fmt: skip
+        return self.graph
+
+    def _inputs(self, root: nn.Module) -> tuple[list[fx.Proxy], dict[str, fx.Proxy]]:
+        """A placeholder for each parameter that ``forward`` needs.
+
+        Optional ones keep their defaults: a default such as ``mask=None`` decides control flow. Where all are
+        optional the first is an input.
+        """
+        parameters = list(inspect.signature(root.forward).parameters.values())
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            raise UntraceableError("how many inputs forward() takes is known at the first call")
+        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        wanted = [p for p in named if p.default is p.empty] or named[:1]
+        proxies = {p: self.create_proxy("placeholder", p.name, (), {}) for p in wanted}
+        return (
+            [proxy for p, proxy in proxies.items() if p.kind is not p.KEYWORD_ONLY],
+            {p.name: proxy for p, proxy in proxies.items() if p.kind is p.KEYWORD_ONLY},
+        )
+
+    def _root_called(self, root: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self._computed(root, args)(*args, **kwargs)
+
+    def _called(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if m not in self.submodule_paths:  # in a list, where nn.Module does not see it
+            return self._computed(m, args)(*args, **kwargs)
+        return self.call_module(m, m.forward, args, kwargs)
+
+    def _computed(self, m: nn.Module, args: Any) -> Callable[..., Any]:
+        """The forward of a module, once its weights are computed."""
+        for hook in weight_hooks(m):
+            hook(m, args)
+        return m.forward
+
+    def _seen(self, tensor: Any) -> Any:
+        """What ``module.weight`` is to the forward that is read: the node of the parameter or buffer."""
+        name = self.names.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
+        if name is None:
+            return tensor
+        if name not in self._proxies:
+            self._proxies[name] = self.create_proxy(
+                "get_attr", name, (), {},
+                proxy_factory_fn=lambda node: tensor_proxy(self, node, name, tensor),
+            )
+        return self._proxies[name]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return InPlaceProxy(node, self)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        fn, args = super().create_args_for_root(with_required_inputs(root_fn), is_module, concrete_args)
-
-        def flat(*a: Any) -> list[Any]:
-            outputs, self.returns = flat_outputs(fn(*a), self.output)
-            return outputs
-
-        return flat, args
 
     def _filter_traceback_frames(self, user_stack_summary: traceback.StackSummary) -> traceback.StackSummary:
         """The frames from the first ``forward`` on, without torch's own.
@@ -91,27 +164,32 @@ class Tracer(fx.Tracer):
         return traceback.StackSummary.from_list([f for f in frames if not f.filename.startswith(_TORCH)])
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return VOCABULARY.module(type(m)) is not None
+        return VOCABULARY.module(type(m)) is not None and not _is_altered(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        def without_hooks(*a: Any, **k: Any) -> Any:
-            return m.forward(*a, **k)
+        def opened(*a: Any, **k: Any) -> Any:
+            return self._computed(m, a)(*a, **k)
 
-        if not super().is_leaf_module(m, self.path_of_module(m)) or self.is_leaf_module(m, ""):
-            return super().call_module(m, without_hooks, args, kwargs)
+        inspect.signature(m.forward).bind(*args, **kwargs)  # a TypeError that the model may expect
+        torchs = super().is_leaf_module(m, self.path_of_module(m))
         last, stack, calls = next(iter(reversed(self.graph.nodes)), None), dict(self.module_stack), dict(self.num_calls)
+        scope = copy.copy(self.scope)
         try:
-            return super().call_module(m, without_hooks, args, kwargs)
-        except Exception:  # whatever its forward does with a proxy: keep the call whole
+            return super().call_module(m, opened, args, kwargs)
+        except BaseException as error:  # the model may catch it: nothing of the attempt is left
             for node in reversed(self.graph.nodes):
                 if node is last:
                     break
                 self.graph.erase_node(node)
+            self._proxies = {name: proxy for name, proxy in self._proxies.items() if not proxy.node._erased}
             self.module_stack.clear()
             self.module_stack.update(stack)
             self.num_calls.clear()
             self.num_calls.update(calls)
-            return self._call_closed(m, args, kwargs)
+            self.scope = scope
+            if isinstance(error, Exception) and torchs and not _is_altered(m):
+                return self._call_closed(m, args, kwargs)  # whatever its forward does with a proxy: keep the call whole
+            raise
 
     def _call_closed(self, m: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
@@ -121,38 +199,22 @@ class Tracer(fx.Tracer):
         finally:
             self.module_stack.popitem(last=True)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        name = self.names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
-        if name is None:
-            return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy(
-                "get_attr", name, (), {},
-                proxy_factory_fn=lambda node: tensor_proxy(self, node, name, attr_val),
-            )
-        return parameter_proxy_cache[name]
-
     def create_arg(self, a: Any) -> Any:
         name = self.names.get(id(a)) if isinstance(a, torch.Tensor) else None
         return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
 
 
-def with_required_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward`` without its optional parameters, which keep their defaults.
+def _is_altered(m: nn.Module) -> bool:
+    """Whether a module no longer does what its class says: its forward was set, or a weight in it is computed."""
+    return "forward" in vars(m) or any(map(weight_hooks, m.modules()))
 
-    fx would make inputs of them, and a default such as ``mask=None`` decides control flow.
-    """
-    parameters = list(inspect.signature(forward).parameters.values())
-    kinds = {parameter.kind for parameter in parameters}
-    optional = [parameter for parameter in parameters[1:] if parameter.default is not parameter.empty]
-    if not optional or inspect.Parameter.VAR_POSITIONAL in kinds:
-        return forward
-    required = [p.name for p in parameters[1:] if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    names = ", ".join(["self", *(required or [optional[0].name])])
-    space: dict[str, Any] = {"forward": forward}
-    exec(f"def wrapped({names}): return forward({names})", space)  # fx reads the signature off the code
-    wrapped: Callable[..., Any] = space["wrapped"]
-    return wrapped
+
+def _plain_tensors(root: nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
+    """The tensors that are attributes of modules, but neither parameters nor buffers: what a graph calls them."""
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield value, f"{path}.{name}" if path else name
 
 
 def trace(model: nn.Module, output: Any = None) -> Captured:
@@ -165,27 +227,12 @@ def trace(model: nn.Module, output: Any = None) -> Captured:
     Raises:
         CaptureError: symbolic tracing cannot follow the model, or ``output`` names nothing.
     """
-    before = {module: dict(vars(module)) for module in model.modules()}
+    tracer = Tracer(output)
     try:
-        tracer = Tracer(output)
-        try:
-            graph = tracer.trace(model)
-        finally:
-            constants = _take_back(model, before)
+        with CAPTURING:
+            graph = tracer.read(model)
     except CaptureError:
         raise
     except Exception as error:
         raise UntraceableError(f"{type(model).__name__} cannot be traced symbolically: {error}") from error
-    return Captured(graph, model, tracer.returns, constants)
-
-
-def _take_back(model: nn.Module, before: dict[nn.Module, dict[str, Any]]) -> Tensors:
-    """Undo what tracing stored on the model: fx keeps tensor constants there, forward() may keep proxies."""
-    constants: Tensors = {}
-    for module, attributes in before.items():
-        for name, value in vars(module).items():
-            if name not in attributes and module is model and isinstance(value, torch.Tensor):
-                constants[name] = value.detach()
-        vars(module).clear()
-        vars(module).update(attributes)
-    return constants
+    return Captured(graph, model, tracer.returns, tracer.constants)

@@ -49,6 +49,14 @@ class ConditionError(FxlrpError, ValueError):
     """A condition does not fit the output of its module, or conditions do not fit the targets."""
 
 
+class NonFiniteError(FxlrpError, ArithmeticError):
+    """The output of the model, or the relevance, is NaN or infinite: there is nothing to explain."""
+
+
+class PropagationError(FxlrpError, RuntimeError):
+    """The model runs, but its relevance cannot be computed: a limit of fxlrp, or of the memory."""
+
+
 class OptimizeError(FxlrpError, ValueError):
     """There is no optimisation of this name."""
 

@@ -12,16 +12,30 @@ from torch import Tensor
 from fxlrp.common.errors import InputError
 
 
+CHANNEL_AXIS = "fxlrp_channel_axis"
+"""The attribute of a tensor of relevance that says which axis holds the channels."""
+
+
 def heatmap(relevance: Tensor) -> Tensor:
     """The attribution map: the sum over channels.
 
     Args:
         relevance: (batch, channels, height, width), or (channels, height, width); of several
-            targets (batch, rows, channels, height, width).
+            targets (batch, targets, channels, height, width).
 
     Returns:
-        (batch, height, width), or (height, width), or (batch, rows, height, width).
+        (batch, height, width), or (height, width), or (batch, targets, height, width).
+
+    The relevance of an explanation knows where its channels are: of signals (batch, channels, length) the map is
+    (batch, length), of volumes (batch, depth, height, width). What was made of it (a slice, a copy) is taken by the
+    shapes above.
+
+    Raises:
+        InputError: it has another shape.
     """
+    axis = getattr(relevance, CHANNEL_AXIS, None)
+    if axis is not None:
+        return relevance.sum(dim=axis)
     if not isinstance(relevance, Tensor) or relevance.dim() not in (3, 4, 5):
         got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
         raise InputError(f"a heatmap is made of relevance (batch, channels, height, width), not {got}")

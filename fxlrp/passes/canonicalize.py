@@ -24,6 +24,7 @@ from fxlrp.common.errors import UnknownOperationError
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import Builder, identifier, target_name
 from fxlrp.passes.facts import KEY, Facts, Origin, facts
+from fxlrp.passes.refusals import check_fixed, check_real
 from fxlrp.passes.signal import signal_nodes
 from fxlrp.vocabulary import VOCABULARY, Unsupported
 from fxlrp.vocabulary.routing import lower_getitem
@@ -66,10 +67,13 @@ class _Canonicalizer:
         self.current: fx.Node
 
     def run(self) -> fx.GraphModule:
-        needed = _needed(self.captured.graph)
+        needed, depends = _needed(self.captured.graph), _dependent(self.captured.graph)
         for node in self.captured.graph.nodes:
             if node in needed or node.op == "placeholder":
                 self.current = node
+                check_fixed(node, origin_of(node))
+                if node in depends:
+                    check_real(node, origin_of(node))
                 self._visit(node)
         if self.unknown:
             raise UnknownOperationError(
@@ -108,7 +112,7 @@ class _Canonicalizer:
             self.aliases.bind(node, value)
             if overwrites or kwargs.get("inplace", False):
                 self.aliases.overwrite(node)
-        except (Unsupported, TypeError) as reason:
+        except (Unsupported, TypeError, fx.proxy.TraceError) as reason:
             what, where = self._describe(node)
             self.unknown.append((what, where + (f": {reason}" if str(reason) else "")))
             self.final = self.final or getattr(reason, "final", False) or _is_atomic(node)
@@ -255,6 +259,15 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
             needed.add(node)
             needed.update(node.all_input_nodes)
     return needed
+
+
+def _dependent(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on an input, be it by values or only by shapes."""
+    depends: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in depends for source in node.all_input_nodes):
+            depends.add(node)
+    return depends
 
 
 def _overwrites(node: fx.Node) -> bool:

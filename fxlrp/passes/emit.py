@@ -16,6 +16,7 @@ from torch import fx, nn
 from fxlrp.passes.conditions import write_parts
 from fxlrp.passes.facts import facts, rule_label
 from fxlrp.passes.optimize import REUSE_FORWARD, SINGLE_BRANCH
+from fxlrp.passes.positions import lookup_position
 from fxlrp.passes.propagate import propagate
 from fxlrp.passes.relevance_flows import Flows
 from fxlrp.passes.request import Program, Request, Results
@@ -120,7 +121,10 @@ def _arrived(node: fx.Node, values: Values, flows: Flows) -> Any:
         # An input that only opens a gate, or is not used at all, receives nothing.
         return flows.received.get(node, torch.zeros_like(values.value(node)))
     forward = [other for other in node.graph.nodes if other.op != "output"]
-    lookups = [flows.received[n] for n in forward if facts(n).source is node and n in flows.received]
+    looked_up = [n for n in forward if facts(n).source is node and n in flows.received]
+    lookups = [
+        flows.received[n] if lookup_position(n) is None else flows.received[n].transpose(0, 1) for n in looked_up
+    ]
     if not lookups:
         return torch.zeros_like(values.value(node), dtype=torch.float32)
     return lookups[0] if len(lookups) == 1 else torch.cat(lookups, dim=-1)

@@ -18,7 +18,7 @@ SHAPE_FUNCTIONS = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "is_floating_point", "numel",
     "len", "sym_size", "sym_numel", "sym_stride", "zero", "fill",
 })  # fmt: skip
-VALUE_ATTRIBUTES = frozenset({"T", "mT", "data", "values", "indices"})
+VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices", "real", "imag"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
 QUESTIONS = frozenset({
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "logical_not",

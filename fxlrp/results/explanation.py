@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
+from fxlrp.rules.starts import told
 from fxlrp.runtime.engine import Prepared
 
 
@@ -32,6 +35,7 @@ class Explanation:
         inputs: the names of the inputs, in the order of ``relevance``.
         pictures: the input, where it is one batch of pictures (batch, 1 or 3, height, width): what a notebook
             shows relevance on.
+        start_name: what entered at the output: ``"probability"``, ``"logit"``, …
     """
 
     relevance: Any
@@ -41,6 +45,7 @@ class Explanation:
     checkpoints: dict[str, Any]
     inputs: tuple[str, ...] = ()
     pictures: Tensor | None = None
+    start_name: str = ""
 
     def _repr_png_(self) -> bytes | None:
         """Relevance over the first pictures, for a notebook; ``None`` where it is no map of pictures."""
@@ -58,6 +63,10 @@ class Explanation:
 def explanation_of(results: Results, prepared: Prepared) -> Explanation:
     """The explanation that a program computed for a call."""
     relevance, inputs = results.relevance, prepared.inputs
+    if not torch.compiler.is_compiling():
+        for part, given in zip(relevance, inputs, strict=True):
+            if given.dim() > 2 and given.is_floating_point():
+                setattr(part, CHANNEL_AXIS, 2 if prepared.targets == "several" or prepared.conditions_several else 1)
     return Explanation(
         relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
         output=pytree.tree_unflatten(results.output, prepared.plan.returns),
@@ -65,6 +74,7 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
         start=results.start,
         checkpoints=results.checkpoints,
         inputs=tuple(spec.name for spec in prepared.plan.inputs),
+        start_name=told(prepared.plan.start),
         pictures=inputs[0] if len(inputs) == 1 and _are_pictures(inputs[0]) else None,
     )
 

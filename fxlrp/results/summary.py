@@ -35,9 +35,15 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of all nodes that relevance may pass, in the order of the forward pass; as text a table."""
+    """The rows of all nodes that relevance may pass, in the order of the forward pass; as text a table.
+
+    Attributes:
+        rows: one per node.
+        start: the relevance that enters at the output: ``"probability"``, ``"logit"``, …
+    """
 
     rows: Sequence[SummaryRow]
+    start: str = ""
 
     def __iter__(self) -> Iterator[SummaryRow]:
         return iter(self.rows)
@@ -50,14 +56,15 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [(row.node, row.path, row.kind, row.rule, row.reason) for row in self.rows if row.rule]
-        return table(("node", "module", "kind", "rule", "why"), lines)
+        started = f"\nstart: {self.start}" if self.start else ""
+        return table(("node", "module", "kind", "rule", "why"), lines) + started
 
     def __repr__(self) -> str:
         return f"<Summary of {len(self.rows)} nodes>"
 
 
-def summarize(forward: fx.GraphModule) -> Summary:
-    """The summary of a forward graph whose rules are assigned."""
+def summarize(forward: fx.GraphModule, start: str = "") -> Summary:
+    """The summary of a forward graph whose rules are assigned, and of what starts at its output."""
     rows = []
     for node in forward.graph.nodes:
         node_facts = facts(node)
@@ -67,4 +74,4 @@ def summarize(forward: fx.GraphModule) -> Summary:
         operation = node_facts.operation.name if node_facts.operation else "getitem"
         rule = "" if node_facts.rule is None else repr(node_facts.rule)
         rows.append(SummaryRow(node.name, node_facts.origin.path, kind, operation, rule, node_facts.reason))
-    return Summary(rows)
+    return Summary(rows, start)

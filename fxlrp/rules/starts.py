@@ -47,6 +47,20 @@ def logit(output: Tensor, target: Tensor | None) -> Tensor:
 
 
 @primitive
+def given(output: Tensor, target: Tensor | None) -> Tensor:
+    """The target's own output, which is a probability already, zero at the other classes; (batch,): the output."""
+    return output if output.dim() == 1 else _at_target(_two_axes(output), target, output)
+
+
+@primitive
+def by_shape(output: Tensor, target: Tensor | None) -> Tensor:
+    """The probability of the target where there are two or more classes; of one output the value itself."""
+    if output.dim() == 1:
+        return output
+    return logit(output, target) if _two_axes(output).shape[1] == 1 else probability(output, target)
+
+
+@primitive
 def one(output: Tensor, target: Tensor | None) -> Tensor:
     """One at the target, zero at the other classes."""
     return _at_target(_two_axes(output), target, torch.ones_like(output))
@@ -144,20 +158,37 @@ def against(other: int | Tensor | None = None) -> Start:
 def _two_axes(output: Tensor) -> Tensor:
     if output.dim() != 2:
         raise StartError(
-            f"the output has shape {tuple(output.shape)}, and this start needs (batch, classes): "
-            "give start='output', or a callable (output, target) -> relevance of the output"
+            f"the output has shape {tuple(output.shape)}, and this start needs (batch, classes). For an embedding or a "
+            "regression write fxlrp.compile(model, start='output'); for one step of a sequence "
+            "fxlrp.compile(model, output=lambda output: output[:, -1]); else start= a callable (output, target) -> "
+            "relevance in the shape of the output"
         )
     return output
 
 
-NONNEGATIVE = frozenset({probability, one})
+NONNEGATIVE = frozenset({probability, given, one})
 """The starts that are nowhere negative."""
 
 STARTS: dict[str, Start] = {
     "probability": probability, "logit": logit, "one": one, "output": itself,
     "contrastive": contrastive, "softmax_gradient": softmax_gradient,
 }  # fmt: skip
-"""The starts that ``compile(start=…)`` knows by name."""
+"""The starts that ``compile(start=…)`` knows by name, beside :data:`AUTO`."""
+
+AUTO = "auto"
+"""The start that fits the end of the model's graph."""
+
+STARTS_TOLD = {
+    probability: "probability", given: "probability, which the model itself gives", logit: "logit", one: "one",
+    itself: "output", contrastive: "contrastive", softmax_gradient: "softmax_gradient",
+    by_shape: "probability, or the value itself where there is one output",
+}  # fmt: skip
+"""What an explanation says of where its relevance started."""
+
+
+def told(start: Start | torch.nn.Module) -> str:
+    """What an explanation says of its start."""
+    return STARTS_TOLD.get(start, "") or repr(getattr(start, "function", start))  # type: ignore[arg-type]
 
 
 class SeveralStarts(torch.nn.Module):

@@ -55,6 +55,9 @@ class Backend(ABC):
             BackendError: it cannot run this way.
         """
 
+    def forget(self, module: fx.GraphModule) -> None:  # noqa: B027, because most keep nothing
+        """Keep nothing of a program that is used no more."""
+
     def raise_for(self, error: RuntimeError) -> None:  # noqa: B027, because most have no errors of their own
         """Raise :class:`BackendError` where an error is one of this backend, and not of the inputs."""
 
@@ -85,6 +88,9 @@ class Inductor(Backend):
                 "or compile it with backend='eager'"
             )
         return self._compiled.setdefault(id(module), Compiled(module, cuda_graphs=self.graphs))
+
+    def forget(self, module: fx.GraphModule) -> None:
+        self._compiled.pop(id(module), None)
 
     def raise_for(self, error: RuntimeError) -> None:
         from torch._dynamo.exc import TorchDynamoException

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.capture import Call, bind, input_counts
-from fxlrp.common.errors import CaptureError, ExportError, NotCapturedError
+from fxlrp.capture import Call, Snapshot, bind, input_counts
+from fxlrp.common.errors import CaptureError, ExportError, FxlrpError, NotCapturedError, PropagationError
 from fxlrp.passes.optimize import can_pack
 from fxlrp.passes.request import Program, Request, Results
 from fxlrp.runtime.backends import Eager
-from fxlrp.runtime.inputs import InputSpec, arguments_of, check_examples, check_inputs, forward_shapes
+from fxlrp.runtime.finite import check_finite
+from fxlrp.runtime.inputs import (
+    InputSpec,
+    arguments_of,
+    check_examples,
+    check_inputs,
+    check_kinds,
+    forward_shapes,
+)
 from fxlrp.runtime.masks import Conditions, count_slices, masks, read_conditions
 from fxlrp.runtime.plan import Plan, exported, may_export, traced
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import run_slices
 from fxlrp.runtime.targets import check_target
+from fxlrp.runtime.verify import DifferentFunctionError, Verifier
 from fxlrp.runtime.weights import Weights
+
+
+MOST_PLANS = 8
+"""How many captured graphs of a model are kept: one per kind of call that symbolic tracing does not serve."""
 
 
 class Form(NamedTuple):
@@ -62,6 +77,11 @@ class Prepared:
         return "several" if self.target is not None and self.target.dim() == 2 else "one"
 
     @property
+    def conditions_several(self) -> bool:
+        """Whether there are several conditions, and so several explanations per item."""
+        return self.conditions is not None and self.conditions.several
+
+    @property
     def autocast(self) -> bool:
         """Whether ``torch.autocast`` is on for the inputs."""
         return torch.is_autocast_enabled(self.inputs[0].device.type)
@@ -97,12 +117,9 @@ class Engine:
         self._untraceable: CaptureError | None = None
         self._eager = Eager()
         self._backend = recipe.new_backend()
-        try:
-            self._use(traced(model, recipe))
-        except CaptureError as reason:
-            if not may_export(reason):
-                raise
-            self._untraceable = reason
+        self._verifier = Verifier(model, self.weights, recipe.output, recipe.verify)
+        self._lock = threading.RLock()
+        self._trace()
         if example_inputs is not None:
             args, kwargs = arguments_of(example_inputs)
             self._plan_for(*bind(model, args, kwargs))
@@ -166,20 +183,41 @@ class Engine:
             InputError, TargetError, ConditionError: they do not fit the model.
             CaptureError: this first call shows that the model cannot be captured.
         """
+        if torch.compiler.is_compiling():
+            plan, tensors = self.captured_plan("an explainer that is compiled"), list(inputs)
+            check_inputs(plan.inputs, tensors, self.weights.example())
+        else:
+            check_kinds((inputs, dict(named)))
+            with self._lock:
+                self._follow()
+                plan, tensors = self._plan_of(inputs, named)
+        first = tensors[0]
+        classes = None
+        if target is not None and not torch.compiler.is_compiling():
+            classes = plan.class_count(tensors)
+        wanted = check_target(target, first.shape[0], classes, first.device)
+        return Prepared(plan, tensors, wanted, read_conditions(conditions), self._is_half(first))
+
+    def _plan_of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Plan, list[Tensor]]:
+        """The plan that serves a call, verified for it, and the tensors that it takes; all checked."""
         plan, tensors = self.plan, list(inputs)
         if plan is None or not plan.fits(inputs, named, self.weights.dtype_now()):
             call, tensors = bind(self.model, inputs, dict(named))
             plan = self._plan_for(call, tensors)
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self.weights.refresh(self.recorded)
+        self.weights.refresh(self.recorded)
         check_inputs(plan.inputs, tensors, self.weights.example())
-        if not compiling:
-            self.last = Seen(plan, [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
-        first = tensors[0]
-        classes = plan.class_count(tensors) if target is not None and not compiling else None
-        wanted = check_target(target, first.shape[0], classes, first.device)
-        return Prepared(plan, tensors, wanted, read_conditions(conditions), self._is_half(first))
+        autocast = torch.is_autocast_enabled(tensors[0].device.type)
+        try:
+            self._verifier.check(plan, tensors, autocast)
+        except DifferentFunctionError as reason:
+            if plan.captured.way == "export":
+                raise
+            # Symbolic tracing took a way through forward() that the model does not take: torch.export takes it.
+            self._untraceable = reason
+            self._discard(plan)
+            return self._plan_of(inputs, named)
+        self.last = Seen(plan, [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
+        return plan, tensors
 
     def program(self, prepared: Prepared, request: Request, *, packed: bool = True) -> Program:
         """The program for a request, its weights as those of the model are now.
@@ -196,9 +234,12 @@ class Engine:
             conditions=prepared.conditions.modules if prepared.conditions else (),
             precision="mixed" if prepared.half else "uniform",
         )
-        program = prepared.plan.program(prepared.plan.fitted(wanted, packed=fit))
-        if self.weights.add(program.module):
-            self.weights.refresh(self.recorded)
+        with self._locked():
+            program = prepared.plan.program(prepared.plan.fitted(wanted, packed=fit))
+            if self.weights.add(program.module):
+                for dropped in prepared.plan.drop_programs():
+                    self._forget(dropped.module)
+                self.weights.refresh(self.recorded)
         return program
 
     def run(self, prepared: Prepared, request: Request, chunk: int | None = None) -> Results:
@@ -212,6 +253,8 @@ class Engine:
         Raises:
             InputError: the model cannot take inputs of these shapes; the failing layer is named.
             BackendError: the backend cannot run this.
+        NonFiniteError: the output or the relevance is NaN or infinite.
+        PropagationError: the model runs, but relevance cannot be computed.
             RuleError: a rule does what cannot be done for several targets at once.
         """
         plan, inputs, target, asked = prepared.plan, prepared.inputs, prepared.target, prepared.conditions
@@ -227,14 +270,24 @@ class Engine:
         try:
             with torch.set_grad_enabled(self.recorded):
                 if count is None:
-                    return Results(**run(*inputs, target, *(mask[0] for mask in kept)))
-                return run_slices(run, inputs, target, kept, count, chunk)
-        except RuntimeError as error:
-            # Shapes that the model cannot take: say which layer, instead of which kernel.
-            if not torch.compiler.is_compiling():
-                forward_shapes(plan.forward, inputs)
-            backend.raise_for(error)
+                    results = Results(**run(*inputs, target, *(mask[0] for mask in kept)))
+                else:
+                    results = run_slices(run, inputs, target, kept, count, chunk)
+        except FxlrpError:
             raise
+        except Exception as error:
+            if torch.compiler.is_compiling() or isinstance(error, torch.OutOfMemoryError | MemoryError):
+                raise
+            # Shapes that the model cannot take: say which layer, instead of which kernel.
+            forward_shapes(plan.forward, inputs)
+            if isinstance(error, RuntimeError):
+                backend.raise_for(error)
+            raise PropagationError(
+                f"{type(self.model).__name__} runs on this input, but its relevance cannot be computed: {error}"
+            ) from error
+        if not torch.compiler.is_compiling():
+            check_finite(results)
+        return results
 
     def example(self, example_inputs: Any = None) -> Prepared:
         """A call with example inputs, or with inputs like those of the last call.
@@ -259,23 +312,77 @@ class Engine:
         halves = (torch.float16, torch.bfloat16)
         return (like is not None and like.dtype in halves) or torch.is_autocast_enabled(first.device.type)
 
+    def _locked(self) -> AbstractContextManager[Any]:
+        """One thread at a time captures and emits; torch.compile, which follows this code, has no locks."""
+        return nullcontext() if torch.compiler.is_compiling() else self._lock
+
+    def _trace(self) -> None:
+        """Capture the model symbolically, where that is possible."""
+        try:
+            self._use(traced(self.model, self.recipe))
+        except CaptureError as reason:
+            if not may_export(reason):
+                raise
+            self._untraceable = reason
+        self._snapshot = Snapshot(self.model)
+
+    def _follow(self) -> None:
+        """Capture the model anew where it was changed in a way that its graph does not follow by itself.
+
+        Raises:
+            TrainingModeError, CaptureError: what it is now cannot be explained.
+        """
+        change = self._snapshot.change()
+        if not change:
+            return
+        try:
+            self.recipe.check(self.model)
+            for plan in list(self._plans):
+                self._discard(plan)
+            self._untraceable, self.last = None, None
+            self._verifier.forget()
+            self.input_counts = input_counts(self.model)
+            self._trace()
+        except FxlrpError as error:
+            note = f"{change} was changed since the model was compiled, by forward() itself or from outside"
+            error.args = (f"{error}\n({note}; compile the model again if that was meant)",)
+            raise
+
     def _use(self, plan: Plan) -> Plan:
         program = plan.plain.module
         self.weights.add(program)
         self.plan, self._current_program = plan, program
         if plan not in self._plans:
             self._plans.append(plan)
+        for old in self._plans[:-MOST_PLANS]:
+            if old is not plan:
+                self._discard(old)
         return plan
+
+    def _discard(self, plan: Plan) -> None:
+        """Keep nothing of a plan."""
+        self._plans.remove(plan)
+        if self.plan is plan:
+            self.plan = self._current_program = None
+        for program in plan.drop_programs(0):
+            self._forget(program.module)
+
+    def _forget(self, module: fx.GraphModule) -> None:
+        self.weights.forget(module)
+        self._backend.forget(module)
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""
-        for plan in self._plans:
-            if plan.serves(call, self.weights.dtype_now()):
+        served = [plan for plan in self._plans if plan.serves(call, self.weights.dtype_now())]
+        for plan in served:
+            if plan.takes(tensors):
                 return plan if plan is self.plan else self._use(plan)
         check_examples(call, tensors)
         try:
             return self._use(exported(self.model, self.recipe, call, tensors, self.weights.dtype))
         except CaptureError as error:
+            for plan in served:  # captured for other sizes: was it the sizes?
+                check_inputs(plan.inputs, tensors, self.weights.example())
             if self._untraceable is not None:
                 error.args = (f"{error}\n({self._untraceable})",)
             raise

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call
 from fxlrp.capture.captured import Shape
@@ -51,6 +52,12 @@ class InputSpec:
         layered = self.axis is not None or self.entries is not None or self.shape is not None
         return layered or floating != self.integer
 
+    def fits_capture(self, value: Tensor) -> bool:
+        """Whether a tensor has the shape that the capture fixed, where it fixed one."""
+        if self.shape is None or value.dim() != len(self.shape):
+            return True  # another number of axes is an error of the caller's
+        return all(isinstance(size, str) or size == own for size, own in zip(self.shape, value.shape, strict=True))
+
 
 def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[InputSpec]:
     """What capture and the first layers say of each input of an annotated forward graph."""
@@ -87,6 +94,27 @@ def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
             if (node_facts.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
                 waiting.append(user)
     return InputSpec(str(placeholder.target))
+
+
+def check_kinds(values: Any) -> None:
+    """Raise where a tensor among the arguments of a call is of a kind that no model is explained on.
+
+    Raises:
+        InputError: it is sparse, nested, quantised, complex, or has no values.
+    """
+    for path, value in pytree.tree_leaves_with_path(values):
+        if not isinstance(value, Tensor):
+            continue
+        kind = (
+            "nested" if value.is_nested else "quantised" if value.is_quantized
+            else "sparse" if value.layout is not torch.strided
+            else "complex" if value.is_complex() else "on the meta device, without values" if value.is_meta else ""
+        )  # fmt: skip
+        if kind:
+            raise InputError(
+                f"input{pytree.keystr(path)} is {kind}: give a dense tensor of real numbers, (batch, ...)"
+                + (", padded to one length" if kind == "nested" else "")
+            )
 
 
 def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,11 +25,16 @@ from fxlrp.passes.facts import facts
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
+from fxlrp.passes.fitting_start import fitting_start
 from fxlrp.passes.request import Program, Request
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.vocabulary import Kind
+
+
+MOST_PROGRAMS = 24
+"""How many programs of a plan are kept: one per kind of request."""
 
 
 @dataclass(eq=False)
@@ -41,6 +48,7 @@ class Plan:
         dtype: the floating point type that it was captured in, because export writes casts down.
         forward: the forward graph, canonical, annotated, with joins and rules.
         explained: the node where relevance starts.
+        start: what enters there.
         casts: whether the model itself casts values that carry signal.
         inputs: what the graph says of each input.
     """
@@ -49,7 +57,7 @@ class Plan:
     recipe: Recipe
     call: Call | None = None
     dtype: torch.dtype | None = None
-    _programs: dict[Request, Program] = field(default_factory=dict)
+    _programs: OrderedDict[Request, Program] = field(default_factory=OrderedDict)
     _shapes: tuple[Any, Shapes] | None = None
     _classes: int | None = None
 
@@ -58,6 +66,7 @@ class Plan:
         self.forward = self._annotated()
         self.explained = self._explained()
         self.casts = self._casts()
+        self.start = self.recipe.chosen_start or fitting_start(self.explained, self.forward)
         self.inputs = input_specs(self.forward, self.captured.shapes)
 
     def _annotated(self) -> fx.GraphModule:
@@ -73,7 +82,11 @@ class Plan:
     def _explained(self) -> fx.Node:
         outputs: Any = next(node for node in self.forward.graph.nodes if node.op == "output").args[0]
         if not isinstance(outputs[0], fx.Node) or not facts(outputs[0]).signal:
-            raise CaptureError("the output does not depend on the input")
+            which = "that output= picks " if callable(self.recipe.output) else ""
+            raise CaptureError(
+                f"the output {which}does not depend on the input"
+                + (f" (output={self.recipe.output!r})" if which else "")
+            )
         return outputs[0]
 
     def _casts(self) -> bool:
@@ -126,12 +139,27 @@ class Plan:
         )
 
     def program(self, request: Request) -> Program:
-        """The relevance graph of a fitted request, emitted when it is first asked for."""
-        if request not in self._programs:
-            program = emit(self.forward, self.explained, self.recipe.chosen_start, request)
+        """The relevance graph of a fitted request, emitted when it is first asked for; the latest ones are kept."""
+        program = self._programs.get(request)
+        if program is None:
+            program = emit(self.forward, self.explained, self.start, request)
             program.module = optimize(program.module, request.optimizations or ())
-            self._programs[request] = program
-        return self._programs[request]
+        self._programs[request] = program
+        self._programs.move_to_end(request)
+        return program
+
+    def drop_programs(self, most: int = MOST_PROGRAMS) -> list[Program]:
+        """Keep at most so many programs, those that were asked for last; what is dropped."""
+        return [self._programs.popitem(last=False)[1] for _ in range(len(self._programs) - most)]
+
+    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments ``(args, kwargs)`` of the model for its tensor inputs."""
+        if self.call is not None:
+            return self.call.arguments(tensors)
+        by_name = dict(zip((spec.name for spec in self.inputs), tensors, strict=True))
+        parameters = inspect.signature(self.captured.model.forward).parameters
+        named = {name: by_name.pop(name) for name in parameters if name in by_name and _by_name_only(parameters[name])}
+        return tuple(by_name.values()), named
 
     def serves(self, call: Call, dtype: torch.dtype | None) -> bool:
         """Whether this graph was captured for calls like ``call`` of a model in ``dtype``."""
@@ -139,6 +167,13 @@ class Plan:
             return self.call.key == call.key and self.dtype == dtype
         names = tuple(spec.name for spec in self.inputs)
         return call.plain and call.names == names and all(map(InputSpec.takes, self.inputs, call.floating))
+
+    def takes(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the sizes of inputs are among those that the capture left free."""
+        if self.call is None:
+            return True
+        fits = all(map(InputSpec.fits_capture, self.inputs, tensors))
+        return fits and (not tensors[0].dim() or self.captured.serves_batch(tensors[0].shape[0]))
 
     def fits(self, inputs: Sequence[Any], named: Mapping[str, Any], dtype: torch.dtype | None) -> bool:
         """Whether a call is plainly one that this graph serves: one tensor for each input, in order."""
@@ -149,7 +184,7 @@ class Plan:
         return all(
             isinstance(value, Tensor) and spec.takes(value.is_floating_point())
             for spec, value in zip(self.inputs, inputs, strict=True)
-        )
+        ) and self.takes(inputs)
 
     def shapes(self, inputs: Sequence[Tensor]) -> Shapes:
         """The shape of every forward value for ``inputs``; those that were last asked for are kept.
@@ -168,6 +203,10 @@ class Plan:
             shape = self.shapes(inputs)[self.explained]
             self._classes = shape[1] if len(shape) == 2 else -1
         return self._classes if self._classes >= 0 else None
+
+
+def _by_name_only(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY
 
 
 def traced(model: nn.Module, recipe: Recipe) -> Plan:

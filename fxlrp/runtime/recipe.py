@@ -16,8 +16,12 @@ from fxlrp.passes.optimize import chosen
 from fxlrp.presets import Preset, preset_named
 from fxlrp.rules.rule import Rule
 from fxlrp.rules.split import SPLITS, SplitRule
-from fxlrp.rules.starts import STARTS, CustomStart, Start
+from fxlrp.rules.starts import AUTO, STARTS, CustomStart, Start
 from fxlrp.runtime.backends import Backend, backend_named
+
+
+MODES = ("first", "always", "never")
+"""When the model is run beside its explanation: at the first call of each kind, at all calls, at none."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Recipe:
         split: how a join shares relevance: ``"ratio"``, ``"symmetric"``, ``"signed"``,
             ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
         identity_skips: ``False``: an identity skip receives nothing, its residual branch all.
-        start: the relevance that enters at the output: ``"probability"`` (softmax of a
-            (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
+        start: the relevance that enters at the output: ``"auto"`` (what fits the end of the model: the softmax of two
+            or more classes, a probability that the model itself gives, or the value of a single output),
+            ``"probability"`` (softmax of a (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
             ``"softmax_gradient"`` (SGLRP), ``fxlrp.starts.against(other)`` (this class rather than
             that one), ``"output"`` (the output itself, for a regression or a similarity), or a
             callable ``(output, target) -> relevance`` in the shape of the output.
@@ -49,9 +54,12 @@ class Recipe:
         differentiable: whether an explanation keeps its autograd graph.
         optimize: ``True``: every optimisation that leaves the model's output as it is, to the bit;
             ``False``: none, for reading; or the names of some (``fxlrp.passes.optimize.NAMES``).
+        verify: when the model itself is run beside its explanation, to see that both are one function and that no
+            item of a batch depends on another: ``"first"``, at the first call of each kind (shapes, types, a batch
+            of one or of several), which costs about two forward passes; ``"always"``; or ``"never"``.
 
     Raises:
-        RuleError, PatternError: a preset, rule, split or name does not fit.
+        RuleError, PatternError: a preset, rule, split or name does not fit, or ``verify`` is no such word.
         StartError: a start is neither a name nor a callable.
         OptimizeError: an optimisation that is asked for is not known.
         BackendError: a backend that is asked for is not known, or cannot run here.
@@ -62,13 +70,14 @@ class Recipe:
     rules: Mapping[Any, Rule] | None = None
     split: str | SplitRule | None = None
     identity_skips: bool = True
-    start: str | Start = "probability"
+    start: str | Start = AUTO
     output: Any = None
     checkpoints: Sequence[str] = ()
     example_inputs: InitVar[Any] = None
     backend: str | None = None
     differentiable: bool = False
     optimize: bool | Sequence[str] = True
+    verify: str = "first"
 
     def __post_init__(self, example_inputs: Any) -> None:
         check_preset(self.chosen_preset)
@@ -77,6 +86,8 @@ class Recipe:
         # What a name stands for is found once, and so are errors in it.
         _ = self.chosen_split, self.chosen_start, self.optimizations
         backend_named(self.backend)
+        if self.verify not in MODES:
+            raise RuleError(f"verify={self.verify!r}: choose one of {', '.join(map(repr, MODES))}")
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found from names is found again.
@@ -100,11 +111,13 @@ class Recipe:
         return SPLITS[self.split]
 
     @cached_property
-    def chosen_start(self) -> Start | nn.Module:
-        """The start that ``start`` names; a caller's own is checked each time it is used."""
+    def chosen_start(self) -> Start | nn.Module | None:
+        """The start that ``start`` names; a caller's own is checked each time it is used; ``None``: what fits."""
         if isinstance(self.start, str):
+            if self.start == AUTO:
+                return None
             if self.start not in STARTS:
-                names = ", ".join(map(repr, STARTS))
+                names = ", ".join(map(repr, [AUTO, *STARTS]))
                 raise StartError(f"start={self.start!r}: choose one of {names}, or give a callable")
             return STARTS[self.start]
         if not callable(self.start):

@@ -11,6 +11,10 @@ from torch import Tensor
 from fxlrp.common.errors import TargetError
 
 
+LARGEST = 2**63
+"""Class numbers are 64-bit integers."""
+
+
 def separate_target(
     counts: tuple[int, float], inputs: tuple[Any, ...], named: dict[str, Any], target: Any
 ) -> tuple[tuple[Any, ...], Any]:
@@ -64,6 +68,8 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             dtype = str(target.dtype).removeprefix("torch.")
             raise TargetError(f"a target tensor holds class numbers as integers, not {dtype}")
+        if target.device.type == "meta" or target.layout is not torch.strided:
+            raise TargetError("a target tensor holds class numbers; this one has no values of its own (meta, or sparse)")
         if target.dim() == 0:
             target = target.expand(batch)
         if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
@@ -87,4 +93,9 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    """Whether a value is a whole number that a class may have."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    if not -LARGEST <= int(value) < LARGEST:
+        raise TargetError(f"class {value} is out of range")
+    return True

@@ -64,6 +64,20 @@ class Weights:
         self._slots.sort(key=lambda slot: isinstance(slot[0], _Constant))
         return True
 
+    def forget(self, module: fx.GraphModule) -> None:
+        """Untie a graph module that is used no more."""
+        self._modules.discard(id(module))
+        for child in module.children():
+            if isinstance(child, Derived):
+                self.forget(child.program)
+        holders = set(map(id, module.modules()))
+        self._slots = [slot for slot in self._slots if id(slot[2]) not in holders]
+
+    def as_computed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the model in the type and on the device that the explainer computes in."""
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(device=self.device or tensor.device, dtype=dtype or tensor.dtype)
+
     def example(self) -> torch.Tensor | None:
         """A floating point tensor of the explainer, for dtype and device; ``None`` where there is none."""
         for _, _, holder, name in self._slots:

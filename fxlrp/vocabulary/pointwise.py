@@ -30,15 +30,20 @@ def is_scalar(value: Any) -> bool:
     return not isinstance(value, torch.Tensor | fx.Proxy)
 
 
+def _times(value: Any, factor: Any) -> Any:
+    """A number or a tensor times ``alpha``."""
+    if factor == 1:
+        return value
+    return value * factor if is_scalar(value) else aten.mul.Tensor(value, factor)
+
+
 def lower_add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
-    if is_scalar(input):
-        input, other = other, input
-    return aten.add.Tensor(input, other if alpha == 1 else aten.mul.Tensor(other, alpha))
+    other = _times(other, alpha)
+    return aten.add.Tensor(other, input) if is_scalar(input) else aten.add.Tensor(input, other)
 
 
 def lower_sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
-    if alpha != 1:
-        other = aten.mul.Tensor(other, alpha)
+    other = _times(other, alpha)
     if is_scalar(input):
         return aten.add.Tensor(aten.neg.default(other), input)
     return aten.sub.Tensor(input, other)

@@ -76,5 +76,6 @@ class ConstantDenominators(OptimizerPass):
 
 def _broadcasts(node: fx.Node, constant: set[fx.Node]) -> bool:
     """Whether a step takes one item of a constant for all."""
-    one_for_all = facts_of(node.target).one_for_all
-    return all(i in one_for_all for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in constant)
+    places = {i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in constant}
+    nested = sum(source in constant for source in node.all_input_nodes) > len({node.args[i] for i in places})
+    return not nested and places <= set(facts_of(node.target).one_for_all)

@@ -1,0 +1,183 @@
+"""A double of a model: what reads or runs the double leaves no trace on the model.
+
+A forward() that is traced stores what it stores: proxies in lists, symbolic sizes in attributes, constants on the
+root. And torch.fx patches ``nn.Module`` for the whole process while it traces. A double has modules, containers and
+plain objects of its own and shares the tensors of the model; calls of its modules can be intercepted without a patch.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+
+MOST_OBJECTS = 50_000
+"""How many objects beside modules are doubled. What a model holds beyond that, such as a data set, is shared."""
+
+_HEAP_TYPE = 1 << 9
+"""The flag of a class that is written in Python."""
+_FOREIGN = ("torch", "threading", "logging", "weakref", "multiprocessing", "concurrent", "asyncio", "enum")
+"""Packages whose objects are handles, identities or large: they are shared."""
+
+
+class Doubles:
+    """Doubles objects, each once: what is shared, or refers to itself, stays so."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, Any]] = {}
+        self._left = MOST_OBJECTS
+
+    def of(self, value: Any, counted: bool = True) -> Any:
+        """The double of a value; the value itself where nothing can be written to it.
+
+        Args:
+            value: anything.
+            counted: whether it counts against :data:`MOST_OBJECTS`.
+        """
+        if isinstance(value, torch.Tensor | str | int | float | type | types.FunctionType) or value is None:
+            return value
+        known = self._made.get(id(value))
+        if known is not None:
+            return known[1]
+        if isinstance(value, nn.Module):
+            return self._object(value, object.__new__(type(value)))
+        if counted:
+            if self._left <= 0:
+                return value
+            self._left -= 1
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, self.of(value.__self__))
+        if isinstance(value, functools.partial):
+            return functools.partial(self.of(value.func), *map(self.of, value.args), **self._items(value.keywords))
+        if isinstance(value, tuple):
+            return self._tuple(value)
+        if is_container(value):
+            return self._container(value, _empty_like(value))
+        if is_plain(value):
+            namespace = type(value) is types.SimpleNamespace
+            return self._object(value, types.SimpleNamespace() if namespace else object.__new__(type(value)))
+        return value
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The doubles that are modules."""
+        return (double for _, double in list(self._made.values()) if isinstance(double, nn.Module))
+
+    def _note(self, value: Any, double: Any) -> Any:
+        self._made[id(value)] = value, double
+        return double
+
+    def _object(self, value: Any, double: Any) -> Any:
+        self._note(value, double)
+        owned = isinstance(value, nn.Module)  # the tables of a module are always its double's own
+        vars(double).update({name: self.of(item, not owned) for name, item in vars(value).items()})
+        if "_orig_mod" in vars(double).get("_modules", ()):  # what torch.compile made: the compiled code is not entered
+            vars(double)["forward"] = double._orig_mod.__call__
+        return double
+
+    def _items(self, items: dict[Any, Any]) -> dict[Any, Any]:
+        return {key: self.of(item) for key, item in items.items()}
+
+    def _tuple(self, value: tuple[Any, ...]) -> Any:
+        items = [self.of(item) for item in value]
+        if all(item is old for item, old in zip(items, value, strict=True)) or type(value) not in (tuple,):
+            return value
+        return self._note(value, tuple(items))
+
+    def _container(self, value: Any, double: Any) -> Any:
+        self._note(value, double)
+        if isinstance(value, dict):
+            double.update(self._items(value))
+        elif isinstance(value, set):
+            double.update(value)  # what is hashed is hardly written to
+        else:
+            double.extend(map(self.of, value))
+        return double
+
+
+def is_container(value: Any) -> bool:
+    """Whether a value is a container of Python's own that can be written to."""
+    return type(value) in (dict, OrderedDict, defaultdict, list, deque, set)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether an object is no more than its ``__dict__``: a configuration, a namespace, a state."""
+    kind = type(value)
+    if kind is types.SimpleNamespace:
+        return True
+    if not getattr(value, "__dict__", None) or isinstance(value, enum.Enum):
+        return False  # without a state it is an identity
+    python = all(base is object or (base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__")) for base in kind.__mro__)
+    return python and kind.__module__.partition(".")[0] not in _FOREIGN
+
+
+def _empty_like(value: Any) -> Any:
+    if isinstance(value, deque):
+        return deque(maxlen=value.maxlen)
+    return defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)()
+
+
+class _Tensors(dict[str, Any]):
+    """The parameters or buffers of a module, as ``nn.Module`` looks them up; what is looked up is replaced."""
+
+    def __init__(self, tensors: dict[str, Any], seen: Callable[[Any], Any]) -> None:
+        super().__init__(tensors)
+        self._seen = seen
+
+    def __getitem__(self, name: str) -> Any:
+        return self._seen(super().__getitem__(name))
+
+
+def intercept(double: nn.Module, called: Callable[..., Any], seen: Callable[[Any], Any]) -> None:
+    """Let calls of a double go to ``called``, and its tensors be what ``seen`` makes of them.
+
+    ``nn.Module`` itself has a place for another call, meant for ``nn.Module.compile``; hooks are not run there.
+
+    Args:
+        double: a module of which nobody else knows.
+        called: ``(*args, **kwargs)`` to what the call returns.
+        seen: a parameter or buffer to what ``double.weight`` is.
+    """
+    attributes = vars(double)
+    attributes["_compiled_call_impl"] = called
+    for name in ("_parameters", "_buffers"):
+        attributes[name] = _Tensors(attributes[name], seen)
+
+
+def without_hooks(model: nn.Module) -> nn.Module:
+    """A double whose hooks do not run, but for those that compute a weight."""
+    doubles = Doubles()
+    double: nn.Module = doubles.of(model)
+    for module in doubles.modules():
+        attributes = vars(module)
+        attributes["_compiled_call_impl"] = None
+        attributes["_forward_hooks"] = OrderedDict()
+        attributes["_forward_pre_hooks"] = OrderedDict(enumerate(weight_hooks(module)))
+        for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+            attributes[flags] = OrderedDict()
+    return double
+
+
+def weight_hooks(module: nn.Module) -> list[Any]:
+    """The hooks by which torch itself computes a weight before a call: pruning."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+
+
+def to_run(model: nn.Module) -> nn.Module:
+    """A double to run: with hooks, as the model runs, and with buffers of its own, to which it may write."""
+    doubles = Doubles()
+    double: nn.Module = doubles.of(model)
+    copied: dict[int, torch.Tensor] = {}
+    for module in doubles.modules():
+        buffers = vars(module)["_buffers"]
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                buffers[name] = copied.setdefault(id(buffer), buffer.detach().clone())
+        vars(module)["_compiled_call_impl"] = None
+    return double

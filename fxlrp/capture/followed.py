@@ -1,0 +1,96 @@
+"""Functions that a capture follows: ``math.sqrt(x.shape[-1])``, ``len(x)``, and those marked by ``torch.fx.wrap``.
+
+Such a function cannot take a proxy, and ``len`` makes a number of the batch. While a model is captured a stand-in lies
+in its place, which hands all other arguments on to it: to other threads it is the function itself, and it would be if
+one were left behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils import _pytree as pytree
+
+CAPTURING = threading.RLock()
+"""One model of the process is read at a time: torch.export is not made for several."""
+
+_FUNCTIONS = {id(function) for name, function in vars(math).items() if callable(function) and not name.startswith("_")}
+_ORIGINAL = "_fxlrp_original"
+
+
+def _stand_in(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, fx.Proxy):
+                proxy = value.tracer.create_proxy("call_function", function, args, kwargs)
+                proxy.node.meta["is_wrapped"] = True
+                return proxy
+        return function(*args, **kwargs)
+
+    setattr(followed, _ORIGINAL, function)
+    return followed
+
+
+def _length(value: Any) -> Any:
+    """``len`` of a tensor as its first size, which a capture leaves free."""
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", len, (value,), {})
+    return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
+
+
+def _places(model: nn.Module, numbers: bool) -> Iterator[tuple[dict[str, Any], str]]:
+    """The tables, and the names in them, under which the code of a model finds functions to follow."""
+    tables: dict[int, dict[str, Any]] = {}
+    for module in model.modules():
+        code = getattr(inspect.unwrap(module.forward), "__globals__", None)
+        if code is not None and not str(code.get("__name__", "")).startswith("torch."):
+            tables[id(code)] = code
+    yield from ((table, "len") for table in tables.values() if "len" not in table)
+    if not numbers:
+        return
+    for table in [vars(math), *tables.values()]:
+        yield from ((table, name) for name, value in list(table.items()) if id(value) in _FUNCTIONS)
+    for (_, name), table in list(getattr(_symbolic_trace, "_wrapped_fns_to_patch", {}).items()):
+        if name in table:
+            yield table, name
+
+
+@contextmanager
+def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
+    """Within, such functions take proxies, and the tensors of an export; :data:`CAPTURING` is held.
+
+    Args:
+        model: whose code is followed.
+        numbers: whether functions of numbers are; an export follows them by itself.
+    """
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for table, name in list(_places(model, numbers)):
+            function = table.get(name)
+            undo.append((table, name, getattr(function, _ORIGINAL, function)))
+            table[name] = _length if function is None else _stand_in(undo[-1][2])
+        yield
+    finally:
+        _put_back(undo)
+
+
+def _put_back(undo: list[tuple[dict[str, Any], str, Any]]) -> None:
+    try:
+        for table, name, function in reversed(undo):
+            if function is None:
+                table.pop(name, None)
+            else:
+                table[name] = function
+    except BaseException:  # an interrupt, even here
+        _put_back(undo)
+        raise

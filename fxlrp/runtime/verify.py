@@ -1,0 +1,355 @@
+"""Whether what is explained is the model: its own output beside that of the graph that was captured from it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as nn_module
+
+from fxlrp.capture import attribute
+from fxlrp.capture.captured import flat_outputs
+from fxlrp.capture.double import to_run, without_hooks
+from fxlrp.common.errors import CaptureError
+from fxlrp.passes.facts import facts
+from fxlrp.runtime.plan import Plan
+from fxlrp.runtime.weights import Weights
+
+MODES = ("first", "always", "never")
+"""When the model itself is run beside its explanation: at the first call of each kind, at every call, never."""
+MOST_KINDS = 256
+"""How many kinds of calls are remembered as verified."""
+SEEDS = (1, 2)
+
+
+class DifferentFunctionError(CaptureError):
+    """What was captured computes something else than the model."""
+
+
+class Verifier:
+    """Compares the model with what was captured from it.
+
+    Args:
+        model: the model.
+        weights: the tensors of the explainer, which may be converted.
+        output: which output of the model is explained, as ``compile(output=…)`` takes it.
+        mode: as ``compile(verify=…)`` takes it.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights, output: Any, mode: str) -> None:
+        self._model = model
+        self._weights = weights
+        self._output = output
+        self._mode = mode
+        self._verified: OrderedDict[Hashable, None] = OrderedDict()
+
+    def check(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> None:
+        """Raise where the graph of ``plan`` is not the model for calls like this one.
+
+        Runs the model and the graph once each, and with several items also the model on the first and the last
+        one alone. Does nothing where such a call was verified before.
+
+        Raises:
+            DifferentFunctionError: it computes something else, and a capture of another kind may do better.
+            CaptureError: the model is random, keeps a state, has hooks that change what it computes, or mixes the
+                items of a batch.
+        """
+        if self._mode == "never" or torch.compiler.is_compiling():
+            return
+        key = self._key(plan, inputs, autocast)
+        if self._mode == "first" and key in self._verified:
+            self._verified.move_to_end(key)
+            return
+        with torch.no_grad(), _randomness_kept():
+            self._compare(plan, list(inputs))
+        self._verified[key] = None
+        while len(self._verified) > MOST_KINDS:
+            self._verified.popitem(last=False)
+
+    def forget(self) -> None:
+        """Verify all kinds of calls anew: the model was changed."""
+        self._verified.clear()
+
+    def _key(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> Hashable:
+        forms = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
+        return id(plan), forms, inputs[0].shape[0] == 1, autocast, self._weights.dtype, self._weights.device
+
+    def _compare(self, plan: Plan, inputs: list[Tensor]) -> None:
+        before, double = _random_state(), to_run(self._model)
+        written = _written(double)
+        model = self._run(plan, inputs, double)
+        drawn = _random_state() != before
+        if drawn and not self._same_for_seeds(plan, inputs):
+            raise _random(self._model)
+        explained = model[0]
+        batch = inputs[0].shape[0]
+        if explained.dim() == 0 or explained.shape[0] != batch:
+            raise CaptureError(
+                f"the output has shape {tuple(explained.shape)} for a batch of {batch}: its first axis must be the "
+                "batch, one value or more per item; a scalar, such as a loss, is explained for no item"
+            )
+        if _written(double) != written and self._remembers(plan, inputs, double):
+            raise _stateful(self._model)
+        try:
+            graph = self._graph(plan, inputs)
+        except Exception as error:  # not of the model, which took the same input
+            raise self._reason(plan, inputs, error) from error
+        for ours, theirs in zip(graph, model, strict=False):
+            if isinstance(theirs, Tensor) and isinstance(ours, Tensor) and not self._agree(plan, inputs, ours, theirs):
+                raise self._reason(plan, inputs)
+        if batch > 1:
+            self._check_items(plan, inputs, explained)
+
+    # What is run ----------------------------------------------------------------------------------
+
+    def _run(self, plan: Plan, inputs: Sequence[Tensor], double: nn.Module | None = None) -> list[Any]:
+        """The explained output of the model, and all that it returns, flattened."""
+        double = to_run(self._model) if double is None else double
+        args, kwargs = plan.arguments(inputs)
+        if self._weights.dtype is not None or self._weights.device is not None:
+            tensors = {
+                name: tensor.to(device=self._weights.device, dtype=self._dtype(tensor))
+                for name, tensor in [*double.named_parameters(), *double.named_buffers()]
+            }
+            returned = torch.func.functional_call(double, tensors, args, kwargs)
+        else:
+            returned = double(*args, **kwargs)
+        outputs, _ = flat_outputs(returned, self._output)
+        return outputs
+
+    def _dtype(self, tensor: Tensor) -> torch.dtype:
+        return self._weights.dtype if self._weights.dtype and tensor.is_floating_point() else tensor.dtype
+
+    def _graph(self, plan: Plan, inputs: Sequence[Tensor], seen: dict[str, Any] | None = None) -> list[Any]:
+        """The same of the captured graph; ``seen`` collects what the modules in it give."""
+        outputs: list[Any] = _Interpreter(plan, self._weights, seen).run(*inputs)
+        return outputs
+
+    # Comparisons ----------------------------------------------------------------------------------
+
+    def _agree(self, plan: Plan, inputs: list[Tensor], ours: Tensor, theirs: Tensor) -> bool:
+        """Whether two outputs of the same inputs differ by no more than the kernels that computed them do."""
+        if ours.shape != theirs.shape:
+            return False
+        difference = distance(ours, theirs)
+        if difference <= 64 * _precision(theirs):
+            return True
+        if not difference <= _precision(theirs) ** 0.5:
+            return False
+        # A deep network enlarges what rounding does: as much as it enlarges a last digit of its input?
+        moved = [x * (1 + 4 * _precision(x)) if x.is_floating_point() else x for x in inputs]
+        before, after = self._run(plan, inputs)[0], self._run(plan, moved)[0]
+        return difference <= 64 * distance(before, after)
+
+    def _check_items(self, plan: Plan, inputs: list[Tensor], explained: Tensor) -> None:
+        batch = inputs[0].shape[0]
+        for item in (0, batch - 1):
+            alone = self._run(plan, [x[item : item + 1] for x in inputs])[0]
+            within = explained[item : item + 1]
+            same = alone.numel() == within.numel() and self._agree(
+                plan, inputs, alone.reshape(within.shape), within
+            )
+            if not same:
+                raise CaptureError(
+                    f"{type(self._model).__name__} mixes the items of a batch: item {item} alone has another output "
+                    f"than in the batch of {batch}, and its explanation would depend on the others. Give one item at "
+                    "a time if the model is meant for it; if the first axis of its input is not the batch (a "
+                    "transformer or LSTM without batch_first), let forward() move it"
+                )
+
+    def _remembers(self, plan: Plan, inputs: list[Tensor], warm: nn.Module) -> bool:
+        """Whether a double that was called before answers otherwise than a new one."""
+        others = [x * 0.75 if x.is_floating_point() else x.roll(1, 0) for x in inputs]
+        after, fresh = self._run(plan, others, warm)[0], self._run(plan, others)[0]
+        return after.shape != fresh.shape or distance(after, fresh) > 64 * _precision(fresh)
+
+    def _same_for_seeds(self, plan: Plan, inputs: list[Tensor]) -> bool:
+        outputs = []
+        for seed in SEEDS:
+            _seed(seed)
+            outputs.append(self._run(plan, inputs)[0])
+        return outputs[0].shape == outputs[1].shape and distance(*outputs) <= 64 * _precision(outputs[0])
+
+    # Reasons --------------------------------------------------------------------------------------
+
+    def _reason(self, plan: Plan, inputs: list[Tensor], failure: Exception | None = None) -> CaptureError:
+        """Why model and graph differ, or why the graph failed, as far as a few more runs can tell."""
+        if not self._same_for_seeds(plan, inputs):
+            return _random(self._model)
+        way = _WAYS[plan.captured.way]
+        if failure is not None:
+            return DifferentFunctionError(
+                f"what was captured of {type(self._model).__name__} by {way} does not run where the model does: {failure}"
+            )
+        ours = self._graph(plan, inputs)[0]
+        hooked = hooked_modules(self._model)
+        if hooked:
+            bare = self._run(plan, inputs, without_hooks(self._model))[0]
+            if bare.shape == ours.shape and self._agree(plan, inputs, ours, bare):
+                return CaptureError(
+                    f"the forward hook of {hooked[0]} changes what the model computes, and hooks are not part of an "
+                    "explanation: remove the hook, or write what it does into forward()"
+                )
+        if plan.captured.example_batch and self._is_of_batch(plan, inputs):
+            return CaptureError(
+                f"{type(self._model).__name__} computes something else for a batch of {inputs[0].shape[0]} than for "
+                f"one of {plan.captured.example_batch}, with which it was captured: its forward() branches on the "
+                "size of the batch, and its items would not be explained as if alone"
+            )
+        return DifferentFunctionError(
+            f"what was captured of {type(self._model).__name__} by {way} computes something else "
+            f"than the model; the first difference is in {self._first_difference(plan, inputs)}. Likely causes: "
+            "forward() asks for the type of a value (type(x) is Tensor, x.dtype is …, an except TypeError that "
+            "swallows), for torch.compiler.is_compiling(), or for something outside the model"
+        )
+
+    def _is_of_batch(self, plan: Plan, inputs: list[Tensor]) -> bool:
+        """Whether model and graph agree on as many items as the model was captured with."""
+        index = torch.arange(plan.captured.example_batch) % inputs[0].shape[0]
+        many = [x[index.to(x.device)] for x in inputs]
+        ours, theirs = self._graph(plan, many)[0], self._run(plan, many)[0]
+        return self._agree(plan, many, ours, theirs)
+
+    def _first_difference(self, plan: Plan, inputs: list[Tensor]) -> str:
+        """The first module whose output differs, for a message."""
+        theirs: dict[str, Tensor] = {}
+        double = to_run(self._model)
+        for path, module in double.named_modules():
+
+            def record(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
+                if isinstance(output, Tensor):
+                    theirs.setdefault(path, output)
+
+            if path:
+                vars(module)["_forward_hooks"] = OrderedDict({**module._forward_hooks, -1: record})
+        ours: dict[str, Any] = {}
+        self._run(plan, inputs, double)
+        self._graph(plan, inputs, ours)
+        for path, value in theirs.items():
+            mine = ours.get(path)
+            if isinstance(mine, Tensor) and mine.shape == value.shape and distance(mine, value) > 64 * _precision(value):
+                return f"{path!r} ({type(attribute(self._model, path)).__name__})"
+        return "the forward() of the model itself"
+
+
+_WAYS = {"symbolic": "symbolic tracing", "export": "torch.export"}
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a forward graph with the tensors of the model as they are now."""
+
+    def __init__(self, plan: Plan, weights: Weights, seen: dict[str, Any] | None) -> None:
+        super().__init__(plan.forward)
+        self.extra_traceback = False
+        self._plan = plan
+        self._weights = weights
+        self._seen = seen
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._weights.as_computed(self._plan.captured.tensor(str(target)))
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if self._seen is not None and n.op == "call_function":
+            for path, _ in facts(n).origin.modules:
+                self._seen[path] = value
+        return value
+
+
+def hooked_modules(model: nn.Module) -> list[str]:
+    """The modules whose hooks run with their forward(), for a message; also where hooks are of all modules."""
+    names = [
+        f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+        for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks
+    ]  # fmt: skip
+    everywhere = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
+    return [*names, "all modules"] if everywhere else names
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value of ``b``; 0 where both are equal, NaN for NaN included."""
+    if torch.equal(a, b) or a.numel() == 0:
+        return 0.0
+    a, b = a.double() if not a.is_complex() else a, b.double() if not b.is_complex() else b
+    same = (a == b) | (a.isnan() & b.isnan())
+    if bool(same.all()):
+        return 0.0
+    finite = b[b.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    worst = float((a - b).abs()[~same].max())
+    return worst / scale if scale else float("inf") if worst != worst or worst > 0 else 0.0
+
+
+def _precision(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
+
+
+def _written(model: nn.Module) -> tuple[Any, ...]:
+    """What a run of a model may leave on it: equal where nothing was written."""
+    snapshot = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            table = value if name in ("_buffers",) else {name: value}
+            snapshot += [(key, _mark(entry)) for key, entry in table.items()]
+    return tuple(snapshot)
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, tuple):
+        return tuple(map(_mark, value))
+    if isinstance(value, int | float | str):
+        return value
+    return (id(value), len(value)) if isinstance(value, dict | list | deque) else id(value)
+
+
+def _stateful(model: nn.Module) -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__} keeps a state: what it computes depends on earlier calls. An explanation is of one "
+        "function; take counters and caches of earlier inputs out of forward(), and compile the model again"
+    )
+
+
+def _random(model: nn.Module) -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__} is random in eval mode: called twice with the same input it gives two outputs. An "
+        "explanation is of one function; look for dropout with training=True, torch.rand, bernoulli, gumbel_softmax "
+        "or Python's random in forward()"
+    )
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed(seed)
+
+
+def _random_state() -> tuple[Any, ...]:
+    """The states of the generators that forward() might draw from."""
+    state: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
+    if "numpy.random" in sys.modules:
+        kind, keys, *rest = sys.modules["numpy.random"].get_state()
+        state += [kind, keys.tobytes(), *rest]
+    return tuple(state)
+
+
+@contextmanager
+def _randomness_kept() -> Iterator[None]:
+    """Draw within what one likes: afterwards all generators are where they were."""
+    python, numpy = random.getstate(), sys.modules.get("numpy.random")
+    kept = numpy.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(kept)
