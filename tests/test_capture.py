@@ -343,14 +343,16 @@ def test_a_weight_that_a_hook_computes_is_refused():
         fxlrp.compile(model.eval())
 
 
-def test_forward_hooks_are_left_alone_and_mentioned():
+def test_forward_hooks_are_mentioned_and_run_by_verification_alone():
     model = nn.Sequential(nn.Linear(3, 2)).eval()
     calls = []
     model[0].register_forward_hook(lambda *args: calls.append(1))
     with pytest.warns(UserWarning, match="hooks of 0"):
         explainer = fxlrp.compile(model)
-    explainer(torch.randn(2, 3))
-    assert calls == []
+    explainer(torch.randn(1, 3))
+    assert calls == [1]
+    explainer(torch.randn(1, 3))
+    assert calls == [1]
     assert len(model[0]._forward_hooks) == 1
 
 

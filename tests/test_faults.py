@@ -7,11 +7,13 @@ from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import NonFiniteError
 from fxlrp.passes import annotate
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.relevance_flows import Flows
 from fxlrp.rules import join, primitives
 from fxlrp.rules.linear import mechanism
+from fxlrp.runtime.verify import Verifier
 from fxlrp.steps import addition, routing
 
 PLAN = NetPlan([BlockPlan(inplace=True), BlockPlan(skip="projection"), BlockPlan(skip="dense")])
@@ -83,6 +85,7 @@ def test_a_stale_in_place_value_goes_red(monkeypatch):
 
     test_capture.test_later_readers_see_what_was_overwritten(test_capture.overwritten_then_read)
     monkeypatch.setattr(Aliases, "overwrite", lambda self, node: None)
+    monkeypatch.setattr(Verifier, "check", lambda *args: None)  # which would see it
     with pytest.raises(AssertionError):
         test_capture.test_later_readers_see_what_was_overwritten(test_capture.overwritten_then_read)
 
@@ -116,7 +119,7 @@ def test_items_that_meet_go_red(monkeypatch, model, x):
 
     monkeypatch.setattr(mechanism, "rescale", broken(over_the_batch))
     model.stem.weight.data[0].clamp_(max=0)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, NonFiniteError)):
         assert_items_independent(fxlrp.compile(model), x)
 
 

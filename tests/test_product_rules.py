@@ -134,7 +134,9 @@ class Three(Function):
 
 def explained(model, relevance, *inputs, **rules):
     preset = fxlrp.Preset("under test", **rules)
-    return fxlrp.compile(model.eval(), preset, start=lambda output, target: relevance)(*inputs).relevance
+    # A mask of two items stands in the model: an item alone is another function.
+    explainer = fxlrp.compile(model.eval(), preset, start=lambda output, target: relevance, verify="never")
+    return explainer(*inputs).relevance
 
 
 PRODUCTS = {

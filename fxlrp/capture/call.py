@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import keyword
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +49,13 @@ class Call:
         leaves = [next(waiting) if leaf is TENSOR else leaf for leaf in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return tuple(args), dict(kwargs)
+
+    @property
+    def graph_names(self) -> tuple[str, ...]:
+        """The names as a graph may bear them: keys of dicts that are given may be any text."""
+        words = [re.sub(r"\W", "_", name, flags=re.ASCII) for name in self.names]
+        words = [word if word.isidentifier() and not keyword.iskeyword(word) else f"input_{word}" for word in words]
+        return tuple(word if words.index(word) == i else f"{word}_{i}" for i, word in enumerate(words))
 
     @property
     def plain(self) -> bool:

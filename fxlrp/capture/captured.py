@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from fxlrp.common.errors import CaptureError, TrainingModeError
@@ -137,6 +138,20 @@ def described(structure: Any) -> str:
     return "one tensor" if _is_tensor(structure) else f"a {type(structure).__name__}"
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what only runs it elsewhere or faster: its modules then have the names that its author knows.
+
+    A wrapper whose own hooks run is kept, because it does more than that.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile's
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            inner = model.module
+        if not isinstance(inner, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
+            return model
+        model = inner
+
+
 def check_model(model: nn.Module) -> None:
     """Raise where a model cannot be explained as it is: not a module, in training mode, hooked weights."""
     if not isinstance(model, nn.Module):
@@ -148,9 +163,9 @@ def check_model(model: nn.Module) -> None:
                 f"{where} TorchScript (torch.jit.script or torch.jit.trace), whose code cannot be read as a graph: "
                 "compile the Python module that it was made of"
             )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        if any(map(is_lazy, module.parameters(recurse=False))):
             raise CaptureError(
-                f"{where} a lazy {type(module).__name__} without weights yet: call the model once on an input, then compile"
+                f"{where} a lazy {type(module).__name__} without weights yet: call the model on an input, then compile"
             )
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:

@@ -113,8 +113,9 @@ def is_plain(value: Any) -> bool:
         return True
     if not getattr(value, "__dict__", None) or isinstance(value, enum.Enum):
         return False  # without a state it is an identity
-    python = all(base is object or (base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__")) for base in kind.__mro__)
-    return python and kind.__module__.partition(".")[0] not in _FOREIGN
+    if any(vars(base).get("__slots__") or not base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1]):
+        return False  # it is more than its __dict__
+    return kind.__module__.partition(".")[0] not in _FOREIGN
 
 
 def _empty_like(value: Any) -> Any:

@@ -102,7 +102,7 @@ def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any) 
                     break
     if refused is None:
         return captured  # for other batches than this one, which a comparison with the model will tell
-    raise _refused(model, refused) from refused
+    raise _refused(flat.model, refused) from refused
 
 
 def _is_of_sizes(error: Exception) -> bool:
@@ -203,11 +203,11 @@ def _captured(
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     tensors = {name for name, _ in named}
     types = {path: type(part) for path, part in model.named_modules()}
-    inputs = iter(call.names)
+    inputs = iter(call.graph_names)
     shapes: dict[str, Shape] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            name = next(inputs).replace(".", "_")
+            name = next(inputs)
             new = graph.placeholder(name)
             sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
             if sizes[0].isdigit():  # and torch need not say so
@@ -240,7 +240,7 @@ def _captured(
             "nn_module_stack": _module_stack(node, types),
         }
     integers = frozenset(
-        name.replace(".", "_") for name, floating in zip(call.names, call.floating, strict=True) if not floating
+        name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
     )
     return Captured(
         graph, model, flat.returns, constants, "export", integers, shapes, _batches(program), examples[0].shape[0]
@@ -252,9 +252,9 @@ def _batches(program: torch.export.ExportedProgram) -> tuple[int, float]:
 
     torch takes two for the smallest that it can leave free; whether one is alike, a comparison with the model tells.
     """
-    first = next(node for node in program.graph.nodes if node.op == "placeholder" and "val" in node.meta
-                 and isinstance(node.meta["val"], Tensor) and node.name in program.graph_signature.user_inputs)  # fmt: skip
-    size = first.meta["val"].shape[0]
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    size = next(value for value in inputs if isinstance(value, Tensor)).shape[0]
     limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
     if limits is None:
         return 1, math.inf

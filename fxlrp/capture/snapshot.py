@@ -124,12 +124,12 @@ def _alike(old: Any, new: Any, followed: bool) -> bool:
     if isinstance(old, torch.Tensor):
         kind = (type(old), old.shape, old.dtype) if isinstance(new, torch.Tensor) else None
         return followed and kind == (type(new), new.shape, new.dtype)
-    plain = str | int | float | complex | bool | bytes | torch.Size | torch.dtype | torch.device | tuple
-    if not isinstance(old, plain) or type(old) is not type(new):
+    if type(old) is not type(new):
         return False
     if isinstance(old, tuple):
         return len(old) == len(new) and all(a is b or _alike(a, b, False) for a, b in zip(old, new, strict=True))
-    return bool(old == new)
+    plain = str | int | float | complex | bytes | torch.dtype | torch.device
+    return isinstance(old, plain) and bool(old == new)
 
 
 def _ties(model: nn.Module) -> list[int]:

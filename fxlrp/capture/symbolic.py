@@ -130,7 +130,7 @@ class Tracer(fx.Tracer):
         return self._computed(root, args)(*args, **kwargs)
 
     def _called(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if m not in self.submodule_paths:  # in a list, where nn.Module does not see it
+        if m not in (self.submodule_paths or {}):  # in a list, where nn.Module does not see it
             return self._computed(m, args)(*args, **kwargs)
         return self.call_module(m, m.forward, args, kwargs)
 

@@ -48,7 +48,7 @@ class ExplanationOptions(ModelOptions):
         Option(
             metavar="NAME",
             help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient; "
-            "else probability.",
+            "else auto.",
         ),
     ] = None
     checkpoints: Annotated[

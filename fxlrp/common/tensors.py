@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,33 @@ import torch
 from torch import Tensor, fx, nn
 
 _SAMPLES = 16
+_WHOLE = 16_384
+"""Tensors of so many elements are compared whole; of larger ones a sample is."""
+
+
+_ENCODED = "fxlrp_name_"
+
+
+def safe_name(name: str) -> str:
+    """The dotted name of a tensor as a graph may bear it: torch.fx writes names into Python code as they are.
+
+    Parts that are no names of Python, or mean something to it, are written in hexadecimal. :func:`plain_name` undoes
+    it.
+    """
+    return ".".join(part if _is_safe(part) else _ENCODED + part.encode().hex() for part in name.split("."))
+
+
+def plain_name(name: str) -> str:
+    """The name that a tensor has in the model, from that in a graph."""
+    return ".".join(
+        bytes.fromhex(part.removeprefix(_ENCODED)).decode() if part.startswith(_ENCODED) else part
+        for part in name.split(".")
+    )
+
+
+def _is_safe(part: str) -> bool:
+    word = part.isascii() and part.isidentifier() and not keyword.iskeyword(part)
+    return (word or (part.isascii() and part.isdecimal())) and not part.startswith(_ENCODED)
 
 
 def tensor_names(graph: fx.Graph) -> list[str]:
@@ -45,8 +73,8 @@ class _Seen(NamedTuple):
 class Watch:
     """Tensors as they are now, to learn later whether they were replaced or written to.
 
-    torch counts writes to a tensor, but not those through ``.data``. On the CPU a sample of each
-    tensor's elements is compared too, which notices writes to the whole tensor, the usual kind.
+    torch counts writes to a tensor, but not those through ``.data``. On the CPU the elements of small tensors are
+    compared too, and of large ones a sample, which notices writes to the whole tensor, the usual kind.
 
     Args:
         tensors: for which :func:`watchable` is true.
@@ -74,7 +102,7 @@ def _look(tensor: Tensor) -> _Seen:
     sample: Any = None
     can_sample = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
     if can_sample and tensor.numel():
-        step = max(1, tensor.numel() // _SAMPLES)
+        step = 1 if tensor.numel() <= _WHOLE else tensor.numel() // _SAMPLES
         if _is_dense(tensor):
             sample = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,))[::step].numpy()
         else:

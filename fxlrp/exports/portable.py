@@ -58,9 +58,8 @@ class Signature:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, text: str) -> Signature:
-        """From what :meth:`dump` wrote."""
-        fields = json.loads(text)
+    def of(cls, fields: dict[str, Any]) -> Signature:
+        """From what ``dataclasses.asdict`` and JSON made of it."""
         for spec in fields["inputs"]:
             spec["shape"] = None if spec["shape"] is None else tuple(spec["shape"])
         fields["inputs"] = tuple(InputSpec(**spec) for spec in fields["inputs"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
+from fxlrp.exports.archive import SIGNATURE, is_compiled, is_sealed, member_names, read, seal, written
 from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
 from fxlrp.interop import captum
 from fxlrp.maps.heatmap import heatmap
@@ -21,10 +23,8 @@ from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.inputs import check_inputs
 from fxlrp.runtime.targets import check_one_target, check_target
 
-SIGNATURE = "fxlrp.json"
 _TOLERANCES = {"float64": 1e-10, "float32": 1e-3, "int64": 0.0, "int32": 0.0}
 """Of the largest value: far above rounding, which a deep network's own output has as well, and far below a fault."""
-_COMPILED = "aotinductor"
 
 
 def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
@@ -33,8 +33,12 @@ def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = Non
     check_path(path, (".pt2",))
     made = exported(engine, example_inputs)
     check_results(made, made.program.module())
-    with whole(path) as beside:
-        torch.export.save(made.program, beside, extra_files={SIGNATURE: made.signature.dump()})
+    data = written(made.program, asdict(made.signature))
+    try:
+        with whole(path) as beside:
+            beside.write_bytes(data)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written, and is as it was: {error}") from error
     return path
 
 
@@ -52,7 +56,8 @@ def package(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = 
                 )
         except Exception as error:
             raise BackendError(f"Inductor cannot compile this explanation: {error}") from error
-        check_results(made, load(beside).program)
+        check_results(made, load(beside, compiled=True).program)
+        seal(beside)
     return path
 
 
@@ -149,47 +154,79 @@ class SavedExplainer(nn.Module):
         return [*inputs, *(named[name] for name in names[len(inputs) :])]
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> SavedExplainer:
+def load(
+    path: str | os.PathLike[str], device: str | torch.device | None = None, *, compiled: bool = False
+) -> SavedExplainer:
     """Read an explanation that :meth:`fxlrp.Explainer.save` or ``export_aot`` wrote.
+
+    A saved explanation is data: no code in the file is run, whatever is in it, and a damaged file is an error. A
+    compiled package is machine code: without ``compiled=True`` only those run that you compiled on this machine.
 
     Args:
         path: the file.
         device: where it is to run; ``None``: where it was saved from. A compiled package runs on
             its own kind of device only.
+        compiled: whether to run machine code that somebody else compiled.
 
     Raises:
-        ExportError: the file is no such explanation.
+        ExportError: the file is no such explanation, it is damaged, or it holds what fxlrp does not write.
     """
     path = Path(path)
+    if is_compiled(member_names(path)):
+        return _load_package(path, device, compiled)
+    program, fields = read(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except FileNotFoundError as error:
-        raise ExportError(f"{path}: there is no such file") from error
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ExportError(f"{path} is no saved explanation: {error}") from error
-    if any(_COMPILED in name for name in names):
-        return _load_package(path, device)
-    if not any(name.endswith(SIGNATURE) for name in names):
-        raise ExportError(f"{path} is no explanation that fxlrp saved")
-    extra: dict[str, Any] = {SIGNATURE: ""}
-    program = torch.export.load(path, extra_files=extra)
+        signature = Signature.of(fields)
+        _check_against(signature, program)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(f"{path} is damaged: it does not say what its program takes and gives ({error!r})") from error
     if device is not None:
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, str(device))
     where = next(iter(program.state_dict.values())).device if program.state_dict else torch.device(device or "cpu")
-    return SavedExplainer(program.module(check_guards=False), Signature.read(extra[SIGNATURE]), where)
+    return SavedExplainer(program.module(check_guards=False), signature, where)
 
 
-def _load_package(path: Path, device: str | torch.device | None) -> SavedExplainer:
-    compiled = torch._inductor.aoti_load_package(str(path))
-    metadata = compiled.get_metadata()
-    if SIGNATURE not in metadata:
-        raise ExportError(f"{path} is no explanation that fxlrp compiled")
+def _check_against(signature: Signature, program: torch.export.ExportedProgram) -> None:
+    """Raise where a signature says something else of a program than the program does.
+
+    Raises:
+        ExportError: it does.
+    """
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    taken = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    given = [values[name] for name in program.graph_signature.user_outputs if isinstance(name, str)]
+    takes = len(signature.inputs) + signature.takes_target
+    if len(taken) != takes or len(signature.dtypes) != len(signature.inputs):
+        raise ExportError(f"the file says that its program takes {takes} tensors, and it takes {len(taken)}")
+    for spec, dtype, value in zip(signature.inputs, signature.dtypes, taken, strict=False):
+        fixed = [size for size in spec.shape or () if not isinstance(size, str)]
+        if str(value.dtype) != f"torch.{dtype}" or (spec.shape is not None and fixed != list(value.shape[1:])):
+            raise ExportError(f"the file says of input {spec.name} what is not so of its program")
+    if signature.classes is not None:
+        shapes = [tuple(value.shape[1:]) for value in given if isinstance(value, Tensor)]
+        if (signature.classes,) not in shapes:
+            raise ExportError(f"the file says that there are {signature.classes} classes, and its program gives others")
+
+
+def _load_package(path: Path, device: str | torch.device | None, trusted: bool) -> SavedExplainer:
+    if not trusted and not is_sealed(path):
+        raise ExportError(
+            f"{path} is machine code that was not compiled by you on this machine: if you trust where it comes from, "
+            "write fxlrp.load(path, compiled=True)"
+        )
+    try:
+        compiled = torch._inductor.aoti_load_package(str(path))
+        metadata = compiled.get_metadata()
+        if SIGNATURE not in metadata:
+            raise ExportError(f"{path} is no explanation that fxlrp compiled")
+        signature = Signature.of(json.loads(metadata[SIGNATURE]))
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{path} cannot be loaded: {error}") from error
     where = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
     if device is not None and torch.device(device).type != where.type:
         raise ExportError(f"{path} was compiled for {where.type}, and cannot run on {device}")
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
-    return SavedExplainer(compiled, Signature.read(metadata[SIGNATURE]), where)
+    return SavedExplainer(compiled, signature, where)

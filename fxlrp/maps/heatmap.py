@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fxlrp.common.errors import InputError
 
-
 CHANNEL_AXIS = "fxlrp_channel_axis"
 """The attribute of a tensor of relevance that says which axis holds the channels."""
 

@@ -21,6 +21,7 @@ from torch import fx, nn
 import fxlrp.capture.symbolic
 from fxlrp.capture import Captured, attribute, tensor_proxy
 from fxlrp.common.errors import UnknownOperationError
+from fxlrp.common.tensors import plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import Builder, identifier, target_name
 from fxlrp.passes.facts import KEY, Facts, Origin, facts
@@ -84,7 +85,8 @@ class _Canonicalizer:
                 "other spellings."
             )
         self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-        tensors = {str(n.target): self.captured.tensor(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"}
+        names = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        tensors = {name: self.captured.tensor(plain_name(name)) for name in sorted(names)}
         return fx.GraphModule(tensors, self.graph, class_name=type(self.captured.model).__name__)
 
     def _visit(self, node: fx.Node) -> None:
@@ -163,7 +165,7 @@ class _Canonicalizer:
     def tensor(self, name: str) -> fx.Proxy:
         """The node of a parameter or buffer, one for all its uses; its shape is known."""
         if name not in self.tensors:
-            node = self.graph.create_node("get_attr", name, name=identifier(name))
+            node = self.graph.create_node("get_attr", safe_name(name), name=identifier(name))
             self._label(node)
             self.tensors[name] = tensor_proxy(self.builder, node, name, self.captured.tensor(name))
         return self.tensors[name]

@@ -35,7 +35,7 @@ def lookup_position(node: fx.Node) -> Position | None:
     Token numbers carry no signal, so that nothing is emitted about how they are moved before they are looked up.
     """
     swapped = False
-    source: Any = next((a for a in node.all_input_nodes if facts(a).kind is not Kind.INPUT and a.op != "get_attr"), None)
+    source: Any = next((a for a in node.all_input_nodes if a.op not in ("placeholder", "get_attr")), None)
     while isinstance(source, fx.Node) and source.op != "placeholder":
         target: Any = source.target
         name = source.args[1] if target is getattr else target if source.op == "call_method" else _name(target)

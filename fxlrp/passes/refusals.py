@@ -12,8 +12,8 @@ from fxlrp.passes.facts import Origin
 
 _RANDOM = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "normal",
-    "normal_functional", "uniform", "multinomial", "poisson", "exponential", "geometric", "cauchy", "log_normal", "random",
-    "gumbel_softmax",
+    "normal_functional", "uniform", "multinomial", "poisson", "exponential", "geometric", "cauchy", "log_normal",
+    "random", "gumbel_softmax",
 })  # fmt: skip
 """Functions and methods that draw random numbers, without the underscore of those that write in place."""
 

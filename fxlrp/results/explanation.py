@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
 from fxlrp.rules.starts import told
@@ -63,7 +63,7 @@ class Explanation:
 def explanation_of(results: Results, prepared: Prepared) -> Explanation:
     """The explanation that a program computed for a call."""
     relevance, inputs = results.relevance, prepared.inputs
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         for part, given in zip(relevance, inputs, strict=True):
             if given.dim() > 2 and given.is_floating_point():
                 setattr(part, CHANNEL_AXIS, 2 if prepared.targets == "several" or prepared.conditions_several else 1)

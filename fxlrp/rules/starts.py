@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import StartError
 from fxlrp.steps.declaration import primitive
 
@@ -125,7 +126,7 @@ class Against:
         other = self._of(output, index)
         if other.shape != target.shape:
             raise StartError(f"against() takes a class, or one per item, ({len(target)},), not {tuple(other.shape)}")
-        if not torch.compiler.is_compiling() and bool(((other < 0) | (other >= classes)).any()):
+        if not is_compiling() and bool(((other < 0) | (other >= classes)).any()):
             raise StartError(f"against() takes classes from 0 to {classes - 1}, not {other.tolist()}")
         chosen = torch.zeros_like(output).scatter(1, index, output.gather(1, index))
         against = other.unsqueeze(1)
@@ -159,9 +160,8 @@ def _two_axes(output: Tensor) -> Tensor:
     if output.dim() != 2:
         raise StartError(
             f"the output has shape {tuple(output.shape)}, and this start needs (batch, classes). For an embedding or a "
-            "regression write fxlrp.compile(model, start='output'); for one step of a sequence "
-            "fxlrp.compile(model, output=lambda output: output[:, -1]); else start= a callable (output, target) -> "
-            "relevance in the shape of the output"
+            "regression give start='output'; for one step of a sequence output=lambda output: output[:, -1]; or give "
+            "start= a callable (output, target) -> relevance in the shape of the output"
         )
     return output
 
@@ -207,6 +207,10 @@ class SeveralStarts(torch.nn.Module):
         return torch.stack([self.start(output, target) for target in targets])
 
 
+OF_CALLER = "_fxlrp_of_caller"
+"""An error that bears this attribute was raised by a function that the caller gave: it is handed on as it is."""
+
+
 class CustomStart(torch.nn.Module):
     """A caller's own start, checked each time it is used."""
 
@@ -215,7 +219,11 @@ class CustomStart(torch.nn.Module):
         self.function = function
 
     def forward(self, output: Tensor, target: Tensor | None) -> Tensor:
-        relevance = self.function(output, target)
+        try:
+            relevance = self.function(output, target)
+        except Exception as error:
+            setattr(error, OF_CALLER, True)
+            raise
         if not isinstance(relevance, Tensor) or relevance.shape != output.shape:
             got = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
             raise StartError(f"start= must return relevance like the output, {tuple(output.shape)}, not {got}")

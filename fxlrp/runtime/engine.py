@@ -11,10 +11,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.capture import Call, Snapshot, bind, input_counts
+from fxlrp.capture import Call, Snapshot, bind, input_counts, unwrapped
+from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import CaptureError, ExportError, FxlrpError, NotCapturedError, PropagationError
 from fxlrp.passes.optimize import can_pack
 from fxlrp.passes.request import Program, Request, Results
+from fxlrp.rules.starts import OF_CALLER
 from fxlrp.runtime.backends import Eager
 from fxlrp.runtime.finite import check_finite
 from fxlrp.runtime.inputs import (
@@ -32,7 +34,6 @@ from fxlrp.runtime.slices import run_slices
 from fxlrp.runtime.targets import check_target
 from fxlrp.runtime.verify import DifferentFunctionError, Verifier
 from fxlrp.runtime.weights import Weights
-
 
 MOST_PLANS = 8
 """How many captured graphs of a model are kept: one per kind of call that symbolic tracing does not serve."""
@@ -106,6 +107,8 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, example_inputs: Any = None) -> None:
+        self._given = model
+        model = unwrapped(model)
         recipe.check(model)
         self.recipe = recipe
         self.weights = Weights(model)
@@ -183,7 +186,7 @@ class Engine:
             InputError, TargetError, ConditionError: they do not fit the model.
             CaptureError: this first call shows that the model cannot be captured.
         """
-        if torch.compiler.is_compiling():
+        if is_compiling():
             plan, tensors = self.captured_plan("an explainer that is compiled"), list(inputs)
             check_inputs(plan.inputs, tensors, self.weights.example())
         else:
@@ -193,7 +196,7 @@ class Engine:
                 plan, tensors = self._plan_of(inputs, named)
         first = tensors[0]
         classes = None
-        if target is not None and not torch.compiler.is_compiling():
+        if target is not None and not is_compiling():
             classes = plan.class_count(tensors)
         wanted = check_target(target, first.shape[0], classes, first.device)
         return Prepared(plan, tensors, wanted, read_conditions(conditions), self._is_half(first))
@@ -260,7 +263,7 @@ class Engine:
         plan, inputs, target, asked = prepared.plan, prepared.inputs, prepared.target, prepared.conditions
         count = count_slices(asked, target)
         # Compiled code is of a single explanation of the batch, of which nothing is watched.
-        single = count is None and not request.watched and not torch.compiler.is_compiling()
+        single = count is None and not request.watched and not is_compiling()
         backend = self._backend if single else self._eager
         program = self.program(prepared, request, packed=not backend.compiles)
         kept: list[Tensor] = []
@@ -276,7 +279,9 @@ class Engine:
         except FxlrpError:
             raise
         except Exception as error:
-            if torch.compiler.is_compiling() or isinstance(error, torch.OutOfMemoryError | MemoryError):
+            if is_compiling() or isinstance(error, torch.OutOfMemoryError | MemoryError):
+                raise
+            if hasattr(error, OF_CALLER):
                 raise
             # Shapes that the model cannot take: say which layer, instead of which kernel.
             forward_shapes(plan.forward, inputs)
@@ -285,7 +290,7 @@ class Engine:
             raise PropagationError(
                 f"{type(self.model).__name__} runs on this input, but its relevance cannot be computed: {error}"
             ) from error
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             check_finite(results)
         return results
 
@@ -314,7 +319,7 @@ class Engine:
 
     def _locked(self) -> AbstractContextManager[Any]:
         """One thread at a time captures and emits; torch.compile, which follows this code, has no locks."""
-        return nullcontext() if torch.compiler.is_compiling() else self._lock
+        return nullcontext() if is_compiling() else self._lock
 
     def _trace(self) -> None:
         """Capture the model symbolically, where that is possible."""
@@ -324,7 +329,7 @@ class Engine:
             if not may_export(reason):
                 raise
             self._untraceable = reason
-        self._snapshot = Snapshot(self.model)
+        self._snapshot = Snapshot(self._given)
 
     def _follow(self) -> None:
         """Capture the model anew where it was changed in a way that its graph does not follow by itself.
@@ -336,11 +341,12 @@ class Engine:
         if not change:
             return
         try:
+            self.weights.model = unwrapped(self._given)
             self.recipe.check(self.model)
             for plan in list(self._plans):
                 self._discard(plan)
             self._untraceable, self.last = None, None
-            self._verifier.forget()
+            self._verifier = Verifier(self.model, self.weights, self.recipe.output, self.recipe.verify)
             self.input_counts = input_counts(self.model)
             self._trace()
         except FxlrpError as error:

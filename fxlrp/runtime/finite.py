@@ -29,7 +29,7 @@ def check_finite(results: Results) -> None:
                 "an explanation would mean nothing"
             )
     if not bool(results.start.isfinite().all()):
-        raise NonFiniteError("the relevance that enters at the output is NaN or infinite; choose another start or target")
+        raise NonFiniteError("the relevance that enters is NaN or infinite; choose another start or target")
     for relevance in results.relevance:
         if _is_floating(relevance) and not bool(relevance.isfinite().all()):
             raise NonFiniteError(

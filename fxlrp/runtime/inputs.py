@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call
 from fxlrp.capture.captured import Shape
+from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import InputError
 from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
@@ -100,7 +101,7 @@ def check_kinds(values: Any) -> None:
     """Raise where a tensor among the arguments of a call is of a kind that no model is explained on.
 
     Raises:
-        InputError: it is sparse, nested, quantised, complex, or has no values.
+        InputError: it is sparse, nested, quantised or complex.
     """
     for path, value in pytree.tree_leaves_with_path(values):
         if not isinstance(value, Tensor):
@@ -108,7 +109,7 @@ def check_kinds(values: Any) -> None:
         kind = (
             "nested" if value.is_nested else "quantised" if value.is_quantized
             else "sparse" if value.layout is not torch.strided
-            else "complex" if value.is_complex() else "on the meta device, without values" if value.is_meta else ""
+            else "complex" if value.is_complex() else ""
         )  # fmt: skip
         if kind:
             raise InputError(
@@ -135,13 +136,15 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor
             raise InputError(f"input {spec.name} must be a tensor, not {type(value).__name__}")
         if like is not None and value.device != like.device:
             raise InputError(f"input {spec.name} is on {value.device} and the model on {like.device}")
+        if value.is_meta:
+            raise InputError(f"input {spec.name} is on the meta device: it has no values to explain")
         _check_dtype(spec, value, like)
         _check_shape(spec, value)
         _check_captured_shape(spec, value, free)
         batch = value.shape[0] if batch is None else batch
         if value.shape[0] != batch:
             raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, another one of {batch}")
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             _check_values(spec, value)
 
 
@@ -211,6 +214,8 @@ def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
     """Raise where inputs cannot be examples to capture a model from."""
     batch = tensors[0].shape[:1]
     for name, tensor in zip(call.names, tensors, strict=True):
+        if tensor.is_meta:
+            raise InputError(f"input {name} is on the meta device: it has no values to explain")
         if tensor.dim() == 0 or tensor.shape[:1] != batch:
             raise InputError(
                 f"input {name} has shape {tuple(tensor.shape)}: the first axis of every tensor must be the batch"

@@ -22,16 +22,15 @@ from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.emit import emit
 from fxlrp.passes.facts import facts
+from fxlrp.passes.fitting_start import fitting_start
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
-from fxlrp.passes.fitting_start import fitting_start
 from fxlrp.passes.request import Program, Request
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.vocabulary import Kind
-
 
 MOST_PROGRAMS = 24
 """How many programs of a plan are kept: one per kind of request."""

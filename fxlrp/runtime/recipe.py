@@ -19,7 +19,6 @@ from fxlrp.rules.split import SPLITS, SplitRule
 from fxlrp.rules.starts import AUTO, STARTS, CustomStart, Start
 from fxlrp.runtime.backends import Backend, backend_named
 
-
 MODES = ("first", "always", "never")
 """When the model is run beside its explanation: at the first call of each kind, at all calls, at none."""
 

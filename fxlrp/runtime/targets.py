@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import TargetError
-
 
 LARGEST = 2**63
 """Class numbers are 64-bit integers."""
@@ -69,7 +69,7 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
             dtype = str(target.dtype).removeprefix("torch.")
             raise TargetError(f"a target tensor holds class numbers as integers, not {dtype}")
         if target.device.type == "meta" or target.layout is not torch.strided:
-            raise TargetError("a target tensor holds class numbers; this one has no values of its own (meta, or sparse)")
+            raise TargetError("a target tensor holds class numbers; this one is sparse, or has no values (meta)")
         if target.dim() == 0:
             target = target.expand(batch)
         if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
@@ -84,7 +84,7 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
         raise TargetError(
             f"a target is None, an int, several ints or an integer tensor, not {type(target).__name__}"
         )
-    if classes is not None and not torch.compiler.is_compiling():
+    if classes is not None and not is_compiling():
         low, high = int(wanted.min()), int(wanted.max())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxlrp.common.tensors import Watch, tensor_names, watchable
+from fxlrp.common.tensors import Watch, plain_name, tensor_names, watchable
 from fxlrp.passes.optimize.derived import Derived
 
 
@@ -46,10 +46,11 @@ class Weights:
             if isinstance(child, Derived):
                 self.add(child.program)
         for name in tensor_names(module.graph):
-            *path, leaf = name.split(".")
+            *path, own = name.split(".")
+            *way, leaf = plain_name(name).split(".")
             try:
                 source: Any = self.model
-                for part in path:
+                for part in way:
                     source = getattr(source, part)
                 getattr(source, leaf)
             except AttributeError:
@@ -58,8 +59,8 @@ class Weights:
             for part in path:
                 holder = getattr(holder, part)
             if source is None:
-                source = _Constant({leaf: getattr(holder, leaf)})
-            self._slots.append((source, leaf, holder, leaf))
+                source = _Constant({leaf: getattr(holder, own)})
+            self._slots.append((source, leaf, holder, own))
         # The dtype of a model is that of its own tensors, whatever a constant is made in.
         self._slots.sort(key=lambda slot: isinstance(slot[0], _Constant))
         return True

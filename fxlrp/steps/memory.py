@@ -12,13 +12,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fxlrp.common.compiling import is_compiling
+
 _CACHED = 1 << 22
 """Bytes from which on an item is worked on alone, so that a second pass over it finds it in the cache."""
 
 
 def plain(value: Tensor) -> bool:
     """Whether a tensor is its elements and no more: no gradient is recorded, no vmap or compiler stands behind it."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     recorded = value.requires_grad and torch.is_grad_enabled()
     return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(value)
@@ -50,7 +52,7 @@ def takes_broadcast(target: Tensor, other: Tensor) -> bool:
 
 def has_rows(target: Tensor) -> bool:
     """Whether ``torch.vmap`` gave ``target`` rows, and it may be written to."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if is_compiling() or torch.is_grad_enabled():
         return False
     return torch._C._functorch.is_batchedtensor(target)
 
@@ -58,7 +60,7 @@ def has_rows(target: Tensor) -> bool:
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors item by item, if that keeps several passes over them in a processor's cache."""
     first = tensors[0]
-    whole = torch.compiler.is_compiling() or first.device.type != "cpu"
+    whole = is_compiling() or first.device.type != "cpu"
     if whole or first.dim() < 2 or first.shape[0] == 1 or first.nbytes <= _CACHED:
         yield tensors
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fxlrp.common.errors import CaptureError
 from fxlrp.steps import batch_axis
 from fxlrp.vocabulary.operation import Arguments
 
@@ -39,6 +40,11 @@ def batch_stacked(position: Any, a: Arguments) -> Any:
 
 def batch_removed(position: Any, a: Arguments) -> Any:
     dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
+    if isinstance(position, batch_axis.Position) and position.outer == 1 and position.axis in dims:
+        raise CaptureError(
+            "forward(), or output=, picks one item of the batch or reduces over the batch; items are explained one by "
+            "one, so that the axis of the batch must stay: write output=lambda output: output[:, 5] for output[5]"
+        )
     return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.common.tensors import Watch, tensor_at, tensor_names, watchable
 from fxlrp.steps.primitives import plain
 
@@ -33,7 +34,7 @@ class Derived(nn.Module):
         self._kept: tuple[Any, Watch, list[Tensor]] | None = None
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._made(inputs)
         weights = [tensor_at(self.program, name) for name in self.names]
         if not all(plain(value) and value.device.type == "cpu" for value in (*weights, *inputs)):

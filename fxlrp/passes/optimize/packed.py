@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, retarget, weight_shapes
 from fxlrp.passes.optimize.matching import arguments_of
 from fxlrp.steps.primitives import channels_last, plain, primitive
@@ -27,7 +28,7 @@ _LARGE = 1 << 15
 
 def can_pack(inputs: Sequence[Tensor]) -> bool:
     """Whether a program for these inputs may run on packed weights: images in channels-last, on a CPU with oneDNN."""
-    if torch.compiler.is_compiling() or not (_C._has_mkldnn and torch.backends.mkldnn.enabled):
+    if is_compiling() or not (_C._has_mkldnn and torch.backends.mkldnn.enabled):
         return False
     if not hasattr(_NN, "mkldnn_reorder_conv2d_weight"):
         return False

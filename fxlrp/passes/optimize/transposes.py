@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget, weight_shapes
 from fxlrp.passes.optimize.matching import arguments_of
 from fxlrp.steps.convolution import convolution_transpose
@@ -62,7 +63,7 @@ def interleaved(parts: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
 @primitive(fresh=True)
 def spaced(parts: Tensor, x: Tensor, stride: list[int]) -> Tensor:
     """Values at the multiples of the stride and zeros between, in the shape of ``x``."""
-    several = not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(parts)
+    several = not is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(parts)
     # Where it can, in the memory format of x as well.
     whole = parts.new_zeros(*parts.shape[:2], *x.shape[2:]) if several else torch.zeros_like(x, dtype=parts.dtype)
     places = slice(None), slice(None), *(slice(None, None, step) for step in stride)

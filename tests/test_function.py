@@ -1,0 +1,461 @@
+"""What is explained is the model, every item as if it were alone; or the first call says what is wrong."""
+
+import contextlib
+import random
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import assert_close
+from torch import nn
+from torch.nn.utils import prune
+
+import fxlrp
+from fxlrp.errors import CaptureError, FxlrpError, RuleError, TrainingModeError
+
+
+class Between(nn.Module):
+    """Two layers, and a function of the module and a value between them."""
+
+    def __init__(self, between, width=8, into=None):
+        super().__init__()
+        self.first, self.between, self.last = nn.Linear(4, width), between, nn.Linear(into or width, 3)
+
+    def forward(self, x):
+        return self.last(self.between(self, self.first(x)))
+
+
+def plain():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def assert_explains(model, *batches, explainer=None):
+    """The output is the model's, relevance adds up, and item 0 is explained as if alone."""
+    explainer = explainer or fxlrp.compile(model)
+    for x in batches:
+        explanation = explainer(x)
+        with torch.no_grad():
+            assert_close(explanation.output, model(x), 1e-6)
+        assert_close(explanation.relevance.flatten(1).sum(1), explanation.start, 1e-4)
+        alone = explainer(x[:1], target=explanation.target[:1])
+        assert_close(alone.relevance, explanation.relevance[:1], 1e-4)
+    return explainer
+
+
+def assert_refused(model, x, word, **options):
+    with pytest.raises(CaptureError, match=word):
+        fxlrp.compile(model.eval(), **options)(x)
+
+
+# What a value is ----------------------------------------------------------------------------------
+
+
+def swallowed(self, h):
+    with contextlib.suppress(TypeError):
+        h = h * (int(h.shape[1]) / 4)
+    return h.relu()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda self, h: h.relu() if isinstance(h, torch.Tensor) else h,
+        lambda self, h: h.relu() if torch.is_tensor(h) else h,
+        lambda self, h: (h.last_hidden_state if hasattr(h, "last_hidden_state") else h).relu(),
+        lambda self, h: h.relu() if h.dtype is torch.float32 else h,
+        lambda self, h: h.relu().reshape(len(h), -1),
+        swallowed,
+    ],
+    ids=["isinstance", "is_tensor", "hasattr", "dtype is", "len", "a swallowed TypeError"],
+)
+def test_the_branch_that_the_model_takes_is_explained(between):
+    assert_explains(Between(between).eval(), torch.randn(3, 4), torch.randn(1, 4))
+
+
+def test_a_branch_that_no_capture_takes_is_refused_and_the_module_named():
+    model = nn.Sequential(nn.Linear(4, 4), Between(lambda self, h: h.relu() if type(h) is torch.Tensor else h))
+    assert_refused(model, torch.randn(3, 4), "first difference is in '1' .Between.")
+
+
+def test_a_call_in_vain_leaves_nothing_behind():
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)])
+
+        def forward(self, x):
+            for block in self.blocks:
+                try:
+                    x = block(x, lengths=None)
+                except TypeError:
+                    x = block(x)
+            return x
+
+    explainer = assert_explains(Tries().eval(), torch.randn(3, 4))
+    assert [row.path for row in explainer.summary()] == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+# How many items there are -------------------------------------------------------------------------
+
+
+def test_a_branch_on_the_batch_that_changes_the_function_is_refused():
+    model = Between(lambda self, h: h * 2 if h.shape[0] > 2 else h).eval()
+    explainer = fxlrp.compile(model)
+    for size in (3, 1, 2):
+        with pytest.raises(CaptureError, match="batch"):
+            [explainer(torch.randn(count, 4)) for count in (size, 1)]
+
+
+def test_a_branch_on_the_batch_that_changes_nothing_leads_to_another_capture():
+    model = Between(lambda self, h: (h.contiguous() if h.shape[0] >= 64 else h).relu()).eval()
+    assert_explains(model, torch.randn(3, 4), torch.randn(66, 4), torch.randn(1, 4))
+
+
+def test_another_size_than_the_captured_one_leads_to_another_capture():
+    class Grid(nn.Module):
+        shape = None
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.grid = nn.Conv2d(3, 4, 3, padding=1), torch.empty(0)
+
+        def forward(self, x):
+            h = self.layer(x)
+            if self.shape != h.shape:
+                self.shape, self.grid = h.shape, torch.arange(h.shape[-1]).float()
+            return (h + self.grid).mean((2, 3))
+
+    model = Grid().eval()
+    explainer = assert_explains(model, torch.randn(2, 3, 8, 8), torch.randn(2, 3, 6, 10))
+    assert model.shape is not None  # by the model's own call
+    assert explainer.capture == "export"
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda self, h: h.flip(0),
+        lambda self, h: h + h.roll(1, 0),
+        lambda self, h: h.softmax(0),
+        lambda self, h: h.relu() - h.relu().mean(0),
+        lambda self, h: h.relu() / h.relu().max(),
+        lambda self, h: h[:1].expand(h.shape[0], -1),
+    ],
+    ids=["flip", "roll", "softmax", "mean", "max", "the first for all"],
+)
+def test_items_that_look_at_each_other_are_refused(between):
+    assert_refused(Between(between), torch.randn(3, 4), "batch")
+
+
+@pytest.mark.parametrize(
+    "reduced", [lambda x: x.sum(), lambda x: x[: x.shape[0] - 1], lambda x: x.mean((0, 1), keepdim=True)]
+)
+def test_an_output_without_the_axis_of_the_batch_is_refused(reduced):
+    class Whole(nn.Module):
+        def forward(self, x):
+            return reduced(x)
+
+    assert_refused(Whole(), torch.rand(3, 4), "batch", start="output")
+
+
+def test_a_transformer_that_takes_steps_first_is_refused():
+    class StepsFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16)
+            self.body, self.last = nn.TransformerEncoder(layer, 1, None, False), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(self.body(x).mean(0))
+
+    for steps in (5, 4):
+        assert_refused(StepsFirst(), torch.randn(steps, 4, 8), "batch")
+
+
+def test_token_numbers_that_are_transposed_before_they_are_looked_up_are_explained():
+    class StepsFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.last = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+        def forward(self, tokens):
+            return self.last(self.embedding(tokens.t()).relu().sum(0))
+
+    for shape in ((3, 5), (4, 4)):
+        explanation = fxlrp.compile(StepsFirst().eval())(torch.randint(0, 20, shape))
+        assert explanation.relevance.shape == (*shape, 8)
+        assert_close(explanation.relevance.sum((1, 2)), explanation.start, 1e-5)
+
+
+# Randomness and state -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda self, h: h * torch.rand(8),
+        lambda self, h: h * torch.rand(h.shape),
+        lambda self, h: h + torch.randn_like(h),
+        lambda self, h: h * torch.bernoulli(torch.full((8,), 0.5)),
+        lambda self, h: h[:, torch.randperm(8)],
+        lambda self, h: F.gumbel_softmax(h),
+        lambda self, h: h * (0.5 + random.random()),
+    ],
+    ids=["rand", "rand of a shape", "randn_like", "bernoulli", "randperm", "gumbel_softmax", "Python's random"],
+)
+def test_randomness_in_eval_mode_is_refused(between):
+    assert_refused(Between(between), torch.randn(3, 4), "random")
+
+
+def test_verification_leaves_the_random_numbers_as_they_were():
+    torch.manual_seed(7), random.seed(7)
+    expected = torch.rand(3), random.random()
+    torch.manual_seed(7), random.seed(7)
+    model, x = plain(), None
+    torch.manual_seed(7), random.seed(7)
+    x = torch.zeros(2, 4)
+    fxlrp.compile(model)(x)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert random.random() == expected[1]
+
+
+def test_a_state_of_earlier_calls_is_refused():
+    class Counter(Between):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.last(self.first(x).relu() * self.calls)
+
+    class Remembers(Between):
+        kept = None
+
+        def forward(self, x):
+            self.kept = x if self.kept is None else self.kept
+            return self.last(self.first(self.kept).relu())
+
+    for kind in (Counter, Remembers):
+        model = kind(None)
+        assert_refused(model, torch.randn(3, 4), "keeps a state")
+        assert not vars(model).get("calls")
+        assert model.__dict__.get("kept") is None
+
+
+def test_complex_values_are_refused_and_never_taken_for_constants():
+    class Beside(nn.Module):
+        def __init__(self, path):
+            super().__init__()
+            self.path, self.layer, self.last = path, nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last((self.path(x[:, :8]) + 0.01 * self.layer(x[:, 8:])).relu())
+
+    for path in (
+        lambda x: torch.fft.irfft(torch.fft.rfft(x), 8),
+        lambda x: torch.fft.fft(x).real,
+        lambda x: torch.complex(x[:, :4], x[:, 4:]).real.repeat(1, 2),
+        lambda x: torch.view_as_complex(x.reshape(-1, 4, 2)).abs().repeat(1, 2),
+    ):
+        assert_refused(Beside(path), torch.rand(2, 16), "complex")
+
+
+# Following the model ------------------------------------------------------------------------------
+
+
+class Kept(nn.Module):
+    """A tensor in a dict, a number, and a norm: what a model may be changed in."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept, self.scale = {"w": torch.randn(4, 4)}, 2.0
+        self.norm, self.a, self.b, self.last = nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.last(self.b(self.a(self.norm(x @ self.kept["w"])).relu()).relu()) * self.scale
+
+
+CHANGES = {
+    "a module replaced": lambda m: setattr(m, "last", nn.Linear(4, 3).eval()),
+    "a head of another size": lambda m: setattr(m, "last", nn.Linear(4, 7).eval()),
+    "weights untied": lambda m: setattr(m.b, "weight", nn.Parameter(torch.randn(4, 4))),
+    "a tensor in a dict": lambda m: m.kept.update(w=torch.randn(4, 4)),
+    "a number": lambda m: setattr(m, "scale", -3.0),
+    "a setting of a layer": lambda m: setattr(m.norm, "eps", 10.0),
+    "pruning": lambda m: prune.l1_unstructured(m.last, "weight", amount=0.5),
+    "pruning, then training": lambda m: prune.l1_unstructured(m.last, "weight", amount=0.5).weight_orig.data.mul_(-3),
+    "a parametrisation": lambda m: nn.utils.parametrizations.weight_norm(m.last).eval(),
+    "weights through .data": lambda m: m.last.weight.data.mul_(-2),
+    "one element through .data": lambda m: m.last.weight.data[1, 1].add_(30),
+    "forward() set": lambda m: setattr(m, "forward", types.MethodType(lambda self, x: self.last(self.a(x)), m)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_model_is_followed_at_the_next_call(change):
+    model, x = Kept().eval(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model)
+    explainer(x)
+    with torch.no_grad():
+        change(model)
+        assert_close(explainer(x).output, model(x), 1e-6)
+        assert_close(explainer(x).relevance, fxlrp.compile(model)(x).relevance, 1e-5)
+        assert_close(explainer.ledger(x).start, fxlrp.compile(model).ledger(x).start, 1e-5)
+
+
+def test_train_after_compile_is_an_error_at_the_next_call():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).eval(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model)
+    before = explainer(x).relevance
+    model.train()
+    with pytest.raises(TrainingModeError, match="eval"):
+        explainer(x)
+    model.eval()
+    assert torch.equal(explainer(x).relevance, before)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hook_that_changes_the_output_is_an_error_that_names_it(when):
+    model, x = plain(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model) if when == "after" else None
+    if explainer is not None:
+        explainer(x)
+    model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.warns(UserWarning, match="hook"), pytest.raises(CaptureError, match="hook of '0'"):
+        (explainer or fxlrp.compile(model))(x)
+
+
+def test_a_hook_that_only_looks_is_no_error():
+    model, seen = plain(), []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with pytest.warns(UserWarning, match="hook"):
+        assert_explains(model, torch.rand(3, 4))
+    assert all(type(value) is torch.Tensor for value in seen)
+
+
+def test_a_hook_of_all_modules_is_seen():
+    model, x = plain(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model)
+    before = explainer(x)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: output * 2 if isinstance(module, nn.Linear) else None
+    )
+    try:
+        for each in (explainer, fxlrp.compile(model)):
+            with contextlib.suppress(CaptureError):  # refused, or explained
+                assert_close(each(x).output, model(x), 1e-6)
+    finally:
+        handle.remove()
+    assert torch.equal(explainer(x).relevance, before.relevance)
+
+
+def test_a_forward_that_was_set_and_a_call_of_the_classs_own_are_explained():
+    class Doubles(Between):
+        def __call__(self, x):
+            return super().__call__(x * 2)
+
+    assert_explains(Doubles(lambda self, h: h.relu()).eval(), torch.randn(3, 4))
+    model = plain()
+    inner = model.forward
+    model.forward = types.MethodType(lambda self, x: inner(x) * 3, model)
+    assert_explains(model, torch.randn(3, 4))
+    model = plain()
+    model[2].forward = types.MethodType(lambda self, x: F.linear(x, self.weight * 2), model[2])
+    assert_explains(model, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda m: torch.compile(m, backend="eager"), torch.optim.swa_utils.AveragedModel],
+    ids=["DataParallel", "torch.compile", "AveragedModel"],
+)
+def test_wrappers_are_looked_through(wrap):
+    model = plain()
+    explainer = fxlrp.compile(wrap(model).eval())
+    assert [row.path for row in explainer.summary()] == ["0", "1", "2"]
+    x = torch.rand(3, 4)
+    assert torch.equal(explainer(x).relevance, fxlrp.compile(model)(x).relevance)
+
+
+# verify= ------------------------------------------------------------------------------------------
+
+
+class Counts(nn.Module):
+    """Counts how often it is run, where neither a trace nor a copy can."""
+
+    runs: list = []  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if type(x) is torch.Tensor and not isinstance(x, torch._subclasses.FakeTensor):
+            type(self).runs.append(len(x))
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("verify", "runs"), [("first", [3, 1, 1, 1]), ("always", [3, 1, 1, 3, 1, 1, 1]), ("never", [])]
+)
+def test_the_model_is_run_as_often_as_asked(verify, runs):
+    Counts.runs = []
+    explainer = fxlrp.compile(Counts().eval(), verify=verify)
+    for size in (3, 3, 1):
+        explainer(torch.rand(size, 4))
+    assert Counts.runs == runs
+    with pytest.raises(RuleError, match="verify='often': choose one of 'first', 'always', 'never'"):
+        fxlrp.compile(plain(), verify="often")
+
+
+# Starts -------------------------------------------------------------------------------------------
+
+
+class Ended(nn.Module):
+    def __init__(self, end, classes=3):
+        super().__init__()
+        self.end, self.layers = end, nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, classes))
+
+    def forward(self, x):
+        return self.end(self.layers(x))
+
+
+@pytest.mark.parametrize(
+    ("end", "classes", "wanted", "told"),
+    [
+        (lambda h: h, 3, lambda o: o.softmax(1), "probability"),
+        (lambda h: h.softmax(1), 3, lambda o: o, "the model itself"),
+        (lambda h: F.softmax(h, dim=-1), 3, lambda o: o, "the model itself"),
+        (lambda h: h.log_softmax(1), 3, torch.exp, "probability"),
+        (torch.sigmoid, 3, lambda o: o, "the model itself"),
+        (torch.sigmoid, 1, lambda o: o, "the model itself"),
+        (lambda h: h, 1, lambda o: o, "value itself"),
+        (lambda h: h.squeeze(1), 1, lambda o: o[:, None], "value itself"),
+        (lambda h: h.sigmoid().squeeze(1), 1, lambda o: o[:, None], "the model itself"),
+    ],
+)
+def test_the_start_fits_the_end_of_the_model(end, classes, wanted, told):
+    model, x = Ended(end, classes).eval(), torch.randn(4, 4) * 3
+    explainer = fxlrp.compile(model)
+    explanation = explainer(x)
+    with torch.no_grad():
+        values = wanted(model(x))
+    target = torch.zeros(4, dtype=torch.long) if explanation.target is None else explanation.target
+    assert_close(explanation.start, values.gather(1, target[:, None])[:, 0], 1e-5)
+    assert told in explanation.start_name
+    assert explainer.summary().start == explanation.start_name
+    assert_close(explanation.relevance.sum(1), explanation.start, 1e-4)
+
+
+def test_an_embedding_asks_for_a_word_and_says_which_line_to_write():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    with pytest.raises(FxlrpError, match="output=lambda output: output"):
+        fxlrp.compile(Sequence().eval())(torch.rand(2, 5, 4))
