@@ -14,6 +14,7 @@ from evaluation_configs import METHODS, result_rows, result_table, small_config,
 from PIL import Image
 
 import fxlrp
+from fxlrp.common.file_lock import FileLock
 from fxlrp.errors import DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_report
 from fxlrp.evaluation.evaluated_image import load_image
@@ -301,3 +302,16 @@ def test_results_of_another_configuration_are_not_mixed(tmp_path):
     with pytest.raises(EvaluationError, match="holds results of another configuration"):
         evaluate(small_config(tmp_path, metrics={"step": 7}))
     evaluate(small_config(tmp_path, title="Another name for the same"))
+
+
+def test_two_evaluations_in_one_folder_the_second_says_so_at_once(tmp_path):
+    config = small_config(tmp_path)
+    config.out.mkdir(parents=True)
+    lock = FileLock(config.out / ".lock")
+    assert lock.take()
+    with pytest.raises(EvaluationError, match="another evaluation is at work"):
+        evaluate(config)
+    assert [path.name for path in config.out.iterdir()] == [".lock"]
+    lock.release()
+    assert evaluate(config).before == 0
+    assert evaluate(config).before > 0

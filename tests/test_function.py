@@ -430,6 +430,8 @@ class Ended(nn.Module):
         (lambda h: h.log_softmax(1), 3, torch.exp, "probability"),
         (torch.sigmoid, 3, lambda o: o, "the model itself"),
         (torch.sigmoid, 1, lambda o: o, "the model itself"),
+        (lambda h: (h.softmax(1) + (2 * h).softmax(1)) / 2, 3, lambda o: o, "the model itself"),
+        (lambda h: h.softmax(1) - (2 * h).softmax(1), 3, lambda o: o, "of probabilities"),
         (lambda h: h, 1, lambda o: o, "value itself"),
         (lambda h: h.squeeze(1), 1, lambda o: o[:, None], "value itself"),
         (lambda h: h.sigmoid().squeeze(1), 1, lambda o: o[:, None], "the model itself"),

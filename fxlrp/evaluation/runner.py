@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
     samples = config.samples()
     model, preprocess = load_subject(config, workers.device)
     store = Store(config.out)
-    with workers:
+    with workers, closing(store):
         done = workers.agree(_opened(store, config, samples, retry_failed) if workers.first else None)
         remaining = workers.share([sample for sample in samples if sample.index not in done])
         before = sum(sample.index in done for sample in samples)

@@ -17,6 +17,7 @@ from typing import Any
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import EvaluationError
 from fxlrp.common.extras import require
+from fxlrp.common.file_lock import FileLock
 from fxlrp.evaluation.map_files import MapFiles, Maps
 
 Row = dict[str, Any]
@@ -25,6 +26,7 @@ RESULTS = "results.parquet"
 COSTS = "costs.json"
 RANDOMIZED = "randomized.json"
 _META = "run.json"
+_LOCK = ".lock"
 
 
 def schema() -> Any:
@@ -51,6 +53,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.maps = MapFiles(folder / "maps")
+        self._lock: FileLock | None = None
 
     @property
     def results(self) -> Path:
@@ -61,11 +64,18 @@ class Store:
         """Take the folder for a run, or take up the run that it holds.
 
         Raises:
-            EvaluationError: it holds results of another configuration, or cannot be written to.
+            EvaluationError: it holds results of another configuration, another run is at work in it, or it cannot
+                be written to.
         """
         meta = self.folder / _META
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.folder / _LOCK)
+            if not self._lock.take():
+                self._lock = None
+                raise EvaluationError(
+                    f"another evaluation is at work in {self.folder}: wait for it, or give another folder (run.out)"
+                )
             if meta.exists() and json.loads(meta.read_text(encoding="utf-8")).get("fingerprint") != fingerprint:
                 raise EvaluationError(
                     f"{self.folder} holds results of another configuration: give another folder (run.out), or "
@@ -80,6 +90,12 @@ class Store:
                 self.write_json(_META, {"fingerprint": fingerprint, **description})
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{self.folder} cannot be used for results: {error}") from error
+
+    def close(self) -> None:
+        """Let another run take the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def done(self) -> set[int]:
         """The images whose results are there."""

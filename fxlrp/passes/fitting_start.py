@@ -12,6 +12,8 @@ from fxlrp.vocabulary import Kind
 
 _PROBABILITIES = ("softmax", "sigmoid", "hardsigmoid")
 """Operations whose results are probabilities: no softmax is taken of them again."""
+_OF_PROBABILITIES = ("add", "sub", "mul", "div", "mean", "sum", "clamp", "stack", "cat", "prod", "maximum", "minimum")
+"""Operations that make probabilities of probabilities: the mean of an ensemble, one minus another."""
 
 
 def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
@@ -23,19 +25,37 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
         explained: the node where relevance starts.
         forward: the annotated forward graph.
     """
-    node, moved_only = explained, True
+    if _is_probability(explained):
+        return starts.given if facts(explained).nonnegative else starts.value
+    node = explained
     while True:
         operation, node_facts = facts(node).operation, facts(node)
         name = "" if operation is None else operation.name
-        if moved_only and name in _PROBABILITIES:
-            return starts.given
         shape = weight_shape(node, forward)
         if shape is not None:
             several = len(shape) >= 2 and shape[0] > 1 and "transpose" not in name
             return starts.probability if several else starts.by_shape
-        moves = node_facts.kind is Kind.ROUTING or node.target is torch.ops.aten.to.dtype
         keeps_channels = node_facts.kind is Kind.POINTWISE or "pool" in name
-        if operation is None or len(node_facts.operands) != 1 or not (moves or keeps_channels) or operation.cuts:
+        moves = node_facts.kind is Kind.ROUTING and operation is not None and not operation.cuts
+        if len(node_facts.operands) != 1 or not (moves or keeps_channels):
             return starts.by_shape
-        moved_only = moved_only and moves
         node = node_facts.operands[0][1]
+
+
+def _is_probability(explained: fx.Node) -> bool:
+    """Whether a value is a probability, or made of nothing but probabilities."""
+    waiting, seen = [explained], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        node_facts = facts(node)
+        name = "" if node_facts.operation is None else node_facts.operation.name
+        if name in _PROBABILITIES:
+            continue
+        moves = node_facts.kind is Kind.ROUTING or node.target is torch.ops.aten.to.dtype
+        if not node_facts.operands or not (moves or name in _OF_PROBABILITIES):
+            return False
+        waiting += [operand for _, operand in node_facts.operands]
+    return True

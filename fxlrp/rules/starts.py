@@ -54,6 +54,12 @@ def given(output: Tensor, target: Tensor | None) -> Tensor:
 
 
 @primitive
+def value(output: Tensor, target: Tensor | None) -> Tensor:
+    """The same of what may be negative, such as the difference of two probabilities."""
+    return given(output, target)
+
+
+@primitive
 def by_shape(output: Tensor, target: Tensor | None) -> Tensor:
     """The probability of the target where there are two or more classes; of one output the value itself."""
     if output.dim() == 1:
@@ -179,7 +185,8 @@ AUTO = "auto"
 """The start that fits the end of the model's graph."""
 
 STARTS_TOLD = {
-    probability: "probability", given: "probability, which the model itself gives", logit: "logit", one: "one",
+    probability: "probability", given: "probability, which the model itself gives",
+    value: "value, which the model makes of probabilities", logit: "logit", one: "one",
     itself: "output", contrastive: "contrastive", softmax_gradient: "softmax_gradient",
     by_shape: "probability, or the value itself where there is one output",
 }  # fmt: skip

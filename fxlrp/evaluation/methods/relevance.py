@@ -16,7 +16,7 @@ from fxlrp.loading.rule_text import read_rules
 from fxlrp.maps.heatmap import stage_map
 from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
 
-_DECIDED = ("model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize")
+_DECIDED = ("model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize", "verify")
 """The parameters of ``compile`` that an evaluation decides itself; a method may give all others."""
 
 

@@ -1,0 +1,213 @@
+"""A saved explanation is data: no code in it is run, damage is told, and saving never leaves half a file."""
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+import fxlrp
+from fxlrp.errors import ExportError
+from fxlrp.exports import archive
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A file, an input, and what is explained of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    explainer = fxlrp.compile(model)
+    relevance = explainer(x).relevance
+    return explainer.save(tmp_path_factory.mktemp("saved") / "good.pt2"), x, relevance
+
+
+def rewritten(source, path, change):
+    """A copy of a file, its members changed; ``None`` leaves one out. The digest is made to fit."""
+    with zipfile.ZipFile(source) as opened:
+        members = {name: change(name, opened.read(name)) for name in opened.namelist()}
+    members = {name: data for name, data in members.items() if data is not None}
+    name = next(name for name in members if name.endswith("/extra/fxlrp.json"))
+    fields = json.loads(members[name])
+    fields["digest"] = "0" * 64
+    members[name] = json.dumps(fields).encode()
+    members[name] = json.dumps({**fields, "digest": archive._digest(members)}).encode()
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in members.items():
+            target.writestr(name, data)
+    return path
+
+
+def in_program(change):
+    """A change of the program in a file."""
+
+    def changed(name, data):
+        if not name.endswith("model.json"):
+            return data
+        program = json.loads(data)
+        change(program)
+        return json.dumps(program).encode()
+
+    return changed
+
+
+def test_a_file_is_read_as_it_was_saved_also_under_another_name(saved, tmp_path):
+    good, x, relevance = saved
+    assert torch.equal(fxlrp.load(good)(x).relevance, relevance)
+    renamed = tmp_path / "other.pt2"
+    renamed.write_bytes(good.read_bytes())
+    assert torch.equal(fxlrp.load(renamed)(x).relevance, relevance)
+    assert torch.equal(fxlrp.load(rewritten(good, tmp_path / "same.pt2", lambda n, d: d))(x).relevance, relevance)
+    loaded = torch.export.load(good).module()  # without fxlrp
+    assert torch.equal(loaded(x, torch.full((2,), -1))[0], relevance)
+
+
+class Payload:
+    def __init__(self, proof):
+        self.proof = str(proof)
+
+    def __reduce__(self):
+        return open, (self.proof, "w")
+
+
+def test_no_code_in_a_file_is_run(saved, tmp_path):
+    good, x, relevance = saved
+    proof, pickled = tmp_path / "ran", io.BytesIO()
+    torch.save({"a": Payload(proof)}, pickled)
+
+    def evil_pickle(name, data):
+        return pickled.getvalue() if "sample_inputs" in name else data
+
+    assert torch.equal(fxlrp.load(rewritten(good, tmp_path / "a.pt2", evil_pickle))(x).relevance, relevance)
+
+    def evil_size(program):
+        values = program["graph_module"]["graph"]["sym_int_values"]
+        next(iter(values.values()))["as_expr"]["expr_str"] = f"open({str(proof)!r}, 'w')"
+
+    def evil_range(program):
+        program["range_constraints"] = {f"open({str(proof)!r}, 'w')": {"min_val": 1, "max_val": 9}}
+
+    def evil_function(program):
+        program["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+
+    def evil_tree(program):
+        call = program["graph_module"]["module_call_graph"][0]["signature"]
+        call["out_spec"] = call["out_spec"].replace("builtins.list", "some.module.Kind")
+
+    def evil_object(program):
+        node = program["graph_module"]["graph"]["nodes"][0]
+        node["inputs"][0]["arg"] = {"as_custom_obj": {"name": "x", "class_fqn": "os.system"}}
+
+    for change in (evil_size, evil_range, evil_function, evil_tree, evil_object):
+        with pytest.raises(ExportError, match="this file"):
+            fxlrp.load(rewritten(good, tmp_path / "b.pt2", in_program(change)))
+
+    def evil_guards(program):
+        program["guards_code"] = [f"open({str(proof)!r}, 'w')"]
+
+    fxlrp.load(rewritten(good, tmp_path / "c.pt2", in_program(evil_guards)))(x)
+
+    def evil_weight(name, data):
+        if not name.endswith("weights_config.json"):
+            return data
+        config = json.loads(data)
+        next(iter(config["config"].values()))["use_pickle"] = True
+        return json.dumps(config).encode()
+
+    with pytest.raises(ExportError, match="pickled"):
+        fxlrp.load(rewritten(good, tmp_path / "d.pt2", evil_weight))
+    assert not proof.exists()
+
+
+def test_a_damaged_file_is_one_error_or_explains_as_before(saved, tmp_path):
+    good, x, relevance = saved
+    whole, path = good.read_bytes(), tmp_path / "bad.pt2"
+    damaged = [b"", b"hello", bytes(5000), *(whole[: int(share * len(whole))] for share in (0.01, 0.5, 0.99))]
+    for seed in range(30):
+        data, draw = bytearray(whole), random.Random(seed)
+        for _ in range(4):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        damaged.append(bytes(data))
+    told = 0
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            assert torch.equal(fxlrp.load(path)(x).relevance, relevance)
+        except ExportError:
+            told += 1
+    assert told > 20
+    with pytest.raises(ExportError, match="no such file"):
+        fxlrp.load(tmp_path / "nowhere.pt2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields.update(classes=999),
+        lambda fields: fields.update(dtypes=["float64"]),
+        lambda fields: fields.update(takes_target=False),
+        lambda fields: fields["inputs"][0].update(shape=["batch", 3, 9, 9]),
+        lambda fields: fields.pop("outputs"),
+        lambda fields: fields.update(new=1),
+        lambda fields: fields.update(format=1),
+    ],
+)
+def test_what_a_file_says_is_held_against_its_program(saved, tmp_path, change):
+    def changed(name, data):
+        if not name.endswith("/extra/fxlrp.json"):
+            return data
+        fields = json.loads(data)
+        change(fields)
+        return json.dumps(fields).encode()
+
+    with pytest.raises(ExportError):
+        fxlrp.load(rewritten(saved[0], tmp_path / "bad.pt2", changed))
+
+
+_FULL_DISK = """
+import resource, sys, warnings; warnings.simplefilter("ignore")
+from pathlib import Path
+import torch, fxlrp
+from torch import nn
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 500)).eval()
+explainer = fxlrp.compile(model); explainer(torch.randn(2, 3, 8, 8))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try: explainer.save(Path(sys.argv[1]) / "a.pt2")
+except fxlrp.errors.ExportError as error: print("told", error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are limited by resource, which Windows lacks")
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    old = tmp_path / "a.pt2"
+    old.write_bytes(b"OLD")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "told" in done.stdout
+    assert "is as it was" in done.stdout
+    assert os.listdir(tmp_path) == ["a.pt2"]
+    assert old.read_bytes() == b"OLD"
+
+
+def test_machine_code_of_others_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path = tmp_path / "compiled.pt2"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("compiled/data/aotinductor/model/code.so", b"code")
+    with pytest.raises(ExportError, match=r"machine code.*compiled=True"):
+        fxlrp.load(path)
+    archive.seal(path)
+    assert archive.is_sealed(path)
+    with zipfile.ZipFile(path, "a") as changed:
+        changed.writestr("compiled/data/aotinductor/model/more.so", b"code")
+    assert not archive.is_sealed(path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
+    assert not archive.is_sealed(path)
