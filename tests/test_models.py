@@ -279,3 +279,14 @@ def test_efficientnet_lite0_recognises_photographs_and_conserves_relevance(share
     assert right.double().mean() >= 0.8
     explanation = fxlrp.compile(loaded.model)(images[:2])
     assert torch.allclose(fxlrp.heatmap(explanation.relevance).sum((1, 2)), explanation.start, rtol=1e-4)
+
+
+def test_a_checkpoint_that_was_damaged_is_an_error(tmp_path, resnet):
+    path = tmp_path / "weights.pt"
+    torch.save(resnet.state_dict(), path)
+    read_checkpoint(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="is damaged"):
+        read_checkpoint(path)

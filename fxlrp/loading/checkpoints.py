@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +87,10 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
     ]
     if problems:
         raise WeightsError(f"{path} does not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(dict(state), strict=False)
+    try:
+        model.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the model: {error}") from error
 
 
 def class_count(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> int | None:
@@ -113,6 +119,7 @@ def _read(path: Path) -> Any:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise WeightsError(f"{path} is not a safetensors file: {error}") from error
+    _check_sums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
@@ -126,6 +133,30 @@ def _read(path: Path) -> Any:
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise WeightsError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {first}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise where a checkpoint was damaged after it was written: torch does not compare the check sums in it.
+
+    Raises:
+        WeightsError: so it is.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format has none
+    bad, members = [], []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            for name in members:
+                with suppress(zipfile.BadZipFile, zlib.error), archive.open(name) as member:
+                    while member.read(1 << 20):
+                        pass
+                    continue
+                bad.append(name)
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if bad and len(bad) < len(members):  # all: torch was told to compute none
+        raise WeightsError(f"{path} is damaged: {_listed(bad)} is not what was written")
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
