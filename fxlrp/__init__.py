@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fxlrp.exports import SavedExplainer, load
     from fxlrp.interop.smoothgrad import smooth
     from fxlrp.maps.heatmap import heatmap, quantize_heat, stage_map
+    from fxlrp.maps.regions import region_map
     from fxlrp.maps.tokens import token_relevance
     from fxlrp.passes.joins import Join, JoinKind
     from fxlrp.presets import PRESETS, Preset
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "SavedExplainer", "__version__",
-    "compile", "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain", "rules", "smooth",
-    "stage_map", "starts", "token_relevance", "vocabulary",
+    "compile", "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain", "region_map", "rules",
+    "smooth", "stage_map", "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "exports": ("SavedExplainer", "load"),
     "interop.smoothgrad": ("smooth",),
     "maps.heatmap": ("heatmap", "quantize_heat", "stage_map"),
+    "maps.regions": ("region_map",),
     "maps.tokens": ("token_relevance",),
     "passes.joins": ("Join", "JoinKind"),
     "presets": ("PRESETS", "Preset"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxlrp.rules import AlphaBeta, Flat, Gamma, WPlus, WSquare, ZBox, ZPlus
+from fxlrp.rules import Absolute, AlphaBeta, Flat, Gamma, WPlus, WSquare, ZBox, ZPlus
 
 
 @dataclass
@@ -27,6 +27,8 @@ def quotients(rule, W, b, x, looks):
         return [Quotient(W.clamp(min=0).expand(len(x), *W.shape), b.clamp(min=0))]
     if isinstance(rule, ZPlus):
         return [Quotient(each.clamp(min=0), b.clamp(min=0))]
+    if isinstance(rule, Absolute):
+        return [Quotient(each.abs(), b.abs())]
     if isinstance(rule, AlphaBeta):
         up, down = Quotient(each.clamp(min=0), b.clamp(min=0)), Quotient(each.clamp(max=0), b.clamp(max=0))
         up.factor, down.factor = rule.alpha, -rule.beta

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import assert_close
 
 import fxlrp
+from fxlrp import region_map
 from fxlrp.errors import InputError
 from fxlrp.heatmap import layer_map, stage_map
 
@@ -141,3 +143,21 @@ def test_invalid_stages_are_errors(stages, message):
 def test_invalid_sigma_is_an_error(sigma):
     with pytest.raises(InputError, match="sigma"):
         stage_map([torch.ones(1, 1, 8, 8)], 8, 8, sigma=sigma)
+
+
+def test_a_region_map_gives_segments_one_value_and_keeps_the_sum():
+    pytest.importorskip("skimage")
+    images = torch.zeros(2, 3, 40, 40)
+    images[:, :, :, 20:] = 1  # two halves
+    relevance = torch.randn(2, 3, 40, 40)
+    found = region_map(relevance, images, scales=(100,))
+    assert_close(found.sum((1, 2)), relevance.sum((1, 2, 3)), 1e-4)
+    for half in (slice(0, 18), slice(22, 40)):
+        assert torch.allclose(found[:, :, half], found[:, :1, half.start : half.start + 1])
+    assert torch.equal(region_map(relevance.sum(1), images, scales=(100,)), found)
+    assert_close(region_map(relevance, images).sum((1, 2)), relevance.sum((1, 2, 3)), 1e-4)
+    for wrong in ({"scales": ()}, {"scales": (0,)}, {"smallest": 0}):
+        with pytest.raises(InputError, match="give positive numbers"):
+            region_map(relevance, images, **wrong)
+    with pytest.raises(InputError, match="of the same pictures"):
+        region_map(relevance[:1], images)

@@ -14,7 +14,7 @@ from hypothesis_profiles import examples
 from torch import nn
 
 import fxlrp
-from fxlrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WPlus, WSquare, ZBox, ZPlus
+from fxlrp.rules import Absolute, AlphaBeta, Epsilon, Flat, Gamma, Norm, WPlus, WSquare, ZBox, ZPlus
 
 # Every linear operation as a module, and an input for it ------------------------------------
 
@@ -126,6 +126,8 @@ RULES = {
         "gamma": lambda bias: Gamma(0.3, bias=bias),
         "gamma, rescaled": lambda bias: Gamma(0.3, stabilizer=0, bias=bias, vanishing="rescale"),
         "gamma, original": lambda bias: Gamma(0.3, generalized=False, stabilizer=1e-2, bias=bias),
+        "absolute": lambda bias: Absolute(bias=bias),
+        "absolute stabilized": lambda bias: Absolute(stabilizer=1e-2, bias=bias),
         "alpha2 beta1": lambda bias: AlphaBeta(2, 1, stabilizer=1e-2, bias=bias),
         "alpha2 beta1 rescaling": lambda bias: AlphaBeta(2, 1, stabilizer=0, bias=bias),
         "w-square": lambda bias: WSquare(bias=bias),

@@ -37,6 +37,28 @@ def test_contrastive_is_the_targets_logit_against_all_others(logits, target):
     assert_close(start.sum(1) + 1, torch.ones(4, dtype=DOUBLE), 1e-14)
 
 
+def test_log_odds_are_the_target_against_the_others_by_their_probabilities(logits, target):
+    start = STARTS["log_odds"](logits, target)
+    for item, t in enumerate(target.tolist()):
+        others = [n for n in range(5) if n != t]
+        rivals = logits[item, others].softmax(0)
+        assert_close(start[item, others], -rivals * logits[item, others], 1e-14)
+        assert start[item, t] == logits[item, t]
+        odds = logits[item, t] - logits[item, others].logsumexp(0)
+        assert_close(start[item].sum(), odds - (rivals * rivals.log()).sum(), 1e-13)
+    shifted = STARTS["log_odds"](logits + 7, target)  # what all logits share cancels
+    assert_close(shifted.sum(1), start.sum(1), 1e-12)
+    masked = torch.cat([logits, torch.full((4, 1), float("-inf"), dtype=DOUBLE)], 1)
+    assert_close(STARTS["log_odds"](masked, target)[:, :5], start, 1e-14)
+
+
+def test_centred_is_the_target_against_the_mean_of_the_others(logits, target):
+    start = STARTS["centred"](logits, target)
+    own = logits.gather(1, target[:, None])[:, 0]
+    assert_close(start.sum(1), own - (logits.sum(1) - own) / 4, 1e-14)
+    assert_close(STARTS["centred"](logits + 7, target).sum(1), start.sum(1), 1e-12)
+
+
 def test_softmax_gradient_is_the_gradient_of_the_probability(logits, target):
     start = STARTS["softmax_gradient"](logits, target)
     leaf = logits.clone().requires_grad_()
@@ -64,7 +86,10 @@ def test_against_itself_there_is_no_relevance(logits, target):
     assert not against(3)(logits, target)[1:3].any()
 
 
-@pytest.mark.parametrize("start", ["contrastive", "softmax_gradient", against(2), against()], ids=str)
+CONTRASTS = ["contrastive", "softmax_gradient", "log_odds", "centred", against(2), against()]
+
+
+@pytest.mark.parametrize("start", CONTRASTS, ids=str)
 def test_contrasts_conserve_and_have_rows(start):
     model, x = RandomNet(PLAN).double().eval(), torch.randn(2, 3, 12, 12, dtype=DOUBLE)
     explainer = fxlrp.compile(model, start=start)

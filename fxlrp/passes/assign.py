@@ -74,6 +74,11 @@ class Assign(Pass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in RULED]
+        if self.preset.attention is not None and any(facts(node).kind is Kind.PRODUCT for node in nodes):
+            own_split = self.split is self.preset.split
+            self.preset = self.preset.attention
+            self.split = self.preset.split if own_split else self.split
+            self.preset_rules = [override(key, rule) for key, rule in self.preset.rules.items()]
         check_overrides(self.asked, nodes)
         for node in nodes:
             node_facts = facts(node)
@@ -112,10 +117,14 @@ class Assign(Pass):
         convolution = operation_of(node_facts).is_convolution
         if node_facts.first and convolution and preset.first_convolution is not None:
             return preset.first_convolution, f"{reason}: first layer"
+        if node_facts.classifier and preset.classifier is not None:
+            return preset.classifier, f"{reason}: classifier"
         if node_facts.first and preset.first is not None:
             return preset.first, f"{reason}: first layer"
         if late is not None and node_facts.after_joins >= late[0]:
             return late[1], f"{reason}: after join {late[0]}"
+        if preset.coarse is not None and node_facts.stride >= preset.coarse[0]:
+            return preset.coarse[1], f"{reason}: from stride {preset.coarse[0]} on"
         if convolution and preset.convolution is not None:
             return preset.convolution, f"{reason}: convolution"
         if not operation_of(node_facts).parametric and preset.pooling is not None:
@@ -163,8 +172,9 @@ def check_preset(preset: Preset) -> None:
         PatternError: a key of its own rules means nothing.
     """
     asked = [(name, getattr(preset, name), served) for name, served in SERVED.items()]
-    if preset.late is not None:
-        asked.append(("late", preset.late[1], Served(Kind.LINEAR)))
+    for name in ("late", "coarse"):
+        if getattr(preset, name) is not None:
+            asked.append((name, getattr(preset, name)[1], Served(Kind.LINEAR)))
     for name, rule, (kind, operation, optional) in asked:
         takes_it = isinstance(rule, Rule) and rule.fits(kind, operation)
         if not (takes_it or (optional and rule is None)):
@@ -172,6 +182,8 @@ def check_preset(preset: Preset) -> None:
             raise RuleError(f"preset {preset.name}: {name}={rule!r}, and {name} takes a {takes}")
     for key, rule in preset.rules.items():
         override(key, rule)
+    if preset.attention is not None:
+        check_preset(preset.attention)
 
 
 def _spelled(key: Any) -> str:

@@ -53,6 +53,8 @@ class Facts:
         values: for a product, the position of the operand that holds the values.
         join: for a join, its branches.
         after_joins: the most joins that lie on a way from an input to it.
+        stride: by how much space is reduced from an input to it, as far as its layers and pools say.
+        classifier: whether it belongs to the head that reads the classes off the features.
         rule: its rule, and ``reason`` says who chose it.
         norm_behind, norm_before: the batch norm that a linear operation's rule sees as a part of it.
     """
@@ -74,6 +76,8 @@ class Facts:
     values: int | None = None
     join: Any = None
     after_joins: int = 0
+    stride: int = 1
+    classifier: bool = False
     rule: Rule | None = None
     reason: str = ""
     norm_behind: fx.Node | None = None

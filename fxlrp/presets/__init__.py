@@ -13,14 +13,14 @@ from fxlrp.presets.composites import (
     excitation_backprop,
     guided_backprop,
 )
-from fxlrp.presets.conserving import CONSERVING, CONSERVING_GAMMA, OTSUKI2024, OTSUKI2024_MIXTURE
+from fxlrp.presets.conserving import CONSERVING, CONSERVING_GAMMA, EVIDENCE, OTSUKI2024, OTSUKI2024_MIXTURE
 from fxlrp.presets.preset import Preset
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        CONSERVING, CONSERVING_GAMMA, OTSUKI2024, OTSUKI2024_MIXTURE, ATTNLRP, CP_LRP, epsilon(), epsilon_plus(),
-        epsilon_plus_flat(), epsilon_gamma_box(), epsilon_alpha2_beta1(), epsilon_alpha2_beta1_flat(),
+        CONSERVING, CONSERVING_GAMMA, EVIDENCE, OTSUKI2024, OTSUKI2024_MIXTURE, ATTNLRP, CP_LRP, epsilon(),
+        epsilon_plus(), epsilon_plus_flat(), epsilon_gamma_box(), epsilon_alpha2_beta1(), epsilon_alpha2_beta1_flat(),
         excitation_backprop(), guided_backprop(), deconvnet(),
     )
 }  # fmt: skip

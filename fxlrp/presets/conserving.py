@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from fxlrp.presets.preset import Preset
 from fxlrp.rules.linear import Epsilon, Gamma, WPlus, ZPlus
-from fxlrp.rules.selection import WindowAverage
+from fxlrp.rules.normalisation import Fold, NormEpsilon
+from fxlrp.rules.product import ThroughValues
+from fxlrp.rules.recurrent import Recurrent
+from fxlrp.rules.selection import WindowAverage, Winner
+from fxlrp.rules.split import SignedSplit
 
 _RELEASED = ZPlus(stabilizer=1e-5)
 _RELEASED_CONVOLUTION = ZPlus(stabilizer=1e-5, bias="absorb", signed_bias=True)
@@ -22,6 +26,26 @@ CONSERVING_GAMMA = Preset(
     first=WPlus(),
 )
 """γ in convolutions, ε in linear layers, no part to biases; for convolutional networks."""
+
+EVIDENCE = Preset(
+    "evidence",
+    first=WPlus(),
+    classifier=Epsilon(),
+    coarse=(16, Gamma(1.0, stabilizer=0, vanishing="rescale")),
+    attention=Preset(
+        "evidence",
+        linear=Gamma(0.05, bias="absorb"),
+        classifier=Epsilon(1e-6, bias="absorb"),
+        selection=Winner(),
+        split=SignedSplit(1e-6),
+        product=ThroughValues(Epsilon(1e-6)),
+        recurrent=Recurrent(Epsilon(1e-6, bias="absorb"), SignedSplit(1e-6)),
+        norm=NormEpsilon(1e-6),
+        batch_norm=Fold(),
+    ),
+)
+"""ε at the classifier, so that evidence against a class counts; γ from stride 16 on, z⁺ below. With attentions: a
+little γ in all layers, norms at constant deviation, signed joins. Meant for ``start="log_odds"``."""
 
 OTSUKI2024 = Preset(
     "otsuki2024",

@@ -49,7 +49,10 @@ class Preset:
         pooling: that of linear operations without parameters: averages, sums, resizing; ``None``: as ``linear``.
         first: the rule of the first layers, those with no layer before them; ``None``: as the others.
         first_convolution: that of first layers that are convolutions; ``None``: as ``first``.
+        classifier: the rule of the layers that read the classes off the features; ``None``: as the others.
         late: ``(n, rule)``: the rule of linear operations after the n-th join; ``None``: as the others.
+        coarse: ``(stride, rule)``: the rule of linear operations where space is reduced by at least so much, such as
+            16 for the last two stages of a ResNet; ``None``: as the others.
         selection: the rule of max pooling.
         split: the rule of joins.
         gate: the rule of elementwise products of two signals.
@@ -59,6 +62,8 @@ class Preset:
         batch_norm: the rule of batch norm.
         softmax: the rule of a softmax, where relevance passes one.
         pointwise: the rule of other pointwise operations.
+        attention: the preset that takes the place of this one in models with products of two signals, as attentions
+            are; ``None``: this one.
         rules: exceptions, by name pattern, module type, operation or kind of join, as
             ``compile(rules=…)`` takes them.
     """
@@ -69,7 +74,10 @@ class Preset:
     pooling: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     first: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     first_convolution: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
+    classifier: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     late: tuple[int, Rule] | None = None
+    coarse: tuple[int, Rule] | None = None
+    attention: Preset | None = None
     selection: Rule = field(default_factory=WindowAverage, metadata=serves(Kind.SELECTION))
     split: Rule = field(default_factory=RatioSplit, metadata=serves(Kind.JOIN))
     gate: Rule = field(default_factory=ToSignal, metadata=serves(Kind.GATE))

@@ -4,6 +4,7 @@ from fxlrp.rules import split as join  # noqa: F401, documented as fxlrp.rules.j
 from fxlrp.rules.gate import GateRule, Halves, ToSignal
 from fxlrp.rules.gradient import Gradient, ReLUDeconvNet, ReLUGuidedBackprop
 from fxlrp.rules.linear import (
+    Absolute,
     AlphaBeta,
     Epsilon,
     Flat,
@@ -27,9 +28,9 @@ from fxlrp.steps import primitives  # noqa: F401, documented as fxlrp.rules.prim
 from fxlrp.steps.primitives import negative, positive, primitive
 
 __all__ = [
-    "AlphaBeta", "Bilinear", "Epsilon", "FixedSplit", "Flat", "Fold", "Gamma", "GateRule", "Gradient", "Halves",
-    "Layer", "LinearRule", "Norm", "NormEpsilon", "Part", "Pass", "ProductRule", "RatioSplit", "ReLUDeconvNet",
-    "ReLUGuidedBackprop", "Recurrent", "ResidualOnly", "Rule", "SelectionRule", "Shares", "SignedSplit", "SkipOnly",
-    "SoftmaxTaylor", "SplitRule", "SymmetricSplit", "ThroughValues", "ToSignal", "WPlus", "WSquare", "WindowAverage",
-    "Winner", "ZBox", "ZPlus", "negative", "positive", "primitive",
+    "Absolute", "AlphaBeta", "Bilinear", "Epsilon", "FixedSplit", "Flat", "Fold", "Gamma", "GateRule", "Gradient",
+    "Halves", "Layer", "LinearRule", "Norm", "NormEpsilon", "Part", "Pass", "ProductRule", "RatioSplit",
+    "ReLUDeconvNet", "ReLUGuidedBackprop", "Recurrent", "ResidualOnly", "Rule", "SelectionRule", "Shares",
+    "SignedSplit", "SkipOnly", "SoftmaxTaylor", "SplitRule", "SymmetricSplit", "ThroughValues", "ToSignal", "WPlus",
+    "WSquare", "WindowAverage", "Winner", "ZBox", "ZPlus", "negative", "positive", "primitive",
 ]  # fmt: skip

@@ -110,6 +110,33 @@ def softmax_gradient(output: Tensor, target: Tensor | None) -> Tensor:
     return (-chosen * others).scatter(1, index, chosen * others.sum(dim=1, keepdim=True))
 
 
+@primitive
+def log_odds(output: Tensor, target: Tensor | None) -> Tensor:
+    """The target's logit z_t, and −q_n z_n at the others, q being their probabilities without the target.
+
+    Evidence for the target against its rivals, in logits: z_t minus what the model expects of the others. What all
+    logits share cancels, as it does in the softmax. Up to the entropy of q it is the log of the odds p_t / (1 − p_t).
+    """
+    if _two_axes(output).shape[1] < 2:
+        raise StartError("a contrast needs at least two classes")
+    assert target is not None
+    index = target.unsqueeze(1)
+    others = output.scatter(1, index, float("-inf")).softmax(dim=1)
+    against = torch.where(others > 0, -output * others, 0)  # a class that is masked, at −∞, is no rival
+    return against.scatter(1, index, output.gather(1, index))
+
+
+@primitive
+def centred(output: Tensor, target: Tensor | None) -> Tensor:
+    """The target's logit z_t, and −z_n / (N − 1) at each other of N classes: the target against their mean."""
+    classes = _two_axes(output).shape[1]
+    if classes < 2:
+        raise StartError("a contrast needs at least two classes")
+    assert target is not None
+    index = target.unsqueeze(1)
+    return (-output / (classes - 1)).scatter(1, index, output.gather(1, index))
+
+
 @dataclass(frozen=True, eq=False)
 class Against:
     """Why the target rather than another class: the target's logit, and minus the other's.
@@ -177,7 +204,7 @@ NONNEGATIVE = frozenset({probability, given, one})
 
 STARTS: dict[str, Start] = {
     "probability": probability, "logit": logit, "one": one, "output": itself,
-    "contrastive": contrastive, "softmax_gradient": softmax_gradient,
+    "contrastive": contrastive, "softmax_gradient": softmax_gradient, "log_odds": log_odds, "centred": centred,
 }  # fmt: skip
 """The starts that ``compile(start=…)`` knows by name, beside :data:`AUTO`."""
 
@@ -188,6 +215,7 @@ STARTS_TOLD = {
     probability: "probability", given: "probability, which the model itself gives",
     value: "value, which the model makes of probabilities", logit: "logit", one: "one",
     itself: "output", contrastive: "contrastive", softmax_gradient: "softmax_gradient",
+    log_odds: "log_odds", centred: "centred",
     by_shape: "probability, or the value itself where there is one output",
 }  # fmt: skip
 """What an explanation says of where its relevance started."""

@@ -20,6 +20,7 @@ from fxlrp.passes.annotate import Annotate
 from fxlrp.passes.assign import Assign
 from fxlrp.passes.canonicalize import canonicalize
 from fxlrp.passes.channel_axes import Shapes
+from fxlrp.passes.depth import FindDepth
 from fxlrp.passes.emit import emit
 from fxlrp.passes.facts import facts
 from fxlrp.passes.fitting_start import fitting_start
@@ -74,7 +75,7 @@ class Plan:
         assign = Assign(
             recipe.chosen_preset, recipe.rules, split=recipe.chosen_split, identity_skips=recipe.identity_skips
         )
-        for step in (Annotate(), FindJoins(), assign, FoldNorms()):
+        for step in (Annotate(), FindJoins(), FindDepth(), assign, FoldNorms()):
             forward = step(forward)
         return forward
 

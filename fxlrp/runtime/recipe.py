@@ -38,7 +38,8 @@ class Recipe:
         start: the relevance that enters at the output: ``"auto"`` (what fits the end of the model: the softmax of two
             or more classes, a probability that the model itself gives, or the value of a single output),
             ``"probability"`` (softmax of a (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
-            ``"softmax_gradient"`` (SGLRP), ``fxlrp.starts.against(other)`` (this class rather than
+            ``"softmax_gradient"`` (SGLRP), ``"log_odds"`` (against the other classes by their probabilities),
+            ``"centred"`` (against their mean), ``fxlrp.starts.against(other)`` (this class rather than
             that one), ``"output"`` (the output itself, for a regression or a similarity), or a
             callable ``(output, target) -> relevance`` in the shape of the output.
         output: which output of a model with several: a key, an index, or a callable that

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.steps.primitives import negative, positive, squared
+from fxlrp.steps.primitives import magnitude, negative, positive, squared
 
 Weight = Any
 """A tensor; ``None`` for operations that have no weights."""
@@ -69,13 +69,19 @@ class FixedOperation(LinearOperation):
             return None
         if change is positive:
             return self, None
+        if change is magnitude:
+            return self.magnitude(), None
         if change is torch.ones_like:
             return self.flat(), None
-        assert change is squared, "fixed weights can be made positive, negative, squared or ones"
+        assert change is squared, "fixed weights can be made positive, negative, absolute, squared or ones"
         return self.squared(), None
 
     def flat(self) -> LinearOperation:
         """The operation with ones for weights; by default they are."""
+        return self
+
+    def magnitude(self) -> LinearOperation:
+        """The operation with the absolute values of its weights; by default none is negative."""
         return self
 
     def squared(self) -> LinearOperation:

@@ -18,8 +18,8 @@ from fxlrp.steps.memory import blocks, has_rows, plain, takes
 
 __all__ = [
     "above_zero", "along", "along_channels", "below_zero", "channels_last", "divide", "divide_into",
-    "fit", "full", "negative", "plain", "positive", "primitive", "smallest_denominator", "squared", "stabilize",
-    "where_vanished", "without_padding", "zero",
+    "fit", "full", "magnitude", "negative", "plain", "positive", "primitive", "smallest_denominator", "squared",
+    "stabilize", "where_vanished", "without_padding", "zero",
 ]  # fmt: skip
 
 
@@ -50,6 +50,12 @@ def positive_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
 def negative_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
     """Where the whole is negative, whatever its part is."""
     return relevance * (whole[0] < 0)
+
+
+@primitive(keeps_batch=True)
+def magnitude(value: Tensor) -> Tensor:
+    """The absolute value, element by element."""
+    return value.abs()
 
 
 @primitive(keeps_batch=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fxlrp.common.errors import RuleError
 from fxlrp.steps.declaration import primitive
 from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
-from fxlrp.steps.primitives import negative, positive, squared
+from fxlrp.steps.primitives import magnitude, negative, positive, squared
 
 
 class SeparableOperation(FixedOperation):
@@ -31,13 +31,19 @@ class SeparableOperation(FixedOperation):
     def flat(self) -> LinearOperation:
         return ByAxis(self, "ones")
 
+    def magnitude(self) -> LinearOperation:
+        return ByAxis(self, "magnitude")
+
     def squared(self) -> LinearOperation:
         return ByAxis(self, "squared")
 
 
 @dataclass(frozen=True)
 class ByAxis(LinearOperation):
-    """``operation`` with its weights changed: ``"ones"``, ``"squared"``, ``"positive"``, ``"negative"``, ``"same"``."""
+    """``operation`` with its weights changed.
+
+    To ``"ones"``, ``"squared"``, ``"magnitude"``, ``"positive"``, ``"negative"``, or ``"same"``: not changed.
+    """
 
     operation: SeparableOperation
     change: str
@@ -83,8 +89,9 @@ def _products(operation: SeparableOperation, x: Tensor, change: str) -> list[lis
         return [matrices]
     if change == "ones":
         return [[(matrix != 0).to(x.dtype) for matrix in matrices]]
-    if change == "squared":
-        return [[squared(matrix) for matrix in matrices]]
+    if change in ("squared", "magnitude"):  # of a product it is the product of those of its factors
+        by_element = squared if change == "squared" else magnitude
+        return [[by_element(matrix) for matrix in matrices]]
     # A product is positive where an even number of its factors is negative.
     wanted = 1 if change == "positive" else -1
     signs = [s for s in product((1, -1), repeat=len(matrices)) if prod(s) == wanted]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxlrp.common.errors import RuleError
 from fxlrp.rules.linear.mechanism import Change, Layer, LinearRule, Part, Terms
-from fxlrp.steps.primitives import above_zero, below_zero, negative, positive, zero
+from fxlrp.steps.primitives import above_zero, below_zero, magnitude, negative, positive, zero
 
 
 class Epsilon(LinearRule):
@@ -69,6 +69,24 @@ class ZPlus(LinearRule):
     def positive_bias(self, layer: Layer) -> Tensor | None:
         """What the bias contributes."""
         return layer.bias if self.signed_bias else _part(layer.bias, positive)
+
+
+class Absolute(LinearRule):
+    """|x||w| rule: contributions share the relevance by their magnitude, ``z_ij = |x_i w_ji|``.
+
+    Vukadin et al. (ACM TIST 2024), Eq. 6, absLRP. Two products per layer, also for signed inputs, where z⁺ takes
+    four. Arguments as in :class:`LinearRule`; a bias that is not ignored contributes its magnitude.
+    """
+
+    keeps_sign = True
+
+    def __init__(self, *, stabilizer: float = 0.0, bias: str = "ignore", vanishing: str = "rescale") -> None:
+        super().__init__(stabilizer=stabilizer, bias=bias, vanishing=vanishing)
+
+    def parts(self, layer: Layer) -> Sequence[Part]:
+        x = layer.x if layer.nonnegative else magnitude(layer.x)
+        change = None if layer.weight_nonnegative else magnitude
+        return [Part(layer.term(x, change), None if layer.bias is None else magnitude(layer.bias))]
 
 
 class AlphaBeta(LinearRule):

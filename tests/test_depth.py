@@ -1,0 +1,84 @@
+"""Rules by depth: the classifier, and what lies from a stride on, found in the graph without naming layers."""
+
+import pytest
+import torch
+import torchvision
+from checks import assert_conserves
+from torch import nn
+
+import fxlrp
+from fxlrp.passes.facts import facts
+from fxlrp.rules import Absolute, Epsilon, Gamma
+
+
+def classifiers(model, x):
+    explainer = fxlrp.compile(model.eval(), "evidence", example_inputs=x)
+    return [node.name for node in explainer.model_graph.nodes if node.op == "call_function" and facts(node).classifier]
+
+
+class Head(nn.Module):
+    """Tokens, an attention, and a head that reads them off by ``read``."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.hidden, self.head, self.read = nn.Linear(8, 8), nn.Linear(8, 3), read
+
+    def forward(self, x):
+        h = self.embed(x)
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        return self.head(self.hidden(self.read(self.norm(h))).relu())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "names"),
+    [
+        (lambda: torchvision.models.resnet18(num_classes=5), (1, 3, 32, 32), ["fc"]),
+        (lambda: torchvision.models.squeezenet1_1(num_classes=5), (1, 3, 64, 64), ["classifier_1"]),
+        (lambda: torchvision.models.mobilenet_v2(num_classes=5), (1, 3, 32, 32), ["classifier_1"]),
+        (lambda: Head(lambda h: h[:, 0]), (2, 5, 6), ["hidden", "head"]),
+        (lambda: Head(lambda h: h.mean(1)), (2, 5, 6), ["hidden", "head"]),
+        (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), (2, 4), ["_0", "_2"]),
+    ],
+)
+def test_the_classifier_is_found(model, shape, names):
+    found = classifiers(model(), torch.randn(shape))
+    assert [name.strip("_") for name in found] == [name.strip("_") for name in names]
+
+
+def test_strides_add_up_from_the_input():
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    strides = {node.name: facts(node).stride for node in fxlrp.compile(model).model_graph.nodes}
+    names = ("conv1", "layer1_0_conv1", "layer2_0_conv1", "layer3_0_conv1", "layer4_1_conv2")
+    assert [strides[name] for name in names] == [2, 4, 8, 16, 32]
+
+
+def test_rules_by_depth_are_told_in_the_summary_and_conserve():
+    model = torchvision.models.resnet18(num_classes=5).double().eval()
+    explainer = fxlrp.compile(model, "evidence", start="log_odds")
+    rows = {row.node: row for row in explainer.summary()}
+    assert (rows["fc"].rule, rows["fc"].reason) == (repr(Epsilon()), "preset evidence: classifier")
+    assert rows["layer3_0_conv1"].rule == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
+    assert "from stride 16 on" in rows["layer3_0_conv1"].reason
+    assert rows["layer2_0_conv1"].rule == "ZPlus()"
+    assert_conserves(explainer, torch.randn(2, 3, 64, 64, dtype=torch.float64), absorbs=("stabilizer",))
+
+
+def test_models_with_attentions_take_the_rules_for_them():
+    model = Head(lambda h: h[:, 0]).double().eval()
+    explainer, x = fxlrp.compile(model, "evidence", start="log_odds"), torch.randn(2, 5, 6, dtype=torch.float64)
+    explainer(x)
+    rules = {row.node: row.rule for row in explainer.summary()}
+    assert rules["embed"] == repr(Gamma(0.05, bias="absorb"))
+    assert rules["head"] == repr(Epsilon(1e-6, bias="absorb"))
+    assert_conserves(explainer, x, absorbs=("bias", "stabilizer"))
+
+
+def test_the_absolute_rule_shares_by_magnitude():
+    layer = nn.Linear(3, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -2.0, 3.0]])
+    preset = fxlrp.Preset("absolute", linear=Absolute())
+    explainer = fxlrp.compile(layer.eval(), preset, start=lambda output, target: torch.ones_like(output))
+    relevance = explainer(torch.tensor([[1.0, 1.0, -1.0]])).relevance
+    assert relevance[0].tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6])
