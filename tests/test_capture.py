@@ -350,9 +350,10 @@ def test_forward_hooks_are_mentioned_and_run_by_verification_alone():
     with pytest.warns(UserWarning, match="hooks of 0"):
         explainer = fxlrp.compile(model)
     explainer(torch.randn(1, 3))
-    assert calls == [1]
+    assert calls
+    seen = len(calls)
     explainer(torch.randn(1, 3))
-    assert calls == [1]
+    assert len(calls) == seen
     assert len(model[0]._forward_hooks) == 1
 
 

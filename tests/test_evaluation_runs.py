@@ -14,7 +14,7 @@ from evaluation_configs import METHODS, result_rows, result_table, small_config,
 from PIL import Image
 
 import fxlrp
-from fxlrp.common.file_lock import FileLock
+from fxlrp.common.file_lock import FileLock, lock_file
 from fxlrp.errors import DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, insertion_deletion, parse_config, write_report
 from fxlrp.evaluation.evaluated_image import load_image
@@ -306,12 +306,11 @@ def test_results_of_another_configuration_are_not_mixed(tmp_path):
 
 def test_two_evaluations_in_one_folder_the_second_says_so_at_once(tmp_path):
     config = small_config(tmp_path)
-    config.out.mkdir(parents=True)
-    lock = FileLock(config.out / ".lock")
+    lock = FileLock(lock_file(config.out))
     assert lock.take()
     with pytest.raises(EvaluationError, match="another evaluation is at work"):
         evaluate(config)
-    assert [path.name for path in config.out.iterdir()] == [".lock"]
+    assert not list(config.out.iterdir())
     lock.release()
     assert evaluate(config).before == 0
     assert evaluate(config).before > 0

@@ -1,9 +1,14 @@
 """What is explained is the model, every item as if it were alone; or the first call says what is wrong."""
 
 import contextlib
+import copy
+import dataclasses
+import functools
 import random
 import types
+from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -378,6 +383,288 @@ def test_wrappers_are_looked_through(wrap):
     assert torch.equal(explainer(x).relevance, fxlrp.compile(model)(x).relevance)
 
 
+class Settings:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+class Options(dict):
+    pass
+
+
+class Held(nn.Module):
+    """What forward() may read from a model, in many places."""
+
+    shift = 0.5
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.last = [nn.Linear(4, 4), nn.LayerNorm(4).eval()], nn.Linear(4, 3)
+        self.nested, self.slots, self.options = ({"scale": 2.0}, [3.0]), Settings(1.5), Options(scale=1.25)
+        self.order, self.array, self.number = {"a": 1.0, "b": 2.0}, np.array([1.0, 2.0]), torch.tensor(1.5)
+        self.partial = functools.partial(lambda h, by: h * by["scale"], by={"scale": 1.5})
+        by = {"scale": 0.5}
+        self.by, self.closure = by, lambda h: h * by["scale"]
+
+    def scaled(self, h):
+        return h * self.nested[0]["scale"] * self.nested[1][0] * self.slots.scale * self.options["scale"]
+
+    def forward(self, x):
+        h = self.scaled(self.hidden[1](self.hidden[0](x)))
+        h = h * next(iter(self.order.values())) * float(self.array[0]) * self.number.item() + self.shift
+        return self.last(self.closure(self.partial(h)).relu())
+
+
+HELD = {
+    "a weight of a module in a list": lambda m: setattr(m.hidden[0], "weight", nn.Parameter(torch.randn(4, 4))),
+    "a setting of a module in a list": lambda m: setattr(m.hidden[1], "eps", 10.0),
+    "a dict in a tuple": lambda m: m.nested[0].update(scale=-1.0),
+    "a list in a tuple": lambda m: m.nested[1].__setitem__(0, -1.0),
+    "a slot": lambda m: setattr(m.slots, "scale", -2.0),
+    "a dict of a class of its own": lambda m: m.options.update(scale=-2.0),
+    "the order of a dict": lambda m: m.order.__setitem__("a", m.order.pop("a")),
+    "an array in place": lambda m: m.array.__setitem__(0, -3.0),
+    "a tensor that is read as a number": lambda m: m.number.fill_(-3),
+    "what a partial holds": lambda m: m.partial.keywords["by"].update(scale=-1.0),
+    "what a closure holds": lambda m: m.by.update(scale=-1.0),
+    "an attribute of the class": lambda m: setattr(type(m), "shift", -5.0),
+    "a method of the class": lambda m: setattr(type(m), "scaled", lambda self, h: -h),
+}
+
+
+@pytest.mark.parametrize("change", HELD.values(), ids=HELD)
+def test_a_change_of_what_a_model_holds_is_followed(monkeypatch, change):
+    class Own(Held):
+        shift, scaled = Held.shift, Held.scaled
+
+    model, x = Own().eval(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model)
+    explainer(x)
+    with torch.no_grad():
+        before = model(x)
+        change(model)
+        assert not torch.allclose(model(x), before)
+        assert_close(explainer(x).output, model(x), 1e-6)
+    assert_close(explainer(x).relevance, fxlrp.compile(model)(x).relevance, 1e-5)
+
+
+def test_a_parameter_or_buffer_that_becomes_none_is_followed():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model)
+    explainer(x)
+    model[0].bias = None
+    assert_close(explainer(x).output, model(x).detach(), 1e-6)
+
+
+def test_a_state_inside_an_object_or_a_dict_is_refused():
+    class Counts(Between):
+        def __init__(self, count):
+            super().__init__(None)
+            self.state, self.previous, self.count = types.SimpleNamespace(n=0), {"h": None}, count
+
+        def forward(self, x):
+            h = self.first(x)
+            if self.count:
+                self.state.n += 1
+                return self.last(h.relu() * self.state.n)
+            h = h if self.previous["h"] is None else h + self.previous["h"]
+            self.previous["h"] = h.detach()
+            return self.last(h)
+
+    for count in (True, False):
+        model = Counts(count)
+        assert_refused(model, torch.randn(3, 4), "keeps a state")
+        assert model.state.n == 0
+        assert model.previous["h"] is None
+
+
+def test_what_forward_writes_to_in_place_is_not_the_models():
+    class Writes(Between):
+        def __init__(self):
+            super().__init__(None)
+            self.kept, self.listed = torch.zeros(3), [torch.zeros(3)]
+
+        def forward(self, x):
+            self.kept += 1
+            self.listed[0].add_(1)
+            return self.last(self.first(x).relu())
+
+    model = Writes().eval()
+    explanation = fxlrp.compile(model)(torch.randn(3, 4))
+    assert explanation.output.shape == (3, 3)
+    assert not model.kept.any()
+    assert not model.listed[0].any()
+
+
+def test_a_model_that_writes_to_its_parameters_is_refused_and_stays_as_it_is():
+    class Trains(Between):
+        def forward(self, x):
+            with torch.no_grad():
+                self.last.bias.add_(1)
+            return self.last(self.first(x).relu())
+
+    for exported in (False, True):
+        model = Trains(None).eval()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(FxlrpError):
+            fxlrp.compile(model, example_inputs=torch.randn(3, 4) if exported else None)(torch.randn(3, 4))
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_function_is_told_from_rounding_in_half_precision(dtype):
+    right = Between(lambda self, h: h.relu()).to(dtype).eval()
+    fxlrp.compile(right)(torch.randn(3, 4, dtype=dtype))
+    wrong = Between(lambda self, h: h.relu() * (1.3 if type(h) is torch.Tensor else 1.0)).to(dtype)
+    assert_refused(wrong, torch.randn(3, 4, dtype=dtype), "computes something else")
+    mixing = Between(lambda self, h: h + 0.3 * h.roll(1, 0)).to(dtype)
+    assert_refused(mixing, torch.randn(3, 4, dtype=dtype), "batch")
+
+
+def test_an_output_of_a_finer_type_than_what_computes_it_is_no_error():
+    class Widened(Between):
+        def forward(self, x):
+            return self.last(self.first(x).relu()).double().softmax(1)
+
+    explanation = fxlrp.compile(Widened(None).eval())(torch.randn(3, 4))
+    assert explanation.output.dtype == torch.float64
+    halves = nn.Sequential(*[nn.Linear(16, 16) for _ in range(4)]).bfloat16()
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.last = halves, nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.last(self.body(x).float())
+
+    fxlrp.compile(Mixed().eval())(torch.randn(3, 16, dtype=torch.bfloat16))
+
+
+def test_branches_on_many_batch_sizes_are_refused_or_right():
+    for between in (
+        lambda self, h: h.relu() * 2 if h.shape[0] % 2 == 0 else h,
+        lambda self, h: h.relu() if h.shape[0] == 5 else h,
+        lambda self, h: h * (1 + float(h.shape[0] % 2)),
+    ):
+        model = Between(between).eval()
+        explainer = fxlrp.compile(model)
+        for size in (3, 1, 2, 5, 4):
+            x = torch.randn(size, 4)
+            with contextlib.suppress(CaptureError):
+                assert_close(explainer(x).output, model(x).detach(), 1e-6)
+
+
+def test_optional_inputs_may_be_of_several_types():
+    class Optional(Between):
+        def forward(self, x, y=None):
+            h = self.first(x)
+            if y is not None:
+                h = torch.where(y, h, 0.0) if y.dtype == torch.bool else h + y
+            return self.last(h.relu())
+
+    model, x = Optional(None).eval(), torch.randn(3, 4)
+    explainer = fxlrp.compile(model)
+    for y in (torch.randn(3, 8), torch.randn(3, 8) > 0, torch.randn(3, 8)):
+        assert_close(explainer(x, y).output, model(x, y).detach(), 1e-6)
+
+
+def test_an_explainer_is_converted_before_its_first_call():
+    class Exported(Between):
+        def forward(self, x):
+            return super().forward(x * 2 if x.shape[1] > 100 else x)
+
+    model, x = Exported(lambda self, h: h.relu()).eval(), torch.randn(3, 4)
+    explainer = fxlrp.compile(model).to(torch.float64)
+    explanation = explainer(x.double())
+    assert explanation.relevance.dtype == torch.float64
+    assert_close(explanation.output, copy.deepcopy(model).double()(x.double()).detach(), 1e-12)
+
+
+def test_a_squeeze_without_an_axis_keeps_the_batch():
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool, self.fc = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(self.pool(self.conv(x).relu()).squeeze())
+
+    model = Squeezed().eval()
+    explainer = fxlrp.compile(model)
+    explanation = explainer(torch.randn(3, 3, 8, 8))
+    assert_close(explanation.relevance.sum((1, 2, 3)), explanation.start, 1e-5)
+    with pytest.raises(CaptureError, match="batch"):
+        explainer(torch.randn(1, 3, 8, 8))
+
+
+@dataclasses.dataclass
+class Returned:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+def test_outputs_with_names_are_picked_by_them():
+    class Names(Between):
+        def __init__(self, kind):
+            super().__init__(None)
+            self.kind = kind
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.kind(self.last(h.relu()), h)
+
+    pair = namedtuple("pair", ["logits", "hidden"])
+    for kind in (Returned, pair):
+        model, x = Names(kind).eval(), torch.randn(3, 4)
+        for output in ("logits", lambda returned: returned.logits):
+            explanation = fxlrp.compile(model, output=output)(x)
+            assert_close(explanation.relevance.sum(1), explanation.start, 1e-5)
+        assert explanation.output is not None
+    model = Names(lambda logits, hidden: (logits, None)).eval()
+    assert fxlrp.compile(model)(x).relevance.shape == x.shape
+
+
+def test_inputs_may_have_any_name():
+    class Target(Between):
+        def forward(self, target):
+            return self.last(self.first(target).relu())
+
+    class Torch(Between):
+        def forward(self, torch):
+            return self.last(self.first(torch).relu())
+
+    assert_explains(Target(None).eval(), torch.randn(3, 4))
+    assert_refused(Torch(None), torch.randn(3, 4), "named 'torch'")
+
+
+def test_numbers_of_numpy_and_buffers_made_in_forward_are_constants():
+    class Made(Between):
+        def __init__(self):
+            super().__init__(None)
+            self.scale = np.float64(2.0)
+
+        def forward(self, x):
+            if not hasattr(self, "offset"):
+                self.register_buffer("offset", torch.arange(8.0))
+            return self.last((self.first(x) * self.scale + self.offset).relu())
+
+    model = Made().eval()
+    explainer = fxlrp.compile(model)
+    explainer(torch.randn(3, 4))
+    assert not hasattr(model, "offset")
+
+
+def test_torchs_own_containers_may_be_in_training_mode():
+    model = plain()
+    nn.utils.parametrizations.weight_norm(model[0])
+    model[0].parametrizations.weight.eval()
+    assert model[0].parametrizations.training
+    assert_explains(model, torch.rand(3, 4))
+
+
 # verify= ------------------------------------------------------------------------------------------
 
 
@@ -432,6 +719,10 @@ class Ended(nn.Module):
         (torch.sigmoid, 1, lambda o: o, "the model itself"),
         (lambda h: (h.softmax(1) + (2 * h).softmax(1)) / 2, 3, lambda o: o, "the model itself"),
         (lambda h: h.softmax(1) - (2 * h).softmax(1), 3, lambda o: o, "of probabilities"),
+        (lambda h: h.log_softmax(1).exp(), 3, lambda o: o, "the model itself"),
+        (lambda h: h.exp() / h.exp().sum(1, keepdim=True), 3, lambda o: o, "the model itself"),
+        (lambda h: torch.cat([h.sigmoid(), 1 - h.sigmoid()], 1), 1, lambda o: o, "the model itself"),
+        (lambda h: 5 * h.softmax(1), 3, lambda o: o, "of probabilities"),
         (lambda h: h, 1, lambda o: o, "value itself"),
         (lambda h: h.squeeze(1), 1, lambda o: o[:, None], "value itself"),
         (lambda h: h.sigmoid().squeeze(1), 1, lambda o: o[:, None], "the model itself"),

@@ -211,3 +211,12 @@ def test_machine_code_of_others_is_not_run(tmp_path, monkeypatch):
     assert not archive.is_sealed(path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
     assert not archive.is_sealed(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"/tmp/x.pt2", "a\0b.pt2"])
+def test_what_names_no_file_is_an_error(path):
+    explainer = fxlrp.compile(nn.Linear(4, 3).eval())
+    explainer(torch.rand(2, 4))
+    for use in (fxlrp.load, explainer.save, explainer.export_aot):
+        with pytest.raises(ExportError, match="a file is named by"):
+            use(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ Tensors = dict[str, torch.Tensor]
 
 Shape = tuple[int | str, ...]
 """An axis is a number where it is fixed; axes that must agree bear the same name."""
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""Modules that compute nothing, and so are in no mode; torch itself leaves those of parametrisations in training."""
 
 USUAL_OUTPUTS = ("logits", "out")
 """Under which key Hugging Face and torchvision return what a prediction is read from."""
@@ -44,6 +47,7 @@ class Captured:
         shapes: by input, the shape that it must have, where that is known.
         batches: the smallest and the largest batch that it serves.
         example_batch: the batch of the examples that it was read from; 0: none were needed.
+        asks_batch: whether forward() asks for the size of the batch in a way that could not stay free.
     """
 
     graph: fx.Graph
@@ -55,6 +59,7 @@ class Captured:
     shapes: dict[str, Shape] = field(default_factory=dict)
     batches: tuple[int, float] = (1, math.inf)
     example_batch: int = 0
+    asks_batch: bool = False
 
     def serves_batch(self, size: int) -> bool:
         """Whether a batch of this size takes the way through the model that was read."""
@@ -72,6 +77,14 @@ def attribute(model: nn.Module, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def has_attribute(model: nn.Module, name: str) -> bool:
+    """Whether there is a tensor of this dotted name."""
+    try:
+        return isinstance(attribute(model, name), torch.Tensor)
+    except AttributeError:
+        return False
 
 
 def tensor_proxy(tracer: Any, node: fx.Node, name: str, tensor: torch.Tensor) -> fx.Proxy:
@@ -92,6 +105,8 @@ def flat_outputs(returned: Any, output: Any) -> tuple[list[Any], pytree.TreeSpec
         CaptureError: it does not say which one.
     """
     explained = chosen_output(returned, output)
+    if is_dataclass(returned) and not isinstance(returned, Mapping):
+        returned = {each.name: getattr(returned, each.name) for each in fields(returned)}
     leaves, structure = pytree.tree_flatten(returned)
     # What is no tensor (a cache, a configuration) cannot be part of a graph.
     return [explained, *(leaf if _is_value(leaf) else None for leaf in leaves)], structure
@@ -107,15 +122,17 @@ def chosen_output(returned: Any, output: Any) -> Any:
             raise CaptureError(f"output= fails on what the model returns, {described(returned)}: {error!r}") from error
     elif output is not None:
         try:
-            chosen = returned[output]
-        except (KeyError, IndexError, TypeError) as error:
+            named = isinstance(output, str) and not isinstance(returned, Mapping | torch.Tensor | fx.Proxy)
+            chosen = getattr(returned, output) if named else returned[output]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise CaptureError(f"output={output!r} is not in what the model returns: {described(returned)}") from error
     elif isinstance(returned, Mapping):
         values = list(returned.values())
         usual = [returned[key] for key in USUAL_OUTPUTS if key in returned]
         chosen = values[0] if len(values) == 1 else usual[0] if len(usual) == 1 else returned
-    elif isinstance(returned, Sequence) and len(returned) == 1:
-        chosen = returned[0]
+    elif isinstance(returned, Sequence):
+        tensors = [value for value in returned if value is not None]
+        chosen = tensors[0] if len(tensors) == 1 else returned
     if not _is_tensor(chosen):
         raise CaptureError(f"the model returns {described(chosen)}: say with output= which one to explain")
     return chosen
@@ -167,7 +184,10 @@ def check_model(model: nn.Module) -> None:
             raise CaptureError(
                 f"{where} a lazy {type(module).__name__} without weights yet: call the model on an input, then compile"
             )
-    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    training = [
+        name or "the model itself" for name, module in model.named_modules()
+        if module.training and not isinstance(module, _CONTAINERS)
+    ]  # fmt: skip
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""
         raise TrainingModeError(

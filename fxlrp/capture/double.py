@@ -11,7 +11,7 @@ import enum
 import functools
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from torch.nn.utils.prune import BasePruningMethod
 
 MOST_OBJECTS = 50_000
 """How many objects beside modules are doubled. What a model holds beyond that, such as a data set, is shared."""
+
+LARGEST_TENSOR = 10_000_000
+"""Elements of the largest tensor beside parameters and buffers that is copied; a larger one is shared."""
 
 _HEAP_TYPE = 1 << 9
 """The flag of a class that is written in Python."""
@@ -34,6 +37,11 @@ class Doubles:
         self._made: dict[int, tuple[Any, Any]] = {}
         self._left = MOST_OBJECTS
 
+    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Let these tensors be themselves wherever they are met."""
+        for tensor in tensors:
+            self._note(tensor, tensor)
+
     def of(self, value: Any, counted: bool = True) -> Any:
         """The double of a value; the value itself where nothing can be written to it.
 
@@ -41,11 +49,13 @@ class Doubles:
             value: anything.
             counted: whether it counts against :data:`MOST_OBJECTS`.
         """
-        if isinstance(value, torch.Tensor | str | int | float | type | types.FunctionType) or value is None:
+        if isinstance(value, nn.Parameter | str | int | float | type | types.FunctionType) or value is None:
             return value
         known = self._made.get(id(value))
         if known is not None:
             return known[1]
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
         if isinstance(value, nn.Module):
             return self._object(value, object.__new__(type(value)))
         if counted:
@@ -69,6 +79,13 @@ class Doubles:
         """The doubles that are modules."""
         return (double for _, double in list(self._made.values()) if isinstance(double, nn.Module))
 
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        """A copy of a tensor that is neither parameter nor buffer: forward() may write to it while it is read."""
+        if type(value) is not torch.Tensor or value.numel() > LARGEST_TENSOR or value.is_inference():
+            return value
+        copied: torch.Tensor = self._note(value, value.detach().clone().requires_grad_(value.requires_grad))
+        return copied
+
     def _note(self, value: Any, double: Any) -> Any:
         self._made[id(value)] = value, double
         return double
@@ -76,7 +93,9 @@ class Doubles:
     def _object(self, value: Any, double: Any) -> Any:
         self._note(value, double)
         owned = isinstance(value, nn.Module)  # the tables of a module are always its double's own
-        vars(double).update({name: self.of(item, not owned) for name, item in vars(value).items()})
+        for name, item in vars(value).items():
+            tensors = owned and name in ("_parameters", "_buffers")
+            vars(double)[name] = dict(item) if tensors else self.of(item, not owned)
         if "_orig_mod" in vars(double).get("_modules", ()):  # what torch.compile made: the compiled code is not entered
             vars(double)["forward"] = double._orig_mod.__call__
         return double
@@ -92,18 +111,23 @@ class Doubles:
 
     def _container(self, value: Any, double: Any) -> Any:
         self._note(value, double)
-        if isinstance(value, dict):
-            double.update(self._items(value))
+        if isinstance(value, OrderedDict):
+            OrderedDict.update(double, self._items(value))
+        elif isinstance(value, dict):
+            dict.update(double, self._items(value))
         elif isinstance(value, set):
-            double.update(value)  # what is hashed is hardly written to
+            set.update(double, value)  # what is hashed is hardly written to
         else:
-            double.extend(map(self.of, value))
+            base: Any = list if isinstance(value, list) else deque
+            base.extend(double, map(self.of, value))
+        if getattr(value, "__dict__", None):
+            vars(double).update(self._items(vars(value)))
         return double
 
 
 def is_container(value: Any) -> bool:
-    """Whether a value is a container of Python's own that can be written to."""
-    return type(value) in (dict, OrderedDict, defaultdict, list, deque, set)
+    """Whether a value is a container that can be written to, be it of a class of its own."""
+    return isinstance(value, dict | list | deque | set)
 
 
 def is_plain(value: Any) -> bool:
@@ -119,9 +143,15 @@ def is_plain(value: Any) -> bool:
 
 
 def _empty_like(value: Any) -> Any:
+    """An empty container of the same class, whatever its constructor takes."""
     if isinstance(value, deque):
-        return deque(maxlen=value.maxlen)
-    return defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)()
+        empty = type(value).__new__(type(value))
+        deque.__init__(empty, (), value.maxlen)
+        return empty
+    if type(value) is defaultdict:
+        return defaultdict(value.default_factory)
+    kind: Any = type(value)
+    return kind.__new__(kind)
 
 
 class _Tensors(dict[str, Any]):
@@ -154,6 +184,7 @@ def intercept(double: nn.Module, called: Callable[..., Any], seen: Callable[[Any
 def without_hooks(model: nn.Module) -> nn.Module:
     """A double whose hooks do not run, but for those that compute a weight."""
     doubles = Doubles()
+    doubles.keep(model.buffers())
     double: nn.Module = doubles.of(model)
     for module in doubles.modules():
         attributes = vars(module)
@@ -173,6 +204,7 @@ def weight_hooks(module: nn.Module) -> list[Any]:
 def to_run(model: nn.Module) -> nn.Module:
     """A double to run: with hooks, as the model runs, and with buffers of its own, to which it may write."""
     doubles = Doubles()
+    doubles.keep(model.buffers())
     double: nn.Module = doubles.of(model)
     copied: dict[int, torch.Tensor] = {}
     for module in doubles.modules():

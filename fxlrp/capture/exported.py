@@ -87,7 +87,7 @@ def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any) 
         for examples, batch, free in tries:
             try:
                 program = _export(flat, examples, _axes(call, examples, batch, free=free))
-                captured = _captured(model, call, flat, program, examples)
+                captured = _captured(model, call, flat, program, examples, batch is Dim.AUTO)
                 if examples is own or captured.serves_batch(own[0].shape[0]):
                     return captured
             except CaptureError as error:
@@ -193,7 +193,8 @@ def _blamed(model: nn.Module, error: Exception) -> str:
 
 
 def _captured(
-    model: nn.Module, call: Call, flat: _Flat, program: torch.export.ExportedProgram, examples: Sequence[Tensor]
+    model: nn.Module, call: Call, flat: _Flat, program: torch.export.ExportedProgram, examples: Sequence[Tensor],
+    asks_batch: bool,
 ) -> Captured:
     options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     module: Any = program.module(**options)
@@ -231,6 +232,12 @@ def _captured(
             new = graph.output([nodes[v] if isinstance(v, fx.Node) else v for v in outputs])
         else:
             new = graph.node_copy(node, lambda n: nodes[n])
+            if node.target is torch.ops.aten.squeeze.default:
+                # Which axes are one long is known here; the batch is free, and stays.
+                shape: Any = node.all_input_nodes[0].meta["val"].shape
+                new.target = torch.ops.aten.squeeze.dims
+                single = [axis for axis, size in enumerate(shape) if isinstance(size, int) and size == 1]
+                new.args = (new.args[0], single)
             if node.target is torch.ops.aten.cat.default:
                 new.args = ([nodes[part] for part in _not_empty(node)], *new.args[1:])
         nodes[node] = new
@@ -243,7 +250,8 @@ def _captured(
         name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
     )
     return Captured(
-        graph, model, flat.returns, constants, "export", integers, shapes, _batches(program), examples[0].shape[0]
+        graph, model, flat.returns, constants, "export", integers, shapes, _batches(program), examples[0].shape[0],
+        asks_batch,
     )
 
 

@@ -1,11 +1,13 @@
-"""What a model looks like beside the values of its tensors: to learn before a call whether it is still the same.
+"""What a model looks like beside the values of its weights: to learn before a call whether it is still the same.
 
-Modules, settings, hooks, numbers and tensors in lists and dicts, and all that forward() may read from ``self``, are
-compared by identity first, which takes a fraction of a millisecond for a thousand modules.
+Modules, settings, hooks, and all else that forward() may read from ``self`` are compared by identity first, which takes
+a fraction of a millisecond for hundreds of modules.
 """
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from operator import is_
@@ -18,7 +20,9 @@ from torch.nn.modules import module as nn_module
 from fxlrp.capture.double import is_container, is_plain
 
 MOST_OBJECTS = 20_000
-"""How many containers and plain objects beside modules are looked into."""
+"""How many containers and objects beside modules are looked into."""
+LARGEST_ARRAY = 16_384
+"""Elements of the largest array of NumPy whose values are compared."""
 
 _OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
 """The tables that nn.Module itself keeps: parameters, buffers, modules, hooks."""
@@ -26,6 +30,39 @@ _GLOBAL_HOOKS = tuple(
     table for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
     if (table := getattr(nn_module, name, None)) is not None
 )  # fmt: skip
+_LIBRARIES = ("torch", "builtins", "typing", "abc", "collections", "enum")
+"""Packages whose classes nobody changes."""
+
+
+class _Slots:
+    """What the slots of an object hold."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._names = [name for base in type(value).__mro__ for name in _slot_names(base)]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(self._value, name, None) for name in self._names)
+
+
+class _Cells:
+    """What the function of a closure has from where it was defined."""
+
+    def __init__(self, cells: tuple[Any, ...]) -> None:
+        self._cells = cells
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __iter__(self) -> Iterator[Any]:
+        for cell in self._cells:
+            try:
+                yield cell.cell_contents
+            except ValueError:  # it has none yet
+                yield None
 
 
 class _Table(NamedTuple):
@@ -35,19 +72,18 @@ class _Table(NamedTuple):
         content: the container itself.
         name: what messages call it.
         followed: whether a tensor in it is looked up by name at each call, so that another one may take its place.
-        size: how much it held.
+        keyed: whether its keys, and their order, may decide what forward() does.
     """
 
     content: Any
     name: str
     followed: bool
-    size: int
+    keyed: bool
 
     def values(self) -> Iterable[Any]:
-        return self.content.values() if isinstance(self.content, dict) else self.content
-
-    def items(self) -> Iterable[tuple[Any, Any]]:
-        return self.content.items() if isinstance(self.content, dict) else enumerate(self.content)
+        if not isinstance(self.content, dict | types.MappingProxyType):
+            return self.content
+        return chain(self.content, self.content.values()) if self.keyed else self.content.values()
 
 
 class Snapshot:
@@ -59,71 +95,139 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._tables: list[_Table] = []
-        self._kinds: list[tuple[nn.Module, type[nn.Module], Any]] = []
+        self._modules: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._arrays: list[tuple[Any, Any]] = []
+        self._plain: list[tuple[torch.Tensor, int]] = []
         self._seen: set[int] = set()
-        for path, module in model.named_modules():
-            name, attributes = path or "the model", vars(module)
-            self._kinds.append((module, type(module), type(module).forward))
-            self._look(attributes, name, followed=True)
-            for key in _OWN & attributes.keys():
-                self._look(attributes[key], name, followed=key in ("_parameters", "_buffers"))
-        for table in _GLOBAL_HOOKS:
-            self._look(table, "the hooks of all modules")
-        self._look_inside()
-        self._values = self._now()
-        self._ties = _ties(model)
         self._model = model
+        for path, module in model.named_modules():
+            self._look_at(module, path or "the model")
+        for table in _GLOBAL_HOOKS:
+            self._add(table, "the hooks of all modules")
+        self._look_inside()
+        self._values = list(map(list, (table.values() for table in self._tables)))
+        self._flat = list(chain.from_iterable(self._values))
+        self._ties = _ties(model)
 
-    def _look(self, content: Any, name: str, followed: bool = False) -> None:
-        if id(content) not in self._seen:
-            self._seen.add(id(content))
-            self._tables.append(_Table(content, name, followed, len(content)))
+    def _look_at(self, module: nn.Module, name: str, *, registered: bool = True) -> None:
+        attributes = vars(module)
+        self._modules.append((module, type(module)))
+        self._add(attributes, name, followed=registered)
+        for key in _OWN & attributes.keys():
+            self._add(attributes[key], name, followed=registered and key in ("_parameters", "_buffers"))
+        for kind in type(module).__mro__:
+            if kind.__module__.partition(".")[0] not in _LIBRARIES:
+                self._add(vars(kind), f"the class {kind.__name__}", kept=kind)
+            elif "forward" in vars(kind):
+                self._add(_Forward(kind), f"the class {kind.__name__}", kept=kind)
+
+    def _add(self, content: Any, name: str, *, followed: bool = False, keyed: bool = False, kept: Any = None) -> None:
+        identity = id(content if kept is None else kept)
+        if identity not in self._seen:
+            self._seen.add(identity)
+            self._tables.append(_Table(content, name, followed, keyed))
 
     def _look_inside(self) -> None:
-        """Find the containers and plain objects in what was found."""
+        """Find the containers, objects and modules in what was found."""
         most = len(self._tables) + MOST_OBJECTS
         for table in self._tables:  # which grows meanwhile
             if len(self._tables) >= most:
                 break
-            for key, value in table.items():
-                if is_container(value):
-                    self._look(value, _joined(table.name, key))
-                elif not isinstance(value, nn.Module) and is_plain(value):
-                    self._look(vars(value), _joined(table.name, key))
+            items = table.content.items() if isinstance(table.content, dict) else enumerate(table.content)
+            if not isinstance(table.content, types.MappingProxyType | _Forward):
+                for key, value in list(items):
+                    self._look_at_value(value, _joined(table.name, key))
 
-    def _now(self) -> list[Any]:
-        return list(chain.from_iterable(table.values() for table in self._tables))
+    def _look_at_value(self, value: Any, name: str) -> None:
+        if isinstance(value, nn.Module):
+            if id(vars(value)) not in self._seen:  # in a list, where nn.Module does not see it
+                self._look_at(value, name, registered=False)
+        elif isinstance(value, torch.Tensor):
+            registered = isinstance(value, nn.Parameter) or id(value) in self._buffers
+            if not registered and type(value) is torch.Tensor and not value.is_inference():
+                self._plain.append((value, value._version))
+        elif is_container(value) or isinstance(value, tuple):
+            self._add(value, name, keyed=isinstance(value, dict))
+        elif isinstance(value, types.FunctionType | types.MethodType):
+            function = getattr(value, "__func__", value)
+            if function.__closure__:
+                self._add(_Cells(function.__closure__), name, kept=function)
+        elif isinstance(value, functools.partial):
+            self._add(value.keywords, name, keyed=True)
+            self._add(value.args, name)
+        elif type(value).__module__ == "numpy" and getattr(value, "size", LARGEST_ARRAY + 1) <= LARGEST_ARRAY:
+            self._arrays.append((value, value.copy()))
+        elif is_plain(value):
+            self._add(vars(value), name)
+        elif any(map(_slot_names, type(value).__mro__)) and not type(value).__module__.startswith("torch"):
+            self._add(_Slots(value), name, kept=value)
+
+    @functools.cached_property
+    def _buffers(self) -> set[int]:
+        return {id(buffer) for buffer in self._model.buffers()}
 
     def change(self) -> str:
         """What of the model is not as it was, for a message; ``""``: nothing that its code could notice.
 
-        A tensor that was replaced by one of the same kind and shape is no change: it is followed anyhow.
+        A tensor that was replaced by one of the same kind and shape is no change where it is followed anyhow.
         """
-        for module, kind, forward in self._kinds:
-            if type(module) is not kind or kind.forward is not forward:
-                return f"the class {type(module).__name__}, or its forward()"
-        now = self._now()
-        if len(now) == len(self._values) and all(map(is_, now, self._values)):
+        for module, kind in self._modules:
+            if type(module) is not kind:
+                return f"the class {kind.__name__}"
+        for value, version in self._plain:
+            if value._version != version:
+                return "a tensor that is neither a parameter nor a buffer"
+        for array, copied in self._arrays:
+            if array.tobytes() != copied.tobytes():
+                return "an array of NumPy"
+        now = list(chain.from_iterable([table.values() for table in self._tables]))
+        if len(now) == len(self._flat) and all(map(is_, now, self._flat)):
             return ""
-        position = 0
-        for table in self._tables:
-            before, position = self._values[position : position + table.size], position + table.size
-            if len(table.content) != table.size:
+        found = list(map(list, (table.values() for table in self._tables)))
+        for table, before, after in zip(self._tables, self._values, found, strict=True):
+            if len(before) != len(after):
                 return table.name
-            for (key, new), old in zip(table.items(), before, strict=True):
+            for position, (old, new) in enumerate(zip(before, after, strict=True)):
                 if old is not new and not _alike(old, new, table.followed):
-                    return _joined(table.name, key)
+                    return _at(table, position)
         if _ties(self._model) != self._ties:
             return "which weights are tied"
-        self._values = now
+        self._values, self._flat = found, now
         return ""
+
+    def touched(self) -> bool:
+        """Whether anything at all is not the same object with the same contents, buffers included."""
+        if any(value._version != version for value, version in self._plain):
+            return True
+        if any(array.tobytes() != copied.tobytes() for array, copied in self._arrays):
+            return True
+        now = list(chain.from_iterable([table.values() for table in self._tables]))
+        return len(now) != len(self._flat) or not all(map(is_, now, self._flat))
+
+
+class _Forward:
+    """The forward() of a class of torch, which somebody may replace."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        yield vars(self._kind).get("forward")
+
+
+def _slot_names(kind: type) -> tuple[str, ...]:
+    names = vars(kind).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _alike(old: Any, new: Any, followed: bool) -> bool:
     """Whether code that reads a value does the same for another one."""
-    if isinstance(old, torch.Tensor):
-        kind = (type(old), old.shape, old.dtype) if isinstance(new, torch.Tensor) else None
-        return followed and kind == (type(new), new.shape, new.dtype)
+    if isinstance(old, torch.Tensor) or isinstance(new, torch.Tensor):
+        both = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
+        return followed and both and (type(old), old.shape, old.dtype) == (type(new), new.shape, new.dtype)
     if type(old) is not type(new):
         return False
     if isinstance(old, tuple):
@@ -143,3 +247,11 @@ def _ties(model: nn.Module) -> list[int]:
 
 def _joined(name: str, key: Any) -> str:
     return f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r}]"
+
+
+def _at(table: _Table, position: int) -> str:
+    """The name of an entry of a table, for a message."""
+    if not isinstance(table.content, dict):
+        return table.name if not isinstance(table.content, list) else f"{table.name}[{position}]"
+    keys = list(table.content)
+    return _joined(table.name, keys[position % len(keys)])

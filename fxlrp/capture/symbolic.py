@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture.captured import Captured, flat_outputs, tensor_proxy
+from fxlrp.capture.captured import Captured, attribute, flat_outputs, has_attribute, tensor_proxy
 from fxlrp.capture.double import Doubles, intercept, weight_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
 from fxlrp.common.errors import CaptureError
@@ -25,6 +25,8 @@ from fxlrp.vocabulary import VOCABULARY
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
+_TAKEN = frozenset({"torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
+"""Names that the code of a torch.fx graph module uses."""
 _TRACED = (torch.Tensor, torch.Size, int, float, torch.dtype, torch.device)
 """What a proxy may stand for."""
 
@@ -89,12 +91,12 @@ class Tracer(fx.Tracer):
     def read(self, model: nn.Module) -> fx.Graph:
         """The graph of ``model``, which is not touched."""
         doubles = Doubles()
+        doubles.keep(model.buffers())
         self.root = root = doubles.of(model)
         # fx searches all parameters at each access; a table keeps that linear in depth.
         self.names = {id(t): n for n, t in [*model.named_buffers(), *model.named_parameters()]}
         self.submodule_paths = {module: name for name, module in root.named_modules()}
         self.tensor_attrs = dict(_plain_tensors(root))
-        attributes = set(vars(root))
         self.graph = fx.Graph()
         for module in doubles.modules():
             called = partial(self._root_called, module) if module is root else partial(self._called, module)
@@ -103,10 +105,9 @@ class Tracer(fx.Tracer):
         with functions_followed(model, numbers=True):
             outputs, self.returns = flat_outputs(root(*args, **kwargs), self.output)
         self.create_node("output", "output", (self.create_arg(outputs),), {})
-        self.constants = {
-            name: value.detach() for name, value in vars(root).items()
-            if name not in attributes and isinstance(value, torch.Tensor)
-        }  # fmt: skip
+        for name in {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}:
+            if not has_attribute(model, name):  # forward() made it
+                self.constants[name] = attribute(root, name).detach()
         return self.graph
 
     def _inputs(self, root: nn.Module) -> tuple[list[fx.Proxy], dict[str, fx.Proxy]]:
@@ -120,6 +121,9 @@ class Tracer(fx.Tracer):
             raise UntraceableError("how many inputs forward() takes is known at the first call")
         named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
         wanted = [p for p in named if p.default is p.empty] or named[:1]
+        for p in wanted:
+            if p.name in _TAKEN:
+                raise CaptureError(f"forward() has an input named {p.name!r}, which generated code needs: rename it")
         proxies = {p: self.create_proxy("placeholder", p.name, (), {}) for p in wanted}
         return (
             [proxy for p, proxy in proxies.items() if p.kind is not p.KEYWORD_ONLY],
@@ -200,6 +204,8 @@ class Tracer(fx.Tracer):
             self.module_stack.popitem(last=True)
 
     def create_arg(self, a: Any) -> Any:
+        if type(a).__module__ == "numpy" and hasattr(a, "item") and getattr(a, "ndim", 1) == 0:
+            a = a.item()  # a number of NumPy, which generated code does not know
         name = self.names.get(id(a)) if isinstance(a, torch.Tensor) else None
         return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,12 @@ try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
+
+
+def lock_file(folder: Path) -> Path:
+    """The file of the lock on a folder: beside other temporary files, so that the folder holds results alone."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"fxlrp-{name}.lock"
 
 
 class FileLock:

@@ -17,7 +17,7 @@ from typing import Any
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import EvaluationError
 from fxlrp.common.extras import require
-from fxlrp.common.file_lock import FileLock
+from fxlrp.common.file_lock import FileLock, lock_file
 from fxlrp.evaluation.map_files import MapFiles, Maps
 
 Row = dict[str, Any]
@@ -26,7 +26,6 @@ RESULTS = "results.parquet"
 COSTS = "costs.json"
 RANDOMIZED = "randomized.json"
 _META = "run.json"
-_LOCK = ".lock"
 
 
 def schema() -> Any:
@@ -70,7 +69,7 @@ class Store:
         meta = self.folder / _META
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / _LOCK)
+            self._lock = FileLock(lock_file(self.folder))
             if not self._lock.take():
                 self._lock = None
                 raise EvaluationError(

@@ -14,6 +14,7 @@ from fxlrp.capture.exported import quiet
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import ExportError
 from fxlrp.common.extras import require
+from fxlrp.exports.archive import checked_path
 from fxlrp.exports.portable import check_path, exported
 from fxlrp.exports.saved import check_results
 from fxlrp.runtime.engine import Engine
@@ -34,7 +35,7 @@ METADATA = "fxlrp"
 
 def export_onnx(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """What :meth:`fxlrp.Explainer.export_onnx` does."""
-    path = Path(path)
+    path = checked_path(path)
     onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
     require("onnxscript", "onnx")
     check_path(path, (".onnx",))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
-from fxlrp.exports.archive import SIGNATURE, is_compiled, is_sealed, member_names, read, seal, written
+from fxlrp.exports.archive import SIGNATURE, checked_path, is_compiled, is_sealed, member_names, read, seal, written
 from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
 from fxlrp.interop import captum
 from fxlrp.maps.heatmap import heatmap
@@ -29,7 +29,7 @@ _TOLERANCES = {"float64": 1e-10, "float32": 1e-3, "int64": 0.0, "int32": 0.0}
 
 def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """What :meth:`fxlrp.Explainer.save` does."""
-    path = Path(path)
+    path = checked_path(path)
     check_path(path, (".pt2",))
     made = exported(engine, example_inputs)
     check_results(made, made.program.module())
@@ -44,7 +44,7 @@ def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = Non
 
 def package(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """What :meth:`fxlrp.Explainer.export_aot` does."""
-    path = Path(path)
+    path = checked_path(path)
     check_path(path, (".pt2",))
     made = exported(engine, example_inputs)
     settings = {"aot_inductor.metadata": {SIGNATURE: made.signature.dump()}, "freezing": True}
@@ -171,14 +171,17 @@ def load(
     Raises:
         ExportError: the file is no such explanation, it is damaged, or it holds what fxlrp does not write.
     """
-    path = Path(path)
+    path = checked_path(path)
     if is_compiled(member_names(path)):
         return _load_package(path, device, compiled)
     program, fields = read(path)
     try:
         signature = Signature.of(fields)
         _check_against(signature, program)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        signature.explanation([torch.zeros(1)] * len(signature.outputs))  # its parts fit together
+    except ExportError:
+        raise
+    except Exception as error:
         raise ExportError(f"{path} is damaged: it does not say what its program takes and gives ({error!r})") from error
     if device is not None:
         from torch.export.passes import move_to_device_pass

@@ -26,7 +26,8 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
         forward: the annotated forward graph.
     """
     if _is_probability(explained):
-        return starts.given if facts(explained).nonnegative else starts.value
+        plain = facts(explained).nonnegative and not _is_scaled(explained)
+        return starts.given if plain else starts.value
     node = explained
     while True:
         operation, node_facts = facts(node).operation, facts(node)
@@ -40,6 +41,13 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
         if len(node_facts.operands) != 1 or not (moves or keeps_channels):
             return starts.by_shape
         node = node_facts.operands[0][1]
+
+
+def _is_scaled(node: fx.Node) -> bool:
+    """Whether a probability was multiplied by a number, or one was added to it."""
+    node_facts = facts(node)
+    name = "" if node_facts.operation is None else node_facts.operation.name
+    return node_facts.kind is Kind.POINTWISE and name in ("add", "sub", "mul", "div")
 
 
 def _is_probability(explained: fx.Node) -> bool:

@@ -41,7 +41,8 @@ class Writer:
     def argument(self, name: str) -> Any:
         """One more argument of the program, behind the others."""
         with self.graph.inserting_after(self._last_argument):
-            node = self.graph.placeholder(name, default_value=None)
+            taken = {str(node.target) for node in self.graph.nodes if node.op == "placeholder"}
+            node = self.graph.placeholder(f"{name}_" if name in taken else name, default_value=None)
         node.meta[KEY] = Facts(facts(self._last_argument).origin)
         self._last_argument = node
         return self.builder.proxy_of(node)

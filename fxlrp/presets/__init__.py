@@ -19,7 +19,7 @@ from fxlrp.presets.preset import Preset
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        CONSERVING, CONSERVING_GAMMA, EVIDENCE, OTSUKI2024, OTSUKI2024_MIXTURE, ATTNLRP, CP_LRP, epsilon(),
+        CONSERVING, CONSERVING_GAMMA, OTSUKI2024, OTSUKI2024_MIXTURE, EVIDENCE, ATTNLRP, CP_LRP, epsilon(),
         epsilon_plus(), epsilon_plus_flat(), epsilon_gamma_box(), epsilon_alpha2_beta1(), epsilon_alpha2_beta1_flat(),
         excitation_backprop(), guided_backprop(), deconvnet(),
     )

@@ -211,7 +211,7 @@ class Engine:
         check_inputs(plan.inputs, tensors, self.weights.example())
         autocast = torch.is_autocast_enabled(tensors[0].device.type)
         try:
-            self._verifier.check(plan, tensors, autocast)
+            output = self._verifier.check(plan, tensors, autocast)
         except DifferentFunctionError as reason:
             if plan.captured.way == "export":
                 raise
@@ -219,6 +219,8 @@ class Engine:
             self._untraceable = reason
             self._discard(plan)
             return self._plan_of(inputs, named)
+        if output is not None and plan.learn_start(output):
+            self._use(plan)
         self.last = Seen(plan, [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
         return plan, tensors
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call
@@ -50,7 +50,7 @@ class InputSpec:
         Where it is not known what the input feeds, integers in place of floating point numbers (a
         mask) call for a graph of their own.
         """
-        layered = self.axis is not None or self.entries is not None or self.shape is not None
+        layered = self.axis is not None or self.entries is not None
         return layered or floating != self.integer
 
     def fits_capture(self, value: Tensor) -> bool:
@@ -109,7 +109,7 @@ def check_kinds(values: Any) -> None:
         kind = (
             "nested" if value.is_nested else "quantised" if value.is_quantized
             else "sparse" if value.layout is not torch.strided
-            else "complex" if value.is_complex() else ""
+            else "complex" if value.is_complex() else "fake, without values" if isinstance(value, FakeTensor) else ""
         )  # fmt: skip
         if kind:
             raise InputError(

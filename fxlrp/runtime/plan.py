@@ -28,6 +28,7 @@ from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
 from fxlrp.passes.request import Program, Request
+from fxlrp.rules import starts
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
@@ -147,6 +148,21 @@ class Plan:
         self._programs[request] = program
         self._programs.move_to_end(request)
         return program
+
+    def learn_start(self, output: Tensor) -> bool:
+        """Whether the start is another one after a look at an output: where each item's values sum to one.
+
+        A softmax has many spellings, and the output of each is a probability. All programs are dropped then.
+        """
+        asked = self.recipe.chosen_start is None and self.start in (starts.probability, starts.by_shape, starts.value)
+        if not asked or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
+            return False
+        off = (output.sum(dim=1) - 1).abs().max()
+        if not bool((output >= 0).all()) or float(off) > 64 * torch.finfo(output.dtype).eps:
+            return False
+        self.start = starts.given
+        self._programs.clear()
+        return True
 
     def drop_programs(self, most: int = MOST_PROGRAMS) -> list[Program]:
         """Keep at most so many programs, those that were asked for last; what is dropped."""

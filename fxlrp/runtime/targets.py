@@ -60,6 +60,8 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
     """
     if target is None:
         return None
+    if type(target).__module__ == "numpy" and getattr(target, "ndim", 0) > 0:
+        target = torch.as_tensor(target)
     if isinstance(target, list | tuple | range):
         if not target or not all(_is_number(entry) for entry in target):
             raise TargetError(f"a {type(target).__name__} of targets holds class numbers, at least one, not {target!r}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxlrp.capture import attribute
+from fxlrp.capture import Snapshot, attribute
 from fxlrp.capture.captured import flat_outputs
 from fxlrp.capture.double import to_run, without_hooks
 from fxlrp.common.compiling import is_compiling
@@ -50,13 +51,17 @@ class Verifier:
         self._weights = weights
         self._output = output
         self._mode = mode
+        self._coarsest = 0.0
         self._verified: OrderedDict[Hashable, None] = OrderedDict()
 
-    def check(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> None:
+    def check(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> Tensor | None:
         """Raise where the graph of ``plan`` is not the model for calls like this one.
 
         Runs the model and the graph once each, and with several items also the model on the first and the last
         one alone. Does nothing where such a call was verified before.
+
+        Returns:
+            The explained output of the model, where it was run.
 
         Raises:
             DifferentFunctionError: it computes something else, and a capture of another kind may do better.
@@ -64,26 +69,31 @@ class Verifier:
                 items of a batch.
         """
         if self._mode == "never" or is_compiling():
-            return
+            return None
         key = self._key(plan, inputs, autocast)
         if self._mode == "first" and key in self._verified:
             self._verified.move_to_end(key)
-            return
+            return None
         with torch.no_grad(), _randomness_kept():
-            self._compare(plan, list(inputs))
+            explained = self._compare(plan, list(inputs))
         self._verified[key] = None
         while len(self._verified) > MOST_KINDS:
             self._verified.popitem(last=False)
+        return explained
 
     def _key(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> Hashable:
         forms = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
-        return id(plan), forms, inputs[0].shape[0] == 1, autocast, self._weights.dtype, self._weights.device
+        batch = inputs[0].shape[0]
+        kind = batch if plan.captured.asks_batch else batch == 1
+        return id(plan), forms, kind, autocast, self._weights.dtype, self._weights.device
 
-    def _compare(self, plan: Plan, inputs: list[Tensor]) -> None:
+    def _compare(self, plan: Plan, inputs: list[Tensor]) -> Tensor:
         before, double = _random_state(), to_run(self._model)
-        written = _written(double)
+        snapshot, versions = Snapshot(double), _versions(double)
+        self._coarsest = self._coarsest_type(inputs)
         try:
-            model = self._run(plan, inputs, double)
+            with _Guarded(self._model.parameters()):
+                model = self._run(plan, inputs, double)
         except FxlrpError:
             raise
         except Exception as error:
@@ -99,7 +109,8 @@ class Verifier:
                 f"the output has shape {tuple(explained.shape)} for a batch of {batch}: its first axis must be the "
                 "batch, one value or more per item; a scalar, such as a loss, is explained for no item"
             )
-        if _written(double) != written and self._remembers(plan, inputs, double):
+        touched = snapshot.touched() or _versions(double) != versions
+        if touched and self._remembers(plan, inputs, double):
             raise _stateful(self._model)
         try:
             graph = self._graph(plan, inputs)
@@ -110,6 +121,7 @@ class Verifier:
                 raise self._reason(plan, inputs)
         if batch > 1:
             self._check_items(plan, inputs, explained)
+        return explained
 
     # What is run ----------------------------------------------------------------------------------
 
@@ -143,14 +155,37 @@ class Verifier:
         if ours.shape != theirs.shape:
             return False
         difference = distance(ours, theirs)
-        if difference <= 64 * _precision(theirs):
+        last_digit = max(_precision(theirs), self._coarsest)
+        few, many = (64, 32) if last_digit < 1e-4 else (2, 4)  # half precision: one more digit would hide anything
+        if difference <= few * last_digit:
             return True
-        if not difference <= _precision(theirs) ** 0.5:
+        if not difference <= last_digit**0.5:
             return False
         # A deep network enlarges what rounding does: as much as it enlarges a last digit of its input?
-        moved = [x * (1 + 4 * _precision(x)) if x.is_floating_point() else x for x in inputs]
+        generator = torch.Generator().manual_seed(0)
+        signs = [torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1 for x in inputs]
+        moved = [
+            x * (1 + sign * max(_precision(x), last_digit)) if x.is_floating_point() else x
+            for x, sign in zip(inputs, signs, strict=True)
+        ]
         before, after = self._run(plan, inputs)[0], self._run(plan, moved)[0]
-        return difference <= 64 * distance(before, after)
+        return difference <= many * distance(before, after)
+
+    def _coarsest_type(self, inputs: list[Tensor]) -> float:
+        """The last digit of the coarsest type that is computed in."""
+        device = inputs[0].device.type
+        kinds = {x.dtype for x in inputs}
+        if self._weights.dtype is not None:
+            kinds.add(self._weights.dtype)
+        else:
+            kinds |= {tensor.dtype for tensor in [*self._model.parameters(), *self._model.buffers()]}
+        if torch.is_autocast_enabled(device):
+            kinds.add(torch.get_autocast_dtype(device))
+        return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
+
+    def _differ(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two outputs of one function for one input are more than a few last digits apart."""
+        return a.shape != b.shape or distance(a, b) > 4 * max(_precision(b), self._coarsest)
 
     def _check_items(self, plan: Plan, inputs: list[Tensor], explained: Tensor) -> None:
         batch = inputs[0].shape[0]
@@ -173,15 +208,14 @@ class Verifier:
     def _remembers(self, plan: Plan, inputs: list[Tensor], warm: nn.Module) -> bool:
         """Whether a double that was called before answers otherwise than a new one."""
         others = [x * 0.75 if x.is_floating_point() else x.roll(1, 0) for x in inputs]
-        after, fresh = self._run(plan, others, warm)[0], self._run(plan, others)[0]
-        return after.shape != fresh.shape or distance(after, fresh) > 64 * _precision(fresh)
+        return self._differ(self._run(plan, others, warm)[0], self._run(plan, others)[0])
 
     def _same_for_seeds(self, plan: Plan, inputs: list[Tensor]) -> bool:
         outputs = []
         for seed in SEEDS:
             _seed(seed)
             outputs.append(self._run(plan, inputs)[0])
-        return outputs[0].shape == outputs[1].shape and distance(*outputs) <= 64 * _precision(outputs[0])
+        return not self._differ(*outputs)
 
     # Reasons --------------------------------------------------------------------------------------
 
@@ -242,11 +276,30 @@ class Verifier:
             mine = ours.get(path)
             if not isinstance(mine, Tensor) or mine.shape != value.shape:
                 continue
-            if distance(mine, value) > 64 * _precision(value):
+            if self._differ(mine, value):
                 while path and type(attribute(self._model, path)).__module__.startswith("torch."):
                     path = path.rpartition(".")[0]  # torch's own modules are read right: what it was given differs
                 return f"{path!r} ({type(attribute(self._model, path)).__name__})" if path else _ITSELF
         return _ITSELF
+
+
+class _Guarded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within, a write to one of some tensors is an error before it is done."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._memory = {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            for value, argument in zip(args, func._schema.arguments, strict=False):
+                writes = argument.alias_info is not None and argument.alias_info.is_write
+                if writes and isinstance(value, Tensor) and value.untyped_storage()._cdata in self._memory:
+                    raise CaptureError(
+                        f"forward() writes to a parameter of the model, by {func}: an explanation is of one function; "
+                        "keep what changes in a buffer"
+                    )
+        return func(*args, **(kwargs or {}))
 
 
 _ITSELF = "the forward() of the model itself"
@@ -302,24 +355,9 @@ def _precision(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
 
 
-def _written(model: nn.Module) -> tuple[Any, ...]:
-    """What a run of a model may leave on it: equal where nothing was written."""
-    snapshot = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            table = value if name in ("_buffers",) else {name: value}
-            snapshot += [(key, _mark(entry)) for key, entry in table.items()]
-    return tuple(snapshot)
-
-
-def _mark(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return id(value), 0 if value.is_inference() else value._version
-    if isinstance(value, tuple):
-        return tuple(map(_mark, value))
-    if isinstance(value, int | float | str):
-        return value
-    return (id(value), len(value)) if isinstance(value, dict | list | deque) else id(value)
+def _versions(model: nn.Module) -> list[Any]:
+    """Torch's counters of writes to the buffers of a model."""
+    return [buffer._version for buffer in model.buffers() if not buffer.is_inference()]
 
 
 def _stateful(model: nn.Module) -> CaptureError:

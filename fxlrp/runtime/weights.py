@@ -93,8 +93,8 @@ class Weights:
 
     def convert(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Note the dtype and device that ``function`` (as ``nn.Module._apply`` gets it) leads to."""
-        for source, leaf, _, _ in self._slots:
-            tensor = getattr(source, leaf)
+        tied = [getattr(source, leaf) for source, leaf, _, _ in self._slots]
+        for tensor in tied or [*self.model.parameters(), *self.model.buffers()]:  # none is tied before the first call
             if tensor.is_floating_point():
                 probe = function(tensor.detach().new_zeros(1, dtype=self.dtype, device=self.device))
                 if (probe.dtype, probe.device) != (tensor.dtype, tensor.device):

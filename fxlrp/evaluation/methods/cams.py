@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -11,14 +12,26 @@ from torch import Tensor, nn
 
 from fxlrp.common.errors import MethodError
 from fxlrp.common.extras import require
-from fxlrp.evaluation.methods.base import Attribution, Explain, own_copy
+from fxlrp.evaluation.methods.base import Attribution, Explain, over_regions, own_copy
+from fxlrp.rules.starts import log_odds as log_odds_start
 
 
 def grad_cam(
-    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None
-) -> Explain:
-    """Grad-CAM (Selvaraju et al., ICCV 2017), at the output of ``layer`` or the last feature map."""
-    return _of_cam("GradCAM", model, example, layer)
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None,
+    log_odds: bool = False, regions: bool = False,
+) -> Explain:  # fmt: skip
+    """Grad-CAM (Selvaraju et al., ICCV 2017), at the output of ``layer`` or the last feature map.
+
+    Args:
+        model: is explained; a copy of it is.
+        example: what it takes.
+        checkpoints: are not used.
+        layer: the module whose output is weighted; ``None``: the last feature map.
+        log_odds: whether to take the class against the others, as the start of that name does.
+        regions: whether maps are summed over the segments of the image.
+    """
+    explain = _of_cam("GradCAM", model, example, layer, contrast=log_odds)
+    return over_regions(explain) if regions else explain
 
 
 def score_cam(
@@ -33,10 +46,12 @@ def score_cam(
 
 
 def _of_cam(
-    name: str, model: nn.Module, example: Tensor, layer: str | None, forward: nn.Module | None = None
-) -> Explain:
+    name: str, model: nn.Module, example: Tensor, layer: str | None, forward: nn.Module | None = None, *,
+    contrast: bool = False,
+) -> Explain:  # fmt: skip
     cams = require("pytorch_grad_cam", "evaluate")
-    targets_of = require("pytorch_grad_cam.utils.model_targets", "evaluate").ClassifierOutputTarget
+    of_class = require("pytorch_grad_cam.utils.model_targets", "evaluate").ClassifierOutputTarget
+    targets_of = _against_others if contrast else of_class
     own = own_copy(model)
     own.to(memory_format=torch.channels_last)  # the faster one, which matters here
     own.requires_grad_(True)  # the hooks of grad-cam want gradients of parameters allowed
@@ -54,6 +69,15 @@ def _of_cam(
         return Attribution(torch.as_tensor(maps, device=inputs.device).to(inputs.dtype))
 
     return explain
+
+
+def _against_others(target: int) -> Callable[[Tensor], Tensor]:
+    """The output of one item to what the start ``"log_odds"`` sums to."""
+
+    def contrast(output: Tensor) -> Tensor:
+        return log_odds_start(output[None], torch.tensor([target], device=output.device)).sum()
+
+    return contrast
 
 
 def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:

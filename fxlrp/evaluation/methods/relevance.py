@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxlrp.common.errors import MethodError
 from fxlrp.compiler import compile
-from fxlrp.evaluation.methods.base import Attribution, Explain
+from fxlrp.evaluation.methods.base import Attribution, Explain, over_regions
 from fxlrp.evaluation.relevance_sums import INPUT, arrived
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.maps.heatmap import stage_map
@@ -28,7 +28,7 @@ def compile_options() -> dict[str, inspect.Parameter]:
 
 def relevance(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, rules: Mapping[str, str] | None = None,
-    at: str | Sequence[str] = INPUT, smooth: float = 0.0, **options: Any,
+    at: str | Sequence[str] = INPUT, smooth: float = 0.0, regions: bool = False, **options: Any,
 ) -> Explain:  # fmt: skip
     """Relevance by a preset of fxlrp.
 
@@ -40,6 +40,7 @@ def relevance(
         at: the map is that at the input of this module, enlarged, or the mean of those at several; ``"input"`` is the
             input of the network.
         smooth: standard deviation of a Gaussian over the map, in pixels for an image of 224 pixels.
+        regions: whether maps are summed over the segments of the image.
         **options: other options of :func:`fxlrp.compile`.
     """
     stages = [at] if isinstance(at, str) else list(at)
@@ -60,7 +61,7 @@ def relevance(
         sums = arrived(explanation)
         return Attribution(maps, explanation.start, {name: sums[name] for name in (INPUT, *checkpoints)})
 
-    return explain
+    return over_regions(explain) if regions else explain
 
 
 def check_options(options: Mapping[str, Any]) -> None:
