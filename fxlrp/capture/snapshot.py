@@ -73,12 +73,14 @@ class _Table(NamedTuple):
         name: what messages call it.
         followed: whether a tensor in it is looked up by name at each call, so that another one may take its place.
         keyed: whether its keys, and their order, may decide what forward() does.
+        closed: whether what is inside of its entries does not matter: a class, or hooks, which are not read.
     """
 
     content: Any
     name: str
     followed: bool
     keyed: bool
+    closed: bool
 
     def values(self) -> Iterable[Any]:
         if not isinstance(self.content, dict | types.MappingProxyType):
@@ -103,7 +105,7 @@ class Snapshot:
         for path, module in model.named_modules():
             self._look_at(module, path or "the model")
         for table in _GLOBAL_HOOKS:
-            self._add(table, "the hooks of all modules")
+            self._add(table, "the hooks of all modules", closed=True)
         self._look_inside()
         self._values = list(map(list, (table.values() for table in self._tables)))
         self._flat = list(chain.from_iterable(self._values))
@@ -114,18 +116,22 @@ class Snapshot:
         self._modules.append((module, type(module)))
         self._add(attributes, name, followed=registered)
         for key in _OWN & attributes.keys():
-            self._add(attributes[key], name, followed=registered and key in ("_parameters", "_buffers"))
+            tensors = key in ("_parameters", "_buffers")
+            self._add(attributes[key], name, followed=registered and tensors, closed="hooks" in key)
         for kind in type(module).__mro__:
             if kind.__module__.partition(".")[0] not in _LIBRARIES:
-                self._add(vars(kind), f"the class {kind.__name__}", kept=kind)
+                self._add(vars(kind), f"the class {kind.__name__}", closed=True, kept=kind)
             elif "forward" in vars(kind):
-                self._add(_Forward(kind), f"the class {kind.__name__}", kept=kind)
+                self._add(_Forward(kind), f"the class {kind.__name__}", closed=True, kept=kind)
 
-    def _add(self, content: Any, name: str, *, followed: bool = False, keyed: bool = False, kept: Any = None) -> None:
+    def _add(
+        self, content: Any, name: str, *, followed: bool = False, keyed: bool = False, closed: bool = False,
+        kept: Any = None,
+    ) -> None:  # fmt: skip
         identity = id(content if kept is None else kept)
         if identity not in self._seen:
             self._seen.add(identity)
-            self._tables.append(_Table(content, name, followed, keyed))
+            self._tables.append(_Table(content, name, followed, keyed, closed))
 
     def _look_inside(self) -> None:
         """Find the containers, objects and modules in what was found."""
@@ -134,7 +140,7 @@ class Snapshot:
             if len(self._tables) >= most:
                 break
             items = table.content.items() if isinstance(table.content, dict) else enumerate(table.content)
-            if not isinstance(table.content, types.MappingProxyType | _Forward):
+            if not table.closed:
                 for key, value in list(items):
                     self._look_at_value(value, _joined(table.name, key))
 
