@@ -149,7 +149,7 @@ def spread_items(value: Tensor, like: Tensor, batch_axis: BatchAxis | None) -> T
     return value.reshape(shape)
 
 
-@primitive(one_for_all=(2,))
+@primitive
 def rescale(
     share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
     batch_axis: BatchAxis | None = None, received_batch_axis: BatchAxis | None = None,
@@ -191,7 +191,7 @@ def rescale_into(
     return share.mul_(spread_items(received / total.masked_fill(nothing, 1), share, batch_axis))
 
 
-@primitive(fresh=True, writes_into=InPlace(rescale_into), one_for_all=(2,))
+@primitive(fresh=True, writes_into=InPlace(rescale_into))
 def rescale_to(
     share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
 ) -> Tensor:

@@ -60,8 +60,6 @@ class StepFacts:
         several: whether it returns several tensors.
         reads: whether it keeps no hold of the memory of its arguments; a fresh result implies it.
         writes_into: its form that writes into an operand that nobody reads afterwards.
-        keeps_batch: whether the batch stays the first axis, and an item what it would be alone.
-        one_for_all: the arguments, by position, that may be one item for all.
     """
 
     linear: Linear | None = None
@@ -70,8 +68,6 @@ class StepFacts:
     several: bool = False
     reads: bool = False
     writes_into: InPlace | None = None
-    keeps_batch: bool = False
-    one_for_all: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.linear is not None and self.linear not in get_args(Linear):
@@ -129,7 +125,7 @@ def primitive(function: Callable[P, T]) -> Callable[P, T]: ...
 @overload
 def primitive(
     *, linear: Linear | None = None, fresh: bool = False, several: bool = False, reads: bool = False,
-    writes_into: InPlace | None = None, keeps_batch: bool = False, one_for_all: tuple[int, ...] = (),
+    writes_into: InPlace | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...  # fmt: skip
 
 

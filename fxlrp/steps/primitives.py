@@ -28,13 +28,13 @@ def channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-@primitive(keeps_batch=True)
+@primitive
 def positive(weight: Tensor) -> Tensor:
     """The positive part, w⁺ or x⁺."""
     return weight.clamp(min=0)
 
 
-@primitive(keeps_batch=True)
+@primitive
 def negative(weight: Tensor) -> Tensor:
     """The negative part, w⁻ or x⁻ (not above zero)."""
     return weight.clamp(max=0)
@@ -52,13 +52,13 @@ def negative_along(relevance: Tensor, *, whole: tuple[Tensor]) -> Tensor:
     return relevance * (whole[0] < 0)
 
 
-@primitive(keeps_batch=True)
+@primitive
 def magnitude(value: Tensor) -> Tensor:
     """The absolute value, element by element."""
     return value.abs()
 
 
-@primitive(keeps_batch=True)
+@primitive
 def squared(weight: Tensor) -> Tensor:
     """The square, element by element."""
     return weight.square()
@@ -128,7 +128,7 @@ def denominator_into(z: Tensor, signed: bool, epsilon: float) -> Tensor:
 
 
 @primitive(
-    linear="first", fresh=True, writes_into=InPlace(divide_into, writes=(1,), spare=0), one_for_all=(1,)
+    linear="first", fresh=True, writes_into=InPlace(divide_into, writes=(1,), spare=0)
 )
 def divide(relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0.0) -> Tensor:
     """``relevance / z``.
@@ -143,7 +143,7 @@ def divide(relevance: Tensor, z: Tensor, signed: bool = True, epsilon: float = 0
     return relevance / torch.where(stands, z, float("inf"))
 
 
-@primitive(keeps_batch=True)
+@primitive
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """``z`` moved away from zero by ``epsilon`` in the direction of its sign, sign(0) = +1."""
     return torch.where(z < 0, z - epsilon, z + epsilon)
@@ -155,7 +155,7 @@ def where_vanished(relevance: Tensor, z: Tensor) -> Tensor:
     return relevance.masked_fill(z.abs() > smallest_denominator(z.dtype), 0)
 
 
-@primitive(linear="first", keeps_batch=True, one_for_all=(1,))
+@primitive(linear="first")
 def without_padding(x: Tensor, support: Tensor) -> Tensor:
     """``x`` with zeros where it carries no signal, whatever stands there (−∞ before a max pool)."""
     return x.masked_fill(support == 0, 0)

@@ -56,34 +56,33 @@ ACTIVATIONS = ("relu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "h
 _MULTIPLY = InPlace(multiply_into, ((1, 0), (0, 1)))
 _ADD = InPlace(add_into, ((0, 1), (1, 0)))
 declare(
-    [operator.mul], linear="either", fresh=True, writes_into=_MULTIPLY, keeps_batch=True, one_for_all=(0, 1)
+    [operator.mul], linear="either", fresh=True, writes_into=_MULTIPLY
 )
-declare([operator.add], linear="jointly", fresh=True, writes_into=_ADD, keeps_batch=True)
-declare([operator.sub], linear="jointly", fresh=True, writes_into=InPlace(subtract_into), keeps_batch=True)
-declare([operator.truediv], linear="first", fresh=True, keeps_batch=True)
+declare([operator.add], linear="jointly", fresh=True, writes_into=_ADD)
+declare([operator.sub], linear="jointly", fresh=True, writes_into=InPlace(subtract_into))
+declare([operator.truediv], linear="first", fresh=True)
 declare([operator.neg], linear="first")
 declare([operator.matmul], linear="either")
-declare([torch.mul], linear="either", keeps_batch=True, one_for_all=(0, 1))
-declare([torch.add], linear="jointly", keeps_batch=True)
+declare([torch.mul], linear="either")
+declare([torch.add], linear="jointly")
 declare([torch.sub], linear="jointly")
 declare([torch.neg], linear="first")
 declare([torch.matmul], linear="either", fresh=True)
 declare([torch.einsum], linear="either")
 
 # Tensors of a form, and moves.
-declare([torch.zeros_like], linear="first", keeps_batch=True)
-declare([torch.ones_like], linear="none", keeps_batch=True)
+declare([torch.zeros_like], linear="first")
+declare([torch.ones_like], linear="none")
 declare(
     [operator.getitem, torch.sum, torch.cat, torch.stack, torch.flip, torch.cumsum, torch.roll, torch.reshape,
      torch.permute, F.pixel_shuffle, F.pixel_unshuffle],
     linear="first",
 )  # fmt: skip
-declare([aten.constant_pad_nd.default], keeps_batch=True)
 
 # Layers, as rules call them, and as the model does.
 declare(
     [F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear],
-    fresh=True, keeps_batch=True,
+    fresh=True,
 )  # fmt: skip
 declare(
     [aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default,

@@ -17,7 +17,6 @@ from fxlrp.passes.optimize.norms import FoldForwardNorms
 from fxlrp.passes.optimize.packed import PackWeights, can_pack
 from fxlrp.passes.optimize.parts import OnePart
 from fxlrp.passes.optimize.shared import ShareSteps
-from fxlrp.passes.optimize.stem import ConstantDenominators
 from fxlrp.passes.optimize.sums import KnownSums
 from fxlrp.passes.optimize.transposes import TransposesAsConvolutions
 from fxlrp.passes.optimize.weights import FoldWeights
@@ -36,7 +35,6 @@ EMITTED: dict[str, str] = {
 
 PASSES: dict[str, OptimizerPass] = {
     "one_part": OnePart(),
-    "constant_denominators": ConstantDenominators(),
     "share_steps": ShareSteps(),
     "known_sums": KnownSums(),
     "transposes_as_convolutions": TransposesAsConvolutions(),

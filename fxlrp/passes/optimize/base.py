@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -35,14 +35,14 @@ def emitted(node: fx.Node) -> bool:
     return isinstance(node.meta.get(KEY), Emitted)
 
 
-def weights_only(graph: fx.Graph, constants: Sequence[Any] = ()) -> set[fx.Node]:
-    """The tensors of the model, and the steps that depend on nothing but them, or call one of ``constants``."""
+def weights_only(graph: fx.Graph) -> set[fx.Node]:
+    """The tensors of the model, and the steps that depend on nothing but them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         step = node.op == "call_function" and emitted(node)
         sources = node.all_input_nodes
         of_weights = bool(sources) and all(source in found for source in sources)
-        if node.op == "get_attr" or (step and (of_weights or node.target in constants)):
+        if node.op == "get_attr" or (step and of_weights):
             found.add(node)
     return found
 

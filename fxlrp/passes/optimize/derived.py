@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -13,10 +11,10 @@ from fxlrp.steps.primitives import plain
 
 
 class Derived(nn.Module):
-    """The part of a program that depends on weights, and on the shape of an input, but on nothing else.
+    """The part of a program that depends on weights and on nothing else.
 
     Called as a module in the program it computes its values, or hands out those it has. They are
-    made anew where a weight was replaced or written to, where the input has another form, and at
+    made anew where a weight was replaced or written to, and at
     every call where they could not be kept: while torch traces or compiles, while gradients of the
     weights are recorded, in inference mode, and off the CPU, where they cost little.
 
@@ -24,33 +22,32 @@ class Derived(nn.Module):
     says; :meth:`forget` is for those.
 
     Attributes:
-        program: maps the inputs whose shapes matter to a list of tensors.
+        program: gives a list of tensors.
     """
 
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__()
         self.program = program
         self.names = tensor_names(program.graph)
-        self._kept: tuple[Any, Watch, list[Tensor]] | None = None
+        self._kept: tuple[Watch, list[Tensor]] | None = None
 
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
+    def forward(self) -> list[Tensor]:
         if is_compiling():
-            return self._made(inputs)
+            return self._made()
         weights = [tensor_at(self.program, name) for name in self.names]
-        if not all(plain(value) and value.device.type == "cpu" for value in (*weights, *inputs)):
-            return self._made(inputs)
+        if not all(plain(value) and value.device.type == "cpu" for value in weights):
+            return self._made()
         if torch.is_inference_mode_enabled() or not watchable(weights):
-            return self._made(inputs)
-        seen = [(x.shape[1:], x.dtype, x.is_contiguous()) for x in inputs]
+            return self._made()
         kept = self._kept  # read once: another thread may put others in its place
-        if kept is None or kept[0] != seen or not kept[1].unchanged(weights):
-            self._kept = kept = seen, Watch(weights), self._made(inputs)
-        return kept[2]
+        if kept is None or not kept[0].unchanged(weights):
+            self._kept = kept = Watch(weights), self._made()
+        return kept[1]
 
     def forget(self) -> None:
         """Make the values anew at the next call."""
         self._kept = None
 
-    def _made(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        made: list[Tensor] = self.program(*inputs)
+    def _made(self) -> list[Tensor]:
+        made: list[Tensor] = self.program()
         return made

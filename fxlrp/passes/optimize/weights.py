@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from operator import getitem
-from typing import Any
 
 from torch import fx
 
@@ -11,7 +10,6 @@ from fxlrp.common.tensors import tensor_at, tensor_names
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, retarget, weights_only, without_dead_code
 from fxlrp.passes.optimize.derived import Derived
-from fxlrp.passes.optimize.stem import ones_for
 
 MODULE = "derived"
 
@@ -33,16 +31,15 @@ class FoldWeights(OptimizerPass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         graph = module.graph
-        weight_nodes = weights_only(graph, (ones_for,))
+        weight_nodes = weights_only(graph)
         folded = {node: None for node in graph.nodes if node in weight_nodes and node.op != "get_attr"}
         kept = [node for node in folded if any(user not in folded for user in node.users)]
         if not kept:
             return module
-        inputs: Any = list(dict.fromkeys(n.args[0] for n in folded if n.target is ones_for))
-        setattr(module, MODULE, Derived(_program(module, folded, inputs, kept)))
+        setattr(module, MODULE, Derived(_program(module, folded, kept)))
         last = [node for node in graph.nodes if node.op == "placeholder"][-1]
         with graph.inserting_after(last):
-            call = graph.create_node("call_module", MODULE, tuple(inputs), {}, MODULE)
+            call = graph.create_node("call_module", MODULE, (), {}, MODULE)
             call.meta[KEY] = Emitted("", "", "step")
         for i, node in enumerate(kept):  # where it was made it is taken out, under its name
             retarget(node, getitem, call, i)
@@ -50,12 +47,10 @@ class FoldWeights(OptimizerPass):
         return module
 
 
-def _program(
-    module: fx.GraphModule, folded: dict[fx.Node, None], inputs: list[fx.Node], kept: list[fx.Node]
-) -> fx.GraphModule:
+def _program(module: fx.GraphModule, folded: dict[fx.Node, None], kept: list[fx.Node]) -> fx.GraphModule:
     """The steps that are folded as a graph of their own."""
     graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
+    copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         if node in folded or (node.op == "get_attr" and any(user in folded for user in node.users)):
             copies[node] = graph.node_copy(node, lambda source: copies[source])
