@@ -152,6 +152,43 @@ def test_a_shared_relu_does_not_lead_to_the_first_feature_map(x):
         explained(shared, x, "grad_cam", layer="relus.0")
 
 
+def test_grad_cam_of_the_log_odds_is_that_of_a_layer_that_gives_them(x):
+    pytest.importorskip("pytorch_grad_cam")
+
+    class Odds(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            output = self.model(x)
+            classes = range(output.shape[1])
+            others = [output[:, [n for n in classes if n != c]].logsumexp(1) for c in classes]
+            return output - torch.stack(others, 1)
+
+    torch.manual_seed(0)
+    model = SharedReLU([nn.ReLU(), nn.ReLU()]).eval()
+    found = explained(model, x, "grad_cam", layer="second", log_odds=True).heatmaps
+    expected = explained(Odds(model), x, "grad_cam", layer="model.second").heatmaps
+    assert float(expected.std()) > 0
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fxlrp", "grad_cam"])
+def test_maps_of_regions_keep_their_sum_and_the_order_within(model, kind):
+    pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("skimage")
+    x = torch.zeros(1, 3, 40, 40)
+    x[:, :, :, 20:] = 1
+    plain = explained(model, x, kind, targets=[2]).heatmaps
+    regions = explained(model, x, kind, targets=[2], regions=True).heatmaps
+    assert_close(regions.sum(), plain.sum(), 1e-4)
+    left, own = regions[0, :, :15].flatten(), plain[0, :, :15].flatten()
+    assert float(left.std()) <= 0.01 * float(regions.abs().max())
+    if kind == "fxlrp":
+        assert left.argmax() == own.argmax()
+
+
 def test_score_cam_runs_its_passes_by_the_given_model(model, x):
     pytest.importorskip("pytorch_grad_cam")
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fxlrp.common.errors import MethodError
 from fxlrp.common.extras import require
 from fxlrp.evaluation.methods.base import Attribution, Explain, over_regions, own_copy
-from fxlrp.rules.starts import log_odds as log_odds_start
 
 
 def grad_cam(
@@ -72,12 +71,17 @@ def _of_cam(
 
 
 def _against_others(target: int) -> Callable[[Tensor], Tensor]:
-    """The output of one item to what the start ``"log_odds"`` sums to."""
+    """The output of one item, (classes,), to the log of the odds of a class.
 
-    def contrast(output: Tensor) -> Tensor:
-        return log_odds_start(output[None], torch.tensor([target], device=output.device)).sum()
+    Its gradient, one at the class and minus their probabilities at the others, is what the start ``"log_odds"``
+    weights the logits by.
+    """
 
-    return contrast
+    def log_of_odds(output: Tensor) -> Tensor:
+        others = torch.arange(output.shape[-1], device=output.device) != target
+        return output[target] - output[others].logsumexp(0)
+
+    return log_of_odds
 
 
 def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
