@@ -7,6 +7,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.vocabulary import Kind
 
+_SERIALS = count()
 MOST_PROGRAMS = 24
 """How many programs of a plan are kept: one per kind of request."""
 
@@ -50,6 +52,7 @@ class Plan:
         forward: the forward graph, canonical, annotated, with joins and rules.
         explained: the node where relevance starts.
         start: what enters there.
+        serial: a number that no other plan has.
         casts: whether the model itself casts values that carry signal.
         inputs: what the graph says of each input.
     """
@@ -63,6 +66,7 @@ class Plan:
     _classes: int | None = None
 
     def __post_init__(self) -> None:
+        self.serial = next(_SERIALS)
         # Plain attributes, which torch.compile can follow where an explainer is compiled as a whole.
         self.forward = self._annotated()
         self.explained = self._explained()

@@ -85,7 +85,7 @@ class Verifier:
         forms = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
         batch = inputs[0].shape[0]
         kind = batch if plan.captured.asks_batch else batch == 1
-        return id(plan), forms, kind, autocast, self._weights.dtype, self._weights.device
+        return plan.serial, forms, kind, autocast, self._weights.dtype, self._weights.device
 
     def _compare(self, plan: Plan, inputs: list[Tensor]) -> Tensor:
         before, double = _random_state(), to_run(self._model)
@@ -94,7 +94,7 @@ class Verifier:
         try:
             with _Guarded(self._model.parameters()):
                 model = self._run(plan, inputs, double)
-        except FxlrpError:
+        except (FxlrpError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             forward_shapes(plan.forward, inputs)  # says which layer cannot take it
@@ -114,6 +114,8 @@ class Verifier:
             raise _stateful(self._model)
         try:
             graph = self._graph(plan, inputs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # not of the model, which took the same input
             raise self._reason(plan, inputs, error) from error
         for ours, theirs in zip(graph, model, strict=False):
