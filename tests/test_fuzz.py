@@ -145,7 +145,7 @@ def outcome(steps, preset, options, inputs, target):
     return "explained" if torch.allclose(explanation.output, expected, rtol=1e-4, atol=1e-5) else "another function"
 
 
-@examples(fast=60, slow=1000)
+@examples(fast=20, slow=1000)
 @given(
     st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=3),
     st.sampled_from(["conserving", "attnlrp", "epsilon"]),
@@ -155,7 +155,7 @@ def test_a_random_model_is_explained_as_it_is_or_refused(steps, preset, inputs):
     assert outcome(steps, preset, {}, INPUTS[inputs](), None) in ("explained", "refused")
 
 
-@examples(fast=60, slow=1000)
+@examples(fast=20, slow=1000)
 @given(
     st.lists(st.sampled_from(["relu", "skip", "layer norm", "isinstance", "batch branch"]), max_size=2),
     st.sampled_from(OPTIONS), st.sampled_from(sorted(INPUTS)), st.sampled_from(TARGETS),

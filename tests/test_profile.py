@@ -155,6 +155,7 @@ def test_what_cannot_be_profiled_is_an_error(explainer, images):
 # The benchmark -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # processes that start take most of it; the page and its sums are tested below
 def test_the_benchmark_writes_rows_and_their_sums(tmp_path):
     options = ["kinds", "--model", "cifar_resnet8", "--batch", "1", "--rounds", "1", "--threads", "1"]
     options += ["--method", "conserving", "--method", "conserving" + kinds.PROFILE]

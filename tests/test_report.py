@@ -93,7 +93,7 @@ def test_stages_are_maps_that_everything_flows_through(written, images):
         assert torch.allclose(relevance.flatten(1).sum(1), explainer(images).start, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["densenet121", "swin_t", "vit_b_32"])
+@pytest.mark.parametrize("name", ["densenet121", "vit_b_32", pytest.param("swin_t", marks=pytest.mark.slow)])
 def test_stages_of_other_architectures(name):
     model = getattr(models, name)(num_classes=3).eval()
     explainer = fxlrp.compile(model)

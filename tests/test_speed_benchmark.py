@@ -77,6 +77,7 @@ def test_methods_take_turns_and_failures_are_rows():
     assert parts[""]["seconds"] == 3
 
 
+@pytest.mark.slow
 def test_a_method_runs_another_checkout_of_which_it_needs_the_public_face_alone(tmp_path):
     (tmp_path / "fxlrp").mkdir()
     (tmp_path / "fxlrp" / "__init__.py").write_text(

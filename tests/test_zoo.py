@@ -17,7 +17,7 @@ FAMILIES = [
     "shufflenet_v2_x1_0", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet0_5",
     "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf",
 ]  # fmt: skip
-SAMPLE = ["resnet18", "vgg11", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0"]
+SAMPLE = ["resnet18", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0"]
 
 
 def zoo_model(name):
