@@ -116,20 +116,15 @@ def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.expor
         return program.run_decompositions({})
 
 
-def example_batch(tensors: Sequence[Tensor], least: int = 0) -> tuple[Tensor, ...]:
+def example_batch(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The examples, with a batch that hardly any other axis is as long as.
 
     A batch of one would be taken for a constant, and one that equals another axis, of an input or
     of what the model makes of it, for that axis.
-
-    Args:
-        tensors: (batch, ...).
-        least: how large the batch must be at least.
     """
     batch = tensors[0].shape[0]
     taken = {size for tensor in tensors for size in tensor.shape[1:]}
-    fitting = [prime for prime in UNUSUAL if prime not in taken]
-    wanted = next((prime for prime in fitting if prime >= least), max(least, fitting[0]))
+    wanted = next(prime for prime in UNUSUAL if prime not in taken)
     index = torch.arange(wanted) % batch
     return tuple(tensor.detach()[index.to(tensor.device)] for tensor in tensors)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import fx
@@ -58,9 +57,9 @@ def _mark_classifier(output: fx.Node) -> None:
         operation = node_facts.operation
         if node_facts.kind is Kind.LINEAR and operation is not None and operation.parametric:
             last = node if last is None else last
-            if operation.is_convolution and not _is_pointwise(node):
+            if operation.is_convolution:
                 break
-            node_facts.classifier = not operation.is_convolution
+            node_facts.classifier = True
         passes = node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.LINEAR, Kind.ROUTING)
         mixes = node_facts.kind is Kind.LINEAR and operation is not None and not operation.parametric
         cuts = operation is not None and operation.cuts
@@ -69,12 +68,3 @@ def _mark_classifier(output: fx.Node) -> None:
         node = node_facts.operands[0][1]
     if last is not None and not any(facts(n).classifier for n in output.graph.nodes if n.op == "call_function"):
         facts(last).classifier = True
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    """Whether a convolution looks at one position at a time."""
-    operation = facts(node).operation
-    assert operation is not None
-    weight: Any = operation.arguments(node.args, node.kwargs).get("weight")
-    value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-    return value is not None and math.prod(value.shape[2:]) == 1

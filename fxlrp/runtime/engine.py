@@ -28,7 +28,7 @@ from fxlrp.runtime.inputs import (
     forward_shapes,
 )
 from fxlrp.runtime.masks import Conditions, count_slices, masks, read_conditions
-from fxlrp.runtime.plan import Plan, exported, may_export, traced
+from fxlrp.runtime.plan import MOST_PROGRAMS, Plan, exported, may_export, traced
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import run_slices
 from fxlrp.runtime.targets import check_target
@@ -220,6 +220,7 @@ class Engine:
             self._discard(plan)
             return self._plan_of(inputs, named)
         if output is not None and plan.learn_start(output):
+            self._drop_programs(plan, most=0)
             self._use(plan)
         self.last = Seen(plan, [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
         return plan, tensors
@@ -242,8 +243,7 @@ class Engine:
         with self._locked():
             program = prepared.plan.program(prepared.plan.fitted(wanted, packed=fit))
             if self.weights.add(program.module):
-                for dropped in prepared.plan.drop_programs():
-                    self._forget(dropped.module)
+                self._drop_programs(prepared.plan)
                 self.weights.refresh(self.recorded)
         return program
 
@@ -372,12 +372,13 @@ class Engine:
         self._plans.remove(plan)
         if self.plan is plan:
             self.plan = self._current_program = None
-        for program in plan.drop_programs(0):
-            self._forget(program.module)
+        self._drop_programs(plan, most=0)
 
-    def _forget(self, module: fx.GraphModule) -> None:
-        self.weights.forget(module)
-        self._backend.forget(module)
+    def _drop_programs(self, plan: Plan, most: int = MOST_PROGRAMS) -> None:
+        """Keep at most so many programs of a plan, and nothing of the others."""
+        for program in plan.drop_programs(most):
+            self.weights.forget(program.module)
+            self._backend.forget(program.module)
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""

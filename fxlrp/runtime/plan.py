@@ -156,7 +156,7 @@ class Plan:
     def learn_start(self, output: Tensor) -> bool:
         """Whether the start is another one after a look at an output: where each item's values sum to one.
 
-        A softmax has many spellings, and the output of each is a probability. All programs are dropped then.
+        A softmax has many spellings, and the output of each is a probability. The programs are then of the old start.
         """
         asked = self.recipe.chosen_start is None and self.start in (starts.probability, starts.by_shape, starts.value)
         if not asked or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
@@ -165,10 +165,9 @@ class Plan:
         if not bool((output >= 0).all()) or float(off) > 64 * torch.finfo(output.dtype).eps:
             return False
         self.start = starts.given
-        self._programs.clear()
         return True
 
-    def drop_programs(self, most: int = MOST_PROGRAMS) -> list[Program]:
+    def drop_programs(self, most: int) -> list[Program]:
         """Keep at most so many programs, those that were asked for last; what is dropped."""
         return [self._programs.popitem(last=False)[1] for _ in range(len(self._programs) - most)]
 
