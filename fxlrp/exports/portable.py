@@ -133,8 +133,12 @@ class Exported:
 
 @primitive
 def open_target(output: Tensor, target: Tensor) -> Tensor:
-    """The target, or the predicted class where it is ``PREDICTED``: (batch,)."""
-    return torch.where(target < 0, output.argmax(dim=1), target)
+    """The target, or the predicted class where it is ``PREDICTED``: (batch,).
+
+    Other negative numbers are made what no runtime can look up: to some a −2 is the last class but one.
+    """
+    known = torch.where(target < PREDICTED, output.shape[1], target)
+    return torch.where(target == PREDICTED, output.argmax(dim=1), known)
 
 
 def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None) -> Exported:
