@@ -19,7 +19,8 @@ from fxlrp.results.ledger import Ledger, ledger_of
 from fxlrp.results.profile import Profile, profiled
 from fxlrp.results.summary import Summary, summarize
 from fxlrp.rules.starts import told
-from fxlrp.runtime.engine import Engine, Prepared
+from fxlrp.runtime.engine import Engine
+from fxlrp.runtime.prepared import Prepared
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import check_chunk
 from fxlrp.runtime.targets import check_one_target, separate_target

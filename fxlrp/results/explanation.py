@@ -13,7 +13,7 @@ from fxlrp.common.compiling import is_compiling
 from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
 from fxlrp.rules.starts import told
-from fxlrp.runtime.engine import Prepared
+from fxlrp.runtime.prepared import Prepared
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,15 +20,15 @@ from fxlrp.rules.starts import OF_CALLER
 from fxlrp.runtime.backends import Eager
 from fxlrp.runtime.finite import check_finite
 from fxlrp.runtime.inputs import (
-    InputSpec,
     arguments_of,
     check_examples,
     check_inputs,
     check_kinds,
     forward_shapes,
 )
-from fxlrp.runtime.masks import Conditions, count_slices, masks, read_conditions
+from fxlrp.runtime.masks import count_slices, masks, read_conditions
 from fxlrp.runtime.plan import MOST_PROGRAMS, Plan, exported, may_export, traced
+from fxlrp.runtime.prepared import Form, Prepared, Seen
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import run_slices
 from fxlrp.runtime.targets import check_target
@@ -37,55 +37,6 @@ from fxlrp.runtime.weights import Weights
 
 MOST_PLANS = 8
 """How many captured graphs of a model are kept: one per kind of call that symbolic tracing does not serve."""
-
-
-class Form(NamedTuple):
-    """An input without its values."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Seen(NamedTuple):
-    """What the last call looked like."""
-
-    plan: Plan
-    forms: list[Form]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A call whose arguments were checked.
-
-    Attributes:
-        plan: the plan that serves it.
-        inputs: the tensors that the model takes, in order.
-        target: (batch,), or (batch, targets) where several are explained, or ``None``: the predicted class.
-        conditions: what to keep of the relevance inside the model; ``None``: all.
-        half: whether values of half precision may come up.
-    """
-
-    plan: Plan
-    inputs: list[Tensor]
-    target: Tensor | None
-    conditions: Conditions | None
-    half: bool
-
-    @property
-    def targets(self) -> Literal["one", "several"]:
-        """Whether there is one target per item, or several."""
-        return "several" if self.target is not None and self.target.dim() == 2 else "one"
-
-    @property
-    def conditions_several(self) -> bool:
-        """Whether there are several conditions, and so several explanations per item."""
-        return self.conditions is not None and self.conditions.several
-
-    @property
-    def autocast(self) -> bool:
-        """Whether ``torch.autocast`` is on for the inputs."""
-        return torch.is_autocast_enabled(self.inputs[0].device.type)
 
 
 class Engine:
@@ -148,8 +99,7 @@ class Engine:
         if self.last is None:
             return {}
         plan, forms = self.last
-        inputs = [torch.empty(form.shape, dtype=form.dtype, device=form.device) for form in forms]
-        shapes = plan.shapes(inputs).items()
+        shapes = plan.shapes([form.empty() for form in forms]).items()
         return {node.name: tuple(shape) for node, shape in shapes if isinstance(shape, torch.Size)}
 
     @property
@@ -222,7 +172,7 @@ class Engine:
         if output is not None and plan.learn_start(output):
             self._drop_programs(plan, most=0)
             self._use(plan)
-        self.last = Seen(plan, [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
+        self.last = Seen(plan, [Form.of(tensor) for tensor in tensors])
         return plan, tensors
 
     def program(self, prepared: Prepared, request: Request, *, packed: bool = True) -> Program:
@@ -258,8 +208,8 @@ class Engine:
         Raises:
             InputError: the model cannot take inputs of these shapes; the failing layer is named.
             BackendError: the backend cannot run this.
-        NonFiniteError: the output or the relevance is NaN or infinite.
-        PropagationError: the model runs, but relevance cannot be computed.
+            NonFiniteError: the output or the relevance is NaN or infinite.
+            PropagationError: the model runs, but relevance cannot be computed.
             RuleError: a rule does what cannot be done for several targets at once.
         """
         plan, inputs, target, asked = prepared.plan, prepared.inputs, prepared.target, prepared.conditions
@@ -310,7 +260,7 @@ class Engine:
                 "nothing says what the inputs look like: call the explainer once before, or give example_inputs="
             )
         plan, forms = self.last
-        tensors = [_filled(form, spec) for form, spec in zip(forms, plan.inputs, strict=True)]
+        tensors = [form.filled(spec) for form, spec in zip(forms, plan.inputs, strict=True)]
         return Prepared(plan, tensors, None, None, self._is_half(tensors[0]))
 
     def _is_half(self, first: Tensor) -> bool:
@@ -395,12 +345,3 @@ class Engine:
             if self._untraceable is not None:
                 error.args = (f"{error}\n({self._untraceable})",)
             raise
-
-
-def _filled(form: Form, spec: InputSpec) -> Tensor:
-    """An input of a form: noise, or numbers that an embedding has."""
-    shape, dtype, device = form
-    if spec.integer:
-        return torch.ones(shape, dtype=dtype, device=device)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
