@@ -17,7 +17,7 @@ FAMILIES = [
     "shufflenet_v2_x1_0", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet0_5",
     "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf",
 ]  # fmt: skip
-SAMPLE = ["resnet18", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0"]
+SAMPLE = ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"]
 
 
 def zoo_model(name):
@@ -117,7 +117,7 @@ def test_a_batch_of_a_real_network_is_its_items():
     assert_items_independent(fxlrp.compile(model.double()), probes(size)[:, :, :64, :64].double())
 
 
-@pytest.mark.parametrize("blocks", [50, pytest.param(333, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", [20, pytest.param(333, marks=pytest.mark.slow)])
 def test_a_thousand_blocks_compile_and_run(blocks):
     from nets import CifarResNet
 
