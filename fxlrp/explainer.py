@@ -51,8 +51,9 @@ class Explainer(nn.Module):
         self._show_program()
 
     def forward(
-        self, *inputs: Any, target: Any = None, conditions: Any = None, chunk: int | None = None, **named: Any
-    ) -> Explanation:
+        self, *inputs: Any, target: Any = None, against: Any = None, conditions: Any = None, chunk: int | None = None,
+        **named: Any,
+    ) -> Explanation:  # fmt: skip
         """Explain ``inputs``; a target may also follow them as the last positional argument.
 
         Args:
@@ -62,6 +63,10 @@ class Explainer(nn.Module):
                 tensor (batch,). Several in one call, which share the forward pass and all else
                 that does not depend on the class: a list or a range of ints, for every item, or
                 an integer tensor (batch, targets).
+            against: the classes to explain the target against, in place of what ``start`` says: an int, several
+                ints for every item, or an integer tensor (batch,) or (batch, rivals). Relevance then sums to the
+                target's logit minus the mean logit of the rivals, weighted by their probabilities among
+                themselves: of one rival, to the log of the odds between the two.
             conditions: ``{module name: channels}``: of the relevance at the output of the module keep
                 these channels alone (concept relevance propagation, Achtibat et al., Nature Machine
                 Intelligence 2023); of several modules one after the other. Channels are a list of
@@ -73,27 +78,27 @@ class Explainer(nn.Module):
 
         Raises:
             InputError: an input does not fit the model.
-            TargetError: the target is no class of the model.
+            TargetError: the target is no class of the model, or a rival is none, or is the target itself.
             ConditionError: a condition does not fit the output of its module.
             PatternError: a condition names no module that relevance passes.
             CaptureError: this first call shows that the model cannot be captured.
         """
         inputs, target = self._separate(inputs, named, target)
-        return self.explain(inputs, named, target=target, conditions=conditions, chunk=chunk)
+        return self.explain(inputs, named, target=target, against=against, conditions=conditions, chunk=chunk)
 
     def explain(
         self, inputs: tuple[Any, ...], named: Mapping[str, Any] | None = None, *, target: Any = None,
-        conditions: Any = None, chunk: int | None = None,
+        against: Any = None, conditions: Any = None, chunk: int | None = None,
     ) -> Explanation:  # fmt: skip
         """The same for a tuple of inputs and a dict of those by name; no target is looked for among them.
 
         Arguments and errors are those of a call.
         """
         check_chunk(chunk)
-        prepared = self._prepare(inputs, named or {}, target, conditions)
+        prepared = self._prepare(inputs, named or {}, target, conditions, against)
         return explanation_of(self._engine.run(prepared, Request(), chunk), prepared)
 
-    def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
+    def heatmap(self, *inputs: Any, target: Any = None, against: Any = None, **named: Any) -> Tensor:
         """Relevance summed over channels, (batch, height, width).
 
         The same as ``fxlrp.heatmap(explainer(images).relevance)``. Arguments and errors are those of an explanation.
@@ -101,7 +106,7 @@ class Explainer(nn.Module):
         Raises:
             InputError: the model takes several inputs, or one without channels.
         """
-        prepared = self._prepared(inputs, named, target)
+        prepared = self._prepared(inputs, named, target, against=against)
         if len(prepared.inputs) != 1 or prepared.inputs[0].dim() < 3:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in prepared.inputs)
             raise InputError(f"a heatmap is of one input (batch, channels, ...), not of {shapes}")
@@ -132,7 +137,9 @@ class Explainer(nn.Module):
         prepared = self._prepared(inputs, named, target, one_target="the relevance of nodes")
         return self._engine.run(prepared, Request(nodes=tuple(nodes))).nodes
 
-    def ledger(self, *inputs: Any, target: Any = None, conditions: Any = None, **named: Any) -> Ledger:
+    def ledger(
+        self, *inputs: Any, target: Any = None, against: Any = None, conditions: Any = None, **named: Any
+    ) -> Ledger:
         """What every node received, handed on and absorbed, for the same arguments as an explanation.
 
         What a condition took away has a row of its own, and the reason ``"condition"``.
@@ -141,7 +148,7 @@ class Explainer(nn.Module):
             InputError, TargetError, ConditionError, PatternError, CaptureError: as for an explanation; a
                 ledger is of one target per item, and of one condition.
         """
-        prepared = self._prepared(inputs, named, target, conditions, one_target="a ledger")
+        prepared = self._prepared(inputs, named, target, conditions, against=against, one_target="a ledger")
         if prepared.conditions is not None and prepared.conditions.several:
             raise ConditionError("a ledger is of one condition, a dict: ask for one at a time")
         request = Request(ledger=True)
@@ -405,19 +412,19 @@ class Explainer(nn.Module):
 
     def _prepared(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, conditions: Any = None, *,
-        one_target: str = "",
+        against: Any = None, one_target: str = "",
     ) -> Prepared:  # fmt: skip
         """A call as it was written; ``one_target`` names what takes only one target per item."""
         inputs, target = self._separate(inputs, named, target)
-        prepared = self._prepare(inputs, named, target, conditions)
+        prepared = self._prepare(inputs, named, target, conditions, against)
         if one_target:
             check_one_target(prepared.target, one_target)
         return prepared
 
     def _prepare(
-        self, inputs: tuple[Any, ...], named: Mapping[str, Any], target: Any, conditions: Any
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any], target: Any, conditions: Any, against: Any
     ) -> Prepared:
-        prepared = self._engine.prepare(inputs, named, target, conditions)
+        prepared = self._engine.prepare(inputs, named, target, conditions, against)
         self._show_program()
         return prepared
 

@@ -6,7 +6,7 @@ called on proxies, which writes its steps into the graph. What else a call wants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import getitem
 from typing import Any
 
@@ -23,7 +23,7 @@ from fxlrp.passes.request import Program, Request, Results
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWatcher, NodeWatcher, Watcher
 from fxlrp.passes.writer import Writer
-from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, resolve_target
+from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, log_odds_against, resolve_target
 from fxlrp.steps.batch_axis import select_target, total
 from fxlrp.vocabulary import Kind
 
@@ -34,7 +34,8 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
     Args:
         forward: the forward graph, rules assigned.
         output: the node where relevance starts.
-        start: ``(output, target) -> relevance``; a module is called as one.
+        start: ``(output, target) -> relevance``; a module is called as one. Where the call names rivals,
+            :func:`~fxlrp.rules.starts.log_odds_against` takes its place.
         request: what is wanted.
 
     Raises:
@@ -56,11 +57,14 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
     watchers += [NodeWatcher(request.nodes), *([] if ledger is None else [ledger])]
 
     target, number = writer.argument("target"), writer.argument("number") if request.targets == "several" else None
+    rivals = [writer.argument("against")] if request.against else []
     values.positions.batch = writer.batch_size()
     writer.scope(output, "start", role="start")
-    beginning, explained = _beginning(writer, values.value(output), start, target, number)
+    beginning, explained = _beginning(
+        writer, values.value(output), log_odds_against if rivals else start, target, number, rivals
+    )
     flows = Flows(writer)
-    flows.begin(output, beginning, negative=start not in NONNEGATIVE)
+    flows.begin(output, beginning, negative=request.against or start not in NONNEGATIVE)
     _sweep(writer, values, flows, watchers)
 
     writer.scope(output, "start", role="result")
@@ -103,16 +107,16 @@ def _sweep(writer: Writer, values: Values, flows: Flows, watchers: Sequence[Watc
 
 
 def _beginning(
-    writer: Writer, output: Any, start: Start | nn.Module, target: Any, number: Any | None
+    writer: Writer, output: Any, start: Callable[..., Any], target: Any, number: Any | None, rivals: Sequence[Any]
 ) -> tuple[Any, Any]:
     """The relevance that enters, and the class that it explains."""
     if number is not None:
-        starts = writer.call_module("start", SeveralStarts(start), output, target)
+        starts = writer.call_module("start", SeveralStarts(start), output, target, *rivals)
         return select_target(starts, number), select_target(target, number)
     explained = resolve_target(output, target)
     if isinstance(start, nn.Module):
         return writer.call_module("start", start, output, explained), explained
-    return start(output, explained), explained
+    return start(output, explained, *rivals), explained
 
 
 def _arrived(node: fx.Node, values: Values, flows: Flows) -> Any:

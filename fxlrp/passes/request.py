@@ -20,6 +20,7 @@ class Request:
     Attributes:
         targets: ``"one"`` target per item, or ``"several"``, whose explanations share what does not depend
             on the target.
+        against: whether the target is explained against classes that the call names.
         ledger: whether to keep the account of every node.
         conditions: names of the modules at whose output relevance is masked.
         checkpoints: names of the modules at whose input relevance is wanted.
@@ -30,6 +31,7 @@ class Request:
     """
 
     targets: Literal["one", "several"] = "one"
+    against: bool = False
     ledger: bool = False
     conditions: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
@@ -76,7 +78,8 @@ class Program:
     Its graph module maps ``(*inputs, target)`` to a dict with the keys of :class:`Results`. Where several
     targets were requested, the arguments are ``(*inputs, targets, number)``: targets are (targets, batch), and
     the target of this number is explained. Mapped over ``number`` by ``torch.vmap``, what does not depend
-    on it is computed once. With conditions, one mask per entry of ``points`` follows.
+    on it is computed once. Then follow the rivals, (batch, rivals), where they were requested; and with conditions
+    one mask per entry of ``points``.
 
     Attributes:
         module: the graph module.

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.common.compiling import is_compiling
 from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
-from fxlrp.rules.starts import told
+from fxlrp.rules.starts import log_odds_against, told
 from fxlrp.runtime.prepared import Prepared
 
 
@@ -74,7 +74,7 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
         start=results.start,
         checkpoints=results.checkpoints,
         inputs=tuple(spec.name for spec in prepared.plan.inputs),
-        start_name=told(prepared.plan.start),
+        start_name=told(prepared.plan.start if prepared.against is None else log_odds_against),
         pictures=inputs[0] if len(inputs) == 1 and _are_pictures(inputs[0]) else None,
     )
 

@@ -137,6 +137,22 @@ def centred(output: Tensor, target: Tensor | None) -> Tensor:
     return (-output / (classes - 1)).scatter(1, index, output.gather(1, index))
 
 
+@primitive
+def log_odds_against(output: Tensor, target: Tensor | None, rivals: Tensor) -> Tensor:
+    """The target's logit z_t, and −q_n z_n at the rivals, q being their probabilities among themselves.
+
+    Of one rival that is the difference of the two logits, the log of the odds between them.
+
+    Args:
+        output: (batch, classes).
+        target: (batch,).
+        rivals: (batch, rivals), classes. A target that is its own only rival has no relevance.
+    """
+    values = _two_axes(output).gather(1, rivals)
+    weighed = torch.where(values > float("-inf"), values * values.softmax(dim=1), 0)
+    return logit(output, target) - torch.zeros_like(output).scatter_add(1, rivals, weighed)
+
+
 @dataclass(frozen=True, eq=False)
 class Against:
     """Why the target rather than another class: the target's logit, and minus the other's.
@@ -215,15 +231,15 @@ STARTS_TOLD = {
     probability: "probability", given: "probability, which the model itself gives",
     value: "value, which the model makes of probabilities", logit: "logit", one: "one",
     itself: "output", contrastive: "contrastive", softmax_gradient: "softmax_gradient",
-    log_odds: "log_odds", centred: "centred",
+    log_odds: "log_odds", log_odds_against: "log_odds against the classes given", centred: "centred",
     by_shape: "probability, or the value itself where there is one output",
 }  # fmt: skip
 """What an explanation says of where its relevance started."""
 
 
-def told(start: Start | torch.nn.Module) -> str:
+def told(start: Callable[..., Tensor]) -> str:
     """What an explanation says of its start."""
-    return STARTS_TOLD.get(start, "") or repr(getattr(start, "function", start))  # type: ignore[arg-type]
+    return STARTS_TOLD.get(start, "") or repr(getattr(start, "function", start))
 
 
 class SeveralStarts(torch.nn.Module):
@@ -233,13 +249,13 @@ class SeveralStarts(torch.nn.Module):
         start: a start.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Callable[..., Tensor]) -> None:
         super().__init__()
         self.start = start
 
-    def forward(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The relevance of ``output`` for targets (targets, batch): (targets, *output)."""
-        return torch.stack([self.start(output, target) for target in targets])
+    def forward(self, output: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
+        """The relevance of ``output`` for targets (targets, batch): (targets, *output); ``more`` is handed on."""
+        return torch.stack([self.start(output, target, *more) for target in targets])
 
 
 OF_CALLER = "_fxlrp_of_caller"

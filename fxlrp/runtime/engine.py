@@ -31,7 +31,7 @@ from fxlrp.runtime.plan import MOST_PROGRAMS, Plan, exported, may_export, traced
 from fxlrp.runtime.prepared import Form, Prepared, Seen
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import run_slices
-from fxlrp.runtime.targets import check_target
+from fxlrp.runtime.targets import check_against, check_target
 from fxlrp.runtime.verify import DifferentFunctionError, Verifier
 from fxlrp.runtime.weights import Weights
 
@@ -122,8 +122,9 @@ class Engine:
         return self.plan
 
     def prepare(
-        self, inputs: tuple[Any, ...], named: Mapping[str, Any], target: Any = None, conditions: Any = None
-    ) -> Prepared:
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any], target: Any = None, conditions: Any = None,
+        against: Any = None,
+    ) -> Prepared:  # fmt: skip
         """Check a call, before any work is done.
 
         Args:
@@ -131,6 +132,8 @@ class Engine:
             named: the same, by name.
             target: the classes to explain, as :func:`~fxlrp.runtime.targets.check_target` takes them.
             conditions: as :func:`~fxlrp.runtime.masks.read_conditions` takes them.
+            against: the classes to explain the target against, as
+                :func:`~fxlrp.runtime.targets.check_against` takes them.
 
         Raises:
             InputError, TargetError, ConditionError: they do not fit the model.
@@ -146,10 +149,11 @@ class Engine:
                 plan, tensors = self._plan_of(inputs, named)
         first = tensors[0]
         classes = None
-        if target is not None and not is_compiling():
+        if not (target is None and against is None) and not is_compiling():
             classes = plan.class_count(tensors)
         wanted = check_target(target, first.shape[0], classes, first.device)
-        return Prepared(plan, tensors, wanted, read_conditions(conditions), self._is_half(first))
+        rivals = None if against is None else check_against(against, wanted, first.shape[0], classes, first.device)
+        return Prepared(plan, tensors, wanted, rivals, read_conditions(conditions), self._is_half(first))
 
     def _plan_of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Plan, list[Tensor]]:
         """The plan that serves a call, verified for it, and the tensors that it takes; all checked."""
@@ -187,6 +191,7 @@ class Engine:
         wanted = replace(
             request,
             targets=prepared.targets,
+            against=prepared.against is not None,
             conditions=prepared.conditions.modules if prepared.conditions else (),
             precision="mixed" if prepared.half else "uniform",
         )
@@ -225,9 +230,9 @@ class Engine:
         try:
             with torch.set_grad_enabled(self.recorded):
                 if count is None:
-                    results = Results(**run(*inputs, target, *(mask[0] for mask in kept)))
+                    results = Results(**run(*inputs, target, *prepared.rivals, *(mask[0] for mask in kept)))
                 else:
-                    results = run_slices(run, inputs, target, kept, count, chunk)
+                    results = run_slices(run, inputs, target, kept, count, chunk, prepared.rivals)
         except FxlrpError:
             raise
         except Exception as error:
@@ -261,7 +266,7 @@ class Engine:
             )
         plan, forms = self.last
         tensors = [form.filled(spec) for form, spec in zip(forms, plan.inputs, strict=True)]
-        return Prepared(plan, tensors, None, None, self._is_half(tensors[0]))
+        return Prepared(plan, tensors, None, None, None, self._is_half(tensors[0]))
 
     def _is_half(self, first: Tensor) -> bool:
         """Whether values of half precision may come up."""

@@ -52,6 +52,7 @@ class Prepared:
         plan: the plan that serves it.
         inputs: the tensors that the model takes, in order.
         target: (batch,), or (batch, targets) where several are explained, or ``None``: the predicted class.
+        against: (batch, rivals), the classes that the target is explained against, or ``None``: as the start says.
         conditions: what to keep of the relevance inside the model; ``None``: all.
         half: whether values of half precision may come up.
     """
@@ -59,6 +60,7 @@ class Prepared:
     plan: Plan
     inputs: list[Tensor]
     target: Tensor | None
+    against: Tensor | None
     conditions: Conditions | None
     half: bool
 
@@ -66,6 +68,11 @@ class Prepared:
     def targets(self) -> Literal["one", "several"]:
         """Whether there is one target per item, or several."""
         return "several" if self.target is not None and self.target.dim() == 2 else "one"
+
+    @property
+    def rivals(self) -> list[Tensor]:
+        """The arguments of a program that say against what."""
+        return [] if self.against is None else [self.against]
 
     @property
     def conditions_several(self) -> bool:

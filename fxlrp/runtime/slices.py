@@ -32,19 +32,20 @@ def check_chunk(chunk: Any) -> None:
 
 def run_slices(
     program: Callable[..., Mapping[str, Any]], inputs: Sequence[Tensor], target: Tensor | None,
-    masks: Sequence[Tensor], count: int, chunk: int | None = None,
+    masks: Sequence[Tensor], count: int, chunk: int | None = None, rivals: Sequence[Tensor] = (),
 ) -> Results:  # fmt: skip
     """Run a program for several slices.
 
     Args:
-        program: maps ``(*inputs, target, *masks)`` to the fields of :class:`Results`; for targets that differ
-            ``(*inputs, targets, number, *masks)``.
+        program: maps ``(*inputs, target, *rivals, *masks)`` to the fields of :class:`Results`; for targets that
+            differ ``(*inputs, targets, number, *rivals, *masks)``.
         inputs: what all slices share.
         target: (batch, slices); or (batch,), or ``None``, shared as well.
         masks: each (slices, ...); or (1, ...), shared.
         count: the number of slices.
         chunk: how many of them to compute at once, which bounds the memory; each chunk computes
             what its slices share anew. ``None``: all.
+        rivals: none, or (batch, rivals), which all slices share.
 
     Returns:
         As the program, with an axis of slices behind the batch; ``output`` has none.
@@ -65,9 +66,9 @@ def run_slices(
     for numbers in torch.split(torch.arange(count, device=inputs[0].device), chunk or count):
         some = [mask.expand(count, *mask.shape[1:])[numbers] for mask in masks]
         classes = [target] if target is None or not several else [target.T[numbers], numbers - numbers[0]]
-        in_dims = (*shared, *[0] * (len(classes) - 1 + len(some)))
+        in_dims = (*shared, *[0] * (len(classes) - 1), *[None] * len(rivals), *[0] * len(some))
         try:
-            chunks.append(torch.vmap(results, in_dims=in_dims, out_dims=out_dims)(*inputs, *classes, *some))
+            chunks.append(torch.vmap(results, in_dims=in_dims, out_dims=out_dims)(*inputs, *classes, *rivals, *some))
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise

@@ -52,8 +52,12 @@ def check_one_target(target: Tensor | None, what: str) -> None:
         raise TargetError(f"{what} is of one target per item: ask for one at a time")
 
 
-def check_target(target: Any, batch: int, classes: int | None, device: torch.device) -> Tensor | None:
+def check_target(
+    target: Any, batch: int, classes: int | None, device: torch.device, *, noun: str = "target"
+) -> Tensor | None:
     """The target as an integer tensor: (batch,), or (batch, targets) where several are given an item; or ``None``.
+
+    ``noun`` is what messages call it.
 
     Raises:
         TargetError: it is no class, or not one per item, or as many for each.
@@ -64,19 +68,19 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
         target = torch.as_tensor(target)
     if isinstance(target, list | tuple | range):
         if not target or not all(_is_number(entry) for entry in target):
-            raise TargetError(f"a {type(target).__name__} of targets holds class numbers, at least one, not {target!r}")
+            raise TargetError(f"a {type(target).__name__} of {noun}s holds class numbers, at least one, not {target!r}")
         wanted = torch.tensor([int(entry) for entry in target], dtype=torch.long, device=device).expand(batch, -1)
     elif isinstance(target, Tensor):
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             dtype = str(target.dtype).removeprefix("torch.")
-            raise TargetError(f"a target tensor holds class numbers as integers, not {dtype}")
+            raise TargetError(f"a {noun} tensor holds class numbers as integers, not {dtype}")
         if target.device.type == "meta" or target.layout is not torch.strided:
-            raise TargetError("a target tensor holds class numbers; this one is sparse, or has no values (meta)")
+            raise TargetError(f"a {noun} tensor holds class numbers; this one is sparse, or has no values (meta)")
         if target.dim() == 0:
             target = target.expand(batch)
         if target.dim() not in (1, 2) or target.shape[0] != batch or 0 in target.shape:
             raise TargetError(
-                f"a target tensor has one class per item, shape ({batch},), or several, ({batch}, targets), "
+                f"a {noun} tensor has one class per item, shape ({batch},), or several, ({batch}, {noun}s), "
                 f"not {tuple(target.shape)}"
             )
         wanted = target.to(device=device, dtype=torch.long)
@@ -84,7 +88,7 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
         wanted = torch.full((batch,), int(target), dtype=torch.long, device=device)
     else:
         raise TargetError(
-            f"a target is None, an int, several ints or an integer tensor, not {type(target).__name__}"
+            f"a {noun} is None, an int, several ints or an integer tensor, not {type(target).__name__}"
         )
     if classes is not None and not is_compiling():
         low, high = int(wanted.min()), int(wanted.max())
@@ -92,6 +96,34 @@ def check_target(target: Any, batch: int, classes: int | None, device: torch.dev
             wrong = low if low < 0 else high
             raise TargetError(f"class {wrong} is out of range: the model has {classes} classes, 0 to {classes - 1}")
     return wanted
+
+
+def check_against(
+    against: Any, target: Tensor | None, batch: int, classes: int | None, device: torch.device
+) -> Tensor:
+    """The classes to explain a target against, (batch, rivals).
+
+    Args:
+        against: an int, several ints for every item, or an integer tensor (batch,) or (batch, rivals).
+        target: the classes that are explained, where they are known.
+        batch: the number of items.
+        classes: that of the model; ``None``: its output has no classes.
+        device: of the inputs.
+
+    Raises:
+        TargetError: it is no class, not one or more per item, or the target itself.
+    """
+    if classes is None and not is_compiling():
+        raise TargetError("against= compares classes, and the output of this model is not (batch, classes)")
+    rivals = check_target(against, batch, classes, device, noun="rival")
+    assert rivals is not None
+    rivals = rivals.unsqueeze(1) if rivals.dim() == 1 else rivals
+    if target is not None and not is_compiling():
+        equal = (target.reshape(batch, -1, 1) == rivals.unsqueeze(1)).nonzero()
+        if len(equal):
+            item, _, rival = equal[0].tolist()
+            raise TargetError(f"against= holds class {int(rivals[item, rival])}, which is explained itself")
+    return rivals
 
 
 def _is_number(value: Any) -> bool:
