@@ -23,7 +23,7 @@ from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughVal
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule, Shares
 from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
-from fxlrp.rules.split import FixedSplit, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SplitRule, SymmetricSplit
+from fxlrp.rules.split import FixedSplit, GammaSplit, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SplitRule, SymmetricSplit
 from fxlrp.steps import primitives  # noqa: F401, documented as fxlrp.rules.primitives
 from fxlrp.steps.primitives import negative, positive, primitive
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import STABILIZER, Ask, Rule, Shares, fitted
-from fxlrp.steps.addition import kept_by_stabilizer, ratio_split, signed_split
+from fxlrp.steps.addition import gamma_split, kept_by_stabilizer, ratio_split, signed_split
 from fxlrp.vocabulary.operation import Kind
 
 
@@ -98,6 +98,33 @@ class SignedSplit(SplitRule):
         return Shares([shares[0], shares[1]], {STABILIZER: lambda: kept_by_stabilizer(*terms)})
 
 
+class GammaSplit(SplitRule):
+    """``R_s = R (h_s + γ h_s^±) / (h_s + h_m + γ (h_s^± + h_m^±))``: the γ rule for an addition.
+
+    ``^±`` is the part with the sign of the sum. With γ = 0 it is :class:`SignedSplit` without a stabilizer, with a large
+    γ only operands with the sign of the sum receive. Where they cancel, the shares of the signed split grow without
+    bound; here none exceeds 1 + 1/γ times the relevance. Where both are zero each gets half. The γ rule is that of
+    Montavon et al. (LNCS 11700, 2019) in the form for outputs of both signs; as a split it is fxlrp's.
+
+    Args:
+        gamma: γ, more than 0.
+    """
+
+    needs_sign = True
+
+    def __init__(self, gamma: float = 0.1) -> None:
+        if not 0 < gamma < float("inf"):
+            raise RuleError(f"the gamma split needs a positive, finite gamma, not {gamma!r}")
+        self.gamma = gamma
+
+    def __call__(
+        self, relevance: Tensor, skip: Tensor, residual: Tensor, *,
+        skip_support: Tensor | None = None, residual_support: Tensor | None = None,
+    ) -> Shares:
+        shares = gamma_split(relevance, skip, residual, self.gamma)
+        return Shares([shares[0], shares[1]])
+
+
 class ResidualOnly(SplitRule):
     """All of the relevance to the residual branch, nothing to the skip.
 
@@ -151,6 +178,7 @@ SPLITS: dict[str, SplitRule] = {
     "ratio": RatioSplit(),
     "symmetric": SymmetricSplit(),
     "signed": SignedSplit(),
+    "gamma": GammaSplit(),
     "residual": ResidualOnly(),
     "skip": SkipOnly(),
 }

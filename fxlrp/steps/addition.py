@@ -60,6 +60,17 @@ def ratio_split(
     return to_skip, relevance - to_skip
 
 
+@primitive(linear="first", fresh=True, several=True)
+def gamma_split(relevance: Tensor, skip: Tensor, residual: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Relevance in proportion to the terms, those with the sign of the sum counting 1 + γ times; 0/0 is a half."""
+    positive = skip + residual >= 0
+    numerator, other = (torch.where((h >= 0) == positive, h * (1 + gamma), h) for h in (skip, residual))
+    total = numerator + other
+    undecided = total == 0
+    to_skip = relevance * (numerator / total.masked_fill(undecided, 1)).masked_fill(undecided, 0.5)
+    return to_skip, relevance - to_skip
+
+
 @primitive(reads=True)
 def signed_split_into(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """:func:`signed_split`, into ``relevance``."""
