@@ -6,7 +6,7 @@ import typer
 
 from benchmarks import runs
 
-TIMED = ("speed", "scaling", "optimizer", "kinds", "targets", "precision", "evaluation", "joint_convolutions")
+TIMED = ("speed", "scaling", "optimizer", "kinds", "targets", "precision", "evaluation")
 app = typer.Typer(help="Measure what models fxlrp explains, and how fast. Pages and CSV files lie in benchmarks/.")
 for name in (*TIMED, "coverage", "choose_timm_models"):
     module = import_module(f"benchmarks.{name}")
