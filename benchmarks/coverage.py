@@ -1,9 +1,10 @@
 """Which models compile, how well they conserve, and what the peers keep: one row per model, each in its own process."""
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,13 @@ import typer
 from rich.console import Console
 
 from benchmarks.coverage_page import context
+from benchmarks.coverage_worker import PEER_STAGES, STAGES
 from benchmarks.csv_table import CsvTable
 from benchmarks.pages import page
 from benchmarks.peers import PEERS
 from benchmarks.provenance import CORES, MEMORY, commit, now, versions
-from benchmarks.runs import checked
-from benchmarks.workers import Failure, Row, Worker, wait
+from benchmarks.runs import checked, interruptible
+from benchmarks.workers import Failure, Row, Worker
 from benchmarks.zoo import ZOOS, smallest_classifiers
 
 HERE = Path(__file__).parent
@@ -32,7 +34,7 @@ def main(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed.")] = False,
     page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once; they share the cores.")] = 1,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one model.")] = 1200,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one stage of a model.")] = 1200,
     memory: Annotated[float, typer.Option(help="GiB for one model.")] = round(0.9 * MEMORY, 1),
     out: Annotated[Path, typer.Option(help="The folder of coverage.md and the CSV files.")] = HERE,
 ) -> None:
@@ -49,18 +51,19 @@ def main(
         todo += [(row, table)] if fresh or not status or (retry_failed and status == "failed") else []
     console, threads = Console(soft_wrap=True, highlight=False), max(1, CORES // jobs)
     console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
-    made, finished = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}", True
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
-    try:
-        for number, (row, table) in enumerate(_measured(todo, jobs, timeout, threads, memory), start=1):
-            table.add([row | {"made": made, "date": now()}])
-            console.print(f"{number} of {len(todo)}: {_told(row)}", markup=False)
-    except KeyboardInterrupt:
-        finished = False
-        console.print("interrupted: the same command goes on from here")
-    (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
-    console.print(f"written: {out / 'coverage.md'}")
-    raise typer.Exit(0 if finished else 130)
+    made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
+    numbers = count(1)
+
+    def enter(row: Row, table: CsvTable) -> None:
+        table.add([row | {"made": made, "date": now()}])
+        console.print(f"{next(numbers)} of {len(todo)}: {_told(row)}", markup=False)
+
+    def write() -> None:
+        (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
+        console.print(f"written: {out / 'coverage.md'}")
+
+    with interruptible(write, console, "the same command goes on from here"):
+        _measure(todo, jobs, enter, timeout, threads, memory)
 
 
 def _models(zoos: Sequence[str], only: str, precisions: Sequence[str], peers: bool) -> Iterator[Row]:
@@ -75,31 +78,39 @@ def _models(zoos: Sequence[str], only: str, precisions: Sequence[str], peers: bo
                 yield from ({"name": name, "group": family, "peer": peer} for peer in PEERS if peer != "lxt")
 
 
-def _measured(
-    todo: Sequence[tuple[Row, CsvTable]], jobs: int, timeout: float, threads: int, memory: float
-) -> Iterator[tuple[Row, CsvTable]]:
-    """The rows, as they come, ``jobs`` at a time."""
-    waiting, running = list(reversed(todo)), {}
-    with ExitStack() as stack:
-        while waiting or running:
-            if waiting and len(running) < jobs:
-                row, table = waiting.pop()
-                job = {"zoo": "torchvision", "dtype": "float32", "peer": ""} | row
-                worker = Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
-                stack.callback(worker.close)
-                worker.send("measure", do="measure")
-                running[worker] = row, table
-                continue
-            wait(list(running))
-            for worker, (row, table) in list(running.items()):
-                try:
-                    reply = worker.poll()
-                except Failure as failure:
-                    reply = {"stage": "start", **worker.progress, "status": "failed", "reason": failure.reason}
-                if reply is not None:
-                    worker.close()
-                    del running[worker]
-                    yield {**reply, **row}, table
+def _measure(
+    todo: Sequence[tuple[Row, CsvTable]], jobs: int, enter: Callable[[Row, CsvTable], None], timeout: float,
+    threads: int, memory: float,
+) -> None:  # fmt: skip
+    """Measure the rows, ``jobs`` at a time; each is entered as soon as it is there."""
+    running: set[Worker] = set()
+
+    def measured(row: Row) -> Row:
+        job = {"zoo": "torchvision", "dtype": "float32"} | row
+        worker = Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
+        found = {"status": "ok", "stage": ""}
+        running.add(worker)
+        try:
+            for stage, do in (PEER_STAGES if "peer" in row else STAGES).items():
+                found |= worker.ask(stage, do) | worker.ask(stage, "peak")
+        except Failure as failure:
+            found |= failure.row
+        finally:
+            running.remove(worker)
+            worker.close()
+        return {**found, **row}
+
+    with ThreadPoolExecutor(jobs) as pool:
+        tables = {pool.submit(measured, row): table for row, table in todo}
+        try:
+            for future in as_completed(tables):
+                enter(future.result(), tables[future])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in tables):  # a thread may just be starting its worker
+                for worker in list(running):
+                    worker.kill()
+                time.sleep(0.1)
 
 
 def _told(row: Row) -> str:

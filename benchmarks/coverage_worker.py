@@ -3,7 +3,6 @@
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,77 +12,68 @@ from torch.utils._pytree import tree_leaves
 
 import fxlrp
 from benchmarks.peers import PEERS
-from benchmarks.workers import Row, one_line
+from benchmarks.workers import Row
 from benchmarks.zoo import ZOOS, Subject, magnitude
+
+STAGES = {"build": "build", "the model": "run", "compile": "compile", "explain": "explain", "ledger": "ledger"}
+"""What is asked for in turn, by the name of the stage; of a peer what ``PEER_STAGES`` says."""
+PEER_STAGES = {"build": "build", "the model": "run", "explain": "explain_by_peer"}
 
 
 class Tasks:
-    """What a worker can be asked for: the row of a model, or of a peer on it.
+    """What a worker can be asked to do: a stage at a time, each of which returns columns of the row."""
 
-    ``progress`` is called with the row as it stands at every stage, so that a crash leaves at which stage it was.
-    """
+    def __init__(self, job: Row) -> None:
+        self.job = job
 
-    def __init__(self, job: Row, progress: Callable[[Row], None]) -> None:
-        self.job, self.progress, self.row = job, progress, {"status": "failed"}
+    def build(self) -> Row:
+        job = self.job
+        self.subject = ZOOS[job["zoo"]].load(job["name"]).to(getattr(torch, job["dtype"]))
+        return {"parameters": sum(p.numel() for p in self.subject.model.parameters())}
 
-    def measure(self) -> Row:
-        """The row of the model, measured or failed."""
-        job, row = self.job, self.row
-        try:
-            self._stage("build")
-            subject = ZOOS[job["zoo"]].load(job["name"]).to(getattr(torch, job["dtype"]))
-            row["parameters"] = sum(p.numel() for p in subject.model.parameters())
-            self._stage("the model")
-            output = subject.run()
-            if job["peer"]:
-                self._measure_peer(subject)
-            else:
-                self._measure_fxlrp(with_start(subject, output), output)
-            row |= {"status": "ok", "stage": ""}
-        except Exception as error:
-            row["reason"] = one_line(error)
-        return {**row, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    def run(self) -> Row:
+        self.output = self.subject.run()
+        self.subject = with_start(self.subject, self.output)
+        return {}
 
-    def _stage(self, name: str) -> None:
-        self.row["stage"] = name
-        self.progress(self.row)
-
-    def _measure_fxlrp(self, subject: Subject, output: Any) -> None:
-        row = self.row
-        self._stage("compile")
+    def compile(self) -> Row:
         began = time.perf_counter()
-        explainer = fxlrp.compile(subject.model, start=subject.start, output=subject.output)
-        row["compile_s"] = time.perf_counter() - began
+        self.explainer = fxlrp.compile(self.subject.model, start=self.subject.start, output=self.subject.output)
+        self.compile_s = time.perf_counter() - began
+        return {"compile_s": self.compile_s}
 
-        self._stage("explain")
+    def explain(self) -> Row:
+        explainer, subject = self.explainer, self.subject
         first, explanation = _timed(explainer, subject)
-        row["capture"] = explainer.capture
-        if row["capture"] != "symbolic":
+        if explainer.capture != "symbolic":
             # The capture may have waited for the first inputs, and then belongs to compiling.
-            row["compile_s"] += max(0.0, first - _timed(explainer, subject)[0])
+            self.compile_s += max(0.0, first - _timed(explainer, subject)[0])
         kinds = Counter(join.kind for join in explainer.joins)
-        row |= {f"joins_{kind}": kinds[kind] for kind in ("identity", "projection", "merge")}
-        row["outputs"] = difference(explanation.output, output, subject.output)
-        row["finite"] = all(bool(part.isfinite().all()) for part in tree_leaves(explanation.relevance))
-        del explanation
+        return {
+            "capture": explainer.capture, "compile_s": self.compile_s,
+            **{f"joins_{kind}": kinds[kind] for kind in ("identity", "projection", "merge")},
+            "outputs": difference(explanation.output, self.output, subject.output),
+            "finite": all(bool(part.isfinite().all()) for part in tree_leaves(explanation.relevance)),
+        }  # fmt: skip
 
-        self._stage("ledger")
-        row |= accounts(explainer.ledger(*subject.inputs, **subject.keywords))
+    def ledger(self) -> Row:
+        return accounts(self.explainer.ledger(*self.subject.inputs, **self.subject.keywords))
 
-    def _measure_peer(self, subject: Subject) -> None:
+    def explain_by_peer(self) -> Row:
         """How much of its start a peer's relevance amounts to at the input."""
-        self._stage("explain")
-        peer = PEERS[self.job["peer"]]
-        began = time.perf_counter()
-        shares, how = peer.shares(subject.model, *subject.inputs)
+        peer, began = PEERS[self.job["peer"]], time.perf_counter()
+        shares, how = peer.shares(self.subject.model, *self.subject.inputs)
         finite = bool(shares.isfinite().all())
-        self.row |= {
+        return {
             "seconds": time.perf_counter() - began,
             "ratio": float(shares[(shares - 1).abs().argmax()]) if finite else "nan",
             "ratios": " ".join(f"{share:.6g}" for share in shares.tolist()),
             "within_1_percent": finite and bool(((shares - 1).abs() <= 0.01).all()),
             "finite": finite, "start": peer.start, "how": how,
         }  # fmt: skip
+
+    def peak(self) -> Row:
+        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
 def accounts(ledger: fxlrp.Ledger) -> Row:

@@ -5,13 +5,12 @@ machine, so the ratio of each to the yardstick's call of its round is taken, and
 yardstick in a second process: how far its ratio lies from 1 is what nothing explains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from math import nan
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -20,7 +19,6 @@ from benchmarks.provenance import busy_cores, now, processor
 from benchmarks.workers import Failure, Row, Worker
 
 PLACEBO = "placebo"
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,16 @@ class Settings:
     """How methods of a module's ``METHODS``, the ``registry``, are timed.
 
     Beside the first call, ``warmups`` do not count and ``rounds`` do. ``timeout``: seconds for one step of a worker;
-    ``memory``: GiB for all processes together; ``device``: ``"cpu"`` or ``"cuda"``.
+    ``together``: how many take turns beside yardstick and placebo; ``device``: ``"cpu"`` or ``"cuda"``.
     """
 
     registry: str
     rounds: int = 15
-    warmups: int = 2
     threads: int = 2
     timeout: float = 900
-    memory: float = 16
+    together: int = 6
     device: str = "cpu"
+    warmups: int = 2
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,9 @@ def measure(
 ) -> list[Row]:
     """A row for each entry and for the placebo, measured or failed; and a row for each part that a method tells.
 
-    All that the memory has room for at once are one group, whose calls take turns; the others follow, with the
-    yardstick anew. ``entries`` are by the name in the row, the yardstick first; ``tell`` is called with what is done.
+    They are measured in groups whose calls take turns, each with the yardstick anew; the placebo is in the first. What
+    fails beside others is tried once more beside the yardstick alone, because memory may have lacked. ``entries`` are
+    by the name in the row, the yardstick first; ``tell`` is called with what is done.
     """
     yardstick, *others = entries
     entries = {yardstick: entries[yardstick], PLACEBO: entries[yardstick], **entries}
@@ -63,48 +62,90 @@ def measure(
         "busy": busy_cores(), "torch": torch.__version__, "yardstick": yardstick,
         "run": f"{case.model} {case.size} {case.batch} {datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}",
     }  # fmt: skip
-    waiting, rows, group = [PLACEBO, *others], {}, 0
-    while waiting:
-        group += 1
-        for name, measured in _Group(case, entries, settings, tell).measured(waiting).items():
-            rows.setdefault(name, [{**common, "group": group, "method": name, **row} for row in measured])
+    starts = range(0, max(1, len(others)), settings.together)
+    groups, rows, number = [others[start : start + settings.together] for start in starts], {}, 0
+    groups[0].insert(0, PLACEBO)
+    while groups:
+        names, number = groups.pop(0), number + 1
+        measured = _side_by_side([yardstick, *names], entries, case, settings, tell)
+        if number > 1:
+            del measured[yardstick]
+        for name, told in measured.items():
+            rows[name] = [{**common, "group": number, "method": name, **row} for row in told]
+        groups += [[name] for name in names if len(names) > 1 and rows[name][0]["stage"] not in ("", "yardstick")]
     # What failed early could not tell on which device.
     device = next((row["device_name"] for some in rows.values() for row in some if "device_name" in row), processor())
     return [{**row, "device_name": device} for name in entries for row in rows[name]]
 
 
+def _side_by_side(
+    names: Sequence[str], entries: Mapping[str, Entry], case: Case, settings: Settings, tell: Callable[[str], None]
+) -> dict[str, list[Row]]:
+    """The rows of methods whose processes live at the same time, the yardstick first."""
+    methods: list[TimedMethod] = []
+
+    def attempt(method: TimedMethod, step: Callable[[], None]) -> None:
+        """Do a step, unless the method or the yardstick has failed: without the yardstick there are no ratios."""
+        if not method.failure and not methods[0].failure:
+            try:
+                step()
+            except Failure as failure:
+                method.failure = failure
+                method.close()
+
+    with ExitStack() as stack:
+        for name in names:
+            tell(f"{name}: set-up")
+            methods.append(TimedMethod(name, entries[name], case, settings))
+            stack.callback(methods[-1].close)
+            attempt(methods[-1], methods[-1].prepare)
+        for number in range(settings.rounds):
+            tell(f"round {number + 1} of {settings.rounds}")
+            # There and back, so that what drifts evenly has no side.
+            for method in methods if number % 2 == 0 else methods[::-1]:
+                attempt(method, method.count)
+        tell("memory")
+        for method in methods:
+            attempt(method, method.weigh)
+    return {method.name: method.rows(methods[0]) for method in methods}
+
+
 class TimedMethod(Worker):
     """One method in a process of its own.
 
-    ``facts``: columns of its row, as they become known; ``calls``: the replies to the calls that count; ``holds`` and
-    ``most``: bytes that it holds between calls, and held at its peak, but for what processes share.
+    ``facts``: columns of its row, as they become known; ``calls``: the replies to the calls that count; ``failure``:
+    what ended it, if anything did.
     """
 
-    def __init__(self, name: str, entry: Entry, case: Case, settings: Settings, room: float | None) -> None:
-        self.name, self.facts, self.calls, self.holds, self.most = name, {}, [], 0, 0
+    def __init__(self, name: str, entry: Entry, case: Case, settings: Settings) -> None:
+        self.name, self.warmups, self.facts, self.calls = name, settings.warmups, {}, []
+        self.failure: Failure | None = None
         job = {"case": asdict(case), "method": entry.method, "registry": settings.registry, "device": settings.device}
-        super().__init__("benchmarks.timing_worker", job, settings.timeout, settings.threads, room, entry.checkout)
+        super().__init__("benchmarks.timing_worker", job, settings.timeout, settings.threads, checkout=entry.checkout)
 
-    def prepare(self, warmups: int) -> None:
+    def prepare(self) -> None:
         """Do all up to the first call that counts."""
-        self.facts |= self.ask("model", do="make")
-        self.facts["setup_s"] = self.ask("set-up", do="set_up")["seconds"]
-        self.facts["first_s"] = self.ask("first call", do="measure")["seconds"]
-        for _ in range(warmups):
-            self.ask("warm-up", do="measure")
-        sizes = self.ask("memory", do="holds")
-        self.holds, self.most = sizes["holds"], sizes["most"]
+        self.facts |= self.ask("model", "make")
+        self.facts["setup_s"] = self.ask("set-up", "set_up")["seconds"]
+        self.facts["first_s"] = self.ask("first call", "measure")["seconds"]
+        for _ in range(self.warmups):
+            self.ask("warm-up", "measure")
 
     def count(self) -> None:
         """One call that counts."""
-        self.calls.append(self.ask("round", do="measure"))
+        self.calls.append(self.ask("round", "measure"))
 
     def weigh(self) -> None:
         """One more call, for its memory."""
-        self.facts |= self.ask("memory", do="weigh")
+        self.facts |= self.ask("memory", "weigh")
 
     def rows(self, yardstick: "TimedMethod") -> list[Row]:
         """The row of the whole call, and one for each part, beside the yardstick's same part or its whole call."""
+        if self.failure:
+            return [{**self.facts, **self.failure.row}]
+        if failure := yardstick.failure:
+            reason = f"{yardstick.name}, the yardstick, failed at {failure.stage}: {failure.reason}"
+            return [Failure("yardstick", reason).row]
         both = list(zip(self.calls, yardstick.calls, strict=True))
         processor = median(one["processor"] / (other["processor"] or nan) for one, other in both)
         times = " ".join(f"{call['seconds']:.4g}" for call in self.calls)
@@ -114,74 +155,8 @@ class TimedMethod(Worker):
             times = [call["parts"].get(part, 0.0) if part else call["seconds"] for call in self.calls]
             others = [other["parts"].get(part, other["seconds"]) for _, other in both]
             ratios = [time / other for time, other in zip(times, others, strict=True)]
-            rows.append({"part": part, "status": "ok", "rounds": len(times), "ratio": median(ratios), "ratio_min":
-                         min(ratios), "ratio_max": max(ratios), "seconds": median(times), **({} if part else whole)})
+            rows.append({
+                "part": part, "status": "ok", "stage": "", "rounds": len(times), "ratio": median(ratios),
+                "ratio_min": min(ratios), "ratio_max": max(ratios), "seconds": median(times), **({} if part else whole),
+            })  # fmt: skip
         return rows
-
-
-class _Group:
-    """Methods whose processes live at the same time, the yardstick first."""
-
-    def __init__(self, *of: Any) -> None:
-        self.case, self.entries, self.settings, self.tell = of
-        self.members: list[TimedMethod] = []
-        self.failed: dict[str, list[Row]] = {}
-
-    def measured(self, waiting: list[str]) -> dict[str, list[Row]]:
-        """The rows of as many as there is room for, which are taken out of ``waiting``."""
-        names, yardstick = waiting[:], next(iter(self.entries))
-        with ExitStack() as stack:
-            self._admit(yardstick, stack)
-            while self.members and waiting and self._admit(waiting[0], stack):
-                waiting.pop(0)
-            for number in range(self.settings.rounds):
-                self.tell(f"round {number + 1} of {self.settings.rounds}")
-                # There and back, so that what drifts evenly has no side.
-                for member in self.members[:] if number % 2 == 0 else self.members[::-1]:
-                    self._step(member, member.count)
-            self.tell("memory")
-            for member in self.members[:]:
-                self._step(member, member.weigh)
-        if yardstick not in self.failed:
-            return {member.name: member.rows(self.members[0]) for member in self.members} | self.failed
-        waiting.clear()
-        (failure,) = self.failed[yardstick]
-        reason = f"{yardstick}, the yardstick, failed at {failure['stage']}: {failure['reason']}"
-        return {name: [{"status": "failed", "stage": "yardstick", "reason": reason}] for name in names} | self.failed
-
-    def _admit(self, name: str, stack: ExitStack) -> bool:
-        """Start a method and bring it to its first call that counts; ``False``: it must wait for the next group."""
-        memory = self.settings.memory if self.settings.device == "cpu" else float("inf")
-        room = memory - sum(member.holds for member in self.members) / _GIB
-        crowded = len(self.members) > 1
-        if crowded and room * _GIB < max(member.most for member in self.members):
-            return False
-        self.tell(f"{name}: set-up")
-        method = TimedMethod(name, self.entries[name], self.case, self.settings, None if room == float("inf") else room)
-        stack.callback(method.close)
-        self.members.append(method)
-        if not self._step(method, lambda: method.prepare(self.settings.warmups), crowded):
-            return name in self.failed
-        # All must be held at once, and any one of them at its peak.
-        total = sum(each.holds for each in self.members) + max(each.most - each.holds for each in self.members)
-        if crowded and total > memory * _GIB:
-            method.close()
-            self.members.remove(method)
-            return False
-        return True
-
-    def _step(self, method: TimedMethod, step: Callable[[], None], crowded: bool = False) -> bool:
-        """Whether a step was done; what failed is a row, unless it lacked memory because it was not alone."""
-        if method not in self.members:
-            return False
-        try:
-            step()
-            return True
-        except Failure as failure:
-            method.close()
-            if not (crowded and failure.of_memory):
-                told = {"status": "failed", "stage": failure.stage, "reason": failure.reason}
-                self.failed[method.name] = [{**method.facts, **told}]
-            # Without the yardstick there are no ratios.
-            self.members = [] if method is self.members[0] else [each for each in self.members if each is not method]
-            return False

@@ -3,15 +3,16 @@
 import os
 import platform
 import subprocess
-import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+MEMORY = psutil.virtual_memory().total / 2**30
 """In GiB."""
 
 
@@ -34,18 +35,9 @@ def commit(checkout: Path = ROOT) -> str:
     return f"commit {told[0]}" + (" with changes" if told[-1] else "") if len(told) == 2 else "no commit"
 
 
-def busy_cores(seconds: float = 0.5) -> float | None:
-    """How many cores are busy right now, whatever keeps them so; ``None`` where the system does not tell."""
-
-    def ticks() -> tuple[int, int]:
-        """Of all cores since the machine was started: those that were not idle, and all."""
-        counts = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return sum(counts) - counts[3] - counts[4], sum(counts)
-
-    with suppress(OSError):
-        (busy, began), _, (later, ended) = ticks(), time.sleep(seconds), ticks()
-        return CORES * (later - busy) / max(1, ended - began)
-    return None
+def busy_cores(seconds: float = 0.5) -> float:
+    """How many cores of the machine are busy right now, whatever keeps them so."""
+    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 def processor() -> str:

@@ -1,7 +1,8 @@
 """What all timing benchmarks share: the command, the sweep over cases, and the files that it writes."""
 
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks.harness import PLACEBO, Entry, Settings, measure
 from benchmarks.methods import Case, Method
 from benchmarks.models import is_model, native_size
 from benchmarks.pages import groups, page, ratio, timing_context
-from benchmarks.provenance import CORES, MEMORY
+from benchmarks.provenance import CORES
 from benchmarks.timing_worker import registry
 
 HERE = Path(__file__).parent
@@ -88,7 +89,7 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         rounds: Annotated[int, typer.Option(min=1, help="Calls of each that count.")] = benchmark.rounds,
         threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = benchmark.threads,
         timeout: Annotated[float, typer.Option(min=1, help="Seconds for one call, or one set-up.")] = 900,
-        memory: Annotated[float, typer.Option(help="GiB for all processes together.")] = round(0.85 * MEMORY, 1),
+        together: Annotated[int, typer.Option(min=1, help="Methods that take turns, in groups.")] = 6,
         only_missing: Annotated[bool, typer.Option("--only-missing", help="Skip what has all its rows.")] = False,
         page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
         out: Annotated[Path, typer.Option(help="The folder of the CSV file, the page and the picture.")] = HERE,
@@ -99,27 +100,39 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         cases = [case for case in benchmark.cases(model, batch) if variant in case.variant]
         if not cases:
             raise typer.BadParameter("no case has this model, batch and variant")
-        settings = Settings(benchmark.registry, rounds, threads=threads, timeout=timeout, memory=memory, device=device)
+        settings = Settings(benchmark.registry, rounds, threads, timeout, together, device)
         out.mkdir(parents=True, exist_ok=True)
         name = benchmark.name.replace("-", "_") + ("_against" if against else "")
-        table, console, finished = CsvTable(out / f"{name}.csv", KEY), Console(soft_wrap=True, highlight=False), True
+        table, console = CsvTable(out / f"{name}.csv", KEY), Console(soft_wrap=True, highlight=False)
         contests = [] if page_only else [
             contest for case in cases for contest in _contests(methods, chosen, case, device, against)
         ]  # fmt: skip
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
-        try:
+
+        def write() -> None:
+            if not table.rows:
+                raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
+            write_files(benchmark, table, console, compared=bool(against))
+
+        with interruptible(write, console, "the same command with --only-missing goes on from here"):
             for number, contest in enumerate(contests, start=1):
                 console.print(f"{number} of {len(contests)}", end=" ")
                 _enter(*contest, settings, table, console, only_missing)
-        except KeyboardInterrupt:
-            finished = False
-            console.print("interrupted: the same command with --only-missing goes on from here")
-        if not table.rows:
-            raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
-        write_files(benchmark, table, console, compared=bool(against))
-        raise typer.Exit(0 if finished else 130)
 
     return main
+
+
+@contextmanager
+def interruptible(write: Callable[[], None], console: Console, advice: str) -> Iterator[None]:
+    """What measures; files are written at its end, also where Ctrl-C or SIGTERM comes first."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
+    status = 0
+    try:
+        yield
+    except KeyboardInterrupt:
+        status = 130
+        console.print(f"interrupted: {advice}")
+    write()
+    raise typer.Exit(status)
 
 
 def _contests(

@@ -28,9 +28,9 @@ def registry(name: str) -> tuple[Mapping[str, Method], Callable[[Case], tuple[An
 
 
 class Tasks:
-    """What a worker can be asked for: each request is one step, and so there is no progress to tell."""
+    """What a worker can be asked to do: a step at a time."""
 
-    def __init__(self, job: dict[str, Any], progress: object) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
         torch.set_num_threads(job["threads"])
         self.job, self.device, self.memory = job, job["device"], Memory(job["device"])
 
@@ -73,13 +73,6 @@ class Tasks:
             return {}
         sizes = {"held_mb": between - self.before, "call_mb": peak - between, "peak_mb": max(most, peak) - self.before}
         return {name: max(0.0, size / 2**20) for name, size in sizes.items()}
-
-    def holds(self) -> Reply:
-        """Bytes of the machine's memory that this process has to itself, now and at most."""
-        if self.device == "cuda":
-            return {"holds": 0, "most": 0}  # what CUDA holds is elsewhere
-        shared = status_bytes("RssFile") or 0  # files, such as libraries
-        return {"holds": (self.memory.now() or 0) - shared, "most": (self.memory.peak() or 0) - shared}
 
     def _timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
         gc.collect()  # what earlier calls left in cycles is neither this one's time nor its memory

@@ -1,11 +1,6 @@
-"""Worker processes: a worker starts with a job and answers one request at a time; whatever ends it is a `Failure`.
-
-They talk in JSON through a pipe. A request is ``{"do": NAME, …}``; the answer is any number of ``{"progress": {…}}``,
-then one ``{"reply": {…}}`` or ``{"error": TEXT}``.
-"""
+"""Worker processes: a worker does one thing at a time, as it is asked to; whatever ends it is a `Failure`."""
 
 import importlib
-import json
 import os
 import re
 import resource
@@ -13,9 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import Pipe, connection
 from pathlib import Path
@@ -34,18 +27,17 @@ class Failure(Exception):
         self.stage, self.reason = stage, reason
 
     @property
-    def of_memory(self) -> bool:
-        return any(word in self.reason for word in ("memory", "bad_alloc", "SIGKILL"))
+    def row(self) -> Row:
+        return {"status": "failed", "stage": self.stage, "reason": self.reason}
 
 
 class Worker:
     """A process that works when it is asked to, until `close`.
 
     Args:
-        tasks: the module whose class ``Tasks`` has a method per request; it is made of ``job`` and of a function that
-            sends progress, which is kept in ``progress``.
-        job: what to work on; JSON.
-        timeout: seconds for one request.
+        tasks: the module whose class ``Tasks`` is made of ``job`` and has a method for each thing to do.
+        job: what to work on.
+        timeout: seconds for one thing to do.
         threads: of torch and of the libraries under it.
         memory: the most GiB that it may ask the system for; ``None``: no limit.
         checkout: another checkout of fxlrp, which the process imports in place of this one.
@@ -54,8 +46,7 @@ class Worker:
     def __init__(
         self, tasks: str, job: Row, timeout: float, threads: int, memory: float | None = None, checkout: str = ""
     ) -> None:
-        self.timeout, self.progress = timeout, {}
-        self._scratch = tempfile.TemporaryDirectory()
+        self.timeout, self._scratch = timeout, tempfile.TemporaryDirectory()
         folder = Path(self._scratch.name)
         self.log = folder / "log.txt"
         environment = {
@@ -64,52 +55,40 @@ class Worker:
             "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
         self.pipe, theirs = Pipe()
-        started = [tasks, {**job, "threads": threads}, memory, checkout and str(Path(checkout).resolve())]
         code = f"from benchmarks.workers import serve; serve({theirs.fileno()})"
         with self.log.open("wb") as log, theirs:
             # A session of its own, so that whatever it starts can be ended with it.
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, json.dumps(started)], cwd=ROOT, env=os.environ | environment, stdout=log,
-                stderr=log, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+                [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
+        self.pipe.send((tasks, {**job, "threads": threads}, memory, checkout and str(Path(checkout).resolve())))
 
-    def close(self) -> None:
-        """End the process, with whatever it started, such as compilers."""
-        if not self.pipe.closed:
-            self.pipe.close()
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self._scratch.cleanup()
-
-    def ask(self, stage: str, **request: Any) -> Row:
-        """The reply to a request; ``stage`` names it in a `Failure`."""
-        self.send(stage, **request)
-        while (reply := self.poll()) is None:
-            wait([self])
+    def ask(self, stage: str, do: str) -> Row:
+        """What one of the tasks returns; ``stage`` names it in a `Failure`."""
+        try:
+            self.pipe.send(do)
+            if not self.pipe.poll(self.timeout):
+                raise Failure(stage, f"took longer than {self.timeout:.0f} s")
+            reply, error = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise Failure(stage, self._how_it_ended()) from None
+        if error:
+            raise Failure(stage, error)
         return reply
 
-    def send(self, stage: str, **request: Any) -> None:
-        """Send a request without waiting for the reply."""
-        self.stage, self.progress, self.until = stage, {}, time.monotonic() + self.timeout
-        with suppress(BrokenPipeError):  # of a dead process: `poll` tells how it ended
-            self.pipe.send_bytes(json.dumps(request).encode())
+    def kill(self) -> None:
+        """End the process, with whatever it started, such as compilers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
-    def poll(self) -> Row | None:
-        """The reply, or ``None`` while the worker works on it."""
-        while self.pipe.poll():
-            try:
-                answer = json.loads(self.pipe.recv_bytes())
-            except (EOFError, ConnectionResetError):
-                raise Failure(self.stage, self._how_it_ended()) from None
-            if "error" in answer:
-                raise Failure(self.stage, answer["error"])
-            if "reply" in answer:
-                return answer["reply"]
-            self.progress = answer["progress"]
-        if time.monotonic() >= self.until:
-            raise Failure(self.stage, f"took longer than {self.timeout:.0f} s")
-        return None
+    def close(self) -> None:
+        """End the process and remove what it wrote."""
+        if not self.pipe.closed:
+            self.pipe.close()
+            self.kill()
+            self.process.wait()
+            self._scratch.cleanup()
 
     def _how_it_ended(self) -> str:
         """Why the process is no more, from its exit status and the last line of what it wrote."""
@@ -121,30 +100,21 @@ class Worker:
         return f"killed by {signal.Signals(-code).name}{memory}{last}"
 
 
-def wait(workers: Iterable[Worker]) -> None:
-    """Return when one of the workers has something to read, or has passed its deadline."""
-    by_pipe = {worker.pipe: worker.until - time.monotonic() for worker in workers}
-    connection.wait(list(by_pipe), max(0.0, min(by_pipe.values())))
-
-
 def serve(descriptor: int) -> None:
-    """Be a worker: answer requests until the pipe is closed."""
+    """Be a worker: do what is asked for until the pipe is closed."""
     warnings.filterwarnings("ignore")
     pipe, tasks = connection.Connection(descriptor), None
-
-    def tell(kind: str, what: object) -> None:
-        pipe.send_bytes(json.dumps({kind: what}).encode())
-
     with suppress(EOFError):
-        while request := json.loads(pipe.recv_bytes()):
+        start = pipe.recv()
+        while do := pipe.recv():
             try:
-                tasks = tasks or _tasks(*json.loads(sys.argv[1]), lambda progress: tell("progress", progress))
-                tell("reply", getattr(tasks, request.pop("do"))(**request))
+                tasks = tasks or _tasks(*start)
+                pipe.send((getattr(tasks, do)(), ""))
             except Exception as error:
-                tell("error", one_line(error))
+                pipe.send((None, one_line(error)))
 
 
-def _tasks(name: str, job: Row, memory: float | None, checkout: str, progress: Any) -> Any:
+def _tasks(name: str, job: Row, memory: float | None, checkout: str) -> Any:
     # A process that asks for too much gets an error; if all together do, one of these is to end, not the run.
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
@@ -156,7 +126,7 @@ def _tasks(name: str, job: Row, memory: float | None, checkout: str, progress: A
         sys.path.remove(checkout)
         if not Path(module.__file__).is_relative_to(checkout):
             raise ImportError(f"{checkout} holds no fxlrp")
-    return importlib.import_module(name).Tasks(job, progress)
+    return importlib.import_module(name).Tasks(job)
 
 
 def one_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from benchmarks.models import CifarResNet, build, is_model, noise
 from benchmarks.peers import PEERS
 from benchmarks.speed import quotient, starred_quotient
 from benchmarks.timing_worker import Memory
-from benchmarks.workers import Failure, Worker, wait
+from benchmarks.workers import Failure, Worker
 from fxlrp.passes.optimize import NAMES
 
 CASE = Case("cifar_resnet8", 2, 32)
@@ -93,27 +93,26 @@ def test_a_method_runs_another_checkout_of_which_it_needs_the_public_face_alone(
     assert "empty holds no fxlrp" in row["reason"]
 
 
-GIB = {"yard": (1, 1), "small": (1, 2), "other": (1, 2), "large": (6, 9), "huge": (99, 99)}
-
-
 class FakeMethod(SimpleNamespace):
-    """Stands for a process that holds so much, and so much at its peak."""
+    """Stands for a process: "large" fits beside the yardstick alone, and "fickle" gives up in the first round."""
 
     rows = harness.TimedMethod.rows
+    alive = 0
 
-    def __init__(self, name, entry, case, settings, room):
-        super().__init__(name=name, method=entry.method, facts={}, calls=[], holds=0, most=0, room=room)
+    def __init__(self, name, entry, case, settings):
+        super().__init__(name=name, method=entry.method, facts={}, calls=[], failure=None, closed=False)
+        FakeMethod.alive += 1
 
     def close(self):
-        pass
+        FakeMethod.alive -= not self.closed
+        self.closed = True
 
-    def prepare(self, warmups):
-        self.holds, self.most = (int(gib * 2**30) for gib in GIB[self.method])
-        if self.most > self.room * 2**30:
+    def prepare(self):
+        if self.method == "huge" or (self.method == "large" and FakeMethod.alive > 2):
             raise Failure("first call", "can't allocate memory")
 
     def count(self):
-        if self.name == "other":
+        if self.name == "fickle":
             raise Failure("round", "gave up")
         self.calls.append({"seconds": 2.0 if self.name == "small" else 1.0, "processor": 1.0, "parts": {}})
 
@@ -121,37 +120,42 @@ class FakeMethod(SimpleNamespace):
         pass
 
 
-def test_what_does_not_fit_together_is_measured_in_groups(monkeypatch):
+def test_methods_are_measured_in_groups_and_what_fails_beside_others_once_more_alone(monkeypatch):
     monkeypatch.setattr(harness, "TimedMethod", FakeMethod)
-    settings = Settings("nothing", memory=10)
-    rows = {row["method"]: row for row in measure(CASE, entries("yard", "small", "large", "huge", "other"), settings)}
+    names = ["yard", "small", "large", "fickle", "same", "huge"]
+    rows = {row["method"]: row for row in measure(CASE, entries(*names), Settings("nothing", together=2))}
     assert {name: row["group"] for name, row in rows.items()} == {
-        "yard": 1, PLACEBO: 1, "small": 1, "large": 2, "huge": 3, "other": 3,
+        "yard": 1, PLACEBO: 1, "small": 1, "same": 2, "huge": 3, "large": 4, "fickle": 5,
     }  # fmt: skip
+    assert list(rows) == ["yard", PLACEBO, *names[1:]]
     assert rows["small"]["ratio"] == 2
-    assert rows["large"]["status"] == rows[PLACEBO]["status"] == "ok"
-    assert rows["huge"]["reason"] == "can't allocate memory"
-    assert (rows["other"]["stage"], rows["other"]["reason"]) == ("round", "gave up")
+    assert rows["large"]["status"] == rows["same"]["status"] == rows[PLACEBO]["status"] == "ok"
+    assert (rows["huge"]["stage"], rows["huge"]["reason"]) == ("first call", "can't allocate memory")
+    assert (rows["fickle"]["stage"], rows["fickle"]["reason"]) == ("round", "gave up")
+    assert FakeMethod.alive == 0
 
 
 @pytest.mark.parametrize(("yardstick", "reason"), [
-    ("huge", "failed at first call: can't allocate memory"), ("other", "failed at round: gave up"),
+    ("huge", "failed at first call: can't allocate memory"), ("fickle", "failed at round: gave up"),
 ])  # fmt: skip
 def test_all_fail_without_the_yardstick(monkeypatch, yardstick, reason):
     monkeypatch.setattr(harness, "TimedMethod", FakeMethod)
-    rows = {row["method"]: row for row in measure(CASE, entries(yardstick, "small"), Settings("nothing", memory=10))}
+    rows = {row["method"]: row for row in measure(CASE, entries(yardstick, "small"), Settings("nothing"))}
     assert reason.endswith(rows[yardstick]["reason"])
     assert rows["small"]["reason"] == rows[PLACEBO]["reason"] == f"{yardstick}, the yardstick, {reason}"
+    assert {row["group"] for row in rows.values()} == {1}
 
 
 class Tasks:
     """Of a worker that hangs or dies, as it is asked to."""
 
-    def __init__(self, job, progress):
-        self.progress = progress
+    def __init__(self, job):
+        pass
+
+    def start(self):
+        return {"started": True}
 
     def hang(self):
-        self.progress({"stage": "asleep"})
         time.sleep(60)
 
     def die(self):
@@ -160,27 +164,18 @@ class Tasks:
 
 
 @pytest.mark.parametrize(
-    ("task", "reason", "progress"),
-    [
-        ("hang", "took longer than 60 s", {"stage": "asleep"}),
-        ("die", "killed by SIGKILL, probably out of memory: last words", {}),
-    ],
+    ("task", "reason"),
+    [("hang", "took longer than 0 s"), ("die", "killed by SIGKILL, probably out of memory: last words")],
 )
-def test_a_worker_that_hangs_or_dies_fails(task, reason, progress):
+def test_a_worker_that_hangs_or_dies_fails(task, reason):
     worker = Worker("tests.test_speed_benchmark", {}, timeout=60, threads=1)
-    worker.send("memory", do=task)
-    while not worker.progress and task == "hang":
-        assert worker.poll() is None
-    if task == "hang":
-        worker.until = 0
-    wait([worker])
+    assert worker.ask("begin", "start") == {"started": True}
+    worker.timeout = 0.2 if task == "hang" else 60
     with pytest.raises(Failure, match=reason) as failure:
-        worker.poll()
+        worker.ask("memory", task)
     worker.close()
     assert worker.process.poll() is not None
-    assert worker.progress == progress
-    assert failure.value.stage == "memory"
-    assert failure.value.of_memory == ("SIGKILL" in reason)
+    assert failure.value.row == {"status": "failed", "stage": "memory", "reason": str(failure.value)}
 
 
 # Models, methods, memory -------------------------------------------------------------------------
