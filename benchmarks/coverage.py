@@ -1,7 +1,7 @@
 """Which models compile, how well they conserve, and what the peers keep: one row per model, each in its own process."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
 from itertools import count
@@ -43,19 +43,32 @@ def main(
     models = CsvTable(out / "coverage.csv", ("zoo", "name", "dtype"))
     shares = CsvTable(out / "coverage_peers.csv", ("name", "peer"))
     zoos = checked(zoo or ZOOS, ZOOS.__contains__, "zoo")
-    wanted = [] if page_only else list(_models(zoos, only, ["float32", "float64"] if float64 else ["float32"], peers))
-    todo = []
-    for row in wanted:
-        table = shares if "peer" in row else models
-        status = table.rows.get(table.key_of(row), {}).get("status")
-        todo += [(row, table)] if fresh or not status or (retry_failed and status == "failed") else []
-    console, threads = Console(soft_wrap=True, highlight=False), max(1, CORES // jobs)
+    precisions = ("float32", "float64") if float64 else ("float32",)
+    rows = [{"zoo": zoo, "name": name, "group": group, "dtype": dtype}
+            for zoo in zoos for name, group in ZOOS[zoo].members().items() for dtype in precisions]  # fmt: skip
+    if peers and "torchvision" in zoos:
+        rows += [{"name": name, "group": family, "peer": peer}
+                 for name, family in smallest_classifiers().items() for peer in PEERS if peer != "lxt"]  # fmt: skip
+    wanted = [] if page_only else [row for row in rows if fnmatch(row["name"], only)]
+
+    def table(row: Row) -> CsvTable:
+        return shares if "peer" in row else models
+
+    def due(row: Row) -> bool:
+        known = table(row).rows.get(table(row).key_of(row), {})
+        return fresh or not known or (retry_failed and known["status"] == "failed")
+
+    todo = list(filter(due, wanted))
+    console, threads, numbers = Console(soft_wrap=True, highlight=False), max(1, CORES // jobs), count(1)
     console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
     made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
-    numbers = count(1)
 
-    def enter(row: Row, table: CsvTable) -> None:
-        table.add([row | {"made": made, "date": now()}])
+    def start(row: Row) -> Worker:
+        job = {"zoo": "torchvision", "dtype": "float32"} | row
+        return Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
+
+    def enter(row: Row) -> None:
+        table(row).add([row | {"made": made, "date": now()}])
         console.print(f"{next(numbers)} of {len(todo)}: {_told(row)}", markup=False)
 
     def write() -> None:
@@ -63,33 +76,16 @@ def main(
         console.print(f"written: {out / 'coverage.md'}")
 
     with interruptible(write, console, "the same command goes on from here"):
-        _measure(todo, jobs, enter, timeout, threads, memory)
+        _measure(todo, jobs, start, enter)
 
 
-def _models(zoos: Sequence[str], only: str, precisions: Sequence[str], peers: bool) -> Iterator[Row]:
-    """The columns of each wanted row that are known beforehand."""
-    for zoo in zoos:
-        for name, group in ZOOS[zoo].members().items():
-            if fnmatch(name, only):
-                yield from ({"zoo": zoo, "name": name, "group": group, "dtype": dtype} for dtype in precisions)
-    if peers and "torchvision" in zoos:
-        for name, family in smallest_classifiers().items():
-            if fnmatch(name, only):
-                yield from ({"name": name, "group": family, "peer": peer} for peer in PEERS if peer != "lxt")
-
-
-def _measure(
-    todo: Sequence[tuple[Row, CsvTable]], jobs: int, enter: Callable[[Row, CsvTable], None], timeout: float,
-    threads: int, memory: float,
-) -> None:  # fmt: skip
+def _measure(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter: Callable[[Row], None]) -> None:
     """Measure the rows, ``jobs`` at a time; each is entered as soon as it is there."""
     running: set[Worker] = set()
 
     def measured(row: Row) -> Row:
-        job = {"zoo": "torchvision", "dtype": "float32"} | row
-        worker = Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
+        running.add(worker := start(row))
         found = {"status": "ok", "stage": ""}
-        running.add(worker)
         try:
             for stage, do in (PEER_STAGES if "peer" in row else STAGES).items():
                 found |= worker.ask(stage, do) | worker.ask(stage, "peak")
@@ -98,16 +94,16 @@ def _measure(
         finally:
             running.remove(worker)
             worker.close()
-        return {**found, **row}
+        return row | found
 
     with ThreadPoolExecutor(jobs) as pool:
-        tables = {pool.submit(measured, row): table for row, table in todo}
+        futures = [pool.submit(measured, row) for row in todo]
         try:
-            for future in as_completed(tables):
-                enter(future.result(), tables[future])
+            for future in as_completed(futures):
+                enter(future.result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            while not all(future.done() for future in tables):  # a thread may just be starting its worker
+            while not all(future.done() for future in futures):  # a thread may just be starting its worker
                 for worker in list(running):
                     worker.kill()
                 time.sleep(0.1)

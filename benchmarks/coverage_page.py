@@ -10,15 +10,17 @@ from benchmarks.peers import PEERS
 from benchmarks.zoo import ZOOS
 
 LIMITS = {"float32": 1e-4, "float64": 1e-10}
-COLUMNS = {"numbers": ("node_error", "total_error", "compile_s", "ratio"), "texts": (
+NUMBERS = ("node_error", "total_error", "compile_s", "ratio")
+TEXTS = (
     "zoo", "dtype", "peer", "group", "status", "stage", "reason", "capture", "joins_identity", "joins_projection",
     "joins_merge", "worst_node", "absorbed", "outputs", "finite", "within_1_percent", "start", "how", "made", "date",
-)}  # fmt: skip
+)  # fmt: skip
+COLUMNS = dict.fromkeys(NUMBERS, pl.Float64) | dict.fromkeys(TEXTS, pl.String)
 
 
 def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
     """What the page may name; models come as the zoos have them, not as processes happened to end."""
-    frame, others = models.frame(**COLUMNS), peers.frame(**COLUMNS)
+    frame, others = models.frame(COLUMNS), peers.frame(COLUMNS)
     known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo].members()]
     places = pl.DataFrame(known, schema=["zoo", "name"], orient="row").with_row_index("place")
     ok, finite = pl.col("status") == "ok", pl.col("finite") == "True"

@@ -1,6 +1,5 @@
 """Where the time of an explanation goes, by kind of node."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,20 +50,21 @@ def context(frame: pl.DataFrame) -> dict[str, Any]:
 
 
 def _table(rows: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    models = rows["model"].unique(maintain_order=True).to_list()
-    cells: dict[str, dict[str, float]] = defaultdict(dict)
-    for part, model, value in rows.filter(pl.col("method") != pl.col("preset")).select("part", "model", "ratio").rows():
-        cells[part][model] = value
-    cells.pop("", None)  # the whole of the step-by-step run
-    large = {part: values for part, values in cells.items() if max(values.values()) >= _LEAST}
-    lines = [[part, *(f"{value:.2f}" if (value := large[part].get(model, 0)) >= _LEAST else "" for model in models)]
-             for part in sorted(large, key=lambda part: -sum(large[part].values()))]  # fmt: skip
-    forward = {part for part in cells if part.endswith(f", {FORWARD}")}
-    sums = {"others": set(cells) - set(large), "**sum of the forward pass**": forward,
-            "**sum of relevance**": set(cells) - forward, "**sum of both**": set(cells)}  # fmt: skip
-    lines += [[title, *(f"{sum(cells[part].get(model, 0) for part in parts):.2f}" for model in models)]
-              for title, parts in sums.items()]  # fmt: skip
-    calls = dict(rows.filter(pl.col("method") == pl.col("preset")).select("model", "ratio").rows())
+    step_by_step = pl.col("method") != pl.col("preset")
+    calls = dict(rows.filter(~step_by_step).select("model", "ratio").rows())
+    # The part "" is the whole of the step-by-step run.
+    cells = rows.filter(step_by_step, pl.col("part") != "").pivot("model", index="part", values="ratio").fill_null(0.0)
+    models, forward = cells.columns[1:], pl.col("part").str.ends_with(f", {FORWARD}")
+    large = cells.filter(pl.max_horizontal(models) >= _LEAST)
+    large = large.sort(pl.sum_horizontal(models), descending=True, maintain_order=True)
+    sums = {
+        "others": cells.join(large, on="part", how="anti"),
+        "**sum of the forward pass**": cells.filter(forward),
+        "**sum of relevance**": cells.filter(~forward),
+        "**sum of both**": cells,
+    }
+    lines = [[part, *(f"{ratio:.2f}" if ratio >= _LEAST else "" for ratio in ratios)] for part, *ratios in large.rows()]
+    lines += [[title, *(f"{some[model].sum():.2f}" for model in models)] for title, some in sums.items()]
     lines.append(["one call, by itself", *(f"{calls[model]:.2f}" if model in calls else "" for model in models)])
     return ["kind of node", *models], lines
 

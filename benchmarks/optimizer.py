@@ -8,8 +8,9 @@ import polars as pl
 
 from benchmarks.harness import PLACEBO
 from benchmarks.methods import Method, fxlrp_method
-from benchmarks.pages import Row, groups, in_order
+from benchmarks.pages import groups, in_order
 from benchmarks.runs import Benchmark, every
+from benchmarks.workers import Row
 from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
 
 ALL = "all"

@@ -1,7 +1,7 @@
 """Pages of Markdown: what ``texts/`` says of each benchmark, filled with what its rows say."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.harness import PLACEBO
-
-Row = dict[str, Any]
+from benchmarks.workers import Row
 
 
 def page(name: str, **context: Any) -> str:
@@ -57,35 +56,39 @@ def ratio(row: Row, digits: int = 2) -> str:
     return f"{row['ratio']:.{digits}f} ({row['ratio_min']:.{digits}f}–{row['ratio_max']:.{digits}f})"
 
 
-def timing_context(frame: pl.DataFrame, facts: dict[str, str]) -> dict[str, Any]:
+def timing_context(frame: pl.DataFrame, facts: Mapping[str, str]) -> dict[str, Any]:
     """What pages of all timing benchmarks may name.
 
-    ``measured``: on which machines, when and with what; ``versions``; ``placebo``: the least and largest ratio of it,
-    and of single rounds; ``failures``: those that failed alike together; ``cases``: a table with one line per case and
-    method, with ``facts`` as further columns, each with the format of its figures.
+    ``measured``: on which machines, when and with what; ``versions``; ``placebo``: its rows; ``failures``: those that
+    failed alike together; ``cases``: a table with one line per case and method, with ``facts`` as further columns, each
+    with the format of its figures.
     """
     good, failed = frame.filter(pl.col("status") == "ok"), frame.filter(pl.col("status") != "ok")
-    whole, lines = good.filter(pl.col("part") == ""), []
-    placebo = whole.filter(pl.col("method") == PLACEBO)
-    index = ("device_name", "compared", "model", "variant", "batch", "method")
-    by_part = groups(good.filter(pl.col("part") != ""), *index)
-    for key, rows in groups(whole.filter(pl.col("ratio_min").is_not_null()), *index).items():
-        row, parts = rows.row(0, named=True), by_part[key]["ratio"] if key in by_part else ()
-        spread = ""
-        if len(parts):
-            spread = f"{parts.min():.2f}–{parts.max():.2f}, {(parts < 0.98).sum()} of {len(parts)} below 0.98"
-        figures = (f"{float(row[name]):{form}}" if row.get(name) else "" for name, form in facts.items())
-        times = [f"{row['seconds']:.3g} s", ratio(row, 3), f"{row['processor_ratio'] or 0:.2f}"]
-        lines.append([*key, *times, spread, *figures])
-    heads = [*index, "time", "ratio", "processor time", "by part", *(name.replace("_", " ") for name in facts)]
-    # Not the device where it is the only one, nor what no line has.
-    used = [place for place in range(len(heads)) if {line[place] for line in lines} - {"" if place else lines[0][0]}]
+    whole = good.filter(pl.col("part") == "")
     return {
         "measured": groups(whole, "device", "device_name", "threads", "torch", "dtype", "rounds").items(),
         "versions": sorted(set(frame["version"]) - {""}),
-        "placebo": [extreme for column in ("ratio", "ratio_min", "ratio_max")
-                    for extreme in (placebo[column].min(), placebo[column].max())],
+        "placebo": whole.filter(pl.col("method") == PLACEBO),
         "failures": [(key, groups(rows, "compared", "model", "variant"))
                      for key, rows in groups(failed, "method", "stage", "reason").items()],
-        "cases": table([heads[place] for place in used], [[line[place] for place in used] for line in lines]),
+        "cases": _cases(whole.filter(pl.col("ratio_min").is_not_null()), good.filter(pl.col("part") != ""), facts),
     }  # fmt: skip
+
+
+def _cases(whole: pl.DataFrame, parts: pl.DataFrame, facts: Mapping[str, str]) -> str:
+    index, part = ["device_name", "compared", "model", "variant", "batch", "method"], pl.col("ratio")
+    spread = parts.group_by(index).agg(least=part.min(), most=part.max(), below=(part < 0.98).sum(), parts=pl.len())
+    rows = whole.join(spread, on=index, how="left", maintain_order="left").rows(named=True)
+    cells: dict[str, list[object]] = {name: [row[name] for row in rows] for name in index} | {
+        "time": [f"{row['seconds']:.3g} s" for row in rows],
+        "ratio": [ratio(row, 3) for row in rows],
+        "processor time": [f"{row['processor_ratio'] or 0:.2f}" for row in rows],
+        "by part": ["{least:.2f}–{most:.2f}, {below} of {parts} below 0.98".format(**row) if row["parts"] else ""
+                    for row in rows],
+    }  # fmt: skip
+    for name, form in facts.items():
+        cells[name.replace("_", " ")] = [f"{float(row[name]):{form}}" if row.get(name) else "" for row in rows]
+    if len(set(cells["device_name"])) < 2:
+        del cells["device_name"]
+    used = {name: column for name, column in cells.items() if any(column)}
+    return table([*used], zip(*used.values(), strict=True))

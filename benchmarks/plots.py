@@ -22,7 +22,6 @@ def draw(panels: Mapping[tuple[str, str], pl.DataFrame], path: Path, columns: in
         columns: how many panels stand side by side.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     known = pl.col("status") == "ok", pl.col("method").is_in(list(STYLES))
     panels = {key: rows for key, frame in panels.items() if len(rows := frame.filter(*known))}
@@ -43,14 +42,12 @@ def draw(panels: Mapping[tuple[str, str], pl.DataFrame], path: Path, columns: in
                         label=name, color=colour, marker=marker, linestyle="" if names else "-")  # fmt: skip
         ax.axhline(1, color="black", linewidth=1, linestyle="--", label="autograd")
         ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_locator(LogLocator(base=2))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))  # powers of two as numbers
-        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter("{x:g}")  # powers of two as numbers
         if not names:
             ax.set_xscale("log", base=2)
         values = values if names else sorted(values)
         ax.set_xticks(range(len(values)) if names else values, list(map(str, values)))
-        ax.xaxis.set_minor_locator(NullLocator())
+        ax.minorticks_off()
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(f"time / autograd, {device}")
     handles = {name: handle for ax in figure.axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}

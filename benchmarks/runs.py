@@ -17,18 +17,18 @@ from benchmarks.csv_table import CsvTable
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
 from benchmarks.methods import Case, Method
 from benchmarks.models import is_model, native_size
-from benchmarks.pages import groups, page, ratio, timing_context
+from benchmarks.pages import page, ratio, timing_context
 from benchmarks.provenance import CORES
 from benchmarks.timing_worker import registry
 
 HERE = Path(__file__).parent
 KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
+NUMBERS = ("ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s", "busy",
+           "processor_ratio")  # fmt: skip
+TEXTS = ("status", "stage", "reason", "device_name", "threads", "torch", "dtype", "rounds", "date", "version",
+         "memory_format", "run")  # fmt: skip
 COLUMNS = {
-    "integers": ("size", "batch"),
-    "numbers": ("ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s",
-                "busy", "processor_ratio"),
-    "texts": ("status", "stage", "reason", "device_name", "threads", "torch", "dtype", "rounds", "date", "version",
-              "memory_format", "run"),
+    "size": pl.Int64, "batch": pl.Int64, **dict.fromkeys(NUMBERS, pl.Float64), **dict.fromkeys(TEXTS, pl.String),
 }  # fmt: skip
 BUSY = 0.25
 """So many cores in use by others spoil a measurement: threads that wait for one another wait for these."""
@@ -152,16 +152,16 @@ def _enter(
 ) -> None:  # fmt: skip
     """Measure what is timed side by side, as a whole because ratios are of one run, and enter its rows."""
     told = (case.model, case.variant, compared, f"batch {case.batch}, {case.size} × {case.size}")
-    common = {**asdict(case), "device": settings.device, "compared": compared}
-    keys = [table.key_of({**common, "method": name}) for name in entries]
+    known = {**asdict(case), "device": settings.device, "compared": compared}
+    keys = [table.key_of({**known, "method": name}) for name in entries]
     if only_missing and all(key in table.rows for key in keys):
         console.print(*filter(None, told), "is there")
         return
     console.print(*filter(None, told))
     with console.status("") as status:
         rows = measure(case, entries, settings, status.update)
-    table.drop([key for key in table.rows if key[:-1] in {key[:-1] for key in keys}])
-    table.add({**common, **row} for row in rows)
+    parts = [key for key in table.rows if key[:-1] in {key[:-1] for key in keys}]
+    table.add(({"compared": compared, **row} for row in rows), instead_of=parts)
     for row in rows:
         if row["status"] != "ok":
             console.print(f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}", markup=False)
@@ -174,7 +174,7 @@ def _enter(
 
 def write_files(benchmark: Benchmark, table: CsvTable, console: Console, compared: bool = False) -> None:
     """The page, and the picture if there is one, of what the table has."""
-    frame, path = table.frame(**COLUMNS), table.path
+    frame, path = table.frame(COLUMNS), table.path
     context = timing_context(frame, dict(benchmark.facts)) | (comparison if compared else benchmark.context)(frame)
     path.with_suffix(".md").write_text(page("against" if compared else path.stem, **context))
     drawn = benchmark.draw and not compared and benchmark.draw(frame, path.with_suffix(".png"))
@@ -183,12 +183,9 @@ def write_files(benchmark: Benchmark, table: CsvTable, console: Console, compare
 
 def comparison(frame: pl.DataFrame) -> dict[str, Any]:
     """Which cases are slower than in the other checkout."""
-    index = ["compared", "model", "variant", "batch"]
-    ratios = {key: dict(rows.select("method", "ratio").rows())
-              for key, rows in groups(frame.filter(pl.col("part") == ""), *index).items()}  # fmt: skip
-    slower = [" ".join(filter(None, key[:3])) + f", batch {key[3]}" for key, by in ratios.items()
-              if by["now"] and by["now"] - 1 - abs(by[PLACEBO] - 1) > LIMIT]  # fmt: skip
-    return {"slower": slower, "count": len(ratios)}
+    index, now, placebo = ["compared", "model", "size", "variant", "batch"], pl.col("now"), pl.col(PLACEBO)
+    cases = frame.filter(pl.col("part") == "").pivot("method", index=index, values="ratio")
+    return {"slower": cases.filter(now - 1 - (placebo - 1).abs() > LIMIT).rows(named=True), "count": len(cases)}
 
 
 def checked(names: Iterable[str], fits: Callable[[str], bool], what: str) -> list[str]:

@@ -1,6 +1,7 @@
 """How fast explanations are, beside autograd and other implementations."""
 
 from collections.abc import Iterable
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -9,9 +10,10 @@ import polars as pl
 from benchmarks.harness import PLACEBO
 from benchmarks.methods import METHODS, YARDSTICK
 from benchmarks.models import MODELS
-from benchmarks.pages import Row, groups, in_order
+from benchmarks.pages import groups, in_order
 from benchmarks.plots import draw
 from benchmarks.runs import Benchmark, every
+from benchmarks.workers import Row
 
 ORDER = [YARDSTICK, PLACEBO, *METHODS]
 WAYS = {"eager": ("fxlrp eager", "fxlrp channels-last"), "compiled": ("fxlrp inductor", "fxlrp cudagraphs")}
@@ -32,8 +34,9 @@ ROOFS = {
 
 def context(frame: pl.DataFrame) -> dict[str, Any]:
     """What the page says of each device."""
-    frame = in_order(in_order(frame, "method", ORDER), "model", MODELS)
-    return {"devices": [_device(name, rows) for name, rows in groups(frame, "device_name").items()], "median": median}
+    frame = in_order(in_order(frame, "model", MODELS), "method", ORDER)
+    devices = [_device(name, rows) for name, rows in groups(frame, "device_name").items()]
+    return {"devices": devices, "median": median, "quotient": starred_quotient}
 
 
 def quotient(row: Row | None, other: Row | None) -> float | None:
@@ -50,54 +53,49 @@ def starred_quotient(row: Row | None, other: Row | None) -> str:
 
 
 def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
-    models, batches = frame["model"].unique(maintain_order=True).to_list(), sorted(set(frame["batch"]))
+    models, batches = in_order(frame, "model", MODELS)["model"].unique(maintain_order=True), sorted(set(frame["batch"]))
     rows = {(row["model"], row["batch"], row["method"]): row for row in frame.iter_rows(named=True)}
 
     def fastest(model: str, batch: int, methods: Iterable[str]) -> Row | None:
         some = [row for method in methods if (row := rows.get((model, batch, method))) and row["status"] == "ok"]
         return min(some, key=lambda row: row["ratio"], default=None)
 
+    peers = [name for name, method in METHODS.items() if method.kind == "peer"]
+    explanations = [name for name, method in METHODS.items() if method.kind != "model"]
     for (model, batch, method), row in rows.items():
         share = quotient(rows.get((model, batch, ROOFS.get(method))), row)
         row["has_roof"], row["roof"] = method in ROOFS, share and 3 * share
-        row["fastest"] = row is fastest(model, batch, (name for name in METHODS if METHODS[name].kind != "model"))
-    claims, gains, alone = [], {way: [] for way in WAYS}, []
-    for batch in batches:
-        for model in models:
-            peer = fastest(model, batch, (name for name in METHODS if METHODS[name].kind == "peer"))
-            ours = {way: row for way, names in WAYS.items() if (row := fastest(model, batch, names))}
-            if peer is None:
-                alone += [f"{model} (batch {batch})"] if ours else []
-                continue
-            cells = {way: [f"{row['ratio']:.2f} ({row['method'].removeprefix('fxlrp ')})", starred_quotient(peer, row)]
-                     for way, row in ours.items()}  # fmt: skip
-            told = [cell for way in WAYS for cell in cells.get(way, ["", ""])]
-            claims.append([model, batch, peer["method"], f"{peer['ratio']:.2f}", *told])
-            for way, row in ours.items():
-                gains[way].append(quotient(peer, row))
+        row["fastest"] = row is fastest(model, batch, explanations)
+    claims, alone = [], []
+    for batch, model in product(batches, models):
+        peer, ours = fastest(model, batch, peers), [fastest(model, batch, names) for names in WAYS.values()]
+        if peer:
+            claims.append((peer, ours))
+        elif any(ours):
+            alone.append(f"{model} (batch {batch})")
     same_rules = []
-    for peer, ours in SAME_RULES:
-        for batch in batches:
-            pairs = [(rows.get((model, batch, peer)), rows.get((model, batch, ours))) for model in models]
-            cells = ["peer fails" if other and other["status"] != "ok" else starred_quotient(other, row)
-                     for other, row in pairs]  # fmt: skip
-            if any(cells) and any(row for _, row in pairs):
-                same_rules.append([peer, ours, batch, *cells])
-    throughput = []
-    for method in METHODS:
-        cells = [[row for batch in batches if (row := fastest(model, batch, [method]))] for model in models]
-        throughput += [[method, *map(_speeds, cells)]] if any(cells) else []
-    by_batch = {batch: sorted((row for row in rows.values() if row["batch"] == batch),
-                              key=lambda row: ORDER.index(row["method"])) for batch in batches}  # fmt: skip
-    return {"name": name, "models": models, "batches": by_batch, "claims": claims, "gains": gains, "alone": alone,
-            "same_rules": same_rules, "throughput": throughput}  # fmt: skip
+    for (peer, ours), batch in product(SAME_RULES, batches):
+        pairs = [(rows.get((model, batch, peer)), rows.get((model, batch, ours))) for model in models]
+        cells = ["peer fails" if other and other["status"] != "ok" else starred_quotient(other, row)
+                 for other, row in pairs]  # fmt: skip
+        if any(cells) and any(row for _, row in pairs):
+            same_rules.append([peer, ours, batch, *cells])
+    timed = groups(frame.filter(pl.col("status") == "ok", pl.col("method").is_in([*METHODS])), "method", "model")
+    return {
+        "name": name, "models": models.to_list(), "claims": claims, "alone": alone, "same_rules": same_rules,
+        "batches": {batch: [row for row in rows.values() if row["batch"] == batch] for batch in batches},
+        "gains": {way: [quotient(peer, ours[place]) for peer, ours in claims if ours[place]]
+                  for place, way in enumerate(WAYS)},
+        "throughput": [{"method": method, "model": model, "status": "ok", "speeds": _speeds(some)}
+                       for (method, model), some in timed.items()],
+    }  # fmt: skip
 
 
-def _speeds(rows: list[Row]) -> str:
+def _speeds(rows: pl.DataFrame) -> str:
     """The time of one image, and the most images per second."""
-    single = [f"{1000 * row['seconds']:.1f} ms" for row in rows if row["batch"] == 1]
-    rates = [(row["batch"] / row["seconds"], str(row["batch"])) for row in rows]
-    return ", ".join([*single, *(["{:.1f}/s ({})".format(*max(rates))] if rates else [])])
+    single = [f"{1000 * seconds:.1f} ms" for seconds in rows.filter(pl.col("batch") == 1)["seconds"]]
+    rate, batch = max((batch / seconds, str(batch)) for batch, seconds in rows.select("batch", "seconds").rows())
+    return ", ".join([*single, f"{rate:.1f}/s ({batch})"])
 
 
 def _panels(frame: pl.DataFrame) -> dict[tuple[str, str], pl.DataFrame]:

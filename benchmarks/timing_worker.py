@@ -17,8 +17,7 @@ import fxlrp
 from benchmarks import models
 from benchmarks.methods import Case, Method, Trial
 from benchmarks.provenance import commit
-
-Reply = dict[str, Any]
+from benchmarks.workers import Row
 
 
 def registry(name: str) -> tuple[Mapping[str, Method], Callable[[Case], tuple[Any, Any]]]:
@@ -34,7 +33,7 @@ class Tasks:
         torch.set_num_threads(job["threads"])
         self.job, self.device, self.memory = job, job["device"], Memory(job["device"])
 
-    def make(self) -> Reply:
+    def make(self) -> Row:
         """The model and its images, and what the method needs that is not timed."""
         methods, subject = registry(self.job["registry"])
         case, self.method = Case(**self.job["case"]), methods[self.job["method"]]
@@ -54,17 +53,17 @@ class Tasks:
         form = "channels-last" if self.method.channels_last else "contiguous"
         return {"version": version, "memory_format": form, **named, **trial.facts}
 
-    def set_up(self) -> Reply:
+    def set_up(self) -> Row:
         seconds, _, self.call = self._timed(lambda: next(self.steps))
         return {"seconds": seconds}
 
-    def measure(self) -> Reply:
+    def measure(self) -> Row:
         """Seconds of one call, by the clock and of the processor; and of its parts, if it tells them."""
         seconds, processor, result = self._timed(self.call)
         parts = result if self.method.parts else {}
         return {"seconds": sum(parts.values()) if parts else seconds, "processor": processor, "parts": parts}
 
-    def weigh(self) -> Reply:
+    def weigh(self) -> Row:
         """MiB held between calls, at the peak of one more call, and at the peak of all, beyond model and images."""
         most, between = self.memory.peak(), self.memory.start_over()
         self._timed(self.call)
@@ -90,26 +89,27 @@ class Memory:
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
 
-    def now(self) -> int | None:
-        return torch.cuda.memory_allocated() if self.cuda else status_bytes("VmRSS")
-
     def peak(self) -> int | None:
         """Since `start_over`."""
-        return torch.cuda.max_memory_allocated() if self.cuda else status_bytes("VmHWM")
+        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
 
     def start_over(self) -> int | None:
         """Give back what is free, and let `peak` count from here; what is held is in use."""
         gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
         with suppress(OSError, AttributeError):  # glibc keeps what was freed; other C libraries have no such call
-            torch.cuda.empty_cache() if self.cuda else ctypes.CDLL("libc.so.6").malloc_trim(0)
-        held = self.now()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        held = _status("VmRSS")
         with suppress(OSError):  # of a system without the file, which makes the high-water mark what is held now
-            torch.cuda.reset_peak_memory_stats() if self.cuda else Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")
         return held
 
 
-def status_bytes(name: str) -> int | None:
-    """An entry of this process's status."""
+def _status(name: str) -> int | None:
+    """An entry of this process's status, in bytes."""
     with suppress(OSError):
         entry = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(entry[1]) * 1024 if entry else None

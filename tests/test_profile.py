@@ -189,7 +189,7 @@ def test_the_page_has_every_kind_that_matters_and_sums_the_others(tmp_path):
     table = CsvTable(tmp_path / "kinds.csv", KEY_OF_ROWS)
     table.add(rows("resnet50", 1.625, convolution=(0.5, 0.75, 0.25), gate=(0.004, 0.0, 0.003)))
     table.add(rows("vgg16_bn", 1.0, convolution=(0.25, 0.5, 0.001), pooling=(0.004, 0.0, 0.0625)))
-    ((_, columns, lines),) = kinds.context(table.frame(**COLUMNS))["tables"]
+    ((_, columns, lines),) = kinds.context(table.frame(COLUMNS))["tables"]
     assert [columns, *lines] == [
         ["kind of node", "resnet50", "vgg16_bn"],
         ["convolution, relevance: products", "0.75", "0.50"],
