@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
@@ -97,10 +97,13 @@ def _measure(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], ent
         return row | found
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(measured, row) for row in todo]
+        futures = waiting = {pool.submit(measured, row) for row in todo}
         try:
-            for future in as_completed(futures):
-                enter(future.result())
+            while waiting:
+                # Not longer, so that Ctrl-C is heard where another thread gets the signal.
+                done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    enter(future.result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(future.done() for future in futures):  # a thread may just be starting its worker
