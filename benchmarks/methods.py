@@ -8,6 +8,7 @@ explains the predicted class of every image of the batch in one call.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,15 +64,10 @@ class Method:
         return fnmatch(model, self.models) and self.device in ("", device)
 
 
-def _forward(trial: Trial) -> Iterator[Any]:
+def _forward(trial: Trial, compiled: bool = False) -> Iterator[Any]:
     yield
-    yield torch.no_grad()(lambda: trial.model(trial.images))
-
-
-def _forward_compiled(trial: Trial) -> Iterator[Any]:
-    yield
-    compiled = torch.compile(trial.model)
-    yield torch.no_grad()(lambda: compiled(trial.images))
+    model = torch.compile(trial.model) if compiled else trial.model
+    yield torch.no_grad()(lambda: model(trial.images))
 
 
 def _forward_replayed(trial: Trial) -> Iterator[Any]:
@@ -127,7 +123,7 @@ METHODS: dict[str, Method] = {
     YARDSTICK: Method(_autograd, "model"),
     "forward": Method(_forward, "model"),
     "forward channels-last": Method(_forward, "model", channels_last=True),
-    "forward inductor": Method(_forward_compiled, "model", channels_last=True),
+    "forward inductor": Method(partial(_forward, compiled=True), "model", channels_last=True),
     "forward cudagraph": Method(_forward_replayed, "model", channels_last=True, device="cuda"),
     "fxlrp eager": fxlrp_method(),
     "fxlrp channels-last": fxlrp_method(**CHANNELS_LAST),

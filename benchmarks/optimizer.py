@@ -1,6 +1,5 @@
 """What each optimisation of the emitted program brings."""
 
-from collections.abc import Callable, Iterator
 from inspect import getdoc
 from typing import Any
 
@@ -10,19 +9,12 @@ from benchmarks.harness import PLACEBO
 from benchmarks.methods import Method, fxlrp_method
 from benchmarks.pages import groups, in_order
 from benchmarks.runs import Benchmark, every
-from benchmarks.workers import Row
 from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
 
 ALL = "all"
 MODELS = ("resnet50", "vgg16_bn", "efficientnet_b0", "vit_b_16")
 WORTH = 0.03
 """An optimisation is kept if it wins this share of time or memory beyond the placebo on any model."""
-MEASURES = (
-    lambda row: row["ratio"],
-    lambda row: row["held_mb"],
-    lambda row: row["held_mb"] and row["held_mb"] + row["call_mb"],
-)
-"""Of a row: time, memory held between calls, and that with what one call takes beyond it."""
 
 
 def variants() -> dict[str, Method]:
@@ -53,26 +45,26 @@ def context(frame: pl.DataFrame) -> dict[str, Any]:
 
 
 def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
-    """Per optimisation the largest gain on any model and batch beyond the placebo, and whether that is enough."""
-    good = groups(frame.filter(pl.col("status") == "ok"), "device_name", "model", "batch").values()
-    cases = [{row["method"]: row for row in rows.iter_rows(named=True)} for rows in good]
-    cases, lines = [case for case in cases if PLACEBO in case], []
-    for name in NAMES if cases else ():
-        best = [max(_gains(name, measure, cases), default=(0.0, "")) for measure in MEASURES]
-        worth = "yes" if max(gain for gain, _ in best) >= WORTH else "**no**"
-        lines.append([name, *(f"{gain:+.1%} ({where})" if where else "" for gain, where in best), worth])
+    """Per optimisation the largest gain on any model and batch beyond the placebo, and whether that is enough.
+
+    Measures are time, memory held between calls, and that with what one call takes beyond it.
+    """
+    case, measures = ["device_name", "model", "batch"], ["ratio", "held_mb", "peak"]
+    good = frame.filter(pl.col("status") == "ok").with_columns(peak=pl.col("held_mb") + pl.col("call_mb"))
+    for name, suffix in ((ALL, "_default"), (PLACEBO, "_placebo")):
+        good = good.join(good.filter(pl.col("method") == name).select(*case, *measures), on=case, suffix=suffix)
+    lines = []
+    for name in NAMES if len(good) else ():
+        best = []
+        for measure in measures:
+            other, default, placebo = (pl.col(measure + suffix) for suffix in ("", "_default", "_placebo"))
+            rows = good.filter(pl.col("method") == variant(name), other > 0, default > 0, placebo > 0)
+            share = default / other if name in DEFAULT else other / default
+            gains = rows.select(1 - share - (placebo / default - 1).abs(), "model", "batch").rows()
+            best.append(max(gains, default=(0.0, "", 0)))
+        told = [f"{gain:+.1%} ({model}, batch {batch})" if model else "" for gain, model, batch in best]
+        lines.append([name, *told, "yes" if max(best)[0] >= WORTH else "**no**"])
     return lines
-
-
-def _gains(name: str, measure: Callable[[Row], float], cases: list[dict[str, Row]]) -> Iterator[tuple[float, str]]:
-    """By which share a program is better with the optimisation, beyond the placebo; and where."""
-    for case in cases:
-        rows = [case[ALL], case.get(variant(name)), case[PLACEBO]]
-        if None not in rows and all(map(measure, rows)):
-            default, other, placebo = map(measure, rows)
-            better, worse = (default, other) if name in DEFAULT else (other, default)
-            where = f"{case[ALL]['model']}, batch {case[ALL]['batch']}"
-            yield 1 - better / worse - abs(placebo / default - 1), where
 
 
 BENCHMARK = Benchmark(

@@ -47,8 +47,9 @@ class Tasks:
         next(self.steps)
         self.before = self.memory.start_over() or 0
         package = self.method.package
-        version = f"{package} {fxlrp.__version__ if package == 'fxlrp' else metadata.version(package)}"
-        version += f", {commit(Path(fxlrp.__file__).parents[1])}" if package == "fxlrp" else ""
+        version = f"{package} {metadata.version(package)}" if package != "fxlrp" else (
+            f"fxlrp {fxlrp.__version__}, {commit(Path(fxlrp.__file__).parents[1])}"
+        )  # fmt: skip
         named = {"device_name": torch.cuda.get_device_name()} if self.device == "cuda" else {}
         form = "channels-last" if self.method.channels_last else "contiguous"
         return {"version": version, "memory_format": form, **named, **trial.facts}
