@@ -76,10 +76,10 @@ def main(
         console.print(f"written: {out / 'coverage.md'}")
 
     with interruptible(write, console, "the same command goes on from here"):
-        _measure(todo, jobs, start, enter)
+        sweep(todo, jobs, start, enter)
 
 
-def _measure(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter: Callable[[Row], None]) -> None:
+def sweep(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter: Callable[[Row], None]) -> None:
     """Measure the rows, ``jobs`` at a time; each is entered as soon as it is there."""
     running: set[Worker] = set()
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
-from benchmarks import harness, optimizer, runs, scaling, speed
+from benchmarks import coverage, harness, optimizer, runs, scaling, speed
 from benchmarks.__main__ import app
 from benchmarks.csv_table import CsvTable
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
@@ -176,6 +177,57 @@ def test_a_worker_that_hangs_or_dies_fails(task, reason):
     worker.close()
     assert worker.process.poll() is not None
     assert failure.value.row == {"status": "failed", "stage": "memory", "reason": str(failure.value)}
+
+
+# The coverage sweep ------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    """Stands for a process that fails at one stage, or hangs there until it is killed."""
+
+    def __init__(self, row):
+        self.row, self.killed, self.closed = row, threading.Event(), False
+
+    def ask(self, stage, do):
+        if stage == self.row["name"]:
+            raise Failure(stage, "no rule for this layer")
+        if self.row["name"] == "hangs":
+            self.killed.wait(60)
+            raise Failure(stage, "killed by SIGKILL")
+        return {do: 1}
+
+    def kill(self):
+        self.killed.set()
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_row_of_what_fails_says_at_which_stage_and_keeps_what_was_measured_before():
+    rows = {}
+    coverage.sweep([{"name": "explain"}, {"name": "good"}, {"name": "explain", "peer": "captum"}], 2, FakeWorker,
+                      lambda row: rows.update({(row["name"], row.get("peer")): row}))  # fmt: skip
+    assert (rows["good", None]["status"], rows["good", None]["ledger"]) == ("ok", 1)
+    failed = rows["explain", None]
+    assert (failed["status"], failed["stage"], failed["reason"]) == ("failed", "explain", "no rule for this layer")
+    assert (failed["compile"], "ledger" in failed) == (1, False)
+    assert rows["explain", "captum"].keys() & {"compile", "run"} == {"run"}
+
+
+def test_an_interrupted_sweep_leaves_no_worker_behind():
+    workers = []
+
+    def start(row):
+        workers.append(FakeWorker(row))
+        return workers[-1]
+
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        coverage.sweep([{"name": "hangs"}, {"name": "good"}, *[{"name": "hangs"}] * 9], 2, start, interrupt)
+    assert len(workers) <= 3
+    assert all(worker.closed for worker in workers)
 
 
 # Models, methods, memory -------------------------------------------------------------------------
