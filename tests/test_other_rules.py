@@ -9,6 +9,7 @@ from torch import nn
 import fxlrp
 from fxlrp.rules import (
     Epsilon,
+    GammaSplit,
     Halves,
     RatioSplit,
     ResidualOnly,
@@ -56,6 +57,32 @@ def test_signed_split_is_the_epsilon_rule_of_an_addition():
     assert_close(result.operands[0], r * s / denominator)
     assert_close(result.operands[1], r * m / denominator)
     assert_close(result.absorbed["stabilizer"]().sum(1), (r * (1 - total / denominator)).sum(1))
+
+
+@pytest.mark.parametrize("gamma", [0.05, 1.0])
+def test_gamma_split_is_the_gamma_rule_of_an_addition(gamma):
+    r, s, m = torch.randn(3, 50, 4, dtype=DOUBLE)
+    to_skip, to_residual = shares(GammaSplit(gamma), r, s, m)
+    for index in range(s.numel()):
+        operands = torch.stack([s.flatten()[index], m.flatten()[index]])
+        helps = operands.clamp(min=0) if operands.sum() >= 0 else operands.clamp(max=0)
+        weighed = operands + gamma * helps
+        expected = r.flatten()[index] * weighed / weighed.sum()
+        assert_close(torch.stack([to_skip.flatten()[index], to_residual.flatten()[index]]), expected)
+
+
+def test_gamma_split_is_bounded_where_operands_cancel_and_gives_halves_of_nothing():
+    r, s = torch.ones(1, 3), torch.tensor([[1.0, 0.0, 1e30]])
+    to_skip, to_residual = shares(GammaSplit(0.1), r, s, -s * torch.tensor([1.0, 1.0, 0.9999999]))
+    assert_close(to_skip + to_residual, r)
+    assert to_skip.abs().max() <= 11.001
+    assert to_skip[0, 1] == 0.5
+
+
+@pytest.mark.parametrize("gamma", [0, -1, float("inf"), float("nan")])
+def test_gamma_of_a_split_is_positive(gamma):
+    with pytest.raises(fxlrp.errors.RuleError, match="positive, finite gamma"):
+        GammaSplit(gamma)
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -10,7 +10,17 @@ from torch import nn
 import fxlrp
 from fxlrp import JoinKind
 from fxlrp.errors import PatternError, RuleError
-from fxlrp.rules import Epsilon, FixedSplit, Gamma, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SymmetricSplit
+from fxlrp.rules import (
+    Epsilon,
+    FixedSplit,
+    Gamma,
+    GammaSplit,
+    RatioSplit,
+    ResidualOnly,
+    SignedSplit,
+    SkipOnly,
+    SymmetricSplit,
+)
 from fxlrp.rules.rule import REASONS
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2), BlockPlan(), BlockPlan(skip="dense")])
@@ -171,7 +181,7 @@ def test_a_kind_of_join_that_the_model_does_not_have_is_refused(model):
 
 SPLITS = {
     "ratio": RatioSplit(), "symmetric": SymmetricSplit(), "signed": SignedSplit(), "residual": ResidualOnly(),
-    "skip": SkipOnly(),
+    "skip": SkipOnly(), "gamma": GammaSplit(),
 }  # fmt: skip
 
 

@@ -23,13 +23,22 @@ from fxlrp.rules.product import Bilinear, ProductRule, SoftmaxTaylor, ThroughVal
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.rule import Pass, Rule, Shares
 from fxlrp.rules.selection import SelectionRule, WindowAverage, Winner
-from fxlrp.rules.split import FixedSplit, GammaSplit, RatioSplit, ResidualOnly, SignedSplit, SkipOnly, SplitRule, SymmetricSplit
+from fxlrp.rules.split import (
+    FixedSplit,
+    GammaSplit,
+    RatioSplit,
+    ResidualOnly,
+    SignedSplit,
+    SkipOnly,
+    SplitRule,
+    SymmetricSplit,
+)
 from fxlrp.steps import primitives  # noqa: F401, documented as fxlrp.rules.primitives
 from fxlrp.steps.primitives import negative, positive, primitive
 
 __all__ = [
-    "Absolute", "AlphaBeta", "Bilinear", "Epsilon", "FixedSplit", "Flat", "Fold", "Gamma", "GateRule", "Gradient",
-    "Halves", "Layer", "LinearRule", "Norm", "NormEpsilon", "Part", "Pass", "ProductRule", "RatioSplit",
+    "Absolute", "AlphaBeta", "Bilinear", "Epsilon", "FixedSplit", "Flat", "Fold", "Gamma", "GammaSplit", "GateRule",
+    "Gradient", "Halves", "Layer", "LinearRule", "Norm", "NormEpsilon", "Part", "Pass", "ProductRule", "RatioSplit",
     "ReLUDeconvNet", "ReLUGuidedBackprop", "Recurrent", "ResidualOnly", "Rule", "SelectionRule", "Shares",
     "SignedSplit", "SkipOnly", "SoftmaxTaylor", "SplitRule", "SymmetricSplit", "ThroughValues", "ToSignal", "WPlus",
     "WSquare", "WindowAverage", "Winner", "ZBox", "ZPlus", "negative", "positive", "primitive",
