@@ -18,6 +18,7 @@ from fxlrp.presets import Preset
 from fxlrp.presets.preset import SERVED, Served
 from fxlrp.rules.rule import Rule, families
 from fxlrp.rules.split import ResidualOnly, SplitRule
+from fxlrp.rules.starts import OF_CLASSES
 from fxlrp.vocabulary import VOCABULARY, Kind
 
 RULED = frozenset(served.kind for served in SERVED.values())
@@ -182,6 +183,9 @@ def check_preset(preset: Preset) -> None:
             raise RuleError(f"preset {preset.name}: {name}={rule!r}, and {name} takes a {takes}")
     for key, rule in preset.rules.items():
         override(key, rule)
+    if preset.start not in OF_CLASSES:
+        choices = " or ".join(map(repr, OF_CLASSES))
+        raise RuleError(f"preset {preset.name}: start={preset.start!r}, and start takes {choices}")
     if preset.attention is not None:
         check_preset(preset.attention)
 

@@ -16,7 +16,7 @@ _OF_PROBABILITIES = ("add", "sub", "mul", "div", "mean", "sum", "clamp", "stack"
 """Operations that make probabilities of probabilities: the mean of an ensemble, one minus another."""
 
 
-def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
+def fitting_start(explained: fx.Node, forward: fx.GraphModule, of_classes: str) -> starts.Start:
     """The start for an output: never the softmax of what is a probability already.
 
     Where the graph does not say how many outputs there are, the start finds out when it is called.
@@ -24,7 +24,9 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
     Args:
         explained: the node where relevance starts.
         forward: the annotated forward graph.
+        of_classes: what suits the logits of several classes, a name out of :data:`fxlrp.rules.starts.OF_CLASSES`.
     """
+    several, by_shape = starts.OF_CLASSES[of_classes]
     if _is_probability(explained):
         plain = facts(explained).nonnegative and not _is_scaled(explained)
         return starts.given if plain else starts.value
@@ -34,12 +36,12 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule) -> starts.Start:
         name = "" if operation is None else operation.name
         shape = weight_shape(node, forward)
         if shape is not None:
-            several = len(shape) >= 2 and shape[0] > 1 and "transpose" not in name
-            return starts.probability if several else starts.by_shape
+            classes = len(shape) >= 2 and shape[0] > 1 and "transpose" not in name
+            return several if classes else by_shape
         keeps_channels = node_facts.kind is Kind.POINTWISE or "pool" in name
         moves = node_facts.kind is Kind.ROUTING and operation is not None and not operation.cuts
         if len(node_facts.operands) != 1 or not (moves or keeps_channels):
-            return starts.by_shape
+            return by_shape
         node = node_facts.operands[0][1]
 
 

@@ -8,7 +8,7 @@ from fxlrp.rules.normalisation import Fold, NormEpsilon
 from fxlrp.rules.product import ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.selection import WindowAverage, Winner
-from fxlrp.rules.split import SignedSplit
+from fxlrp.rules.split import GammaSplit, SignedSplit
 
 _RELEASED = ZPlus(stabilizer=1e-5)
 _RELEASED_CONVOLUTION = ZPlus(stabilizer=1e-5, bias="absorb", signed_bias=True)
@@ -30,6 +30,7 @@ CONSERVING_GAMMA = Preset(
 EVIDENCE = Preset(
     "evidence",
     first=WPlus(),
+    start="log_odds",
     classifier=Epsilon(),
     coarse=(16, Gamma(1.0, stabilizer=0, vanishing="rescale")),
     attention=Preset(
@@ -37,7 +38,7 @@ EVIDENCE = Preset(
         linear=Gamma(0.05, bias="absorb"),
         classifier=Epsilon(1e-6, bias="absorb"),
         selection=Winner(),
-        split=SignedSplit(1e-6),
+        split=GammaSplit(0.1),
         product=ThroughValues(Epsilon(1e-6)),
         recurrent=Recurrent(Epsilon(1e-6, bias="absorb"), SignedSplit(1e-6)),
         norm=NormEpsilon(1e-6),
@@ -45,7 +46,7 @@ EVIDENCE = Preset(
     ),
 )
 """ε at the classifier, so that evidence against a class counts; γ from stride 16 on, z⁺ below. With attentions: a
-little γ in all layers, norms at constant deviation, signed joins. Meant for ``start="log_odds"``."""
+little γ in all layers and joins, norms at constant deviation. Classes start at their log-odds."""
 
 OTSUKI2024 = Preset(
     "otsuki2024",

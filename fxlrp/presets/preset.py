@@ -64,6 +64,7 @@ class Preset:
         pointwise: the rule of other pointwise operations.
         attention: the preset that takes the place of this one in models with products of two signals, as attentions
             are; ``None``: this one.
+        start: what ``start="auto"`` means for the logits of several classes, ``"probability"`` or ``"log_odds"``.
         rules: exceptions, by name pattern, module type, operation or kind of join, as
             ``compile(rules=…)`` takes them.
     """
@@ -87,6 +88,7 @@ class Preset:
     batch_norm: Rule = field(default_factory=Pass, metadata=serves(Kind.NORMALISATION, "batch_norm"))
     softmax: Rule = field(default_factory=Pass, metadata=serves(Kind.POINTWISE, "softmax"))
     pointwise: Rule = field(default_factory=Pass, metadata=serves(Kind.POINTWISE))
+    start: str = "probability"
     rules: Mapping[Any, Rule] = field(default_factory=lambda: MappingProxyType({}))
 
     def rule_of(self, kind: Kind, operation: str) -> Rule:

@@ -101,10 +101,10 @@ class SignedSplit(SplitRule):
 class GammaSplit(SplitRule):
     """``R_s = R (h_s + γ h_s^±) / (h_s + h_m + γ (h_s^± + h_m^±))``: the γ rule for an addition.
 
-    ``^±`` is the part with the sign of the sum. With γ = 0 it is :class:`SignedSplit` without a stabilizer. With a large
-    γ only operands with the sign of the sum receive. Where operands cancel, the shares of the signed split grow without
-    bound; here none exceeds 1 + 1/γ times the relevance. Where both are zero each gets half. The γ rule is that of
-    Montavon et al. (LNCS 11700, 2019), for outputs of both signs.
+    ``^±`` is the part with the sign of the sum. With γ = 0 it is :class:`SignedSplit` without a stabilizer. With a
+    large γ only operands with the sign of the sum receive. Where operands cancel, the shares of the signed split grow
+    without bound; here none exceeds 1 + 1/γ times the relevance. Where both are zero each gets half. The γ rule is
+    that of Montavon et al. (LNCS 11700, 2019), for outputs of both signs.
 
     Args:
         gamma: γ, more than 0.

@@ -153,6 +153,14 @@ def log_odds_against(output: Tensor, target: Tensor | None, rivals: Tensor) -> T
     return logit(output, target) - torch.zeros_like(output).scatter_add(1, rivals, weighed)
 
 
+@primitive
+def log_odds_by_shape(output: Tensor, target: Tensor | None) -> Tensor:
+    """The log-odds of the target where there are two or more classes; of one output the value itself."""
+    if output.dim() == 1:
+        return output
+    return logit(output, target) if _two_axes(output).shape[1] == 1 else log_odds(output, target)
+
+
 @dataclass(frozen=True, eq=False)
 class Against:
     """Why the target rather than another class: the target's logit, and minus the other's.
@@ -227,12 +235,19 @@ STARTS: dict[str, Start] = {
 AUTO = "auto"
 """The start that fits the end of the model's graph."""
 
+OF_CLASSES: dict[str, tuple[Start, Start]] = {
+    "probability": (probability, by_shape), "log_odds": (log_odds, log_odds_by_shape),
+}  # fmt: skip
+"""What :data:`AUTO` may mean for the logits of classes, by name: where there are several, and where only a look at the
+output tells how many."""
+
 STARTS_TOLD = {
     probability: "probability", given: "probability, which the model itself gives",
     value: "value, which the model makes of probabilities", logit: "logit", one: "one",
     itself: "output", contrastive: "contrastive", softmax_gradient: "softmax_gradient",
     log_odds: "log_odds", log_odds_against: "log_odds against the classes given", centred: "centred",
     by_shape: "probability, or the value itself where there is one output",
+    log_odds_by_shape: "log_odds, or the value itself where there is one output",
 }  # fmt: skip
 """What an explanation says of where its relevance started."""
 

@@ -71,7 +71,9 @@ class Plan:
         self.forward = self._annotated()
         self.explained = self._explained()
         self.casts = self._casts()
-        self.start = self.recipe.chosen_start or fitting_start(self.explained, self.forward)
+        self.start = self.recipe.chosen_start or fitting_start(
+            self.explained, self.forward, self.recipe.chosen_preset.start
+        )
         self.inputs = input_specs(self.forward, self.captured.shapes)
 
     def _annotated(self) -> fx.GraphModule:
@@ -158,7 +160,7 @@ class Plan:
 
         A softmax has many spellings, and the output of each is a probability. The programs are then of the old start.
         """
-        asked = self.recipe.chosen_start is None and self.start in (starts.probability, starts.by_shape, starts.value)
+        asked = self.recipe.chosen_start is None and self.start in _NOT_GIVEN
         if not asked or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
             return False
         off = (output.sum(dim=1) - 1).abs().max()
@@ -222,6 +224,10 @@ class Plan:
             shape = self.shapes(inputs)[self.explained]
             self._classes = shape[1] if len(shape) == 2 else -1
         return self._classes if self._classes >= 0 else None
+
+
+_NOT_GIVEN = (starts.value, *(start for pair in starts.OF_CLASSES.values() for start in pair))
+"""The fitting starts that take an output for no probability."""
 
 
 def _by_name_only(parameter: inspect.Parameter) -> bool:
