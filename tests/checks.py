@@ -46,7 +46,7 @@ def assert_items_independent(explainer, *inputs):
 def assert_explains(model, *inputs, absorbs=(), **options):
     """All that must hold of an explanation by a preset that conserves; returns the explainer and its ledger."""
     before = snapshot(model, *inputs)
-    explainer = fxlrp.compile(model, **options)
+    explainer = fxlrp.compile(model, **{"preset": "conserving", **options})
     explanation = explainer(*inputs)
     for output, expected in zip(_leaves(explanation.output), _leaves(before["output"]), strict=True):
         assert_close(output, expected)

@@ -15,7 +15,7 @@ from fxlrp.evaluation.store import RESULTS
 HERE = Path(__file__).parent
 
 METHODS = {
-    "conserving": {"levels": [0, 8], "paper": "iv"},
+    "conserving": {"preset": "conserving", "levels": [0, 8], "paper": "iv"},
     "symmetric": {"split": "symmetric", "identity_skips": False, "levels": [0, 8], "paper": "i"},
     "bright": {"kind": "python", "function": "evaluation_nets:brightness", "options": {"power": 2.0}},
     "random": {"kind": "random"},

@@ -116,7 +116,7 @@ def test_of_a_batch_in_windows_each_item_keeps_its_own():
     model = double(Tokens(Block(Windows(shift=1))))
     x = randn(3, 16, WIDTH)
     x[1] = 0
-    assert_conserves(fxlrp.compile(model), x)
+    assert_conserves(fxlrp.compile(model, "conserving"), x)
 
 
 def test_a_class_token_absorbs_its_part_and_the_ledger_says_so():
@@ -206,7 +206,7 @@ def test_constant_values_absorb_all_that_picks_among_them():
             return self.head(F.scaled_dot_product_attention(x, values, values).mean(1))
 
     model, x = double(Memory()), randn(2, 6, WIDTH)
-    ledger = assert_conserves(fxlrp.compile(model), x, absorbs=("constant",))
+    ledger = assert_conserves(fxlrp.compile(model, "conserving"), x, absorbs=("constant",))
     assert_close(ledger.absorbed["constant"], ledger.start)
 
 
@@ -295,7 +295,7 @@ def test_a_mask_that_is_computed_from_integers_carries_no_signal():
             return self.head(kept.sum(1) / inside.sum(1, keepdim=True))
 
     model, x, lengths = double(Masked()), randn(3, 6, WIDTH), torch.tensor([6, 2, 4])
-    explainer = fxlrp.compile(model, example_inputs=(x, lengths))
+    explainer = fxlrp.compile(model, "conserving", example_inputs=(x, lengths))
     explanation = explainer(x, lengths)
     assert_close(explanation.output, model(x, lengths))
     assert_conserves(explainer, x, lengths)

@@ -42,7 +42,7 @@ def bag():
 
 
 def test_a_tensor_gives_a_tensor_and_a_tuple_a_tuple(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     expected = explainer(x).relevance
     assert torch.equal(explainer.attribute(x), expected)
     (only,) = explainer.attribute((x,))
@@ -50,7 +50,7 @@ def test_a_tensor_gives_a_tensor_and_a_tuple_a_tuple(model, x):
 
 
 def test_targets_are_captums(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     mixed = explainer(x, target=torch.tensor([4, 2, 0])).relevance
     assert torch.equal(explainer.attribute(x, [4, 2, 0]), mixed)
     assert torch.equal(explainer.attribute(x, torch.tensor([4, 2, 0])), mixed)
@@ -73,13 +73,13 @@ def test_targets_are_captums(model, x):
 )
 def test_targets_that_are_none_are_refused(model, x, target, message):
     with pytest.raises(TargetError, match=message):
-        fxlrp.compile(model).attribute(x, target)
+        fxlrp.compile(model, "conserving").attribute(x, target)
 
 
 def test_an_output_without_classes_needs_no_target():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1), nn.Flatten(0)).double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    relevance = fxlrp.compile(model, start="output").attribute(x)
+    relevance = fxlrp.compile(model, "conserving", start="output").attribute(x)
     assert_close(relevance.sum(1), model(x).detach())
 
 
@@ -106,7 +106,7 @@ def test_the_last_further_argument_is_never_taken_for_the_target(bag):
 
 
 def test_the_delta_is_what_did_not_arrive(model, x, bag):
-    relevance, delta = fxlrp.compile(model).attribute(x, return_convergence_delta=True)
+    relevance, delta = fxlrp.compile(model, "conserving").attribute(x, return_convergence_delta=True)
     assert relevance.shape == x.shape
     assert delta.abs().max() < 1e-12
     absorbing = fxlrp.compile(model, "cp_lrp", start="logit")
@@ -116,7 +116,7 @@ def test_the_delta_is_what_did_not_arrive(model, x, bag):
     assert_close(delta, absorbed, 1e-9)
     # What a further argument received did not arrive at the inputs either.
     net, (ids, side) = bag
-    explainer = fxlrp.compile(net)
+    explainer = fxlrp.compile(net, "conserving")
     _, delta = explainer.attribute(ids, 0, side, return_convergence_delta=True)
     assert_close(delta, explainer(ids, side, target=0).relevance[1].sum(1))
 
@@ -124,7 +124,7 @@ def test_the_delta_is_what_did_not_arrive(model, x, bag):
 @pytest.mark.parametrize(("inputs", "kind"), [([1, 2], "list"), ((), "an empty tuple"), (3.0, "float")])
 def test_inputs_are_tensors(model, inputs, kind):
     with pytest.raises(InputError, match=rf"a tuple of tensors, not {kind}.*additional_forward_args="):
-        fxlrp.compile(model).attribute(inputs)
+        fxlrp.compile(model, "conserving").attribute(inputs)
 
 
 # Inside Captum --------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def by_hand(explainer, x, samples, stdev, **options):
 
 @pytest.mark.parametrize("target", [2, [4, 2, 0], torch.tensor([4, 2, 0]), torch.tensor([1]), None])
 def test_noise_tunnel_averages_explanations(captum, model, x, target):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     wanted = torch.tensor(target).expand(3).repeat_interleave(4) if isinstance(target, list) else target
     if isinstance(target, torch.Tensor):
         wanted = target.expand(3).repeat_interleave(4)
@@ -160,7 +160,7 @@ def test_noise_tunnel_averages_explanations(captum, model, x, target):
 
 
 def test_noise_tunnel_takes_parts_of_its_samples_at_once_and_gives_the_delta(captum, model, x):
-    tunnel = captum.NoiseTunnel(fxlrp.compile(model, start="logit"))
+    tunnel = captum.NoiseTunnel(fxlrp.compile(model, "conserving", start="logit"))
     (relevance,), delta = tunnel.attribute(
         (x,), nt_samples=5, nt_samples_batch_size=2, stdevs=0.05, target=[4, 2, 0], return_convergence_delta=True
     )
@@ -193,13 +193,13 @@ def test_noise_tunnel_repeats_further_arguments(captum, bag):
 def test_noise_on_token_numbers_is_refused(captum, bag):
     model, (ids, side) = bag
     with pytest.raises(InputError, match="the model takes integers, such as tokens"):
-        captum.NoiseTunnel(fxlrp.compile(model)).attribute((ids, side), nt_samples=2, target=0)
+        captum.NoiseTunnel(fxlrp.compile(model, "conserving")).attribute((ids, side), nt_samples=2, target=0)
 
 
 def test_captums_metrics_take_it(captum, model, x):
     from captum.metrics import infidelity, sensitivity_max
 
-    explainer = fxlrp.compile(model, start="logit")
+    explainer = fxlrp.compile(model, "conserving", start="logit")
     still = sensitivity_max(explainer.attribute, x, perturb_radius=0.0, target=[4, 2, 0], n_perturb_samples=3)
     assert torch.equal(still, torch.zeros(3, dtype=still.dtype))
     assert (sensitivity_max(explainer.attribute, x, perturb_radius=0.1, target=2, n_perturb_samples=3) > 0).all()

@@ -57,7 +57,7 @@ def assert_agree(explanation, expected, limit=1e-5):
 
 def test_inductor_gives_what_torch_gives_and_follows_the_model(model, x):
     before = snapshot(model, x)
-    explainer, eager = fxlrp.compile(model, backend="inductor"), fxlrp.compile(model)
+    explainer, eager = fxlrp.compile(model, "conserving", backend="inductor"), fxlrp.compile(model, "conserving")
     assert explainer.backend == "inductor"
     assert_agree(explainer(x), eager(x))
     assert_agree(explainer(x, target=2), eager(x, target=2))
@@ -78,7 +78,7 @@ def test_inductor_runs_every_kind_of_rule(model, x, preset):
 
 @pytest.mark.slow
 def test_inductor_takes_other_batches_heatmaps_rows_and_gradients(model, x):
-    explainer, eager = fxlrp.compile(model, backend="inductor"), fxlrp.compile(model)
+    explainer, eager = fxlrp.compile(model, "conserving", backend="inductor"), fxlrp.compile(model, "conserving")
     for batch in (3, 1, 5, 2):
         images = torch.randn(batch, 3, 8, 8)
         assert_agree(explainer(images), eager(images))
@@ -87,17 +87,18 @@ def test_inductor_takes_other_batches_heatmaps_rows_and_gradients(model, x):
     gradients = []
     for backend in ("inductor", "eager"):
         images = x.clone().requires_grad_()
-        fxlrp.compile(model, backend=backend, differentiable=True)(images).relevance.square().sum().backward()
+        explainer = fxlrp.compile(model, "conserving", backend=backend, differentiable=True)
+        explainer(images).relevance.square().sum().backward()
         gradients.append(images.grad)
     assert_close(*gradients, 1e-4)
 
 
 @pytest.mark.slow
 def test_inductor_runs_a_copy_and_converted_weights(model, x):
-    explainer = copy.deepcopy(fxlrp.compile(model, backend="inductor"))
+    explainer = copy.deepcopy(fxlrp.compile(model, "conserving", backend="inductor"))
     assert explainer.backend == "inductor"
     converted = explainer.double()
-    assert_close(converted(x.double()).relevance, fxlrp.compile(model)(x).relevance.double(), 1e-5)
+    assert_close(converted(x.double()).relevance, fxlrp.compile(model, "conserving")(x).relevance.double(), 1e-5)
 
 
 # torch.compile by hand ------------------------------------------------------------------------------
@@ -119,32 +120,32 @@ def test_an_explainer_is_compiled_whole_without_a_graph_break(model, x, preset):
 
 def test_an_unknown_backend_is_an_error_that_lists_the_choices(model):
     with pytest.raises(BackendError, match="choose one of 'eager', 'inductor', 'cudagraphs'"):
-        fxlrp.compile(model, backend="tensorrt")
+        fxlrp.compile(model, "conserving", backend="tensorrt")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_graphs_need_a_cuda_device(model):
     with pytest.raises(BackendError, match="needs a CUDA device"):
-        fxlrp.compile(model, backend="cudagraphs")
+        fxlrp.compile(model, "conserving", backend="cudagraphs")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_cuda_graphs_give_what_torch_gives(model, x):
     model, x = model.cuda(), x.cuda()
-    explainer = fxlrp.compile(model, backend="cudagraphs")
+    explainer = fxlrp.compile(model, "conserving", backend="cudagraphs")
     first = explainer(x)
     explainer(x.flip(0))
-    assert_agree(first, fxlrp.compile(model)(x), 1e-4)  # not overwritten by the call after it
+    assert_agree(first, fxlrp.compile(model, "conserving")(x), 1e-4)  # not overwritten by the call after it
 
 
 def test_autocast_is_refused_by_compiled_backends(model, x):
-    explainer = fxlrp.compile(model, backend="inductor")
+    explainer = fxlrp.compile(model, "conserving", backend="inductor")
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(BackendError, match="autocast"):
         explainer(x)
 
 
 def test_bad_input_is_told_before_anything_is_compiled(model, x):
-    explainer = fxlrp.compile(model, backend="inductor")
+    explainer = fxlrp.compile(model, "conserving", backend="inductor")
     with pytest.raises(InputError, match="channels"):
         explainer(x[:, :2])
 

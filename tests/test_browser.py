@@ -47,7 +47,7 @@ def chromium():
 @pytest.mark.parametrize("width", [1000, 400])
 def test_the_report_opens_from_disk_asks_for_nothing_and_fits_the_screen(chromium, tmp_path, width):
     torch.manual_seed(0)
-    explainer = fxlrp.compile(models.resnet18(num_classes=4).eval())
+    explainer = fxlrp.compile(models.resnet18(num_classes=4).eval(), "conserving")
     place = explainer.report(torch.rand(2, 3, 64, 64), tmp_path / "flow.html")
     seen = Watched(chromium, width)
     seen.page.goto(place.as_uri(), wait_until="networkidle")
@@ -62,7 +62,7 @@ def test_the_report_opens_from_disk_asks_for_nothing_and_fits_the_screen(chromiu
 def test_model_explorer_shows_the_graphs_and_their_data(chromium, tmp_path):
     pytest.importorskip("model_explorer")
     torch.manual_seed(0)
-    explainer = fxlrp.compile(models.resnet18(num_classes=4).eval())
+    explainer = fxlrp.compile(models.resnet18(num_classes=4).eval(), "conserving")
     (path,) = write_graph(explainer, tmp_path / "net.json")
     written = json.loads(path.read_text())
     with explored(EXPLORE) as address:

@@ -144,7 +144,7 @@ def test_later_readers_see_what_was_overwritten(function):
     with torch.no_grad():
         expected = model(x.clone())
     relevance = torch.rand_like(expected)
-    explainer = fxlrp.compile(model, start=lambda output, target: relevance)
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: relevance)
     before = x.clone()
     assert torch.equal(explainer(x).output, expected)
     assert torch.equal(x, before)
@@ -217,7 +217,7 @@ def test_modules_of_all_sorts(name):
     with torch.no_grad():
         expected = model(x)
     relevance = torch.rand_like(expected)
-    explainer = fxlrp.compile(model, start=lambda output, target: relevance)
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: relevance)
     assert torch.equal(explainer(x).output, expected)
     assert_conserves(explainer, x)
 
@@ -232,14 +232,14 @@ def test_optional_inputs_keep_their_defaults():
             return self.fc(x if mask is None else x * mask) * scale
 
     model, x = Optional().eval(), torch.randn(2, 3)
-    assert torch.equal(fxlrp.compile(model)(x).output, model(x))
+    assert torch.equal(fxlrp.compile(model, "conserving")(x).output, model(x))
 
 
 def test_batch_and_resolution_stay_free():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
     )
-    explainer = fxlrp.compile(model.double().eval())
+    explainer = fxlrp.compile(model.double().eval(), "conserving")
     for shape in [(1, 3, 8, 8), (4, 3, 9, 13), (2, 3, 31, 7)]:
         x = torch.randn(shape, dtype=torch.float64)
         assert explainer(x).relevance.shape == shape
@@ -248,7 +248,7 @@ def test_batch_and_resolution_stay_free():
 
 def test_channels_last_is_the_same_explanation():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).double().eval()
-    explainer, x = fxlrp.compile(model), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    explainer, x = fxlrp.compile(model, "conserving"), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     assert_close(explainer(x.contiguous(memory_format=torch.channels_last)).relevance, explainer(x).relevance)
 
 
@@ -277,7 +277,7 @@ def test_every_unknown_operation_is_named_with_its_module_and_line():
             return self.rnn(x)[0]
 
     with pytest.raises(UnknownOperationError) as caught:
-        fxlrp.compile(Outer().eval())
+        fxlrp.compile(Outer().eval(), "conserving")
     message = str(caught.value)
     for part in ("lgamma", "'inner'", "Tensor.erfinv", "module LSTM", "'rnn'", "test_capture.py:", "register"):
         assert part in message
@@ -304,8 +304,8 @@ def test_a_registered_operation_is_known():
 def test_control_flow_on_values_is_refused():
     model = Function(lambda m, x: x if x.sum() > 0 else -x).eval()
     with pytest.raises(CaptureError, match=r"(?s)test_capture.py:\d+.*Control flow.*cannot be traced symbolically"):
-        fxlrp.compile(model, example_inputs=torch.randn(2, 3))
-    explainer = fxlrp.compile(model)
+        fxlrp.compile(model, "conserving", example_inputs=torch.randn(2, 3))
+    explainer = fxlrp.compile(model, "conserving")
     with pytest.raises(NotCapturedError, match=r"joins is known once the model was captured.*example_inputs"):
         explainer.joins  # noqa: B018
     with pytest.raises(CaptureError, match="control flow"):
@@ -328,19 +328,19 @@ def test_training_mode_is_refused(part):
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
     part(model).training = True
     with pytest.raises(TrainingModeError, match=r"call model\.eval\(\)"):
-        fxlrp.compile(model)
+        fxlrp.compile(model, "conserving")
 
 
 def test_what_is_no_module_is_refused():
     with pytest.raises(CaptureError, match=r"torch\.nn\.Module, not function"):
-        fxlrp.compile(lambda x: x)
+        fxlrp.compile(lambda x: x, "conserving")
 
 
 def test_a_weight_that_a_hook_computes_is_refused():
     with pytest.warns(FutureWarning):
         model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 3, 1)))
     with pytest.raises(CaptureError, match=r"0 computes its weight in a hook.*parametrizations"):
-        fxlrp.compile(model.eval())
+        fxlrp.compile(model.eval(), "conserving")
 
 
 def test_forward_hooks_are_mentioned_and_run_by_verification_alone():
@@ -348,7 +348,7 @@ def test_forward_hooks_are_mentioned_and_run_by_verification_alone():
     calls = []
     model[0].register_forward_hook(lambda *args: calls.append(1))
     with pytest.warns(UserWarning, match="hooks of 0"):
-        explainer = fxlrp.compile(model)
+        explainer = fxlrp.compile(model, "conserving")
     explainer(torch.randn(1, 3))
     assert calls
     seen = len(calls)
@@ -369,7 +369,7 @@ def test_tracing_leaves_nothing_on_the_model():
 
     model = Keeps().eval()
     before = dict(vars(model))
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert vars(model) == before
     x = torch.randn(2, 3)
     assert torch.equal(explainer(x).output, model(x))

@@ -96,11 +96,11 @@ def test_explain_prints_sums_and_writes_a_picture(run):
     shares = [float(line.split("%")[0]) for line in lines[1:4]]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100, abs=0.02)
-    explained = re.search(r"explained +(\w+) \((\d)\), probability ([\d.]+)", out)
-    relevance = re.search(r"Σ relevance ([\d.]+), ([\d.]+) % of what entered", out)
+    explained = re.search(r"explained +(\w+) \((\d)\), probability ([\d.]+)\n  start +log_odds ([-\d.]+)", out)
+    relevance = re.search(r"Σ relevance ([-\d.]+), ([\d.]+) % of what entered", out)
     assert f"{explained[1]} ({explained[2]})" in lines[1]
-    assert float(relevance[1]) == pytest.approx(float(explained[3]), abs=2e-6)
-    assert "absorbed    0.000000" in out
+    assert float(relevance[1]) == pytest.approx(float(explained[4]), abs=2e-6)
+    assert re.search(r"absorbed    -?0\.0000\d\d", out)
     assert "picture     map.png" in out
     assert Image.open("map.png").size == (448, 448)
 
@@ -113,7 +113,7 @@ def explanation_of(name, target=None, **options):
 
 def test_printed_probability_is_that_of_the_explainer(run):
     _, out, _ = run("explain", "a.png", *MODEL, "--target", "Crane")
-    assert f"Crane (2), probability {float(explanation_of('a.png', target=2).start):.6f}" in out
+    assert f"Crane (2), probability {float(explanation_of('a.png', target=2).output.softmax(1)[0, 2]):.6f}" in out
 
 
 def test_rules_and_start_reach_the_explainer(run):
@@ -130,13 +130,13 @@ def test_rules_and_start_reach_the_explainer(run):
 def test_checkpoints_have_a_sum_and_a_picture(run):
     code, out, _ = run(
         "explain", "a.png", "c.png", *MODEL, "--out", "maps", "--checkpoint", "2", "--checkpoint", "6",
-        "--rule", "0=Epsilon(1)",
+        "--preset", "conserving", "--rule", "0=Epsilon(1)",
     )  # fmt: skip
     assert code == 0
     assert sorted(p.name for p in Path("maps").iterdir()) == [
         "a_relevance.png", "a_relevance_2.png", "c_relevance.png", "c_relevance_2.png",
     ]  # fmt: skip
-    explanation = explanation_of("c.png", checkpoints=["2", "6"])
+    explanation = explanation_of("c.png", preset="conserving", checkpoints=["2", "6"])
     shown = [line.strip() for line in out.strip().splitlines()]
     total = f"Σ relevance {float(explanation.start):.6f}, 100.00 % of what entered"
     assert shown[-4:] == [
@@ -202,7 +202,7 @@ def test_pictures_are_in_the_current_folder_by_default(run):
 def test_options_of_the_picture_change_only_the_picture(run):
     plain = run("explain", "a.png", *MODEL, "--out", "plain.png")[1]
     for number, options in enumerate((
-        ("--colors", "symmetric"), ("--quantize", 4), ("--smooth", 0), ("--percentile", 50), ("--bar",)
+        ("--colors", "positive"), ("--quantize", 4), ("--smooth", 0), ("--percentile", 50), ("--bar",)
     )):  # fmt: skip
         code, out, _ = run("explain", "a.png", *MODEL, *options, "--out", f"{number}.png")
         assert code == 0
@@ -220,7 +220,7 @@ def test_weights_are_loaded(run):
     loaded = fxlrp.models.load_model("python:tiny_cli_models:load")
     state = {key: torch.zeros_like(value) for key, value in loaded.model.state_dict().items()}
     torch.save({"state_dict": state}, "zeros.pt")
-    code, out, _ = run("explain", "a.png", *MODEL, "--weights", "zeros.pt")
+    code, out, _ = run("explain", "a.png", *MODEL, "--weights", "zeros.pt", "--preset", "conserving")
     assert code == 0
     assert "probability 0.333333" in out
     # No layer has weights to hand relevance on by, and none of it is lost.

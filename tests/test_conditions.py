@@ -85,7 +85,7 @@ def test_parts_of_random_residual_networks_add_up_and_conserve(plan):
     torch.manual_seed(0)
     model, x = RandomNet(plan).double().eval(), torch.randn(3, 3, 12, 12, dtype=DOUBLE)
     x[1], x[2] = 0, 1
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for name in ("stem", "blocks.0", f"blocks.{len(plan.blocks) - 1}.conv1"):
         assert_parts_add_up(explainer, name, x)
         assert_part_conserves(explainer, x, conditions={name: [0, 2]})
@@ -97,7 +97,7 @@ def test_parts_of_random_networks_of_tokens_add_up_and_conserve(plan):
     torch.manual_seed(0)
     model, x = RandomTokens(plan).double().eval(), torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE)
     x[1] = 0
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for name in ("embed", "blocks.0"):
         assert_parts_add_up(explainer, name, x)
         assert_part_conserves(explainer, x, conditions={name: [0, 2]}, absorbs=("condition", "constant"))
@@ -117,7 +117,7 @@ def test_parts_by_every_preset_add_up_and_conserve(preset):
 def test_parts_of_an_lstm_add_up_and_conserve(form):
     model, x = Recurrent(False, **form).double().eval(), torch.randn(2, 6, 4, dtype=DOUBLE)
     x[1] = 0
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert_parts_add_up(explainer, "lstm", x)
     assert_parts_add_up(explainer, "head", x)
     assert_part_conserves(explainer, x, conditions={"lstm": [1, 3]})
@@ -130,19 +130,19 @@ def test_parts_of_an_exported_transformer_add_up_and_conserve():
     )
     model = transformers.BertForSequenceClassification(config).double().eval()
     text = {"input_ids": torch.randint(3, 60, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for name in ("bert.embeddings", "bert.encoder.layer.0"):
         assert_parts_add_up(explainer, name, **text)
         assert_part_conserves(explainer, conditions={name: [0, 5]}, **text)
 
 
 def test_parts_of_a_signed_start_add_up(model, x):
-    explainer = fxlrp.compile(model, start=lambda output, target: output - output.mean())
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: output - output.mean())
     assert_parts_add_up(explainer, "blocks.1", x[:2])
 
 
 def test_parts_of_positive_relevance_are_positive(model, x):
-    explanation = fxlrp.compile(model)(x, conditions=[{"blocks.1": [c]} for c in range(4)])
+    explanation = fxlrp.compile(model, "conserving")(x, conditions=[{"blocks.1": [c]} for c in range(4)])
     assert explanation.relevance.min() > -1e-15
     assert explanation.relevance.any()
 
@@ -253,7 +253,7 @@ def test_rescaling_a_part_is_linear_and_exact_for_the_whole(seed, signed, padded
 
 
 def test_a_condition_inside_a_branch_leaves_the_skip_alone(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     slices = explainer(x, conditions=[{"blocks.0.conv2": []}, {"blocks.0.conv2": range(4)}]).relevance
     nothing, everything = slices.unbind(1)
     assert nothing.any()
@@ -265,7 +265,7 @@ def test_a_condition_inside_a_branch_leaves_the_skip_alone(model, x):
 
 
 def test_several_modules_are_masked_one_after_the_other(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     first, second = {"blocks.2": [0, 5]}, {"stem": [1, 2]}
     both = explainer(x, conditions={**first, **second}).relevance
     by_channel = [explainer(x, conditions={"blocks.2": [c], **second}).relevance for c in (0, 5)]
@@ -292,7 +292,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
 def test_a_module_that_is_called_twice_is_masked_at_each_call(capture):
     model, x = Twice(capture == "export").double().eval(), torch.randn(2, 4, dtype=DOUBLE)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     part = explainer(x, conditions={"fc": [0, 1]})
     assert explainer.capture == capture
     ledger = assert_part_conserves(explainer, x, conditions={"fc": [0, 1]})
@@ -306,13 +306,13 @@ def test_a_module_that_is_called_twice_is_masked_at_each_call(capture):
         def forward(self, x):
             return self.head(self.two(self.one(x)))
 
-    apart = fxlrp.compile(Apart().eval())
+    apart = fxlrp.compile(Apart().eval(), "conserving")
     assert_close(part.relevance, apart(x, conditions={"one": [0, 1], "two": [0, 1]}).relevance, 1e-12)
 
 
 def test_the_output_and_the_embedding_can_be_conditioned():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(24, 5)).double().eval()
-    explainer, ids = fxlrp.compile(model), torch.randint(0, 9, (2, 4))
+    explainer, ids = fxlrp.compile(model, "conserving"), torch.randint(0, 9, (2, 4))
     whole = explainer(ids, target=1).relevance
     part = explainer(ids, target=1, conditions={"0": [2, 3]}).relevance
     expected = torch.zeros_like(whole)
@@ -329,7 +329,7 @@ def test_the_output_and_the_embedding_can_be_conditioned():
 
 
 def test_a_mask_may_stand_in_place_of_channels(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     by_number = explainer(x, conditions={"blocks.1": [1, 2]}).relevance
     numbers = torch.tensor([0, 1, 1, 0])
     for mask in (numbers.bool()[:, None, None], numbers.double()[:, None, None].expand(4, 3, 3)):
@@ -353,7 +353,7 @@ def test_a_mask_applies_where_the_batch_is_not_in_front():
         def forward(self, x):
             return self.head(self.fc(x.transpose(0, 1)).transpose(0, 1).mean(1))
 
-    explainer = fxlrp.compile(SequenceFirst().double().eval())
+    explainer = fxlrp.compile(SequenceFirst().double().eval(), "conserving")
     x = torch.randn(2, 5, 4, dtype=DOUBLE)
     step = torch.zeros(5, 1)
     step[3] = 1
@@ -370,7 +370,7 @@ def test_a_mask_applies_where_the_batch_is_not_in_front():
 
 
 def test_slice_k_has_target_k_and_condition_k(model, x):
-    explainer = fxlrp.compile(model, checkpoints=["blocks.1", "stem"])
+    explainer = fxlrp.compile(model, "conserving", checkpoints=["blocks.1", "stem"])
     conditions = [{"blocks.1": [0]}, {"stem": [1, 3]}, {"blocks.1": [2], "stem": [0]}]
     for target in ([0, 3, 1], torch.tensor([[0, 3, 1], [1, 1, 2], [4, 0, 2]])):
         slices = explainer(x, target=target, conditions=conditions)
@@ -385,7 +385,7 @@ def test_slice_k_has_target_k_and_condition_k(model, x):
 
 
 def test_one_target_serves_all_conditions_and_one_condition_all_targets(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     slices = explainer(x, target=2, conditions=[{"stem": [0]}, {"stem": [1]}])
     assert slices.target.tolist() == [[2, 2]] * 3
     assert_close(slices.start[:, 0], explainer(x, target=2).start, 1e-12)
@@ -413,7 +413,7 @@ def test_the_relevance_without_condition_is_computed_once(model, x):
 
 
 def test_checkpoints_above_a_mask_are_those_of_the_whole(model, x):
-    explainer = fxlrp.compile(model, checkpoints=["blocks.1", "blocks.2"])
+    explainer = fxlrp.compile(model, "conserving", checkpoints=["blocks.1", "blocks.2"])
     part, whole = explainer(x, conditions={"blocks.1": [0]}).checkpoints, explainer(x).checkpoints
     assert torch.equal(part["blocks.2"], whole["blocks.2"])
     assert_close(part["blocks.1"].flatten(1).sum(1), explainer.ledger(x, conditions={"blocks.1": [0]}).relevance, 1e-12)
@@ -421,7 +421,7 @@ def test_checkpoints_above_a_mask_are_those_of_the_whole(model, x):
 
 def test_conditions_leave_other_calls_and_the_model_unchanged(model, x):
     before = snapshot(model, x)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     plain, ledger = explainer(x), explainer.ledger(x)
     explainer(x, conditions={"blocks.1": [0]})
     explainer(x, conditions=[{"stem": [0]}, {}], target=[0, 1])
@@ -446,7 +446,7 @@ def test_parts_add_up_in_other_precisions(kind):
     model, x = RandomNet(EVERY_SKIP).eval(), torch.randn(2, 3, 12, 12)
     if kind == "bfloat16":
         model, x = model.bfloat16(), x.bfloat16()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast")
     with autocast, torch.inference_mode(kind == "inference"):
         whole = explainer(x).relevance
@@ -532,11 +532,11 @@ def test_the_channel_axis_is_found(name):
 )
 def test_an_invalid_condition_is_rejected(model, x, conditions, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        fxlrp.compile(model)(x, conditions=conditions)
+        fxlrp.compile(model, "conserving")(x, conditions=conditions)
 
 
 def test_mismatched_targets_and_conditions_are_rejected(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with pytest.raises(ConditionError, match="2 conditions and 3 targets per item: explanation k has target k"):
         explainer(x, target=[0, 1, 2], conditions=[{"stem": [0]}, {"stem": [1]}])
     with pytest.raises(ConditionError, match="a ledger is of one condition"):
@@ -561,7 +561,7 @@ def test_a_module_of_several_outputs_is_rejected():
             left, right = self.two(self.fc(x))
             return self.head(left + right)
 
-    explainer, x = fxlrp.compile(Around().eval()), torch.randn(2, 4)
+    explainer, x = fxlrp.compile(Around().eval(), "conserving"), torch.randn(2, 4)
     with pytest.raises(PatternError, match=r"relevance passes several outputs of this module \(two_relu, two_tanh\)"):
         explainer(x, conditions={"two": [0]})
     assert explainer(x, conditions={"fc": [0]}).relevance.any()
@@ -569,7 +569,7 @@ def test_a_module_of_several_outputs_is_rejected():
 
 def test_channels_of_an_unknown_axis_are_rejected_and_a_mask_is_accepted():
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten(), nn.Linear(96, 3)).double().eval()
-    explainer, x = fxlrp.compile(model), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
+    explainer, x = fxlrp.compile(model, "conserving"), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
     with pytest.raises(ConditionError, match=r"'1', \(2, 96\), is that of channels is not told .* give a mask"):
         explainer(x, conditions={"1": [0]})
     mask = torch.zeros(6, 16)
@@ -588,7 +588,7 @@ def test_parts_add_up_through_the_larger_of_two_signals():
             h = self.fc(x)
             return self.head(torch.maximum(h.tanh(), 0.5 * h.flip(1)))
 
-    explainer = fxlrp.compile(Larger().double().eval(), start="logit")
+    explainer = fxlrp.compile(Larger().double().eval(), "conserving", start="logit")
     assert_parts_add_up(explainer, "head", torch.randn(2, 4).double())
     assert_parts_add_up(explainer, "fc", torch.randn(2, 4).double())
 

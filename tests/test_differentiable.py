@@ -101,7 +101,7 @@ def test_gradients_are_finite_where_nothing_is_there(preset, dtype):
 
 def test_a_loss_on_relevance_trains():
     model, x = Images().eval(), torch.randn(8, 2, 6, 6)
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     # As if the upper half of each image were not to matter.
     shares = []
@@ -116,7 +116,7 @@ def test_a_loss_on_relevance_trains():
 
 def test_one_pass_gives_output_and_relevance_to_train_with():
     model, x, classes = Images().double().eval(), torch.randn(4, 2, 6, 6).double(), torch.tensor([0, 1, 2, 0])
-    explanation = fxlrp.compile(model, differentiable=True)(x, target=classes)
+    explanation = fxlrp.compile(model, "conserving", differentiable=True)(x, target=classes)
     both = torch.autograd.grad(F.cross_entropy(explanation.output, classes), list(model.parameters()))
     alone = torch.autograd.grad(F.cross_entropy(model(x), classes), list(model.parameters()))
     for ours, theirs in zip(both, alone, strict=True):
@@ -125,7 +125,7 @@ def test_one_pass_gives_output_and_relevance_to_train_with():
 
 def test_a_converted_explainer_hands_gradients_to_its_model():
     model, x = Images().eval(), torch.randn(2, 2, 6, 6)
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     expected = torch.autograd.grad(explainer(x).relevance.square().sum(), list(model.parameters()))
     found = torch.autograd.grad(explainer.double()(x.double()).relevance.square().sum(), list(model.parameters()))
     for ours, theirs in zip(found, expected, strict=True):
@@ -139,11 +139,11 @@ def tensors(explanation):
 def test_no_graph_is_kept_without_it():
     model, x = Images().eval(), torch.randn(2, 2, 6, 6, requires_grad=True)
     for explanation in (
-        fxlrp.compile(model, checkpoints=["head"])(x),
-        fxlrp.compile(model, checkpoints=["head"]).double()(x.double()),
+        fxlrp.compile(model, "conserving", checkpoints=["head"])(x),
+        fxlrp.compile(model, "conserving", checkpoints=["head"]).double()(x.double()),
     ):
         assert all(value.grad_fn is None and not value.requires_grad for value in tensors(explanation))
-    differentiable = fxlrp.compile(model, checkpoints=["head"], differentiable=True)
+    differentiable = fxlrp.compile(model, "conserving", checkpoints=["head"], differentiable=True)
     assert all(value.requires_grad for value in tensors(differentiable(x)))
     with torch.no_grad():
         assert not any(value.requires_grad for value in tensors(differentiable(x)))
@@ -157,7 +157,7 @@ class Saved:
 def test_a_graph_goes_when_the_explanation_goes():
     """What the explainer itself keeps holds no values of a call."""
     model, x = Images().eval(), torch.randn(2, 2, 6, 6)
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     saved = []
 
     def pack(value):

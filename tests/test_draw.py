@@ -118,7 +118,7 @@ class Read:
 
 
 def compiled(model, **options):
-    return fxlrp.compile(model.eval(), **options)
+    return fxlrp.compile(model.eval(), **{"preset": "conserving", **options})
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_rows_hold_what_the_metrics_give(tmp_path):
     loaded = evaluation_nets.load()
     (sample, *_) = config.samples()
     image = load_image(sample, loaded.preprocess)
-    explainer = fxlrp.compile(loaded.model, checkpoints=("block", "fc"))
+    explainer = fxlrp.compile(loaded.model, "conserving", checkpoints=("block", "fc"))
     explanation = explainer(image.input, target=sample.label)
     heat = fxlrp.heatmap(explanation.relevance)
     for levels, maps in ((0, heat), (8, fxlrp.quantize_heat(heat, 8))):
@@ -117,7 +117,7 @@ def test_maps_are_kept_as_corelay_reads_them(tmp_path):
         assert file["label"][:].tolist() == [sample.label for sample in config.samples()]
         loaded = evaluation_nets.load()
         image = load_image(config.samples()[2], loaded.preprocess)
-        relevance = fxlrp.compile(loaded.model)(image.input, target=image.sample.label).relevance
+        relevance = fxlrp.compile(loaded.model, "conserving")(image.input, target=image.sample.label).relevance
         assert np.allclose(file["attribution"][2, 0], relevance.sum(1)[0], atol=1e-7)
 
 

@@ -95,7 +95,7 @@ def assert_adds_up(ledger):
 def test_a_preset_adds_up_and_neither_the_model_nor_another_explainer_of_it_notices(name, preset):
     model, x = make(name)
     before = snapshot(model, x)
-    other = fxlrp.compile(model)
+    other = fxlrp.compile(model, "conserving")
     expected = other(x).relevance
     explainer = fxlrp.compile(model, preset)
     first, ledger = explainer(x), explainer.ledger(x)
@@ -141,6 +141,6 @@ def test_each_rule_adds_up_and_leaves_everything_as_it_is(kind, rule):
 @pytest.mark.parametrize("rule", [ReLUGuidedBackprop(), ReLUDeconvNet()], ids=repr)
 def test_a_rule_of_relus_adds_up(rule):
     model, x = make("residual")
-    ledger = fxlrp.compile(model, rules={F.relu: rule}).ledger(x)
+    ledger = fxlrp.compile(model, "conserving", rules={F.relu: rule}).ledger(x)
     assert_adds_up(ledger)
     assert {row.rule for row in ledger if "gradient" in row.by_reason} == {repr(rule)}

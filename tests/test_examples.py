@@ -51,9 +51,10 @@ def numbers(pattern, text):
 
 
 def check_demo(out, folder):
-    probabilities = numbers(r"explained   .*, probability ([\d.]+)", out)
-    assert len(probabilities) == 4
-    assert numbers(r"Σ relevance ([\d.]+)", out) == pytest.approx(probabilities, abs=2e-6)
+    starts = numbers(r"explained   .*, log-odds ([\d.]+)", out)
+    assert len(starts) == 4
+    assert numbers(r"Σ relevance ([\d.]+)", out) == pytest.approx(starts, abs=2e-4)
+    assert len(numbers(r"rather than .*: ([\d.]+) logits", out)) == 4
     assert numbers(r"\(([\d.]+) % of what entered\)", out) == [100.0] * 4
     assert numbers(r"absorbed    ([\d.]+)", out) == [0.0] * 4
     assert "tiger cat, probability 0.39455" in out
@@ -129,7 +130,7 @@ EXAMPLES = {
 
 
 def test_every_example_is_here():
-    assert EXAMPLES.keys() == {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    assert EXAMPLES.keys() == {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "dinov2"}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def x():
 
 
 def test_the_predicted_class_is_explained_by_default(model, x):
-    explanation = fxlrp.compile(model)(x)
+    explanation = fxlrp.compile(model, "conserving")(x)
     probabilities = model(x).softmax(1)
     assert torch.equal(explanation.target, probabilities.argmax(1))
     assert_close(explanation.start, probabilities.amax(1).detach())
@@ -41,7 +41,7 @@ def test_the_predicted_class_is_explained_by_default(model, x):
 
 
 def test_targets_are_numbers_or_tensors(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     by_int = explainer(x, 2)
     assert by_int.target.tolist() == [2, 2, 2]
     numbers = (explainer(x, target=2), explainer(x, np.int64(2)))
@@ -54,27 +54,27 @@ def test_targets_are_numbers_or_tensors(model, x):
 
 def test_starts(model, x):
     logits = model(x).detach()
-    assert_close(fxlrp.compile(model, start="logit")(x, 1).start, logits[:, 1])
-    assert fxlrp.compile(model, start="one")(x, 1).start.tolist() == [1, 1, 1]
+    assert_close(fxlrp.compile(model, "conserving", start="logit")(x, 1).start, logits[:, 1])
+    assert fxlrp.compile(model, "conserving", start="one")(x, 1).start.tolist() == [1, 1, 1]
 
     def contrast(output, target):
         relevance = -torch.ones_like(output) / (output.shape[1] - 1)
         return relevance.scatter(1, target[:, None], 1.0)
 
-    explainer = fxlrp.compile(model, start=contrast)
+    explainer = fxlrp.compile(model, "conserving", start=contrast)
     assert_close(explainer(x).relevance.sum((1, 2, 3)) + 1, torch.ones(3, dtype=torch.float64))
     assert explainer(x).target.tolist() == logits.argmax(1).tolist()
 
 
 def test_signed_relevance_conserves(model, x):
-    assert_conserves(fxlrp.compile(model, start=lambda output, target: torch.randn_like(output)), x[:1])
+    assert_conserves(fxlrp.compile(model, "conserving", start=lambda output, target: torch.randn_like(output)), x[:1])
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e10])
 def test_relevance_is_linear_in_its_start(scale):
     model, x = RandomNet(PLAN).eval(), torch.randn(2, 3, 12, 12)
     x[1] = 0
-    unit, scaled = (fxlrp.compile(model, start=lambda o, t, s=s: s * o.softmax(1)) for s in (1.0, scale))
+    unit, scaled = (fxlrp.compile(model, "conserving", start=lambda o, t, s=s: s * o.softmax(1)) for s in (1.0, scale))
     assert_close(scaled(x).relevance / scale, unit(x).relevance)
     assert_conserves(scaled, x)
 
@@ -82,14 +82,14 @@ def test_relevance_is_linear_in_its_start(scale):
 def test_dense_outputs_take_a_callable_start():
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1)).double().eval()
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    explainer = fxlrp.compile(model, start=lambda output, target: output.relu())
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: output.relu())
     explanation = explainer(x)
     assert explanation.target is None
     assert_conserves(explainer, x)
     with pytest.raises(StartError, match=r"needs \(batch, classes\).*give start="):
-        fxlrp.compile(model)(x)
+        fxlrp.compile(model, "conserving")(x)
     with pytest.raises(StartError, match="must return relevance like the output"):
-        fxlrp.compile(model, start=lambda output, target: output.sum())(x)
+        fxlrp.compile(model, "conserving", start=lambda output, target: output.sum())(x)
 
 
 class Several(nn.Module):
@@ -103,15 +103,15 @@ class Several(nn.Module):
 
 def test_one_of_several_outputs():
     model, x = Several().eval(), torch.randn(2, 4)
-    explanation = fxlrp.compile(model, output="main")(x)
+    explanation = fxlrp.compile(model, "conserving", output="main")(x)
     assert torch.equal(explanation.output["main"], model(x)["main"])
     assert_close(explanation.start, model(x)["main"].softmax(1).amax(1).detach())
-    picked = fxlrp.compile(model, output=lambda outputs: outputs["rest"][0])(x)
+    picked = fxlrp.compile(model, "conserving", output=lambda outputs: outputs["rest"][0])(x)
     assert_close(picked.start, model(x)["rest"][0].softmax(1).amax(1).detach())
     with pytest.raises(CaptureError, match=r"a dict with the keys 'main', 'rest': say with output="):
-        fxlrp.compile(model)
+        fxlrp.compile(model, "conserving")
     with pytest.raises(CaptureError, match="output='man' is not in what the model returns"):
-        fxlrp.compile(model, output="man")
+        fxlrp.compile(model, "conserving", output="man")
 
 
 def test_several_inputs():
@@ -125,7 +125,7 @@ def test_several_inputs():
 
     model = Two().double().eval()
     left, right = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explanation = explainer(left, right)
     assert [r.shape for r in explanation.relevance] == [left.shape, right.shape]
     assert_close(sum(r.sum(1) for r in explanation.relevance), explanation.start)
@@ -144,7 +144,7 @@ def test_an_input_that_only_opens_a_gate_receives_nothing():
         def forward(self, x, gate):
             return self.fc(x * gate.sigmoid())
 
-    explainer = fxlrp.compile(GatedInput().double().eval())
+    explainer = fxlrp.compile(GatedInput().double().eval(), "conserving")
     x, gate = torch.randn(2, 2, 4, dtype=torch.float64)
     explanation = explainer(x, gate)
     assert_close(explanation.relevance[0].sum(1), explanation.start)
@@ -156,7 +156,7 @@ def test_an_input_that_only_opens_a_gate_receives_nothing():
 
 
 def test_checkpoints_are_relevance_at_a_modules_input(model, x):
-    explanation = fxlrp.compile(model, checkpoints=["blocks.0", "blocks.1", "head"])(x)
+    explanation = fxlrp.compile(model, "conserving", checkpoints=["blocks.0", "blocks.1", "head"])(x)
     assert list(explanation.checkpoints) == ["blocks.0", "blocks.1", "head"]
     for name, relevance in explanation.checkpoints.items():
         assert_close(relevance.flatten(1).sum(1), explanation.start), name
@@ -164,7 +164,7 @@ def test_checkpoints_are_relevance_at_a_modules_input(model, x):
 
 
 def test_a_checkpoint_inside_a_block_is_that_modules_part_alone(model, x):
-    explainer = fxlrp.compile(model, checkpoints=["blocks.0", "blocks.0.conv1"])
+    explainer = fxlrp.compile(model, "conserving", checkpoints=["blocks.0", "blocks.0.conv1"])
     explanation = explainer(x)
     (row,) = [row for row in explainer.ledger(x) if row.node == "blocks_0_conv1"]
     branch = explanation.checkpoints["blocks.0.conv1"]
@@ -182,14 +182,14 @@ def test_a_checkpoint_of_a_module_called_twice_has_both_inputs():
         def forward(self, x):
             return self.fc(self.fc(x).relu())
 
-    both = fxlrp.compile(Twice().eval(), checkpoints=["fc"])(torch.randn(2, 3)).checkpoints["fc"]
+    both = fxlrp.compile(Twice().eval(), "conserving", checkpoints=["fc"])(torch.randn(2, 3)).checkpoints["fc"]
     assert [r.shape for r in both] == [(2, 3), (2, 3)]
 
 
 @pytest.mark.parametrize("name", ["blocks.7", "blocks.0.squeeze"])
 def test_unknown_checkpoints_are_refused(model, name):
     with pytest.raises(PatternError, match=f"checkpoint '{name}' is no module"):
-        fxlrp.compile(model, checkpoints=[name])
+        fxlrp.compile(model, "conserving", checkpoints=[name])
 
 
 # Overrides ------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_a_module_name_means_all_that_is_in_it(model):
 
 
 def test_joins_take_splits(model):
-    (first, second) = [join.name for join in fxlrp.compile(model).joins]
+    (first, second) = [join.name for join in fxlrp.compile(model, "conserving").joins]
     rules = rules_of(model, rules={first: SymmetricSplit()})
     assert (rules[first], rules[second]) == (repr(SymmetricSplit()), repr(RatioSplit()))
     assert rules_of(model, split="symmetric")[second] == repr(SymmetricSplit())
@@ -228,7 +228,7 @@ def test_joins_take_splits(model):
 
 
 def test_identity_skips_can_be_left_out(model, x):
-    explainer = fxlrp.compile(model, identity_skips=False)
+    explainer = fxlrp.compile(model, "conserving", identity_skips=False)
     rules = {row.node: row.rule for row in explainer.ledger(x)}
     kinds = {join.name: join.kind for join in explainer.joins}
     assert {kinds[name]: rules[name] for name in kinds} == {
@@ -240,7 +240,7 @@ def test_identity_skips_can_be_left_out(model, x):
 @pytest.mark.parametrize("key", ["layer9.*", "layer9", nn.LSTM, torch.conv3d])
 def test_an_override_that_matches_nothing_is_refused(model, key):
     with pytest.raises(PatternError, match=r"matches nothing in the model; its modules are 'stem', 'blocks'"):
-        fxlrp.compile(model, rules={key: Epsilon()})
+        fxlrp.compile(model, "conserving", rules={key: Epsilon()})
 
 
 @pytest.mark.parametrize(
@@ -254,20 +254,20 @@ def test_an_override_that_matches_nothing_is_refused(model, key):
 )
 def test_a_rule_that_a_kind_cannot_take_is_refused(model, rules, message):
     with pytest.raises(RuleError, match=message):
-        fxlrp.compile(model, rules=rules)
+        fxlrp.compile(model, "conserving", rules=rules)
 
 
 def test_names_that_do_not_exist_list_those_that_do(model):
     with pytest.raises(RuleError, match="choose one of 'conserving', 'conserving_gamma', 'otsuki2024'"):
         fxlrp.compile(model, "conserve")
     with pytest.raises(RuleError, match="'ratio', 'symmetric', 'signed'"):
-        fxlrp.compile(model, split="equal")
+        fxlrp.compile(model, "conserving", split="equal")
     with pytest.raises(StartError, match="'probability', 'logit', 'one'"):
-        fxlrp.compile(model, start="softmax")
+        fxlrp.compile(model, "conserving", start="softmax")
     with pytest.raises(StartError, match="a name or a callable"):
-        fxlrp.compile(model, start=1.0)
+        fxlrp.compile(model, "conserving", start=1.0)
     with pytest.raises(PatternError, match="a module type, a known operation, or a kind of join"):
-        fxlrp.compile(model, rules={3: Epsilon()})
+        fxlrp.compile(model, "conserving", rules={3: Epsilon()})
 
 
 # Following the model ----------------------------------------------------------------------------------
@@ -283,20 +283,20 @@ def changed(model):
 @pytest.mark.parametrize("converted", [False, True])
 @pytest.mark.parametrize("assign", [False, True])
 def test_later_weights_are_followed(model, x, converted, assign):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     if converted:
         explainer, x = explainer.float(), x.float()
     explainer(x)
     other = changed(model)
     model.load_state_dict(other.state_dict(), assign=assign)
-    expected = fxlrp.compile(other.to(x.dtype))
+    expected = fxlrp.compile(other.to(x.dtype), "conserving")
     assert torch.equal(explainer(x).output, expected(x).output)
     assert_close(explainer(x).relevance, expected(x).relevance)
     assert_close(explainer.ledger(x).relevance, expected.ledger(x).relevance)
 
 
 def test_replaced_and_in_place_updates_are_followed(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with torch.no_grad():
         model.head.weight.mul_(-1)
     assert torch.equal(explainer(x).output, model(x))
@@ -306,7 +306,7 @@ def test_replaced_and_in_place_updates_are_followed(model, x):
 
 
 def test_converting_the_explainer_leaves_the_model(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     reference = explainer(x).relevance
     assert explainer.to(torch.float32) is explainer
     assert all(p.dtype == torch.float64 for p in model.parameters())
@@ -319,13 +319,13 @@ def test_converting_the_explainer_leaves_the_model(model, x):
 
 
 def test_converting_the_model_takes_the_explainer_along(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     model.float()
     assert explainer(x.float()).relevance.dtype == torch.float32
 
 
 def test_an_explainer_shares_the_models_memory(model):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     theirs = {id(p) for p in model.parameters()}
     assert all(id(p) in theirs for p in explainer.parameters())
 
@@ -334,24 +334,24 @@ def test_an_explainer_shares_the_models_memory(model):
 
 
 def test_nothing_is_recorded_unless_asked(model, x):
-    explanation = fxlrp.compile(model)(x.requires_grad_())
+    explanation = fxlrp.compile(model, "conserving")(x.requires_grad_())
     assert not explanation.relevance.requires_grad
     assert not explanation.output.requires_grad
-    differentiable = fxlrp.compile(model, differentiable=True)(x).relevance
+    differentiable = fxlrp.compile(model, "conserving", differentiable=True)(x).relevance
     (gradient,) = torch.autograd.grad(differentiable.square().sum(), x)
     assert torch.isfinite(gradient).all()
     assert gradient.any()
 
 
 def test_it_runs_under_inference_mode(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with torch.inference_mode():
         inside = explainer(x).relevance
     assert torch.equal(inside, explainer(x).relevance)
 
 
 def test_the_graph_module_is_plain_and_code_is_readable(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert type(explainer.graph_module).__mro__[1] is torch.fx.GraphModule
     with torch.no_grad():  # as the explainer runs it
         results = explainer.graph_module(x, None)
@@ -366,7 +366,7 @@ def test_the_graph_module_is_plain_and_code_is_readable(model, x):
 
 
 def test_every_forward_value_is_freed_after_its_last_use(model):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     code = explainer.graph_module.code
     for node in explainer.graph_module.graph.nodes:
         returned = any(user.op == "output" for user in node.users)
@@ -376,7 +376,7 @@ def test_every_forward_value_is_freed_after_its_last_use(model):
 
 def test_forward_values_do_not_outlive_their_use(model, x):
     """Counted at run time: what is alive at once is less than all that is made."""
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     alive, most, made = {}, 0, 0
 
     class Count(torch.fx.Interpreter):
@@ -405,21 +405,21 @@ def test_shapes_do_not_keep_values(model):
         def forward(self, x):
             return self.fc(F.relu(x * 2).view(x.shape[0], -1))
 
-    graph = fxlrp.compile(Flat().eval()).graph_module.graph
+    graph = fxlrp.compile(Flat().eval(), "conserving").graph_module.graph
     (relu,) = [n for n in graph.nodes if n.name == "relu"]
     assert [str(user.target) for user in relu.users] == ["aten.reshape.default", "<built-in function getattr>"]
 
 
 def test_explainers_can_be_copied_and_pickled(x):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2)).double().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     expected = explainer(x).relevance
     assert torch.equal(copy.deepcopy(explainer)(x).relevance, expected)
     assert torch.equal(pickle.loads(pickle.dumps(explainer))(x).relevance, expected)
 
 
 def test_two_explainers_of_one_model_do_not_meet(model, x):
-    first = fxlrp.compile(model)
+    first = fxlrp.compile(model, "conserving")
     expected = first(x).relevance
     second = fxlrp.compile(model, "otsuki2024", rules={"head": Epsilon(1.0)}).float()
     second(x.float())
@@ -445,7 +445,7 @@ BAD_INPUTS = {
 @pytest.mark.parametrize("name", [n for n in BAD_INPUTS if n != "too small"])
 def test_bad_inputs_are_refused_before_any_work(model, x, name):
     change, message = BAD_INPUTS[name]
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer.graph_module.forward = None  # no work may be done
     with pytest.raises(InputError, match=message):
         explainer(change(x))
@@ -455,7 +455,7 @@ def test_bad_inputs_are_refused_before_any_work(model, x, name):
 
 def test_a_shape_that_a_layer_cannot_take_names_the_layer():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with pytest.raises(InputError, match=r"cannot take an input of this shape: at '2', on \(1, 196\)"):
         explainer(torch.randn(1, 3, 9, 9))
     with pytest.raises(InputError, match="at '0'"):
@@ -475,7 +475,7 @@ def test_a_shape_that_a_layer_cannot_take_names_the_layer():
     ],
 )
 def test_bad_targets_are_refused_before_any_work(model, x, target, message):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer.graph_module.forward = None
     with pytest.raises(TargetError, match=message):
         explainer(x, target=target)

@@ -15,7 +15,7 @@ from fxlrp.views.explorer.graph import BOTH, MODEL, RELEVANCE_GRAPH
 @pytest.fixture(scope="module")
 def explainer():
     torch.manual_seed(0)
-    return fxlrp.compile(models.resnet18(num_classes=4).eval())
+    return fxlrp.compile(models.resnet18(num_classes=4).eval(), "conserving")
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def x():
 
 @pytest.fixture
 def explainer(model):
-    return fxlrp.compile(model)
+    return fxlrp.compile(model, "conserving")
 
 
 # When it is captured --------------------------------------------------------------------------------
@@ -76,17 +76,17 @@ def test_it_is_captured_at_the_first_call(model, x, explainer):
 
 
 def test_it_is_captured_at_once_from_example_inputs(model, x):
-    explainer = fxlrp.compile(model, example_inputs=x)
+    explainer = fxlrp.compile(model, "conserving", example_inputs=x)
     assert explainer.capture == "export"
     assert {join.kind for join in explainer.joins} == {"identity"}
     assert len(explainer.joins) == 4
-    by_name = fxlrp.compile(model, example_inputs={"x": x[:1]})
+    by_name = fxlrp.compile(model, "conserving", example_inputs={"x": x[:1]})
     assert_close(by_name(x).relevance, explainer(x).relevance)
 
 
 def test_what_can_be_traced_symbolically_is(x):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2)).double().eval()
-    explainer = fxlrp.compile(model, example_inputs=x)
+    explainer = fxlrp.compile(model, "conserving", example_inputs=x)
     assert explainer.capture == "symbolic"
 
 
@@ -116,9 +116,9 @@ def test_the_batch_stays_free(explainer, x):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 8, 12])
 def test_any_example_will_do(model, x, batch):
-    expected = fxlrp.compile(model)(x).relevance
+    expected = fxlrp.compile(model, "conserving")(x).relevance
     example = torch.randn(batch, 3, 12, 12, dtype=DOUBLE)
-    assert_close(fxlrp.compile(model, example_inputs=example)(x).relevance, expected)
+    assert_close(fxlrp.compile(model, "conserving", example_inputs=example)(x).relevance, expected)
 
 
 def test_what_was_fixed_is_told(explainer, x):
@@ -131,7 +131,8 @@ def test_what_was_fixed_is_told(explainer, x):
 
 def test_module_names_survive(model, x):
     explainer = fxlrp.compile(
-        model, rules={"blocks.1.*": Epsilon(1e-3)}, checkpoints=("blocks.1", "blocks.0.mlp"), example_inputs=x
+        model, "conserving", rules={"blocks.1.*": Epsilon(1e-3)}, checkpoints=("blocks.1", "blocks.0.mlp"),
+        example_inputs=x,
     )
     rules = {row.path: row.rule for row in explainer.ledger(x) if row.kind == "linear"}
     assert rules["blocks.1.mlp.2"] == "Epsilon(0.001)"
@@ -139,7 +140,7 @@ def test_module_names_survive(model, x):
     assert rules["blocks.1.attention.out_proj"] == "Epsilon(0.001)"  # a module that is never called
     assert explainer(x).checkpoints["blocks.1"].shape == (3, 9, 8)
     with pytest.raises(PatternError, match=r"blocks\.7"):
-        fxlrp.compile(model, rules={"blocks.7": Epsilon()}, example_inputs=x)
+        fxlrp.compile(model, "conserving", rules={"blocks.7": Epsilon()}, example_inputs=x)
 
 
 def test_it_follows_the_models_weights(model, explainer, x):
@@ -147,10 +148,11 @@ def test_it_follows_the_models_weights(model, explainer, x):
     with torch.no_grad():
         model.blocks[0].mlp[0].weight.mul_(-1)
     assert not torch.equal(explainer(x).relevance, before)
-    assert_close(explainer(x).relevance, fxlrp.compile(model)(x).relevance)
+    assert_close(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance)
     model.load_state_dict(Encoder().double().state_dict(), assign=True)
-    assert_close(explainer(x).relevance, fxlrp.compile(model)(x).relevance)
-    assert_close(explainer.float()(x.float()).relevance.double(), fxlrp.compile(model)(x).relevance, limit=1e-4)
+    assert_close(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance)
+    expected = fxlrp.compile(model, "conserving")(x).relevance
+    assert_close(explainer.float()(x.float()).relevance.double(), expected, limit=1e-4)
 
 
 def test_both_ways_of_capture_give_the_same():
@@ -174,7 +176,7 @@ def test_both_ways_of_capture_give_the_same():
     traced, guarded = Net(False).double().eval(), Net(True).double().eval()
     guarded.load_state_dict(traced.state_dict())
     x = torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    explainers = fxlrp.compile(traced), fxlrp.compile(guarded)
+    explainers = fxlrp.compile(traced, "conserving"), fxlrp.compile(guarded, "conserving")
     first, second = (explainer(x) for explainer in explainers)
     assert [explainer.capture for explainer in explainers] == ["symbolic", "export"]
     assert_close(first.relevance, second.relevance)
@@ -205,7 +207,7 @@ def test_optional_and_keyword_inputs():
     model = Optional().double().eval()
     x, other = torch.randn(2, 4, dtype=DOUBLE), torch.randn(2, 5, dtype=DOUBLE)
     mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
-    explainer = fxlrp.compile(model, start="output")
+    explainer = fxlrp.compile(model, "conserving", start="output")
     calls = [((x,), {}), ((x, mask), {}), ((x,), {"other": other}), ((x,), {"other": other, "mask": mask})]
     for inputs, named in calls:
         explanation = explainer(*inputs, **named)
@@ -223,13 +225,13 @@ def test_optional_and_keyword_inputs():
 def test_a_mask_of_integers_carries_no_signal():
     model = Optional().double().eval()
     x, mask = torch.randn(2, 4, dtype=DOUBLE), torch.tensor([[1, 0, 1], [1, 1, 0]])
-    relevance = fxlrp.compile(model, start="output")(x, mask).by_input
+    relevance = fxlrp.compile(model, "conserving", start="output")(x, mask).by_input
     assert not relevance["mask"].any()
     assert relevance["x"].any()
 
 
 def test_wrong_arguments_are_refused():
-    explainer = fxlrp.compile(Optional().eval())
+    explainer = fxlrp.compile(Optional().eval(), "conserving")
     with pytest.raises(InputError, match=r"takes 1 input\(s\) \(x, mask=None, other=None, factor=1.0\), not 0"):
         explainer()
     with pytest.raises(InputError, match="unexpected keyword argument 'masc'"):
@@ -273,7 +275,7 @@ def test_one_of_several_outputs(form, guarded):
     make, first, second = FORMS[form]
     model, x = Returns(make, guarded).eval(), torch.randn(2, 4)
     for wanted, layer in ((first, model.a), (second, model.b)):
-        explanation = fxlrp.compile(model, output=wanted, start="logit")(x)
+        explanation = fxlrp.compile(model, "conserving", output=wanted, start="logit")(x)
         assert_close(explanation.start, layer(x).amax(1).detach())
         assert type(explanation.output) is type(model(x))
 
@@ -282,15 +284,15 @@ def test_one_of_several_outputs(form, guarded):
 def test_outputs_that_are_not_there_or_not_chosen(guarded):
     model, x = Returns(lambda a, b: (a, b), guarded).eval(), torch.randn(2, 4)
     with pytest.raises(CaptureError, match="a tuple of 2: say with output="):
-        fxlrp.compile(model, example_inputs=x)
+        fxlrp.compile(model, "conserving", example_inputs=x)
     with pytest.raises(CaptureError, match="output='main' is not in what the model returns: a tuple of 2"):
-        fxlrp.compile(model, output="main", example_inputs=x)
+        fxlrp.compile(model, "conserving", output="main", example_inputs=x)
 
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["symbolic", "export"])
 def test_a_callable_may_cut_the_output(guarded):
     model, x = Returns(lambda a, b: torch.stack([a, 2 * a], dim=1), guarded).eval(), torch.randn(2, 4)
-    explainer = fxlrp.compile(model, output=lambda out: out[:, -1], start="logit")
+    explainer = fxlrp.compile(model, "conserving", output=lambda out: out[:, -1], start="logit")
     assert_close(explainer(x).start, 2 * model.a(x).amax(1).detach())
     assert explainer(x).output.shape == (2, 2, 3)
     assert explainer.ledger(x).error.abs().max() < 1e-5
@@ -307,7 +309,7 @@ class Decides(nn.Module):
 def test_control_flow_on_values_names_line_module_and_way_out():
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Decides())).eval()
     with pytest.raises(CaptureError, match=r"(?s)test_export.py:\d+, in '1.1' \(Decides\).*torch.where"):
-        fxlrp.compile(model)(torch.randn(2, 3))
+        fxlrp.compile(model, "conserving")(torch.randn(2, 3))
 
 
 def test_an_unknown_operation_inside_names_line_and_module():
@@ -317,7 +319,7 @@ def test_an_unknown_operation_inside_names_line_and_module():
 
     model = nn.Sequential(nn.Linear(3, 3), Inner()).eval()
     with pytest.raises(UnknownOperationError, match=r"(?s)i0.*in '1' \(.*test_export.py:\d+\).*register"):
-        fxlrp.compile(model, example_inputs=torch.randn(2, 3))
+        fxlrp.compile(model, "conserving", example_inputs=torch.randn(2, 3))
 
 
 def test_a_model_for_one_batch_size_is_refused():
@@ -326,7 +328,7 @@ def test_a_model_for_one_batch_size_is_refused():
             return torch.cat([x[i : i + 1] * (i + 1) for i in range(x.shape[0])])
 
     with pytest.raises(CaptureError, match="one batch size only"):
-        fxlrp.compile(nn.Sequential(nn.Linear(3, 3), Fixed()).eval())(torch.randn(2, 3))
+        fxlrp.compile(nn.Sequential(nn.Linear(3, 3), Fixed()).eval(), "conserving")(torch.randn(2, 3))
 
 
 def test_what_cannot_be_is_told_before_the_first_call(model):

@@ -23,7 +23,7 @@ def x():
 @pytest.fixture
 def explainer(x):
     torch.manual_seed(0)
-    return fxlrp.compile(calibrated(Small(), x), checkpoints=("conv",))
+    return fxlrp.compile(calibrated(Small(), x), "conserving", checkpoints=("conv",))
 
 
 def assert_same(saved, explainer, *inputs, limit=1e-5, outputs=1e-5):
@@ -97,7 +97,7 @@ def test_a_saved_explanation_keeps_the_weights_that_it_was_saved_with(explainer,
 @pytest.mark.parametrize("start", ["logit", "contrastive", fxlrp.starts.against(2), lambda output, target: output * 2])
 def test_starts_are_exported(x, tmp_path, start):
     torch.manual_seed(0)
-    explainer = fxlrp.compile(calibrated(Small(), x), start=start)
+    explainer = fxlrp.compile(calibrated(Small(), x), "conserving", start=start)
     assert_same(fxlrp.load(explainer.save(tmp_path / "net.pt2", x)), explainer, x)
 
 
@@ -115,7 +115,7 @@ class Two(nn.Module):
 
 def test_several_inputs_and_outputs_are_exported_by_name(tmp_path):
     torch.manual_seed(0)
-    explainer = fxlrp.compile(Two().eval(), output="logits")
+    explainer = fxlrp.compile(Two().eval(), "conserving", output="logits")
     tokens, features = torch.randint(7, (2, 5)), torch.randn(2, 3)
     saved = fxlrp.load(explainer.save(tmp_path / "two.pt2", (tokens, features)))
     expected, explanation = explainer(tokens, features), saved(features=features, tokens=tokens)
@@ -129,7 +129,7 @@ def test_several_inputs_and_outputs_are_exported_by_name(tmp_path):
 def test_an_explanation_without_a_class_is_exported(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
-    explainer, x = fxlrp.compile(model, start="output"), torch.randn(2, 3, 6, 6)
+    explainer, x = fxlrp.compile(model, "conserving", start="output"), torch.randn(2, 3, 6, 6)
     saved = fxlrp.load(explainer.save(tmp_path / "map.pt2", x))
     assert saved(x).target is None
     assert_close(saved(x).relevance, explainer(x).relevance, 1e-5)
@@ -233,7 +233,7 @@ class Pooled(nn.Module):
 def test_onnx_gives_what_the_explainer_gives(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    explainer, x = fxlrp.compile(Pooled().eval()), torch.randn(2, 3, 11, 11)
+    explainer, x = fxlrp.compile(Pooled().eval(), "conserving"), torch.randn(2, 3, 11, 11)
     path = explainer.export_onnx(tmp_path / "pooled.onnx", x)
     assert_onnx_agrees(path, explainer, x)
     import onnx
@@ -270,7 +270,7 @@ def network(request):
     torch.manual_seed(0)
     model = usable(models.get_model(request.param, weights=None), 3, 224, 224)
     size = 224 if request.param == "vit_b_16" else 96
-    return fxlrp.compile(model, start="one"), noise(3, size, size)
+    return fxlrp.compile(model, "conserving", start="one"), noise(3, size, size)
 
 
 @pytest.mark.slow
@@ -295,5 +295,5 @@ def test_whole_networks_are_compiled_ahead(network, tmp_path):
 @pytest.mark.slow
 def test_whole_networks_run_on_inductor(network):
     explainer, x = network
-    compiled = fxlrp.compile(explainer.forward_func, backend="inductor", start="one")
+    compiled = fxlrp.compile(explainer.forward_func, "conserving", backend="inductor", start="one")
     assert_same(compiled, explainer, x, outputs=OUTPUTS)

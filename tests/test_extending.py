@@ -55,7 +55,7 @@ def test_a_rule_of_a_new_family_is_its_class_and_an_override(leaky):
 
 def test_a_rule_of_a_new_family_is_refused_where_it_is_not_for(leaky):
     with pytest.raises(RuleError, match=r"rules\[linear\] = Leaking\(\) cannot be taken .*linear takes a LinearRule"):
-        fxlrp.compile(leaky, rules={F.linear: Leaking()})
+        fxlrp.compile(leaky, "conserving", rules={F.linear: Leaking()})
 
 
 def test_a_rule_that_needs_what_its_operation_does_not_offer_says_what_there_is(leaky):
@@ -67,7 +67,7 @@ def test_a_rule_that_needs_what_its_operation_does_not_offer_says_what_there_is(
             return Shares([relevance])
 
     with pytest.raises(RuleError, match=r"Wanting needs 'temperature', which leaky_relu .* ask for one of x, output"):
-        fxlrp.compile(leaky, rules={F.leaky_relu: Wanting()})(torch.randn(1, 5, dtype=DOUBLE))
+        fxlrp.compile(leaky, "conserving", rules={F.leaky_relu: Wanting()})(torch.randn(1, 5, dtype=DOUBLE))
 
 
 def test_every_kind_of_operation_has_a_family_and_a_field_of_the_preset():
@@ -127,7 +127,7 @@ def test_a_linear_operation_is_its_transpose_and_its_entry(rolled):
     hidden = x @ weight.T
     share = explanation.start[:, None] * hidden * row / (hidden * row).sum(1, keepdim=True)
     assert_close(explanation.relevance, x * ((share / hidden) @ weight), 1e-6)
-    assert_conserves(fxlrp.compile(model), x)
+    assert_conserves(fxlrp.compile(model, "conserving"), x)
     whole = explainer(x).relevance
     parts = [explainer(x, conditions={"fc": [c]}, target=explanation.target).relevance for c in range(3)]
     assert_close(sum(parts), whole, 1e-9)

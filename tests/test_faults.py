@@ -58,16 +58,16 @@ def test_a_dropped_operand_goes_red(monkeypatch, model, x):
     def half_lost(self, relevance, skip, residual, **supports):
         return fxlrp.rules.Shares([None, relevance * (1 - addition.ratio(skip, residual))])
 
-    assert_conserves(fxlrp.compile(model), x)
+    assert_conserves(fxlrp.compile(model, "conserving"), x)
     monkeypatch.setattr(join.RatioSplit, "__call__", half_lost)
     with pytest.raises(AssertionError, match="loses"):
-        assert_conserves(fxlrp.compile(model), x)
+        assert_conserves(fxlrp.compile(model, "conserving"), x)
 
 
 def test_a_lost_denominator_goes_red(monkeypatch, model, x):
     monkeypatch.setattr(mechanism, "rescale", broken(lambda share, *others: share * 1))
     with pytest.raises(AssertionError):
-        assert_conserves(fxlrp.compile(model), torch.zeros_like(x))
+        assert_conserves(fxlrp.compile(model, "conserving"), torch.zeros_like(x))
 
 
 def test_a_piece_of_a_concatenation_in_the_wrong_place_goes_red(monkeypatch):
@@ -104,7 +104,7 @@ def test_a_wrong_sign_fact_goes_red(monkeypatch):
 
     model, x = Sequential().double().eval(), torch.randn(2, 4, dtype=torch.float64)
     relevance = torch.rand(2, 3, dtype=torch.float64)
-    explainer = fxlrp.compile(model, start=lambda o, t: relevance, checkpoints=["b"])
+    explainer = fxlrp.compile(model, "conserving", start=lambda o, t: relevance, checkpoints=["b"])
     W, b = model.b.weight.detach(), model.b.bias.detach()
     hidden = model.a(x).detach()
     got = explainer(x).checkpoints["b"]
@@ -120,11 +120,11 @@ def test_items_that_meet_go_red(monkeypatch, model, x):
     monkeypatch.setattr(mechanism, "rescale", broken(over_the_batch))
     model.stem.weight.data[0].clamp_(max=0)
     with pytest.raises((AssertionError, NonFiniteError)):
-        assert_items_independent(fxlrp.compile(model), x)
+        assert_items_independent(fxlrp.compile(model, "conserving"), x)
 
 
 def test_a_doubled_share_goes_red(monkeypatch, model, x):
     right = Flows.hand
     monkeypatch.setattr(Flows, "hand", lambda self, operand, reader, share: right(self, operand, reader, share * 1.01))
     with pytest.raises(AssertionError):
-        assert_conserves(fxlrp.compile(model), x)
+        assert_conserves(fxlrp.compile(model, "conserving"), x)

@@ -66,7 +66,7 @@ def test_a_row_tells_what_each_operand_gets(preset, x):
 
 
 def test_what_a_value_gets_is_what_its_readers_hand_it(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     ledger = explainer.ledger(x)
     for row in ledger.rows[1:]:
         handed = sum(other.to[row.node] for other in ledger if row.node in other.to)
@@ -79,7 +79,7 @@ def test_a_value_added_to_itself_gets_both_shares():
             return (x + x).flatten(1)
 
     x = torch.rand(2, 3, dtype=torch.float64) + 0.1
-    row = fxlrp.compile(Doubled().eval(), start="output").ledger(x).rows[-1]
+    row = fxlrp.compile(Doubled().eval(), "conserving", start="output").ledger(x).rows[-1]
     assert list(row.to) == ["x"]
     assert_close(row.to["x"], 2 * x.sum(1))
 
@@ -88,7 +88,7 @@ def test_a_value_added_to_itself_gets_both_shares():
 
 
 def test_relevance_of_a_node_is_that_of_the_checkpoint_there(x):
-    explainer = fxlrp.compile(residual(), checkpoints=["blocks.1"])
+    explainer = fxlrp.compile(residual(), "conserving", checkpoints=["blocks.1"])
     value = explainer.joins[0].name
     explanation = explainer(x)
     found = explainer.relevance_of(x, nodes=[value, "stem", "x"])
@@ -102,18 +102,18 @@ def test_relevance_of_a_node_is_that_of_the_checkpoint_there(x):
 
 
 def test_a_target_is_the_one_that_is_asked_for(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     found = explainer.relevance_of(x, nodes=["stem"], target=1)["stem"]
     assert_close(found.flatten(1).sum(1), explainer(x, target=1).start)
 
 
 def test_several_targets_an_item_are_an_error(x):
     with pytest.raises(TargetError, match="relevance of nodes is of one target per item"):
-        fxlrp.compile(residual()).relevance_of(x, nodes=["stem"], target=[0, 1])
+        fxlrp.compile(residual(), "conserving").relevance_of(x, nodes=["stem"], target=[0, 1])
 
 
 def test_a_node_that_no_relevance_reaches_is_an_error(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     with pytest.raises(PatternError, match="node 'layer9': no relevance reaches"):
         explainer.relevance_of(x, nodes=["layer9"])
 
@@ -124,7 +124,7 @@ def test_a_node_that_no_relevance_reaches_is_an_error(x):
 @given(plan=net_plans())
 def test_arrows_carry_what_each_thing_receives_and_hands_on(plan):
     torch.manual_seed(0)
-    explainer = fxlrp.compile(RandomNet(plan).double().eval())
+    explainer = fxlrp.compile(RandomNet(plan).double().eval(), "conserving")
     ledger = explainer.ledger(torch.randn(2, 3, 12, 12, dtype=torch.float64))
     picture, flow = weighed(explainer, ledger)
     into, out = into_and_out_of(picture)
@@ -146,7 +146,7 @@ def test_arrows_carry_what_each_thing_receives_and_hands_on(plan):
 @pytest.mark.parametrize("depth", [1, 2, None])
 def test_all_relevance_passes_the_layers_of_a_chain_of_modules(view, depth):
     torch.manual_seed(0)
-    explainer = fxlrp.compile(models.resnet18(num_classes=5).eval())
+    explainer = fxlrp.compile(models.resnet18(num_classes=5).eval(), "conserving")
     ledger = explainer.ledger(torch.rand(2, 3, 32, 32))
     picture, _ = weighed(explainer, ledger, depth, **view)
     into, out = into_and_out_of(picture)
@@ -163,7 +163,7 @@ def test_all_relevance_passes_the_layers_of_a_chain_of_modules(view, depth):
 
 
 def test_thickness_follows_the_share(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     ledger = explainer.ledger(x)
     text = dot_source(explainer, "relevance", ledger=ledger)
     widths = {}
@@ -177,7 +177,7 @@ def test_thickness_follows_the_share(x):
 
 
 def test_without_a_ledger_nothing_is_said_of_amounts(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     before = explainer.dot
     explainer.ledger(x)
     assert " %" not in before
@@ -189,7 +189,7 @@ def test_without_a_ledger_nothing_is_said_of_amounts(x):
 
 @pytest.mark.parametrize("view", ["relevance", "forward", "both"])
 def test_splits_tell_the_shares_of_skip_and_residual(view, x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     ledger = explainer.ledger(x)
     text = dot_source(explainer, view, ledger=ledger)
     for join in explainer.joins:
@@ -199,7 +199,7 @@ def test_splits_tell_the_shares_of_skip_and_residual(view, x):
 
 
 def test_without_identity_skips_the_residual_gets_all(x):
-    explainer = fxlrp.compile(residual(), identity_skips=False)
+    explainer = fxlrp.compile(residual(), "conserving", identity_skips=False)
     ledger = explainer.ledger(x)
     picture, _ = weighed(explainer, ledger, relevance=False)
     join = next(join for join in explainer.joins if join.kind == "identity")
@@ -208,7 +208,7 @@ def test_without_identity_skips_the_residual_gets_all(x):
 
 def test_what_absorbs_is_marked_and_what_does_not_is_not(x):
     model = residual()
-    explainer = fxlrp.compile(model, rules={"head": Epsilon(0.5)})
+    explainer = fxlrp.compile(model, "conserving", rules={"head": Epsilon(0.5)})
     ledger = explainer.ledger(x)
     kept = float(ledger.absorbed["stabilizer"].mean() / ledger.start.abs().mean())
     assert abs(kept) > 0.001
@@ -219,11 +219,12 @@ def test_what_absorbs_is_marked_and_what_does_not_is_not(x):
     text = dot_source(explainer, ledger=ledger)
     assert text.count(f"absorbs {100 * kept:.2f} %") == 1
     assert "stabilizer" in text
-    assert "absorbs" not in dot_source(fxlrp.compile(model), ledger=fxlrp.compile(model).ledger(x))
+    explainer = fxlrp.compile(model, "conserving")
+    assert "absorbs" not in dot_source(explainer, ledger=explainer.ledger(x))
 
 
 def test_a_closed_module_keeps_what_is_absorbed_inside(x):
-    explainer = fxlrp.compile(residual(), rules={"blocks.0.*": Epsilon(0.5)})
+    explainer = fxlrp.compile(residual(), "conserving", rules={"blocks.0.*": Epsilon(0.5)})
     ledger = explainer.ledger(x)
     kept = float(ledger.absorbed["stabilizer"].mean() / ledger.start.abs().mean())
     picture, _ = weighed(explainer, ledger, depth=1)
@@ -232,14 +233,14 @@ def test_a_closed_module_keeps_what_is_absorbed_inside(x):
 
 
 def test_tooltips_tell_shapes_once_they_are_known(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     assert "shape:" not in explainer.dot
     explainer(x)
     assert "shape: 3 × " in explainer.dot
 
 
 def test_a_condition_is_no_node_of_the_picture(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     value = "blocks_0_act2"  # a skip and a branch read it
     ledger = explainer.ledger(x, conditions={"blocks.0": [1]})
     assert any(row.kind == "condition" and row.node == value for row in ledger)
@@ -255,18 +256,18 @@ def test_a_condition_is_no_node_of_the_picture(x):
 
 
 def test_a_ledger_of_another_model_is_refused(x):
-    other = fxlrp.compile(models.resnet18(num_classes=5).eval()).ledger(torch.rand(1, 3, 32, 32))
+    other = fxlrp.compile(models.resnet18(num_classes=5).eval(), "conserving").ledger(torch.rand(1, 3, 32, 32))
     with pytest.raises(DrawError, match="of another model"):
-        dot_source(fxlrp.compile(residual()), ledger=other)
+        dot_source(fxlrp.compile(residual(), "conserving"), ledger=other)
 
 
 def test_no_relevance_at_all_is_refused(x):
-    explainer = fxlrp.compile(residual(), start=lambda output, target: output * 0)
+    explainer = fxlrp.compile(residual(), "conserving", start=lambda output, target: output * 0)
     with pytest.raises(DrawError, match="no relevance entered"):
         dot_source(explainer, ledger=explainer.ledger(x))
 
 
 def test_ways_that_are_not_drawn_have_no_share(x):
-    explainer = fxlrp.compile(residual())
+    explainer = fxlrp.compile(residual(), "conserving")
     picture, _ = weighed(explainer, explainer.ledger(x))
     assert {arrow.way for arrow in picture.shares} <= {Way.RELEVANCE, Way.RELEVANCE_SKIP}

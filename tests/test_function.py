@@ -37,7 +37,7 @@ def plain():
 
 def assert_explains(model, *batches, explainer=None):
     """The output is the model's, relevance adds up, and item 0 is explained as if alone."""
-    explainer = explainer or fxlrp.compile(model)
+    explainer = explainer or fxlrp.compile(model, "conserving")
     for x in batches:
         explanation = explainer(x)
         with torch.no_grad():
@@ -106,7 +106,7 @@ def test_a_call_in_vain_leaves_nothing_behind():
 
 def test_a_branch_on_the_batch_that_changes_the_function_is_refused():
     model = Between(lambda self, h: h * 2 if h.shape[0] > 2 else h).eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for size in (3, 1, 2):
         with pytest.raises(CaptureError, match="batch"):
             [explainer(torch.randn(count, 4)) for count in (size, 1)]
@@ -188,7 +188,7 @@ def test_token_numbers_that_are_transposed_before_they_are_looked_up_are_explain
             return self.last(self.embedding(tokens.t()).relu().sum(0))
 
     for shape in ((3, 5), (4, 4)):
-        explanation = fxlrp.compile(StepsFirst().eval())(torch.randint(0, 20, shape))
+        explanation = fxlrp.compile(StepsFirst().eval(), "conserving")(torch.randint(0, 20, shape))
         assert explanation.relevance.shape == (*shape, 8)
         assert_close(explanation.relevance.sum((1, 2)), explanation.start, 1e-5)
 
@@ -220,7 +220,7 @@ def test_verification_leaves_the_random_numbers_as_they_were():
     model, x = plain(), None
     torch.manual_seed(7), random.seed(7)
     x = torch.zeros(2, 4)
-    fxlrp.compile(model)(x)
+    fxlrp.compile(model, "conserving")(x)
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
 
@@ -300,18 +300,18 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_model_is_followed_at_the_next_call(change):
     model, x = Kept().eval(), torch.rand(3, 4)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x)
     with torch.no_grad():
         change(model)
         assert_close(explainer(x).output, model(x), 1e-6)
-        assert_close(explainer(x).relevance, fxlrp.compile(model)(x).relevance, 1e-5)
-        assert_close(explainer.ledger(x).start, fxlrp.compile(model).ledger(x).start, 1e-5)
+        assert_close(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance, 1e-5)
+        assert_close(explainer.ledger(x).start, fxlrp.compile(model, "conserving").ledger(x).start, 1e-5)
 
 
 def test_train_after_compile_is_an_error_at_the_next_call():
     model, x = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).eval(), torch.rand(3, 4)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     before = explainer(x).relevance
     model.train()
     with pytest.raises(TrainingModeError, match="eval"):
@@ -323,12 +323,12 @@ def test_train_after_compile_is_an_error_at_the_next_call():
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_hook_that_changes_the_output_is_an_error_that_names_it(when):
     model, x = plain(), torch.rand(3, 4)
-    explainer = fxlrp.compile(model) if when == "after" else None
+    explainer = fxlrp.compile(model, "conserving") if when == "after" else None
     if explainer is not None:
         explainer(x)
     model[0].register_forward_hook(lambda module, inputs, output: output * 2)
     with pytest.warns(UserWarning, match="hook"), pytest.raises(CaptureError, match="hook of '0'"):
-        (explainer or fxlrp.compile(model))(x)
+        (explainer or fxlrp.compile(model, "conserving"))(x)
 
 
 def test_a_hook_that_only_looks_is_no_error():
@@ -341,13 +341,13 @@ def test_a_hook_that_only_looks_is_no_error():
 
 def test_a_hook_of_all_modules_is_seen():
     model, x = plain(), torch.rand(3, 4)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     before = explainer(x)
     handle = nn.modules.module.register_module_forward_hook(
         lambda module, inputs, output: output * 2 if isinstance(module, nn.Linear) else None
     )
     try:
-        for each in (explainer, fxlrp.compile(model)):
+        for each in (explainer, fxlrp.compile(model, "conserving")):
             with contextlib.suppress(CaptureError):  # refused, or explained
                 assert_close(each(x).output, model(x), 1e-6)
     finally:
@@ -377,10 +377,10 @@ def test_a_forward_that_was_set_and_a_call_of_the_classs_own_are_explained():
 )
 def test_wrappers_are_looked_through(wrap):
     model = plain()
-    explainer = fxlrp.compile(wrap(model).eval())
+    explainer = fxlrp.compile(wrap(model).eval(), "conserving")
     assert [row.path for row in explainer.summary()] == ["0", "1", "2"]
     x = torch.rand(3, 4)
-    assert torch.equal(explainer(x).relevance, fxlrp.compile(model)(x).relevance)
+    assert torch.equal(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance)
 
 
 class Settings:
@@ -440,19 +440,19 @@ def test_a_change_of_what_a_model_holds_is_followed(monkeypatch, change):
         shift, scaled = Held.shift, Held.scaled
 
     model, x = Own().eval(), torch.rand(3, 4)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x)
     with torch.no_grad():
         before = model(x)
         change(model)
         assert not torch.allclose(model(x), before)
         assert_close(explainer(x).output, model(x), 1e-6)
-    assert_close(explainer(x).relevance, fxlrp.compile(model)(x).relevance, 1e-5)
+    assert_close(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance, 1e-5)
 
 
 def test_a_parameter_or_buffer_that_becomes_none_is_followed():
     model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval(), torch.rand(3, 4)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x)
     model[0].bias = None
     assert_close(explainer(x).output, model(x).detach(), 1e-6)
@@ -492,7 +492,7 @@ def test_what_forward_writes_to_in_place_is_not_the_models():
             return self.last(self.first(x).relu())
 
     model = Writes().eval()
-    explanation = fxlrp.compile(model)(torch.randn(3, 4))
+    explanation = fxlrp.compile(model, "conserving")(torch.randn(3, 4))
     assert explanation.output.shape == (3, 3)
     assert not model.kept.any()
     assert not model.listed[0].any()
@@ -508,15 +508,16 @@ def test_a_model_that_writes_to_its_parameters_is_refused_and_stays_as_it_is():
     for exported in (False, True):
         model = Trains(None).eval()
         before = copy.deepcopy(model.state_dict())
+        example = torch.randn(3, 4) if exported else None
         with pytest.raises(FxlrpError):
-            fxlrp.compile(model, example_inputs=torch.randn(3, 4) if exported else None)(torch.randn(3, 4))
+            fxlrp.compile(model, "conserving", example_inputs=example)(torch.randn(3, 4))
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_another_function_is_told_from_rounding_in_half_precision(dtype):
     right = Between(lambda self, h: h.relu()).to(dtype).eval()
-    fxlrp.compile(right)(torch.randn(3, 4, dtype=dtype))
+    fxlrp.compile(right, "conserving")(torch.randn(3, 4, dtype=dtype))
     wrong = Between(lambda self, h: h.relu() * (1.3 if type(h) is torch.Tensor else 1.0)).to(dtype)
     assert_refused(wrong, torch.randn(3, 4, dtype=dtype), "computes something else")
     mixing = Between(lambda self, h: h + 0.3 * h.roll(1, 0)).to(dtype)
@@ -528,7 +529,7 @@ def test_an_output_of_a_finer_type_than_what_computes_it_is_no_error():
         def forward(self, x):
             return self.last(self.first(x).relu()).double().softmax(1)
 
-    explanation = fxlrp.compile(Widened(None).eval())(torch.randn(3, 4))
+    explanation = fxlrp.compile(Widened(None).eval(), "conserving")(torch.randn(3, 4))
     assert explanation.output.dtype == torch.float64
     halves = nn.Sequential(*[nn.Linear(16, 16) for _ in range(4)]).bfloat16()
 
@@ -540,7 +541,7 @@ def test_an_output_of_a_finer_type_than_what_computes_it_is_no_error():
         def forward(self, x):
             return self.last(self.body(x).float())
 
-    fxlrp.compile(Mixed().eval())(torch.randn(3, 16, dtype=torch.bfloat16))
+    fxlrp.compile(Mixed().eval(), "conserving")(torch.randn(3, 16, dtype=torch.bfloat16))
 
 
 def test_branches_on_many_batch_sizes_are_refused_or_right():
@@ -550,7 +551,7 @@ def test_branches_on_many_batch_sizes_are_refused_or_right():
         lambda self, h: h * (1 + float(h.shape[0] % 2)),
     ):
         model = Between(between).eval()
-        explainer = fxlrp.compile(model)
+        explainer = fxlrp.compile(model, "conserving")
         for size in (3, 1, 2, 5, 4):
             x = torch.randn(size, 4)
             with contextlib.suppress(CaptureError):
@@ -566,7 +567,7 @@ def test_optional_inputs_may_be_of_several_types():
             return self.last(h.relu())
 
     model, x = Optional(None).eval(), torch.randn(3, 4)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for y in (torch.randn(3, 8), torch.randn(3, 8) > 0, torch.randn(3, 8)):
         assert_close(explainer(x, y).output, model(x, y).detach(), 1e-6)
 
@@ -577,7 +578,7 @@ def test_an_explainer_is_converted_before_its_first_call():
             return super().forward(x * 2 if x.shape[1] > 100 else x)
 
     model, x = Exported(lambda self, h: h.relu()).eval(), torch.randn(3, 4)
-    explainer = fxlrp.compile(model).to(torch.float64)
+    explainer = fxlrp.compile(model, "conserving").to(torch.float64)
     explanation = explainer(x.double())
     assert explanation.relevance.dtype == torch.float64
     assert_close(explanation.output, copy.deepcopy(model).double()(x.double()).detach(), 1e-12)
@@ -593,7 +594,7 @@ def test_a_squeeze_without_an_axis_keeps_the_batch():
             return self.fc(self.pool(self.conv(x).relu()).squeeze())
 
     model = Squeezed().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explanation = explainer(torch.randn(3, 3, 8, 8))
     assert_close(explanation.relevance.sum((1, 2, 3)), explanation.start, 1e-5)
     with pytest.raises(CaptureError, match="batch"):
@@ -620,11 +621,11 @@ def test_outputs_with_names_are_picked_by_them():
     for kind in (Returned, pair):
         model, x = Names(kind).eval(), torch.randn(3, 4)
         for output in ("logits", lambda returned: returned.logits):
-            explanation = fxlrp.compile(model, output=output)(x)
+            explanation = fxlrp.compile(model, "conserving", output=output)(x)
             assert_close(explanation.relevance.sum(1), explanation.start, 1e-5)
         assert explanation.output is not None
     model = Names(lambda logits, hidden: (logits, None)).eval()
-    assert fxlrp.compile(model)(x).relevance.shape == x.shape
+    assert fxlrp.compile(model, "conserving")(x).relevance.shape == x.shape
 
 
 def test_inputs_may_have_any_name():
@@ -652,7 +653,7 @@ def test_numbers_of_numpy_and_buffers_made_in_forward_are_constants():
             return self.last((self.first(x) * self.scale + self.offset).relu())
 
     model = Made().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(torch.randn(3, 4))
     assert not hasattr(model, "offset")
 
@@ -688,12 +689,12 @@ class Counts(nn.Module):
 )
 def test_the_model_is_run_as_often_as_asked(verify, runs):
     Counts.runs = []
-    explainer = fxlrp.compile(Counts().eval(), verify=verify)
+    explainer = fxlrp.compile(Counts().eval(), "conserving", verify=verify)
     for size in (3, 3, 1):
         explainer(torch.rand(size, 4))
     assert Counts.runs == runs
     with pytest.raises(RuleError, match="verify='often': choose one of 'first', 'always', 'never'"):
-        fxlrp.compile(plain(), verify="often")
+        fxlrp.compile(plain(), "conserving", verify="often")
 
 
 # Starts -------------------------------------------------------------------------------------------
@@ -730,7 +731,7 @@ class Ended(nn.Module):
 )
 def test_the_start_fits_the_end_of_the_model(end, classes, wanted, told):
     model, x = Ended(end, classes).eval(), torch.randn(4, 4) * 3
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explanation = explainer(x)
     with torch.no_grad():
         values = wanted(model(x))
@@ -751,4 +752,4 @@ def test_an_embedding_asks_for_a_word_and_says_which_line_to_write():
             return self.layer(x)
 
     with pytest.raises(FxlrpError, match="output=lambda output: output"):
-        fxlrp.compile(Sequence().eval())(torch.rand(2, 5, 4))
+        fxlrp.compile(Sequence().eval(), "conserving")(torch.rand(2, 5, 4))

@@ -78,7 +78,7 @@ class Mean(nn.Module):
 @pytest.mark.parametrize("guarded", [False, True], ids=["symbolic", "export"])
 def test_sequences_of_any_length_are_explained(guarded):
     model = Text(guarded, positions=True).double().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for length in (6, 4, 9, 1):
         ids = tokens(2, length)
         assert_close(explainer(ids).output, model(ids))
@@ -87,7 +87,7 @@ def test_sequences_of_any_length_are_explained(guarded):
 
 def test_the_first_layer_behind_a_lookup_is_not_one_whose_input_does_not_matter():
     model = nn.Sequential(nn.Embedding(ENTRIES, WIDTH), nn.Linear(WIDTH, 3), Mean()).eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(tokens(2, 4))
     assert [row.rule for row in explainer.ledger(tokens(2, 4)) if row.path == "1"] == ["ZPlus()"]
 
@@ -125,7 +125,7 @@ def test_a_mask_of_integers_receives_zeros_and_hides_what_it_hides():
 
 def test_padding_that_is_masked_changes_nothing():
     model = Masked().double().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     ids = tokens(2, 4)
     padded = torch.cat([ids, tokens(2, 3)], 1)
     mask = (torch.arange(7) < 4).long().expand(2, 7)
@@ -136,7 +136,7 @@ def test_padding_that_is_masked_changes_nothing():
 def test_inputs_by_name_in_any_order():
     model, ids, mask = Masked().double().eval(), tokens(2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[1, 4:] = 0
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     expected = explainer(ids, mask)
     for explanation in (
         explainer(input_ids=ids, attention_mask=mask),
@@ -152,7 +152,7 @@ def test_other_optional_inputs_are_another_program_of_the_same_explainer():
     model, ids, mask = Masked().double().eval(), tokens(2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[0, 3:] = 0
     kinds = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(2, 6)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     calls = [{}, {"attention_mask": mask}, {"token_type_ids": kinds}, {"attention_mask": mask, "token_type_ids": kinds},
              {"scale": -2.0}]  # fmt: skip
     first = [explainer(ids, **call) for call in calls]
@@ -167,7 +167,7 @@ def test_other_optional_inputs_are_another_program_of_the_same_explainer():
 
 def test_two_lookups_of_two_inputs_share_relevance_as_a_sum_does():
     model, ids, kinds = Masked().double().eval(), tokens(2, 6), torch.randint(0, 2, (2, 6))
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     relevance = explainer(ids, token_type_ids=kinds).by_input
     assert relevance["input_ids"].shape == relevance["token_type_ids"].shape == (2, 6, WIDTH)
     words, types = model.words(ids).abs(), model.kinds(kinds).abs()
@@ -177,7 +177,7 @@ def test_two_lookups_of_two_inputs_share_relevance_as_a_sum_does():
 @pytest.mark.parametrize("guarded", [False, True], ids=["symbolic", "export"])
 def test_wrong_tokens_are_refused_by_the_name_of_the_input(guarded):
     model = Text(guarded).double().eval()
-    explainer = fxlrp.compile(model, example_inputs=tokens(2, 6))
+    explainer = fxlrp.compile(model, "conserving", example_inputs=tokens(2, 6))
     explainer(tokens(2, 6))
     high, low = tokens(2, 6), tokens(2, 6)
     high[1, 2], low[0, 0] = ENTRIES, -1
@@ -196,7 +196,7 @@ def test_wrong_tokens_are_refused_by_the_name_of_the_input(guarded):
 
 def test_ids_and_mask_of_different_lengths_are_refused():
     model, ids, mask = Masked().double().eval(), tokens(2, 6), torch.ones(2, 6, dtype=torch.long)
-    explainer = fxlrp.compile(model, example_inputs={"input_ids": ids, "attention_mask": mask})
+    explainer = fxlrp.compile(model, "conserving", example_inputs={"input_ids": ids, "attention_mask": mask})
     with pytest.raises(InputError, match="input attention_mask is 5 long in axis 1, and input input_ids is 6"):
         explainer(ids, mask[:, :5])
     with pytest.raises(InputError, match="input attention_mask has a batch of 1, another one of 2"):
@@ -218,7 +218,7 @@ def test_a_length_that_the_model_fixes_is_told():
             assert isinstance(ids, torch.Tensor)
             return self.head((self.words(ids) + self.positions).mean(1))
 
-    explainer = fxlrp.compile(Fixed().eval())
+    explainer = fxlrp.compile(Fixed().eval(), "conserving")
     explainer(tokens(2, 6))
     with pytest.raises(InputError, match=r"input ids has shape \(2, 5\), and the model was captured for \(batch, 6\)"):
         explainer(tokens(2, 5))
@@ -226,7 +226,7 @@ def test_a_length_that_the_model_fixes_is_told():
 
 def test_integers_of_any_width_are_tokens():
     model, ids = Text().double().eval(), tokens(2, 6)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert torch.equal(explainer(ids.int()).relevance, explainer(ids).relevance)
 
 

@@ -25,7 +25,7 @@ TIMM = {"resnetv2_50": (12, 4, 0), "hrnet_w18_small": (18, 5, 23), "dla34": (8, 
 
 
 def kinds(model):
-    count = Counter(join.kind for join in fxlrp.compile(model.eval()).joins)
+    count = Counter(join.kind for join in fxlrp.compile(model.eval(), "conserving").joins)
     return count["identity"], count["projection"], count["merge"]
 
 
@@ -39,7 +39,7 @@ def test_joins_of_torchvision_models(name):
 @pytest.mark.slow
 def test_joins_of_a_windowed_transformer_that_is_captured_by_export():
     model = torchvision.models.swin_t(weights=None).eval()
-    explainer = fxlrp.compile(model, example_inputs=torch.randn(1, 3, 224, 224))
+    explainer = fxlrp.compile(model, "conserving", example_inputs=torch.randn(1, 3, 224, 224))
     assert Counter(join.kind for join in explainer.joins) == {"identity": 24}
 
 
@@ -52,7 +52,7 @@ def test_joins_of_timm_models(name):
 
 
 def test_a_join_knows_its_branches():
-    joins = {join.name: join for join in fxlrp.compile(torchvision.models.resnet18().eval()).joins}
+    joins = {join.name: join for join in fxlrp.compile(torchvision.models.resnet18().eval(), "conserving").joins}
     identity, projection = joins["layer1_0_add"], joins["layer2_0_add"]
     assert (identity.kind, identity.skip, identity.residual, identity.fork, identity.path) == (
         "identity", "maxpool", "layer1_0_bn2", "maxpool", "layer1.0",
@@ -75,7 +75,7 @@ class Function(nn.Module):
 
 
 def joins(function):
-    explainer = fxlrp.compile(Function(function).eval(), start=ones)
+    explainer = fxlrp.compile(Function(function).eval(), "conserving", start=ones)
     return [(join.kind, join.skip, join.residual) for join in explainer.joins]
 
 
@@ -130,5 +130,5 @@ def test_branches_of_different_inputs_have_no_fork():
         def forward(self, a, b):
             return a.relu() + b
 
-    (join,) = fxlrp.compile(Two().eval(), start=ones).joins
+    (join,) = fxlrp.compile(Two().eval(), "conserving", start=ones).joins
     assert (join.kind, join.fork) == ("merge", None)

@@ -20,7 +20,7 @@ def x():
 
 
 def test_rows_account_for_every_node(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     ledger, explanation = explainer.ledger(x), explainer(x)
     assert [row.node for row in ledger][:2] == ["head", "mean"]
     assert ledger.rows[-1].node == "stem"
@@ -37,13 +37,13 @@ def test_rows_account_for_every_node(model, x):
 
 
 def test_the_nodes_of_a_join_share_what_it_received(model, x):
-    rows = {row.node: row for row in fxlrp.compile(model).ledger(x)}
+    rows = {row.node: row for row in fxlrp.compile(model, "conserving").ledger(x)}
     join, main, skip = rows["blocks_1_add"], rows["blocks_1_norm2"], rows["blocks_1_projection_1"]
     assert torch.allclose(main.received + skip.received, join.received)
 
 
 def test_absorption_is_told_by_reason_and_adds_up(model, x):
-    explainer = fxlrp.compile(model, rules={nn.Conv2d: Epsilon(0.1, bias="absorb")})
+    explainer = fxlrp.compile(model, "conserving", rules={nn.Conv2d: Epsilon(0.1, bias="absorb")})
     ledger = explainer.ledger(x)
     assert set(ledger.absorbed) == {"stabilizer", "bias", "constant", "padding"}
     for reason in ("stabilizer", "bias"):
@@ -78,7 +78,7 @@ def test_it_prints_as_a_table(model, x):
 
 
 def test_an_explanation_pays_nothing_for_the_ledger(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     nodes = len(explainer.graph_module.graph.nodes)
     explainer.ledger(x)
     assert len(explainer.graph_module.graph.nodes) == nodes

@@ -65,26 +65,26 @@ def test_the_kind_fxlrp_gives_the_relevance_of_an_explainer(model, x):
 
 def test_the_kind_fxlrp_takes_rules_stages_and_smoothing(model, x):
     options = {"rules": {"block": "Epsilon(1e-3)"}, "split": "symmetric", "identity_skips": False}
-    found = explained(model, x, "fxlrp", **options)
+    found = explained(model, x, "fxlrp", preset="conserving", **options)
     rules = {"block": fxlrp.rules.Epsilon(1e-3)}
-    explainer = fxlrp.compile(model, rules=rules, split="symmetric", identity_skips=False)
+    explainer = fxlrp.compile(model, "conserving", rules=rules, split="symmetric", identity_skips=False)
     assert_close(found.heatmaps, fxlrp.heatmap(explainer(x, target=torch.tensor([0, 2])).relevance), 1e-6)
-    at = explained(model, x, "fxlrp", at="pool")
-    explanation = fxlrp.compile(model, checkpoints=("pool",))(x, target=torch.tensor([0, 2]))
+    at = explained(model, x, "fxlrp", preset="conserving", at="pool")
+    explanation = fxlrp.compile(model, "conserving", checkpoints=("pool",))(x, target=torch.tensor([0, 2]))
     assert_close(at.heatmaps, explanation.checkpoints["pool"].sum(1), 1e-6)
-    plain, smooth = (explained(model, x, "fxlrp", smooth=s).heatmaps for s in (0.0, 40.0))
+    plain, smooth = (explained(model, x, "fxlrp", preset="conserving", smooth=s).heatmaps for s in (0.0, 40.0))
     assert smooth.std() < plain.std()
 
 
 def test_maps_of_a_stage_are_enlarged(x):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    found = explained(model.eval(), x, "fxlrp", at="2").heatmaps
-    explanation = fxlrp.compile(model, checkpoints=("2",))(x, target=torch.tensor([0, 2]))
+    found = explained(model.eval(), x, "fxlrp", preset="conserving", at="2").heatmaps
+    explanation = fxlrp.compile(model, "conserving", checkpoints=("2",))(x, target=torch.tensor([0, 2]))
     small = explanation.checkpoints["2"].sum(1)
     large = F.interpolate(small[:, None], (8, 8), mode="bilinear")[:, 0] / 4  # a place's relevance, on four pixels
     assert_close(found, large, 1e-6)
-    several = explained(model.eval(), x, "fxlrp", at=["2", "input"]).heatmaps
+    several = explained(model.eval(), x, "fxlrp", preset="conserving", at=["2", "input"]).heatmaps
     assert_close(several, (large + explanation.relevance.sum(1)) / 2, 1e-6)
     assert_close(several.sum((1, 2)), explanation.start, 1e-6)  # each conserves, and so does their mean
 
@@ -180,8 +180,9 @@ def test_maps_of_regions_keep_their_sum_and_the_order_within(model, kind):
     pytest.importorskip("skimage")
     x = torch.zeros(1, 3, 40, 40)
     x[:, :, :, 20:] = 1
-    plain = explained(model, x, kind, targets=[2]).heatmaps
-    regions = explained(model, x, kind, targets=[2], regions=True).heatmaps
+    options = {"preset": "conserving"} if kind == "fxlrp" else {}
+    plain = explained(model, x, kind, targets=[2], **options).heatmaps
+    regions = explained(model, x, kind, targets=[2], regions=True, **options).heatmaps
     assert_close(regions.sum(), plain.sum(), 1e-4)
     left, own = regions[0, :, :15].flatten(), plain[0, :, :15].flatten()
     assert float(left.std()) <= 0.01 * float(regions.abs().max())

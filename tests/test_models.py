@@ -277,7 +277,7 @@ def test_efficientnet_lite0_recognises_photographs_and_conserves_relevance(share
         right = loaded.model(images).argmax(1) == torch.tensor(chosen)
     # 87 % of all 1,000; the wrong normalisation gives 77 %.
     assert right.double().mean() >= 0.8
-    explanation = fxlrp.compile(loaded.model)(images[:2])
+    explanation = fxlrp.compile(loaded.model, "conserving")(images[:2])
     assert torch.allclose(fxlrp.heatmap(explanation.relevance).sum((1, 2)), explanation.start, rtol=1e-4)
 
 

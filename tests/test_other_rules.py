@@ -92,7 +92,7 @@ def test_signed_split_of_a_difference_negates_what_is_subtracted(swapped):
             return y - x if swapped else x - y
 
     x, y = torch.tensor([[5.0, 1.0]], dtype=DOUBLE), torch.tensor([[3.0, 2.0]], dtype=DOUBLE)
-    explainer = fxlrp.compile(Difference().eval(), split=SignedSplit(1e-12), start="output")
+    explainer = fxlrp.compile(Difference().eval(), "conserving", split=SignedSplit(1e-12), start="output")
     to_x, to_y = explainer(x, y).relevance
     sign = -1 if swapped else 1
     assert_close(to_x, sign * x)
@@ -143,7 +143,7 @@ class Add(nn.Module):
 def test_a_join_that_broadcasts_conserves(operation, split):
     model = Add(operation).double().eval()
     relevance = torch.rand(2, 3, 4, 4, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, split=split, start=lambda output, target: relevance)
+    explainer = fxlrp.compile(model, "conserving", split=split, start=lambda output, target: relevance)
     assert_conserves(explainer, torch.randn(2, 3, 4, 4, dtype=DOUBLE))
 
 
@@ -153,7 +153,7 @@ def test_the_ratio_of_a_scaled_operand_counts_the_scale():
             return torch.sub(x[:, :1], x[:, 1:], alpha=3)
 
     relevance = torch.ones(1, 1, dtype=DOUBLE)
-    explainer = fxlrp.compile(Scaled().eval(), start=lambda output, target: relevance)
+    explainer = fxlrp.compile(Scaled().eval(), "conserving", start=lambda output, target: relevance)
     got = explainer(torch.tensor([[2.0, 2.0]], dtype=DOUBLE)).relevance
     assert got.tolist() == [[pytest.approx(0.25), pytest.approx(0.75)]]
 
@@ -187,7 +187,7 @@ GATES = {
 def test_the_signal_takes_all_and_the_gate_nothing(gate, flipped):
     model = Gated(GATES[gate], flipped).double().eval()
     relevance = torch.rand(2, 3, 4, 4, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, start=lambda output, target: relevance)
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: relevance)
     ledger = assert_conserves(explainer, torch.randn(2, 3, 4, 4, dtype=DOUBLE))
     assert "squeeze" not in [row.node for row in ledger]
     assert ledger.rows[0].kind == "gate"
@@ -195,7 +195,7 @@ def test_the_signal_takes_all_and_the_gate_nothing(gate, flipped):
 
 def test_of_two_clipped_factors_neither_is_the_gate():
     model = Gated(GATES["hard sigmoid spelled out"]).double().eval()
-    explainer = fxlrp.compile(model, start=lambda output, target: torch.ones(1, 3, 4, 4, dtype=DOUBLE))
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: torch.ones(1, 3, 4, 4, dtype=DOUBLE))
     ledger = assert_conserves(explainer, torch.randn(1, 3, 4, 4, dtype=DOUBLE))
     assert "squeeze" in [row.node for row in ledger]
 
@@ -206,7 +206,8 @@ def test_an_activation_spelled_out_is_a_gate_of_its_own_input():
             return x * torch.sigmoid(x)
 
     relevance = torch.rand(2, 3, dtype=DOUBLE)
-    explanation = fxlrp.compile(Swish().eval(), start=lambda output, target: relevance)(torch.randn(2, 3, dtype=DOUBLE))
+    explainer = fxlrp.compile(Swish().eval(), "conserving", start=lambda output, target: relevance)
+    explanation = explainer(torch.randn(2, 3, dtype=DOUBLE))
     assert torch.equal(explanation.relevance, relevance)
 
 
@@ -216,7 +217,7 @@ def test_the_numerator_of_a_quotient_takes_all_however_bounded():
             return x.sigmoid() / (1 + x.abs().sum(1, keepdim=True))
 
     relevance = torch.rand(2, 3, dtype=DOUBLE)
-    explainer = fxlrp.compile(Quotient().eval(), start=lambda output, target: relevance)
+    explainer = fxlrp.compile(Quotient().eval(), "conserving", start=lambda output, target: relevance)
     x = torch.randn(2, 3, dtype=DOUBLE)
     assert torch.equal(explainer(x).relevance, relevance)
     assert [row.node for row in explainer.ledger(x)] == ["div", "sigmoid"]

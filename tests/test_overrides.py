@@ -43,7 +43,7 @@ def called(key):
 
 def rows(model, **options):
     """What the summary says, by node."""
-    return {row.node: row for row in fxlrp.compile(model, **options).summary()}
+    return {row.node: row for row in fxlrp.compile(model, **{"preset": "conserving", **options}).summary()}
 
 
 # Which node, which rule, and why -----------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_a_presets_exception_that_matches_nothing_is_none(model):
     preset = fxlrp.Preset("mine", rules={"elsewhere.*": Epsilon(0.1)})
     assert rows(model, preset=preset)["head"].reason == "preset mine"
     with pytest.raises(PatternError, match="matches nothing"):
-        fxlrp.compile(model, rules={"elsewhere.*": Epsilon(0.1)})
+        fxlrp.compile(model, "conserving", rules={"elsewhere.*": Epsilon(0.1)})
 
 
 def test_the_summary_says_who_chose_each_rule(model):
@@ -159,7 +159,7 @@ def test_a_key_may_be_a_kind_of_join():
     wanted = {
         JoinKind.IDENTITY: FixedSplit(0.3), JoinKind.PROJECTION: SkipOnly(), JoinKind.MERGE: SymmetricSplit(),
     }  # fmt: skip
-    found = [row for row in fxlrp.compile(model, rules=wanted).summary() if row.kind.startswith("join")]
+    found = [row for row in fxlrp.compile(model, "conserving", rules=wanted).summary() if row.kind.startswith("join")]
     assert [(row.kind, row.rule, row.reason) for row in found] == [
         (f"join: {kind.value}", repr(rule), f"rules: {kind!r}") for kind, rule in wanted.items()
     ]
@@ -174,9 +174,9 @@ def test_a_name_says_more_than_a_kind_of_join(model):
 
 def test_a_kind_of_join_that_the_model_does_not_have_is_refused(model):
     with pytest.raises(PatternError, match=r"JoinKind\.MERGE\] matches nothing"):
-        fxlrp.compile(model, rules={JoinKind.MERGE: SkipOnly()})
+        fxlrp.compile(model, "conserving", rules={JoinKind.MERGE: SkipOnly()})
     with pytest.raises(RuleError, match="join takes a SplitRule"):
-        fxlrp.compile(model, rules={JoinKind.IDENTITY: Epsilon()})
+        fxlrp.compile(model, "conserving", rules={JoinKind.IDENTITY: Epsilon()})
 
 
 SPLITS = {
@@ -187,7 +187,8 @@ SPLITS = {
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_splits_by_name(model, x, name):
-    by_name, by_rule = fxlrp.compile(model, split=name), fxlrp.compile(model, split=SPLITS[name])
+    by_name = fxlrp.compile(model, "conserving", split=name)
+    by_rule = fxlrp.compile(model, "conserving", split=SPLITS[name])
     assert {row.rule for row in by_name.summary() if row.kind.startswith("join")} == {repr(SPLITS[name])}
     assert torch.equal(by_name(x).relevance, by_rule(x).relevance)
     assert_conserves(by_name, x, absorbs=["stabilizer"] if name == "signed" else [])
@@ -196,12 +197,12 @@ def test_splits_by_name(model, x, name):
 @pytest.mark.parametrize("skip", [0, 0.3, 0.5, 1])
 def test_a_fixed_proportion_goes_to_the_skip(model, x, skip):
     before = snapshot(model, x)
-    explainer = fxlrp.compile(model, split=FixedSplit(skip))
+    explainer = fxlrp.compile(model, "conserving", split=FixedSplit(skip))
     assert_conserves(explainer, x)
     relevance = explainer(x).relevance
     edges = {0: "residual", 0.5: "symmetric", 1: "skip"}
     if skip in edges:
-        assert_close(relevance, fxlrp.compile(model, split=edges[skip])(x).relevance)
+        assert_close(relevance, fxlrp.compile(model, "conserving", split=edges[skip])(x).relevance)
     assert_unchanged(before, snapshot(model, x))
 
 
@@ -219,7 +220,7 @@ def test_the_skip_is_the_skip_on_either_side_of_the_sum(flipped):
     relevance = torch.rand(2, 4, dtype=torch.float64)
 
     def explained(split):
-        return fxlrp.compile(model, split=split, start=lambda output, target: relevance)(x).relevance
+        return fxlrp.compile(model, "conserving", split=split, start=lambda output, target: relevance)(x).relevance
 
     assert torch.equal(explained("skip"), relevance)
     assert_close(explained(FixedSplit(0.3)), 0.3 * explained("skip") + 0.7 * explained("residual"))
@@ -236,7 +237,7 @@ def test_a_proportion_lies_between_none_and_all(skip):
 
 def test_overrides_stay_with_their_explainer(model, x):
     before = snapshot(model, x)
-    plain = fxlrp.compile(model)
+    plain = fxlrp.compile(model, "conserving")
     expected = plain(x).relevance
     preset, rules = fxlrp.PRESETS["epsilon_plus"], {"blocks.1": Epsilon(0.1), JoinKind.IDENTITY: FixedSplit(0.3)}
     asked = fxlrp.compile(model, preset, rules=rules, split="skip")
@@ -246,6 +247,6 @@ def test_overrides_stay_with_their_explainer(model, x):
     assert asked.summary()[len(asked.summary()) - 1].rule == fxlrp.compile(model, preset).summary()[-1].rule
     assert {row.rule for row in asked.summary() if row.kind == "join: identity"} == {repr(FixedSplit(0.3))}
     assert torch.equal(plain(x).relevance, expected)
-    assert torch.equal(fxlrp.compile(model)(x).relevance, expected)
+    assert torch.equal(fxlrp.compile(model, "conserving")(x).relevance, expected)
     assert not preset.rules
     assert_unchanged(before, snapshot(model, x))

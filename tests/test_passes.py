@@ -153,7 +153,7 @@ def test_joins_before_a_node_are_counted():
 def test_emitted_nodes_say_what_they_belong_to():
     import fxlrp
 
-    graph = fxlrp.compile(Net().eval()).graph_module.graph
+    graph = fxlrp.compile(Net().eval(), "conserving").graph_module.graph
     emitted = {node.name: node.meta[KEY] for node in graph.nodes if isinstance(node.meta.get(KEY), Emitted)}
     known = [node.name for node in graph.nodes if isinstance(node.meta.get(KEY), Facts)]
     assert "conv" in known

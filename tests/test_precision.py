@@ -57,7 +57,7 @@ def assert_conserves_in_full_precision(explainer, x):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_half_precision_is_explained_in_full(name, dtype):
     model, x = made(name, dtype)
-    explanation = assert_conserves_in_full_precision(fxlrp.compile(model), x)
+    explanation = assert_conserves_in_full_precision(fxlrp.compile(model, "conserving"), x)
     with torch.no_grad():
         assert torch.equal(explanation.output, model(x))
     assert explanation.output.dtype == dtype
@@ -75,8 +75,8 @@ def test_every_preset_returns_full_precision(preset, dtype):
 
 def test_a_model_of_half_precision_is_nearly_that_of_full_precision():
     model, x = made("residual")
-    expected = fxlrp.compile(model)(x).relevance
-    explainer = fxlrp.compile(model.to(torch.bfloat16))
+    expected = fxlrp.compile(model, "conserving")(x).relevance
+    explainer = fxlrp.compile(model.to(torch.bfloat16), "conserving")
     assert_close(explainer(x.to(torch.bfloat16)).relevance, expected, 0.1)
 
 
@@ -91,7 +91,7 @@ def test_a_captured_model_of_half_precision_is_explained_in_full():
             return self.model(x)
 
     model, x = made("attention, spelled out", torch.bfloat16)
-    explainer = fxlrp.compile(Guarded(model).eval())
+    explainer = fxlrp.compile(Guarded(model).eval(), "conserving")
     explanation = assert_conserves_in_full_precision(explainer, x)
     assert explainer.capture == "export"
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_captured_model_of_half_precision_is_explained_in_full():
 def test_the_dtype_of_the_input_is_still_checked():
     model, x = made("residual", torch.bfloat16)
     with pytest.raises(InputError, match="input x is float32 and the model is bfloat16"):
-        fxlrp.compile(model)(x.float())
+        fxlrp.compile(model, "conserving")(x.float())
 
 
 # Autocast ------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def autocast():
 @pytest.mark.parametrize("name", MODELS)
 def test_under_autocast_the_output_is_the_models_and_relevance_is_full(name):
     model, x = made(name)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with autocast():
         with torch.no_grad():
             expected = model(x)
@@ -127,7 +127,7 @@ def test_under_autocast_the_output_is_the_models_and_relevance_is_full(name):
 
 def test_one_explainer_serves_with_autocast_and_without():
     model, x = made("attention, one function")
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     before = explainer(x)
     with autocast():
         mixed = explainer(x).relevance
@@ -140,7 +140,7 @@ def test_one_explainer_serves_with_autocast_and_without():
 
 def test_checking_a_target_leaves_nothing_in_autocasts_cache():
     model, x = made("residual")
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with autocast():
         explanation = explainer(x, target=1)
         assert type(explanation.relevance) is torch.Tensor
@@ -152,7 +152,7 @@ def test_an_error_leaves_autocast_as_it_was():
         raise KeyError("no relevance today")
 
     model, x = made("residual")
-    explainer = fxlrp.compile(model, start=fails)
+    explainer = fxlrp.compile(model, "conserving", start=fails)
     with autocast():
         with pytest.raises(KeyError, match="today"):
             explainer(x)

@@ -44,7 +44,7 @@ class Attending(nn.Module):
 @pytest.fixture(scope="module")
 def explainer():
     torch.manual_seed(0)
-    return fxlrp.compile(Attending().eval())
+    return fxlrp.compile(Attending().eval(), "conserving")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_each_call_of_the_optimised_program_is_timed_once(explainer, images, tic
 def test_programs_on_packed_weights_are_the_ones_timed(images, ticking):
     net = nn.Sequential(nn.Conv2d(3, 128, 1), nn.ReLU(), nn.Conv2d(128, 256, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     net = nn.Sequential(net, nn.Flatten(), nn.Linear(256, 3)).eval().to(memory_format=torch.channels_last)
-    explainer = fxlrp.compile(net)
+    explainer = fxlrp.compile(net, "conserving")
     images = images.contiguous(memory_format=torch.channels_last)
     profile = explainer.profile(images)
     calls = run_by(explainer, images)

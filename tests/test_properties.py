@@ -36,7 +36,7 @@ SEEDS = by_profile(fast=st.just(0), slow=st.integers(0, 5))
 @given(net_plans(), st.sampled_from(["ratio", "symmetric"]), st.booleans(), DTYPES, SEEDS)
 def test_every_node_conserves(plan, split, identity_skips, dtype, seed):
     model, x = build(plan, dtype, seed)
-    explainer = fxlrp.compile(model, split=split, identity_skips=identity_skips)
+    explainer = fxlrp.compile(model, "conserving", split=split, identity_skips=identity_skips)
     x = torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
     # The symmetric split sends relevance into a padded skip, and the ledger says so.
     assert_conserves(explainer, x, absorbs=("padding",) if split == "symmetric" else ())
@@ -56,8 +56,10 @@ def test_every_node_conserves_under_gamma(plan):
 @given(net_plans())
 def test_a_known_sign_of_relevance_changes_nothing(plan):
     model, x = build(plan)
-    known = fxlrp.compile(model, start="one")
-    unknown = fxlrp.compile(model, start=lambda output, target: torch.zeros_like(output).scatter(1, target[:, None], 1))
+    known = fxlrp.compile(model, "conserving", start="one")
+    unknown = fxlrp.compile(
+        model, "conserving", start=lambda output, target: torch.zeros_like(output).scatter(1, target[:, None], 1)
+    )
     assert_close(known(x).relevance, unknown(x).relevance, 1e-12)
 
 
@@ -65,7 +67,7 @@ def test_a_known_sign_of_relevance_changes_nothing(plan):
 @given(net_plans())
 def test_items_of_a_batch_are_explained_independently(plan):
     model, x = build(plan)
-    assert_items_independent(fxlrp.compile(model), x)
+    assert_items_independent(fxlrp.compile(model, "conserving"), x)
 
 
 @examples(fast=25, slow=200)
@@ -73,7 +75,7 @@ def test_items_of_a_batch_are_explained_independently(plan):
 def test_explaining_leaves_the_model_unchanged(plan):
     model, x = build(plan)
     before = snapshot(model, x)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explanation = explainer(x)
     explainer.ledger(x)
     assert_unchanged(before, snapshot(model, x))
@@ -88,7 +90,8 @@ def test_a_module_called_twice_is_explained_like_two_modules(plan):
     shared, x = build(plan)
     twin = unshared(shared)
     assert torch.equal(shared(x), twin(x))
-    assert_close(fxlrp.compile(shared)(x).relevance, fxlrp.compile(twin)(x).relevance, 1e-14)
+    once, twice = (fxlrp.compile(each, "conserving")(x).relevance for each in (twin, shared))
+    assert_close(twice, once, 1e-14)
 
 
 def unshared(model):
@@ -150,7 +153,7 @@ def absorbing(plan):
 def test_every_node_of_a_network_of_tokens_conserves(plan, start, dtype, seed):
     model, x = build_tokens(plan, dtype, seed)
     x[1], x[2] = 0, 1  # items of their own kind, whose relevance must not meet that of others
-    explainer = fxlrp.compile(model, start=start)
+    explainer = fxlrp.compile(model, "conserving", start=start)
     assert_conserves(explainer, x, absorbs=absorbing(plan))
     assert_items_independent(explainer, x)
 

@@ -92,4 +92,4 @@ def test_an_lstm_with_projections_is_refused():
             return self.lstm(x)[0][:, -1]
 
     with pytest.raises(UnknownOperationError, match="an LSTM with projections"):
-        fxlrp.compile(Projected().eval())(torch.randn(2, 3, 4))
+        fxlrp.compile(Projected().eval(), "conserving")(torch.randn(2, 3, 4))

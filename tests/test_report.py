@@ -45,7 +45,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def written(resnet, images, tmp_path_factory):
-    explainer = fxlrp.compile(resnet)
+    explainer = fxlrp.compile(resnet, "conserving")
     path = tmp_path_factory.mktemp("report") / "flow.html"
     assert explainer.report(images, path, class_names=["ant", "<bee>", "cat", "dog"]) == path
     return explainer, path.read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def test_stages_are_maps_that_everything_flows_through(written, images):
 @pytest.mark.parametrize("name", ["densenet121", "vit_b_32", pytest.param("swin_t", marks=pytest.mark.slow)])
 def test_stages_of_other_architectures(name):
     model = getattr(models, name)(num_classes=3).eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(torch.randn(1, 3, 224, 224))
     stages = choose_stages(explainer.model_graph, explainer.shapes, (224, 224))
     assert 3 <= len(stages) <= 8
@@ -115,7 +115,7 @@ def test_a_branch_is_no_stage():
             x = self.stem(x).relu()
             return self.fc(torch.cat([self.left(x).mean((2, 3)), self.right(x).mean((2, 3))], 1))
 
-    explainer = fxlrp.compile(Forked().eval())
+    explainer = fxlrp.compile(Forked().eval(), "conserving")
     explainer(torch.rand(1, 3, 8, 8))
     stages = choose_stages(explainer.model_graph, explainer.shapes, (8, 8))
     assert [stage.shape for stage in stages] == [(4, 8, 8)]
@@ -130,14 +130,14 @@ def test_a_network_without_maps_has_no_stages(tmp_path):
         def forward(self, x):
             return self.fc(x.flatten(1))
 
-    path = fxlrp.compile(Flat().eval()).report(torch.rand(1, 3, 4, 4), tmp_path / "flat.html")
+    path = fxlrp.compile(Flat().eval(), "conserving").report(torch.rand(1, 3, 4, 4), tmp_path / "flat.html")
     text = Page(path.read_text(encoding="utf-8")).text
     assert "At every stage" not in text
     assert "Where it takes the skip" not in text
 
 
 def test_photographs_may_be_given(resnet, images, tmp_path):
-    explainer = fxlrp.compile(resnet)
+    explainer = fxlrp.compile(resnet, "conserving")
     own = explainer.report(images[:1], tmp_path / "own.html").read_text(encoding="utf-8")
     given = explainer.report(images[:1], tmp_path / "given.html", photos=[torch.rand(3, 64, 64)], title="My <model>")
     text = given.read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def test_photographs_may_be_given(resnet, images, tmp_path):
 def test_bad_input_is_told_and_nothing_is_written(options, error, message, resnet, images, tmp_path):
     given = {"images": images, "path": "a.html", **options}
     with pytest.raises(error, match=message):
-        fxlrp.compile(resnet).report(given.pop("images"), tmp_path / given.pop("path"), **given)
+        fxlrp.compile(resnet, "conserving").report(given.pop("images"), tmp_path / given.pop("path"), **given)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,23 +172,23 @@ def test_a_notebook_shows_an_explanation_as_pictures(resnet, images):
 
     from PIL import Image
 
-    explanation = fxlrp.compile(resnet)(images)
+    explanation = fxlrp.compile(resnet, "conserving")(images)
     with Image.open(io.BytesIO(explanation._repr_png_())) as sheet:
         assert sheet.size == (2 * 256, 256)
-    several = fxlrp.compile(resnet)(images, target=[0, 1])
+    several = fxlrp.compile(resnet, "conserving")(images, target=[0, 1])
     assert several._repr_png_() is None
-    tokens = fxlrp.compile(nn.Linear(4, 3).eval())(torch.rand(2, 4))
+    tokens = fxlrp.compile(nn.Linear(4, 3).eval(), "conserving")(torch.rand(2, 4))
     assert tokens._repr_png_() is None
 
 
 def test_a_notebook_shows_an_explainer_as_its_graph(resnet):
     import shutil
 
-    shown = fxlrp.compile(resnet)._repr_svg_()
+    shown = fxlrp.compile(resnet, "conserving")._repr_svg_()
     if shutil.which("dot") is None:
         assert shown is None
     else:
         assert shown.lstrip().startswith("<?xml")
         assert "layer4" in shown
-    late = fxlrp.compile(models.swin_t(num_classes=3).eval())
+    late = fxlrp.compile(models.swin_t(num_classes=3).eval(), "conserving")
     assert late._repr_svg_() is None  # not captured yet

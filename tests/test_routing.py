@@ -107,7 +107,7 @@ def test_relevance_moves_back_by_the_transpose(name):
 
 def compiled(model, relevance):
     """Some moves put the batch elsewhere at the end, which models do only in between."""
-    return fxlrp.compile(model.eval(), start=lambda output, target: relevance, verify="never")
+    return fxlrp.compile(model.eval(), "conserving", start=lambda output, target: relevance, verify="never")
 
 
 def assert_adjoint(function, explainer, x, relevance):
@@ -133,8 +133,8 @@ def test_relevance_moves_back_alike_by_export(name):
     function, shape = MOVES[name]
     x = torch.randn(shape, dtype=torch.float64)
     relevance = torch.randn_like(function(x))
-    explainer = fxlrp.compile(Exported(function).eval(), start=lambda output, target: relevance, example_inputs=x,
-                              verify="never")  # fmt: skip
+    model, start = Exported(function).eval(), lambda output, target: relevance
+    explainer = fxlrp.compile(model, "conserving", start=start, example_inputs=x, verify="never")
     assert explainer.capture == "export"
     assert_adjoint(function, explainer, x, relevance)
 
@@ -186,7 +186,7 @@ HIDDEN = {
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_falls_to_numbers_in_the_place_of_values_is_told(name):
     relevance = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64)
-    explainer = fxlrp.compile(Move(HIDDEN[name]).eval(), start=lambda output, target: relevance)
+    explainer = fxlrp.compile(Move(HIDDEN[name]).eval(), "conserving", start=lambda output, target: relevance)
     x = torch.ones(1, 3, dtype=torch.float64)
     ledger = assert_conserves(explainer, x, absorbs=("constant",))
     assert explainer(x).relevance.tolist() == [[0.0, 2.0, 0.0]]
@@ -203,7 +203,8 @@ def test_moving_keeps_all_relevance(name):
 
 def test_what_falls_into_padding_is_told():
     relevance = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
-    explainer = fxlrp.compile(Move(lambda x: F.pad(x, (1, 1))).eval(), start=lambda output, target: relevance)
+    padded = Move(lambda x: F.pad(x, (1, 1))).eval()
+    explainer = fxlrp.compile(padded, "conserving", start=lambda output, target: relevance)
     x = torch.ones(1, 2)
     assert explainer(x).relevance.tolist() == [[2.0, 4.0]]
     assert explainer.ledger(x).absorbed["padding"].tolist() == [9.0]
@@ -220,7 +221,7 @@ def test_what_falls_to_a_constant_is_told():
             return torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
 
     relevance = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]])
-    explainer = fxlrp.compile(Token().eval(), start=lambda output, target: relevance)
+    explainer = fxlrp.compile(Token().eval(), "conserving", start=lambda output, target: relevance)
     x = torch.ones(1, 1, 2)
     assert explainer(x).relevance.tolist() == [[[4.0, 8.0]]]
     assert explainer.ledger(x).absorbed["constant"].tolist() == [3.0]
@@ -239,7 +240,7 @@ def test_the_padding_of_patches_carries_no_signal():
 
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     x[1] = 0
-    assert_conserves(fxlrp.compile(Patches().double().eval()), x)
+    assert_conserves(fxlrp.compile(Patches().double().eval(), "conserving"), x)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -253,7 +254,7 @@ def test_what_falls_to_a_stacked_constant_is_told_wherever_the_batch_is(dim):
             return torch.stack([self.token.expand(x.shape[0], -1), x], dim).movedim(dim, 1)
 
     relevance = torch.rand(3, 2, 4, dtype=torch.float64)
-    explainer = fxlrp.compile(Stacked().double().eval(), start=lambda output, target: relevance)
+    explainer = fxlrp.compile(Stacked().double().eval(), "conserving", start=lambda output, target: relevance)
     x = torch.randn(3, 4, dtype=torch.float64)
     ledger = assert_conserves(explainer, x, absorbs=("constant",))
     assert_close(ledger.absorbed["constant"], relevance[:, 0].sum(1))
@@ -275,7 +276,7 @@ def test_tokens_that_a_score_picks_receive_what_is_made_of_them():
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     for by_name in (False, True):
         model = Picking(by_name=by_name).double().eval()
-        explainer = fxlrp.compile(model)
+        explainer = fxlrp.compile(model, "conserving")
         assert_conserves(explainer, x)
         index = model.score(x).squeeze(-1).topk(2, dim=1).indices
         touched = explainer(x).relevance.abs().sum(-1) > 0

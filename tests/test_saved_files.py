@@ -23,7 +23,7 @@ def saved(tmp_path_factory):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
     x = torch.randn(2, 3, 8, 8)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     relevance = explainer(x).relevance
     return explainer.save(tmp_path_factory.mktemp("saved") / "good.pt2"), x, relevance
 
@@ -208,7 +208,7 @@ def test_machine_code_of_others_is_not_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", [None, 3, b"x.pt2", "a\0b.pt2"])
 def test_what_names_no_file_is_an_error(path):
-    explainer = fxlrp.compile(nn.Linear(4, 3).eval())
+    explainer = fxlrp.compile(nn.Linear(4, 3).eval(), "conserving")
     explainer(torch.rand(2, 4))
     for use in (fxlrp.load, explainer.save, explainer.export_aot):
         with pytest.raises(ExportError, match="a file is named by"):

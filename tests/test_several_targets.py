@@ -57,7 +57,7 @@ def test_random_residual_networks_are_explained_as_by_single_calls(plan, split):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 12, 12, dtype=DOUBLE)
     x[1] = 0
-    assert_equals_single_calls(fxlrp.compile(RandomNet(plan).double().eval(), split=split), x)
+    assert_equals_single_calls(fxlrp.compile(RandomNet(plan).double().eval(), "conserving", split=split), x)
 
 
 @examples(fast=8, slow=100)
@@ -80,7 +80,7 @@ def test_every_preset_explains_as_by_single_calls(preset):
 @pytest.mark.parametrize("final_states", [False, True])
 def test_an_lstm_is_explained_as_by_single_calls(final_states):
     model = Recurrent(final_states, bidirectional=True, num_layers=2).double().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert_equals_single_calls(explainer, torch.randn(3, 6, 4, dtype=DOUBLE))
     assert explainer.capture == "export"
 
@@ -91,7 +91,7 @@ def test_an_exported_transformer_is_explained_as_by_single_calls():
         hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=60, num_labels=3
     )
     model = transformers.BertForSequenceClassification(config).double().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[1, 5:] = 0
     explanation = assert_equals_single_calls(explainer, input_ids=torch.randint(3, 60, (2, 7)), attention_mask=mask)
@@ -111,7 +111,7 @@ def test_an_input_without_relevance_has_zeros_for_every_target():
             return (self.a(left) + self.b(right)) * gate.sigmoid()
 
     inputs = [torch.randn(2, n, dtype=DOUBLE) for n in (4, 5, 3)]
-    explanation = assert_equals_single_calls(fxlrp.compile(Two().double().eval()), *inputs)
+    explanation = assert_equals_single_calls(fxlrp.compile(Two().double().eval(), "conserving"), *inputs)
     assert explanation.relevance[2].shape == (2, 3, 3)
     assert not explanation.relevance[2].any()
 
@@ -158,24 +158,24 @@ def test_every_operation_is_explained_as_by_single_calls(name):
     x = torch.randn(2, 2, 8, 8)
     model = Around(OPERATIONS[name], 3)
     model(x)
-    assert_equals_single_calls(fxlrp.compile(model.double().eval()), x.double())
+    assert_equals_single_calls(fxlrp.compile(model.double().eval(), "conserving"), x.double())
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "autocast"])
 def test_half_precision_is_explained_as_by_single_calls(kind):
     model, x = RandomNet(EVERY_SKIP).eval(), torch.randn(2, 3, 12, 12)
     if kind == "bfloat16":
-        assert_equals_single_calls(fxlrp.compile(model.bfloat16()), x.bfloat16(), limit=1e-5)
+        assert_equals_single_calls(fxlrp.compile(model.bfloat16(), "conserving"), x.bfloat16(), limit=1e-5)
     else:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert_equals_single_calls(fxlrp.compile(model), x, limit=1e-5)
+            assert_equals_single_calls(fxlrp.compile(model, "conserving"), x, limit=1e-5)
 
 
 # What targets may be --------------------------------------------------------------------------------
 
 
 def test_a_tensor_gives_several_classes_per_item(model, x):
-    explainer = fxlrp.compile(model, checkpoints=["blocks.1", "head"])
+    explainer = fxlrp.compile(model, "conserving", checkpoints=["blocks.1", "head"])
     target = torch.tensor([[0, 4], [1, 1], [3, 2]])
     explanation = explainer(x, target=target)
     assert torch.equal(explanation.target, target)
@@ -190,7 +190,7 @@ def test_a_tensor_gives_several_classes_per_item(model, x):
 
 @pytest.mark.parametrize("same", [(1, 3), range(1, 4, 2), [np.int64(1), 3], torch.tensor([[1, 3]] * 3)])
 def test_a_list_of_classes_applies_to_every_item(model, x, same):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     expected = explainer(x, target=[1, 3])
     assert expected.target.tolist() == [[1, 3]] * 3
     assert torch.equal(explainer(x, target=same).relevance, expected.relevance)
@@ -198,13 +198,13 @@ def test_a_list_of_classes_applies_to_every_item(model, x, same):
 
 
 def test_one_class_in_a_list_keeps_the_target_axis(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert_close(explainer(x, target=[2]).relevance, explainer(x, target=2).relevance.unsqueeze(1), 1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
 def test_chunks_give_the_same_explanation(model, x, chunk):
-    explainer = fxlrp.compile(model, checkpoints=["blocks.1"])
+    explainer = fxlrp.compile(model, "conserving", checkpoints=["blocks.1"])
     whole, parts = explainer(x, target=range(5)), explainer(x, target=range(5), chunk=chunk)
     assert_close(parts.relevance, whole.relevance, 1e-12)
     assert_close(parts.checkpoints["blocks.1"], whole.checkpoints["blocks.1"], 1e-12)
@@ -228,18 +228,18 @@ def test_chunks_give_the_same_explanation(model, x, chunk):
 )
 def test_an_invalid_target_is_rejected(model, x, target, message):
     with pytest.raises(TargetError, match=re.escape(message)):
-        fxlrp.compile(model)(x, target=target)
+        fxlrp.compile(model, "conserving")(x, target=target)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, True, 1.5])
 def test_an_invalid_chunk_is_rejected(model, x, chunk):
     with pytest.raises(InputError, match="chunk= is how many targets or conditions"):
-        fxlrp.compile(model)(x, target=[0, 1], chunk=chunk)
+        fxlrp.compile(model, "conserving")(x, target=[0, 1], chunk=chunk)
 
 
 def test_a_ledger_of_several_targets_is_rejected(model, x):
     with pytest.raises(TargetError, match="one target per item"):
-        fxlrp.compile(model).ledger(x, target=[0, 1])
+        fxlrp.compile(model, "conserving").ledger(x, target=[0, 1])
 
 
 # How it runs ----------------------------------------------------------------------------------------
@@ -273,16 +273,16 @@ def test_a_custom_start_is_called_for_each_target(model, x):
         asked.append(target.tolist())  # nothing that vmap could do
         return torch.zeros_like(output).scatter(1, target[:, None], -1.0)
 
-    explainer = fxlrp.compile(model, start=start)
+    explainer = fxlrp.compile(model, "conserving", start=start)
     assert_equals_single_calls(explainer, x)
     assert asked[:3] == [[0] * 3, [2] * 3, [1] * 3]
     with pytest.raises(StartError, match="must return relevance like the output"):
-        fxlrp.compile(model, start=lambda output, target: output.sum())(x, target=[0, 1])
+        fxlrp.compile(model, "conserving", start=lambda output, target: output.sum())(x, target=[0, 1])
 
 
 @pytest.mark.parametrize("start", ["logit", "one", "output"])
 def test_named_starts_explain_as_by_single_calls(model, x, start):
-    assert_equals_single_calls(fxlrp.compile(model, start=start), x)
+    assert_equals_single_calls(fxlrp.compile(model, "conserving", start=start), x)
 
 
 def test_a_rule_that_reads_numbers_is_rejected(model, x):
@@ -294,14 +294,14 @@ def test_a_rule_that_reads_numbers_is_rejected(model, x):
     def peeked(relevance):
         return relevance * (relevance.sum().item() != 0)
 
-    explainer = fxlrp.compile(model, split=Peeking())
+    explainer = fxlrp.compile(model, "conserving", split=Peeking())
     assert explainer(x, target=1).relevance.any()
     with pytest.raises(RuleError, match="for several targets or conditions at once; explain them one by one"):
         explainer(x, target=[0, 1])
 
 
 def test_a_call_with_several_targets_leaves_single_calls_unchanged(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     before = explainer(x, target=1)
     explainer(x, target=[0, 1])
     after = explainer(x, target=1)
@@ -310,7 +310,7 @@ def test_a_call_with_several_targets_leaves_single_calls_unchanged(model, x):
 
 
 def test_several_targets_follow_the_model_and_its_precision(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x, target=[0, 1])
     with torch.no_grad():
         model.head.weight.mul_(-1)
@@ -322,28 +322,28 @@ def test_several_targets_follow_the_model_and_its_precision(model, x):
 
 def test_several_targets_can_be_differentiated(model, x):
     x = x[:2].requires_grad_()
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     (together,) = torch.autograd.grad(explainer(x, target=[0, 1]).relevance.square().sum(), x)
     alone = sum(torch.autograd.grad(explainer(x, target=t).relevance.square().sum(), x)[0] for t in (0, 1))
     assert_close(together, alone, 1e-10)
-    assert not fxlrp.compile(model)(x, target=[0, 1]).relevance.requires_grad
+    assert not fxlrp.compile(model, "conserving")(x, target=[0, 1]).relevance.requires_grad
 
 
 @pytest.mark.parametrize("target", [None, 1, [0, 2, 1]])
 def test_the_explainers_heatmap_sums_over_channels_alone(model, x, target):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     relevance = explainer(x, target=target).relevance
     assert torch.equal(explainer.heatmap(x, target=target), relevance.sum(dim=-3))
 
 
 def test_a_series_has_a_heatmap_too():
     model, x = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)).eval(), torch.randn(2, 2, 8)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert torch.equal(explainer.heatmap(x, target=[0, 1]), explainer(x, target=[0, 1]).relevance.sum(dim=2))
 
 
 def test_heatmaps_keep_the_target_axis(model, x):
-    explanation = fxlrp.compile(model)(x, target=[0, 1])
+    explanation = fxlrp.compile(model, "conserving")(x, target=[0, 1])
     maps = fxlrp.heatmap(explanation.relevance)
     assert maps.shape == (3, 2, 12, 12)
     assert torch.equal(maps[1, 1], fxlrp.heatmap(explanation.relevance[1, 1]))

@@ -25,7 +25,7 @@ def seeded(number=0):
 
 
 def test_it_is_the_mean_of_explanations_of_noisy_copies(model, x):
-    explainer = fxlrp.compile(model, checkpoints=["blocks.1"])
+    explainer = fxlrp.compile(model, "conserving", checkpoints=["blocks.1"])
     found = fxlrp.smooth(explainer, x, target=2, samples=5, noise=0.2, generator=seeded())
     generator, each = seeded(), []
     span = x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True)
@@ -38,13 +38,13 @@ def test_it_is_the_mean_of_explanations_of_noisy_copies(model, x):
 
 
 def test_what_is_averaged_is_conserved(model, x):
-    found = fxlrp.smooth(fxlrp.compile(model, checkpoints=["head"]), x, samples=7)
+    found = fxlrp.smooth(fxlrp.compile(model, "conserving", checkpoints=["head"]), x, samples=7)
     assert_close(found.relevance.sum((1, 2, 3)), found.start)
     assert_close(found.checkpoints["head"].sum(1), found.start)
 
 
 def test_the_class_is_that_of_the_clean_input(model, x):
-    explainer = fxlrp.compile(model, start="one")
+    explainer = fxlrp.compile(model, "conserving", start="one")
     predicted = model(x).argmax(1)
     generator = seeded(1)
     drawn = [5.0 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(8)]
@@ -58,7 +58,7 @@ def test_the_class_is_that_of_the_clean_input(model, x):
 
 
 def test_it_can_be_had_again_and_in_parts_of_any_size(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     first = fxlrp.smooth(explainer, x, samples=6, generator=seeded(3)).relevance
     assert torch.equal(fxlrp.smooth(explainer, x, samples=6, generator=seeded(3)).relevance, first)
     for size in (1, 3, 7, 12):
@@ -69,7 +69,7 @@ def test_it_can_be_had_again_and_in_parts_of_any_size(model, x):
 
 
 def test_no_more_is_explained_at_once_than_asked_for(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     sizes = []
     explainer.graph_module.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
     fxlrp.smooth(explainer, x, samples=5, batch_size=8)
@@ -77,7 +77,7 @@ def test_no_more_is_explained_at_once_than_asked_for(model, x):
 
 
 def test_without_noise_it_is_the_explanation(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explanation, still = explainer(x), fxlrp.smooth(explainer, x, samples=3, noise=0)
     assert_close(still.relevance, explanation.relevance)
     assert_close(still.start, explanation.start)
@@ -85,7 +85,7 @@ def test_without_noise_it_is_the_explanation(model, x):
 
 
 def test_an_item_without_a_range_gets_no_noise(model):
-    explainer, x = fxlrp.compile(model), torch.ones(1, 3, 8, 8, dtype=torch.float64)
+    explainer, x = fxlrp.compile(model, "conserving"), torch.ones(1, 3, 8, 8, dtype=torch.float64)
     assert_close(fxlrp.smooth(explainer, x, samples=3).relevance, explainer(x).relevance)
 
 
@@ -115,16 +115,16 @@ def test_several_inputs_have_their_own_noise_and_further_arguments_none():
 
 
 def test_it_can_be_differentiated_where_the_explainer_can(model, x):
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     leaf = x.clone().requires_grad_()
     fxlrp.smooth(explainer, leaf, samples=2).relevance.square().sum().backward()
     assert leaf.grad.isfinite().all()
     assert leaf.grad.any()
-    assert not fxlrp.smooth(fxlrp.compile(model), leaf, samples=2).relevance.requires_grad
+    assert not fxlrp.smooth(fxlrp.compile(model, "conserving"), leaf, samples=2).relevance.requires_grad
 
 
 def test_noise_on_token_numbers_is_refused():
-    explainer = fxlrp.compile(Words().eval(), start="output")
+    explainer = fxlrp.compile(Words().eval(), "conserving", start="output")
     with pytest.raises(InputError, match=r"noise cannot be added to integers, as torch\.int64 holds"):
         fxlrp.smooth(explainer, (torch.randn(2, 4), torch.randn(2, 4), torch.zeros(2, 3, dtype=torch.long)))
 
@@ -141,11 +141,11 @@ def test_noise_on_token_numbers_is_refused():
 )
 def test_options_that_cannot_be_are_told(model, x, options, message):
     with pytest.raises(InputError, match=message):
-        fxlrp.smooth(fxlrp.compile(model), x, **options)
+        fxlrp.smooth(fxlrp.compile(model, "conserving"), x, **options)
 
 
 def test_inputs_and_targets_are_checked_as_ever(model, x):
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     with pytest.raises(InputError, match="a tuple of tensors, not list"):
         fxlrp.smooth(explainer, [x])
     with pytest.raises(InputError, match="the model takes 4 axes"):

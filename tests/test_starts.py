@@ -92,7 +92,7 @@ CONTRASTS = ["contrastive", "softmax_gradient", "log_odds", "centred", against(2
 @pytest.mark.parametrize("start", CONTRASTS, ids=str)
 def test_contrasts_conserve_and_have_rows(start):
     model, x = RandomNet(PLAN).double().eval(), torch.randn(2, 3, 12, 12, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, start=start)
+    explainer = fxlrp.compile(model, "conserving", start=start)
     for row in explainer.ledger(x):  # the start may add up to zero, so nothing here is relative to it
         assert (row.error.abs() <= 1e-13).all(), row.node
     assert_equals_single_calls(explainer, x, targets=(0, 1, 4), limit=1e-10)
@@ -100,7 +100,7 @@ def test_contrasts_conserve_and_have_rows(start):
 
 def test_a_difference_of_logits_is_what_relevance_adds_up_to():
     model, x = RandomNet(PLAN).double().eval(), torch.randn(2, 3, 12, 12, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, start=against(2))
+    explainer = fxlrp.compile(model, "conserving", start=against(2))
     explanation = explainer(x, target=1)
     output = model(x).detach()
     assert_close(explanation.start, output[:, 1] - output[:, 2], 1e-12)
@@ -124,4 +124,4 @@ def test_classes_that_are_not_there_are_refused(logits, target):
         with pytest.raises(StartError, match="at least two classes"):
             start(logits[:, :1], target * 0)
     with pytest.raises(StartError, match=r"needs \(batch, classes\)"):
-        fxlrp.compile(nn.Conv2d(3, 2, 1).eval(), start="contrastive")(torch.randn(1, 3, 4, 4))
+        fxlrp.compile(nn.Conv2d(3, 2, 1).eval(), "conserving", start="contrastive")(torch.randn(1, 3, 4, 4))

@@ -75,7 +75,7 @@ def test_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(model, p
 
 def test_padded_batch_equals_single_sentences(model):
     inputs, lengths = pairs([7, 4], [3, 6]), [(7, 3), (4, 6)]
-    explainer = fxlrp.compile(model, start="output")
+    explainer = fxlrp.compile(model, "conserving", start="output")
     together = explainer(*inputs).by_input
     for i, (one, other) in enumerate(lengths):
         alone = explainer(*(t[i : i + 1, :n] for t, n in zip(inputs, (one, one, other, other), strict=True))).by_input

@@ -70,7 +70,7 @@ def sample(fast, *long):
 @sample("bert", "roberta", "distilbert")
 def test_text_classifiers(transformers, text, name):
     model = classifiers(transformers)[name]().double().eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     tokens = assert_tokens_conserve(explainer, model, text)
     assert not tokens[1, 5:].any()  # padding
     longer = torch.randint(3, 60, (1, 11))
@@ -81,7 +81,7 @@ def test_text_classifiers(transformers, text, name):
 @sample("llama", "gpt2", "qwen2")
 def test_language_models(transformers, text, name):
     model = language_models(transformers)[name]().double().eval()
-    explainer = fxlrp.compile(model, output=lambda out: out.logits[:, 4])
+    explainer = fxlrp.compile(model, "conserving", output=lambda out: out.logits[:, 4])
     tokens = assert_tokens_conserve(explainer, model, text)
     assert not tokens[:, 5:].any()  # what comes later has no part in it
     assert tokens[:, 4].all()
@@ -91,7 +91,8 @@ def test_language_models(transformers, text, name):
 def test_an_encoder_whose_output_is_no_class(transformers, text):
     config = transformers.T5Config(d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, vocab_size=60)
     model = transformers.T5EncoderModel(config).double().eval()
-    explainer = fxlrp.compile(model, output="last_hidden_state", start=lambda output, target: output.abs())
+    magnitude = {"output": "last_hidden_state", "start": lambda output, target: output.abs()}
+    explainer = fxlrp.compile(model, "conserving", **magnitude)
     assert_tokens_conserve(explainer, model, text)
 
 
@@ -101,7 +102,7 @@ def test_an_image_transformer_of_hugging_face(transformers):
         hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, image_size=16, patch_size=8
     )
     model = transformers.ViTForImageClassification(config).double().eval()
-    assert_conserves(fxlrp.compile(model), torch.randn(2, 3, 16, 16).double(), absorbs=("constant",))
+    assert_conserves(fxlrp.compile(model, "conserving"), torch.randn(2, 3, 16, 16).double(), absorbs=("constant",))
 
 
 def awake(model):
@@ -128,7 +129,7 @@ SIZE = {"vit_b_32": 224, "swin_t": 64, "swin_v2_t": 64, "maxvit_t": 224}
 def test_torchvision_transformers(name):
     size = SIZE[name]
     model = awake(torchvision.models.get_model(name, weights=None))
-    assert_conserves(fxlrp.compile(model), torch.randn(1, 3, size, size), absorbs=("constant",))
+    assert_conserves(fxlrp.compile(model, "conserving"), torch.randn(1, 3, size, size), absorbs=("constant",))
 
 
 TIMM = (
@@ -143,7 +144,7 @@ def test_timm_transformers(name):
     timm = pytest.importorskip("timm")
     model = awake(timm.create_model(name))
     size = model.default_cfg["input_size"]
-    assert_conserves(fxlrp.compile(model), torch.randn(1, *size), absorbs=("constant",))
+    assert_conserves(fxlrp.compile(model, "conserving"), torch.randn(1, *size), absorbs=("constant",))
 
 
 @pytest.mark.slow
@@ -154,7 +155,7 @@ def test_a_segmentation_from_a_start_of_ones_own():
         wanted = nn.functional.one_hot(target, output.shape[1]).to(output)[:, :, None, None]
         return output.softmax(dim=1) * wanted
 
-    explainer = fxlrp.compile(model, start=of_class)
+    explainer = fxlrp.compile(model, "conserving", start=of_class)
     x = torch.randn(2, 3, 64, 64)
     assert_conserves(explainer, x, target=torch.tensor([3, 15]))
     assert explainer(x, 3).output["out"].shape == (2, 21, 64, 64)

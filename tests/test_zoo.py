@@ -38,7 +38,7 @@ def probes(size):
 def test_torchvision_conserves(name):
     model, size = zoo_model(name)
     x = probes(size)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert_conserves(explainer, x)
     with torch.no_grad():
         assert torch.equal(explainer(x).output, model(x))
@@ -47,7 +47,7 @@ def test_torchvision_conserves(name):
 @pytest.mark.parametrize("name", [pytest.param("googlenet", marks=pytest.mark.slow), "inception_v3"])
 def test_an_input_that_the_model_rearranges_conserves(name):
     model = torchvision.models.get_model(name, weights=None, transform_input=True, init_weights=False).eval()
-    assert_conserves(fxlrp.compile(model), torch.randn(1, 3, 128, 128))
+    assert_conserves(fxlrp.compile(model, "conserving"), torch.randn(1, 3, 128, 128))
 
 
 def photographs(folder, names):
@@ -76,7 +76,7 @@ def sample_photographs():
 def test_photographs_conserve(name, sample_photographs):
     model, size = zoo_model(name)
     photographs = torch.nn.functional.interpolate(sample_photographs, size=size, mode="bilinear")
-    assert_conserves(fxlrp.compile(model), photographs)
+    assert_conserves(fxlrp.compile(model, "conserving"), photographs)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def lite0():
 
 
 def test_a_trained_efficientnet_lite_conserves(lite0, sample_photographs):
-    explainer = fxlrp.compile(lite0)
+    explainer = fxlrp.compile(lite0, "conserving")
     x = torch.cat([sample_photographs, probes(224)])
     assert_conserves(explainer, x)
     with torch.no_grad():
@@ -104,17 +104,17 @@ def test_a_trained_efficientnet_lite_conserves(lite0, sample_photographs):
 def test_trained_cifar_resnets_conserve(shared, depth):
     model = trained_cifar_resnet(shared, depth)
     x = torch.cat([cifar_images(shared, 4), probes(32)])
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert_conserves(explainer, x)
     assert {join.kind for join in explainer.joins} == {"identity"}
     # Halves of what reaches a zero-padded shortcut fall into the padding, and are told.
-    ledger = assert_conserves(fxlrp.compile(model, split="symmetric"), x, absorbs=("padding",))
+    ledger = assert_conserves(fxlrp.compile(model, "conserving", split="symmetric"), x, absorbs=("padding",))
     assert (ledger.absorbed["padding"] > 0.05 * ledger.start).all()
 
 
 def test_a_batch_of_a_real_network_is_its_items():
     model, size = zoo_model("resnet18")
-    assert_items_independent(fxlrp.compile(model.double()), probes(size)[:, :, :64, :64].double())
+    assert_items_independent(fxlrp.compile(model.double(), "conserving"), probes(size)[:, :, :64, :64].double())
 
 
 @pytest.mark.parametrize("blocks", [20, pytest.param(333, marks=pytest.mark.slow)])
@@ -122,7 +122,7 @@ def test_a_thousand_blocks_compile_and_run(blocks):
     from nets import CifarResNet
 
     model = CifarResNet(blocks).eval()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert len(explainer.joins) == 3 * blocks
     explanation = explainer(torch.randn(1, 3, 16, 16))
     assert_close(explanation.relevance.sum(), explanation.start.sum())
@@ -228,7 +228,7 @@ def test_the_released_pooling_says_which_sizes_it_takes():
     explainer = fxlrp.compile(torchvision.models.resnet18().eval(), "otsuki2024")
     with pytest.raises(fxlrp.errors.InputError, match=r"averages of 2 × 2 cannot stand.*\(17, 17\) of \(33, 33\)"):
         explainer(torch.randn(1, 3, 65, 65))
-    assert_conserves(fxlrp.compile(torchvision.models.resnet18().eval()), torch.randn(1, 3, 65, 65))
+    assert_conserves(fxlrp.compile(torchvision.models.resnet18().eval(), "conserving"), torch.randn(1, 3, 65, 65))
 
 
 def test_the_mixture_takes_epsilon_after_the_eighth_join():

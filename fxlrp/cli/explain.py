@@ -129,6 +129,7 @@ def summary(batch: Batch, index: int, path: Path, picture: Path, classes: Sequen
         line = f"  {100 * value:6.2f} %  {_named(number, classes)}\n"
         text.append(line, "bold cyan" if number == target else "")
     text.append(f"  explained   {_named(target, classes)}, probability {float(probabilities[target]):.6f}\n")
+    text.append(f"  start       {explanation.start_name} {float(explanation.start[index]):.6f}\n")
     text.append(f"  Σ relevance {_total(explanation, explanation.relevance, index)}\n")
     if batch.absorbed is not None:
         amounts = {reason: float(amount[index]) for reason, amount in batch.absorbed.items()}

@@ -22,7 +22,7 @@ class ModelOptions:
         Path | None,
         Option(metavar="FILE", help="A checkpoint; without one, torchvision and timm models are untrained."),
     ] = None
-    preset: Annotated[str | None, Option(metavar="NAME", help="The rules of the explanation; else conserving.")] = None
+    preset: Annotated[str | None, Option(metavar="NAME", help="The rules of the explanation; else evidence.")] = None
     rules: Annotated[
         list[str] | None,
         Option(
@@ -34,7 +34,7 @@ class ModelOptions:
         str | None,
         Option(
             metavar="NAME",
-            help="How a join shares: ratio, symmetric, signed, residual or skip; else as the preset has it.",
+            help="How a join shares: ratio, symmetric, signed, gamma, residual or skip; else as the preset has it.",
         ),
     ] = None
 
@@ -47,8 +47,8 @@ class ExplanationOptions(ModelOptions):
         str | None,
         Option(
             metavar="NAME",
-            help="Relevance that enters at the class: probability, logit, one, contrastive, softmax_gradient; "
-            "else auto.",
+            help="Relevance that enters at the class: log_odds, probability, logit, one, centred, contrastive, "
+            "softmax_gradient; else auto.",
         ),
     ] = None
     checkpoints: Annotated[

@@ -11,13 +11,22 @@ from fxlrp.passes.facts import facts
 from fxlrp.vocabulary import Kind
 from fxlrp.vocabulary.operation import per_axis
 
+SPACELESS = 2**30
+"""The stride of a linear layer that no spatial axis reaches."""
+
+_GATHERS = ("flatten", "reshape", "view", "mean", "sum", "amax")
+"""Operations after which a linear layer sees no space any more; a convolution that follows shows that it was there."""
+
 
 class FindDepth(Pass):
     """Finds by how much space is reduced at each node, and the layers that read the classes off the features.
 
-    The classifier is what lies behind the last place where positions or branches meet: the linear layers after the
-    last pooling, mean, choice of a token, join or product. Where that is none (a convolution whose map is averaged),
-    it is the last layer.
+    The classifier is the last layer with weights, the one that reads the classes off the features; where branches are
+    added behind it, the last of each. Hidden layers of a head are none: evidence against a class is lost in the layer
+    that weighs features for classes, and the signed sums of a hidden layer would amplify.
+
+    A linear layer behind the place where space goes (a flatten, a mean, a pool, or an input without space) is coarser
+    than any convolution: its stride is :data:`SPACELESS`.
 
     Requires joins to be known.
     """
@@ -27,14 +36,30 @@ class FindDepth(Pass):
             check(facts(node).kind is not Kind.JOIN or facts(node).join is not None, f"{node}: find joins first")
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
+        spaceless: dict[fx.Node, bool] = {}
         for node in module.graph.nodes:
-            if node.op != "output" and facts(node).signal:
-                before = max((facts(operand).stride for _, operand in facts(node).operands), default=1)
-                facts(node).stride = before * _stride(node)
+            node_facts = facts(node)
+            if node.op == "output" or not node_facts.signal:
+                continue
+            operands = [operand for _, operand in node_facts.operands]
+            node_facts.stride = max((facts(operand).stride for operand in operands), default=1) * _stride(node)
+            spaceless[node] = _is_spaceless(node, all(spaceless.get(operand, True) for operand in operands))
+            if spaceless[node] and node_facts.operation is not None and node_facts.operation.name == "linear":
+                node_facts.stride = SPACELESS
         outputs: Any = next(node for node in module.graph.nodes if node.op == "output").args[0]
         if isinstance(outputs[0], fx.Node) and facts(outputs[0]).signal:
             _mark_classifier(outputs[0])
         return module
+
+
+def _is_spaceless(node: fx.Node, before: bool) -> bool:
+    """Whether no spatial axis is left at a node, as far as its operation says; ``before``: at its operands."""
+    operation = facts(node).operation
+    if operation is None:
+        return before
+    if operation.is_convolution:
+        return False
+    return before or operation.cuts or operation.name in _GATHERS or "pool" in operation.name
 
 
 def _stride(node: fx.Node) -> int:
@@ -51,20 +76,15 @@ def _stride(node: fx.Node) -> int:
 
 
 def _mark_classifier(output: fx.Node) -> None:
-    node, last = output, None
-    while True:
+    waiting, seen = [output], set()
+    while waiting:
+        node = waiting.pop()
         node_facts = facts(node)
+        if node in seen or not node_facts.signal:
+            continue
+        seen.add(node)
         operation = node_facts.operation
         if node_facts.kind is Kind.LINEAR and operation is not None and operation.parametric:
-            last = node if last is None else last
-            if operation.is_convolution:
-                break
             node_facts.classifier = True
-        passes = node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.LINEAR, Kind.ROUTING)
-        mixes = node_facts.kind is Kind.LINEAR and operation is not None and not operation.parametric
-        cuts = operation is not None and operation.cuts
-        if len(node_facts.operands) != 1 or not passes or ((mixes or cuts) and last is not None):
-            break
-        node = node_facts.operands[0][1]
-    if last is not None and not any(facts(n).classifier for n in output.graph.nodes if n.op == "call_function"):
-        facts(last).classifier = True
+        elif node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.LINEAR, Kind.ROUTING, Kind.JOIN):
+            waiting += [operand for _, operand in node_facts.operands]

@@ -49,10 +49,10 @@ class Preset:
         pooling: that of linear operations without parameters: averages, sums, resizing; ``None``: as ``linear``.
         first: the rule of the first layers, those with no layer before them; ``None``: as the others.
         first_convolution: that of first layers that are convolutions; ``None``: as ``first``.
-        classifier: the rule of the layers that read the classes off the features; ``None``: as the others.
+        classifier: the rule of the layer that reads the classes off the features; ``None``: as the others.
         late: ``(n, rule)``: the rule of linear operations after the n-th join; ``None``: as the others.
-        coarse: ``(stride, rule)``: the rule of linear operations where space is reduced by at least so much, such as
-            16 for the last two stages of a ResNet; ``None``: as the others.
+        coarse: ``(stride, rule)``: the rule of linear operations where space is reduced by at least so much, or gone,
+            such as 16 for the last two stages of a ResNet and hidden layers of a head; ``None``: as the others.
         selection: the rule of max pooling.
         split: the rule of joins.
         gate: the rule of elementwise products of two signals.

@@ -33,12 +33,13 @@ class Recipe:
             (``nn.Linear``), operation (``torch.nn.functional.linear``) or kind of join
             (``fxlrp.JoinKind.IDENTITY``); the most specific wins.
         split: how a join shares relevance: ``"ratio"``, ``"symmetric"``, ``"signed"``,
-            ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
+            ``"gamma"``, ``"residual"``, ``"skip"``, or a split rule; ``None``: as the preset has it.
         identity_skips: ``False``: an identity skip receives nothing, its residual branch all.
-        start: the relevance that enters at the output: ``"auto"`` (what fits the end of the model: the softmax of two
-            or more classes, a probability that the model itself gives, or the value of a single output),
-            ``"probability"`` (softmax of a (batch, classes) output), ``"logit"``, ``"one"``, ``"contrastive"`` (CLRP),
-            ``"softmax_gradient"`` (SGLRP), ``"log_odds"`` (against the other classes by their probabilities),
+        start: the relevance that enters at the output: ``"auto"`` (what fits the end of the model: of two or more
+            classes their log-odds or their softmax, as the preset has it, a probability that the model itself gives,
+            or the value of a single output), ``"probability"`` (softmax of a (batch, classes) output), ``"logit"``,
+            ``"one"``, ``"contrastive"`` (CLRP), ``"softmax_gradient"`` (SGLRP), ``"log_odds"`` (against the other
+            classes by their probabilities),
             ``"centred"`` (against their mean), ``fxlrp.starts.against(other)`` (this class rather than
             that one), ``"output"`` (the output itself, for a regression or a similarity), or a
             callable ``(output, target) -> relevance`` in the shape of the output.
@@ -65,7 +66,7 @@ class Recipe:
         BackendError: a backend that is asked for is not known, or cannot run here.
     """
 
-    preset: str | Preset = "conserving"
+    preset: str | Preset = "evidence"
     _: KW_ONLY
     rules: Mapping[Any, Rule] | None = None
     split: str | SplitRule | None = None

@@ -17,14 +17,14 @@ from fxlrp.passes.optimize import DEFAULT, FOLD_NORMS, NAMES, chosen
 @pytest.mark.parametrize("optimize", [None, 3])
 def test_a_value_that_is_neither_boolean_nor_names_is_rejected(optimize):
     with pytest.raises(OptimizeError, match="give True, False, or some of 'single_branch'"):
-        fxlrp.compile(tour()[0], optimize=optimize)
+        fxlrp.compile(tour()[0], "conserving", optimize=optimize)
 
 
 @pytest.mark.parametrize("asked", ["fold", ["fold_weights", "unrolling"], ["single_branch", 3]])
 def test_an_unknown_name_is_rejected_and_the_known_ones_are_listed(asked):
     model, _ = signed()
     with pytest.raises(OptimizeError) as error:
-        fxlrp.compile(model, optimize=asked)
+        fxlrp.compile(model, "conserving", optimize=asked)
     assert isinstance(error.value, FxlrpError)
     assert all(repr(name) in str(error.value) for name in NAMES)
 
@@ -39,14 +39,14 @@ def test_names_are_sorted_into_the_order_in_which_passes_run():
 
 def test_without_optimisation_the_graph_is_the_emitted_one():
     model, _ = tour()
-    explainer = fxlrp.compile(model, optimize=False)
+    explainer = fxlrp.compile(model, "conserving", optimize=False)
     assert steps(explainer.graph) == steps(explainer.emitted)
 
 
 def test_the_emitted_graph_is_kept_beside_the_optimised_one():
     model, _ = tour()
     rules = ("single_branch", "reuse_forward")  # what is known to rules while they write
-    optimized, plain = fxlrp.compile(model), fxlrp.compile(model, optimize=rules)
+    optimized, plain = fxlrp.compile(model, "conserving"), fxlrp.compile(model, "conserving", optimize=rules)
     assert [node.name for node in optimized.emitted.nodes] == [node.name for node in plain.graph.nodes]
 
 
@@ -54,7 +54,7 @@ def test_the_emitted_graph_is_kept_beside_the_optimised_one():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda explainer: pickle.loads(pickle.dumps(explainer))])
 def test_a_copy_of_an_explainer_has_the_same_optimised_graph(asked, copied):
     model, x = signed()
-    explainer = fxlrp.compile(model, optimize=asked)
+    explainer = fxlrp.compile(model, "conserving", optimize=asked)
     explanation = explainer(x)
     twin = copied(explainer)
     assert steps(twin.graph) == steps(explainer.graph)
@@ -64,7 +64,8 @@ def test_a_copy_of_an_explainer_has_the_same_optimised_graph(asked, copied):
 def test_passes_keep_the_names_of_nodes():
     # A picture, the code and what was noted of a node find it by its name.
     model, _ = tour()
-    plain, optimized = fxlrp.compile(model, optimize=("single_branch", "reuse_forward")), fxlrp.compile(model)
+    plain = fxlrp.compile(model, "conserving", optimize=("single_branch", "reuse_forward"))
+    optimized = fxlrp.compile(model, "conserving")
     relevance = {node.name for node in plain.graph.nodes if node.name.startswith("relevance_")}
     assert relevance <= {node.name for node in optimized.graph.nodes}
     forward = [node.name for node in plain.graph.nodes if not isinstance(node.meta.get(KEY), Emitted)]

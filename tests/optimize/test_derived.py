@@ -57,7 +57,7 @@ def test_what_depends_on_weights_is_made_once(kept, preset):
 
 def test_values_are_of_the_weights_alone_whatever_the_input(kept):
     model, _ = network(torch.float32)
-    explainer = fxlrp.compile(model, optimize=FOLDED)
+    explainer = fxlrp.compile(model, "conserving", optimize=FOLDED)
     images = [torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 24), torch.randn(1, 3, 24, 16)]
     images += [image.to(memory_format=torch.channels_last) for image in images]
     assert [kept.during(explainer, image) for image in images] == [1, 0, 0, 0, 0, 0]
@@ -65,7 +65,7 @@ def test_values_are_of_the_weights_alone_whatever_the_input(kept):
 
 def test_nothing_is_kept_while_gradients_are_recorded(kept):
     model, x = signed()
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     assert [kept.during(explainer, x) for _ in range(2)] == [1, 1]
     with torch.no_grad():
         assert [kept.during(explainer, x) for _ in range(2)] == [1, 0]
@@ -75,7 +75,7 @@ def test_nothing_is_kept_while_gradients_are_recorded(kept):
 
 def test_kept_values_can_be_forgotten(kept):
     model, x = signed()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x)
     explainer.graph_module.derived.forget()
     assert kept.during(explainer, x) == 1
@@ -85,7 +85,7 @@ def test_changes_of_inference_tensors_are_followed():
     with torch.inference_mode():
         model, x = network()
     x = x.clone()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(2):
         assert_follows(explainer, model, x)
         with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_changes_of_inference_tensors_are_followed():
 
 def test_inference_mode_gives_the_same_explanation():
     model, x = network()
-    explainer, plain = fxlrp.compile(model), explained(model, x, optimize=False)
+    explainer, plain = fxlrp.compile(model, "conserving"), explained(model, x, optimize=False)
     with torch.inference_mode():
         assert_same(explainer(x), plain)
     assert_same(explainer(x), plain)
@@ -133,7 +133,7 @@ def _gradient(explainer, x):
 def test_values_that_another_thread_keeps_meanwhile_are_not_taken(monkeypatch):
     # Between a look at whether something changed and its use, another thread may ask for another size.
     model, _ = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     x, other = torch.randn(2, 3, 16, 16, dtype=DOUBLE), torch.randn(1, 3, 16, 24, dtype=DOUBLE)
     plain = explained(model, x, optimize=False)
     explainer(x)
@@ -151,7 +151,7 @@ def test_values_that_another_thread_keeps_meanwhile_are_not_taken(monkeypatch):
 
 def test_several_threads_may_share_an_explainer():
     model, _ = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     images = [torch.randn(1, 3, *size, dtype=DOUBLE) for size in ((16, 16), (16, 24), (24, 16))]
     plain = [explained(model, image, optimize=False) for image in images]
     wrong = []

@@ -96,7 +96,7 @@ def test_networks_of_real_size_are_explained_the_same(name, form):
 
     model, x = seeded_weights(torchvision.models.get_model(name)), torch.randn(2, 3, 64, 64).to(memory_format=form)
     plain = explained(model, x, optimize=False)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(3):
         explanation = explainer(x)
         assert torch.equal(explanation.output, model(x))
@@ -134,7 +134,8 @@ def test_every_treatment_of_bias_and_vanishing_denominators_stays_the_same(bias,
 @given(net_plans(), st.sampled_from(sorted(CHOICES)))
 def test_several_targets_and_conditions_are_explained_the_same(plan, choice):
     model, x = random_net(plan)
-    plain, optimized = fxlrp.compile(model, optimize=False), fxlrp.compile(model, optimize=CHOICES[choice])
+    plain = fxlrp.compile(model, "conserving", optimize=False)
+    optimized = fxlrp.compile(model, "conserving", optimize=CHOICES[choice])
     targets = torch.tensor([[0, 1, 2], [2, 2, 4]])
     conditions = [{"stem": [0]}, {"stem": [1, 3]}, {"stem": []}]
     for options in ({"target": targets}, {"conditions": conditions}, {"target": [0, 1, 2], "conditions": conditions}):
@@ -162,7 +163,7 @@ def test_models_of_half_precision_are_explained_the_same(preset, dtype):
 
 def test_autocast_and_full_precision_may_take_turns():
     model, x = tour(torch.float32)
-    plain, optimized = fxlrp.compile(model, optimize=False), fxlrp.compile(model)
+    plain, optimized = fxlrp.compile(model, "conserving", optimize=False), fxlrp.compile(model, "conserving")
     for _ in range(2):
         assert_same(optimized(x), plain(x))
         with torch.autocast("cpu", torch.bfloat16):
@@ -215,7 +216,7 @@ def test_several_inputs_are_explained_the_same():
 
     model = Two().double().eval()
     images = [torch.randn(batch, 3, 6, size, dtype=DOUBLE) for batch, size in ((2, 6), (3, 8), (2, 6))]
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for image in images:
         row = torch.randn(len(image), 5, dtype=DOUBLE)
         assert_same(explainer(image, row), explained(model, image, row, optimize=False))
@@ -226,7 +227,7 @@ def test_several_inputs_are_explained_the_same():
 def test_the_output_of_the_model_is_the_same_to_the_bit(choice, form):
     model, x = tour(torch.float32)
     model, x = model.to(memory_format=form), x.to(memory_format=form)
-    explainer = fxlrp.compile(model, optimize=CHOICES[choice])
+    explainer = fxlrp.compile(model, "conserving", optimize=CHOICES[choice])
     for image in (x, x, x.contiguous()):
         assert torch.equal(explainer(image).output, model(image))
 
@@ -236,7 +237,7 @@ def test_the_output_of_the_model_is_the_same_to_the_bit(choice, form):
 def test_the_output_of_random_networks_is_the_same_to_the_bit(plan, channels_last):
     model, x = random_net(plan, dtype=torch.float32)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(2):
         assert torch.equal(explainer(x).output, model(x))
 

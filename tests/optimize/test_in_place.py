@@ -114,7 +114,7 @@ def test_memory_is_reused_safely_under_every_preset(preset):
 def test_images_in_channels_last_are_explained_the_same():
     model, x = tour(torch.float32)
     x = x.to(memory_format=torch.channels_last)
-    explainer, plain = fxlrp.compile(model), explained(model, x, optimize=OTHERS)
+    explainer, plain = fxlrp.compile(model, "conserving"), explained(model, x, optimize=OTHERS)
     assert_reads_what_was_made(explainer, x)
     assert_same(explainer(x), plain)
 
@@ -122,9 +122,9 @@ def test_images_in_channels_last_are_explained_the_same():
 def test_some_memory_is_reused():
     # Otherwise the tests above say nothing.
     model, _ = tour()
-    names = {node.target.__name__ for node in writing(fxlrp.compile(model))}
+    names = {node.target.__name__ for node in writing(fxlrp.compile(model, "conserving"))}
     assert {"divide_into", "rescale_into", "ratio_split_into", "multiply_into", "relu_into"} <= names
-    assert not writing(fxlrp.compile(model, optimize=OTHERS))
+    assert not writing(fxlrp.compile(model, "conserving", optimize=OTHERS))
 
 
 class Several(nn.Module):
@@ -147,7 +147,7 @@ class Several(nn.Module):
 
 def test_intermediate_results_that_the_model_returns_stay():
     model, x = Several().double().eval(), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, output=0)
+    explainer = fxlrp.compile(model, "conserving", output=0)
     for _ in range(2):
         for got, expected in zip(explainer(x).output, model(x), strict=True):
             assert torch.equal(got, expected)
@@ -161,7 +161,7 @@ def test_inputs_weights_and_earlier_explanations_stay(network, optimize):
     image, target = x.clone(), torch.tensor([0, 1, 2])[: len(x)]
     state = {name: (value.clone(), value._version) for name, value in model.state_dict(keep_vars=True).items()}
     checkpoints = ("down", "project", "head") if network is tour else ("blocks.0", "head")
-    explainer = fxlrp.compile(model, optimize=optimize, checkpoints=checkpoints)
+    explainer = fxlrp.compile(model, "conserving", optimize=optimize, checkpoints=checkpoints)
     explanations = [explainer(x, target=target) for _ in range(2)]
     kept = [_tensors(explanation) for explanation in explanations]
     before = [[tensor.clone() for tensor in tensors] for tensors in kept]
@@ -217,7 +217,7 @@ def test_a_start_may_return_the_output():
 def test_a_start_may_keep_what_it_returns():
     model, x = tour()
     ones = torch.ones(3, 5, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, start=lambda output, target: ones)
+    explainer = fxlrp.compile(model, "conserving", start=lambda output, target: ones)
     first = explainer(x)
     assert torch.equal(ones, torch.ones_like(ones))
     assert_same_to_the_bit(explainer(x), first)
@@ -260,10 +260,10 @@ def test_a_value_that_has_a_view_is_not_overwritten(rule):
 
 def test_overwriting_a_value_that_is_read_later_is_noticed(monkeypatch):
     model, x = Several().double().eval(), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    assert_reads_what_was_made(fxlrp.compile(model, output=0), x)
+    assert_reads_what_was_made(fxlrp.compile(model, "conserving", output=0), x)
     monkeypatch.setattr(in_place, "_ends_at", lambda value, node, order: True)
     with pytest.raises(AssertionError, match="overwritten"):
-        assert_reads_what_was_made(fxlrp.compile(model, output=0), x)
+        assert_reads_what_was_made(fxlrp.compile(model, "conserving", output=0), x)
 
 
 def test_a_view_declared_as_new_memory_is_noticed(monkeypatch):

@@ -94,7 +94,7 @@ def test_values_kept_for_a_trained_norm_are_not_written_to():
     x = torch.randn(2, 3, 8, 8, dtype=DOUBLE)
     found = []
     for optimize in (False, True):
-        explainer = fxlrp.compile(model, optimize=optimize, differentiable=True, start="logit")
+        explainer = fxlrp.compile(model, "conserving", optimize=optimize, differentiable=True, start="logit")
         whole = explainer(x, target=0).relevance.square().sum()
         found.append(torch.autograd.grad(whole, [model.first.weight, model.head.weight]))
     for a, b in zip(*found, strict=True):
@@ -130,4 +130,4 @@ def test_the_ledger_is_the_same(preset):
 
 def test_an_optimised_explainer_conserves():
     model, x = tour()
-    assert_conserves(fxlrp.compile(model, optimize=NAMES), x)
+    assert_conserves(fxlrp.compile(model, "conserving", optimize=NAMES), x)

@@ -66,7 +66,7 @@ def assert_explains_as_unpacked(explainer, model, x, **options):
 @needs_packing
 def test_weights_are_packed_at_the_second_call_with_a_shape():
     model, x = wide(), image()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert packs(explainer, x) == (0, 0)
     packed_now, run = packs(explainer, x)
     assert packed_now == run > 6  # each way, forward and back
@@ -90,7 +90,7 @@ def test_packed_weights_give_the_same_explanation():
 @pytest.mark.parametrize("optimize", [(PACK_WEIGHTS,), (PACK_WEIGHTS, "fold_weights"), DEFAULT, NAMES], ids=len)
 def test_weights_are_packed_only_where_they_are_kept(optimize):
     model, x = wide(), image()
-    explainer, plain = fxlrp.compile(model, optimize=optimize), explained(model, x, optimize=False)
+    explainer, plain = fxlrp.compile(model, "conserving", optimize=optimize), explained(model, x, optimize=False)
     for _ in range(3):
         assert_same(explainer(x), plain, 1e-5)
     assert (packs(explainer, x)[1] > 0) == ("fold_weights" in optimize)  # nothing else keeps them from call to call
@@ -99,7 +99,7 @@ def test_weights_are_packed_only_where_they_are_kept(optimize):
 @needs_packing
 def test_shapes_may_change_between_calls():
     model = wide()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     shapes = [(1, 10, 10)] * 3 + [(2, 10, 10)] * 3 + [(1, 9, 12), (1, 10, 10), (1, 9, 12), (1, 9, 12), (2, 10, 10)]
     plain = {shape: explained(model, image(*shape), optimize=False) for shape in set(shapes)}
     for shape in shapes:
@@ -112,7 +112,7 @@ def test_shapes_may_change_between_calls():
 @pytest.mark.parametrize("change", [in_place, data_in_place, loaded, assigned])
 def test_packed_weights_follow_changes(change):
     model, x = wide(), image()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(2):
         for _ in range(3):
             explanation = explainer(x)
@@ -140,7 +140,7 @@ def test_checkpoints_and_heatmaps_by_packed_weights_are_the_same():
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_models_of_either_layout_are_explained_the_same(memory):
     model, x = wide().to(memory_format=memory), image()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(3):
         assert_explains_as_unpacked(explainer, model, x)
 
@@ -149,7 +149,7 @@ def test_models_of_either_layout_are_explained_the_same(memory):
 @pytest.mark.parametrize("options", [{"target": [0, 1]}, {"conditions": [{"conv": [1]}, {"conv": [2]}]}])
 def test_several_targets_and_conditions_run_on_packed_weights(options):
     model, x = wide(), image()
-    explainer, plain = fxlrp.compile(model), fxlrp.compile(model, optimize=False)
+    explainer, plain = fxlrp.compile(model, "conserving"), fxlrp.compile(model, "conserving", optimize=False)
     expected = plain(x, **options).relevance
     for _ in range(3):
         assert_close(explainer(x, **options).relevance, expected, 1e-5)
@@ -159,7 +159,7 @@ def test_several_targets_and_conditions_run_on_packed_weights(options):
 @needs_packing
 def test_some_calls_run_without_packed_weights():
     model, x = wide(), image()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(3):
         explainer(x)
     assert packs(explainer, x)[1]
@@ -170,17 +170,17 @@ def test_some_calls_run_without_packed_weights():
         assert not seen.of(*PACKING, *ON_PACKED)
     with torch.autocast("cpu", torch.bfloat16):
         assert [packs(explainer, x) for _ in range(3)] == [(0, 0)] * 3
-    double = fxlrp.compile(copy.deepcopy(model).double())
+    double = fxlrp.compile(copy.deepcopy(model).double(), "conserving")
     assert [packs(double, x.double()) for _ in range(3)] == [(0, 0)] * 3
-    left_out = fxlrp.compile(model, optimize=tuple(name for name in DEFAULT if name != PACK_WEIGHTS))
+    left_out = fxlrp.compile(model, "conserving", optimize=tuple(name for name in DEFAULT if name != PACK_WEIGHTS))
     assert [packs(left_out, x) for _ in range(3)] == [(0, 0)] * 3
-    assert [packs(fxlrp.compile(model, optimize=False), x) for _ in range(3)] == [(0, 0)] * 3
+    assert [packs(fxlrp.compile(model, "conserving", optimize=False), x) for _ in range(3)] == [(0, 0)] * 3
 
 
 @needs_packing
 def test_conditions_of_an_image_in_channels_last_are_explained_the_same():
     model, x = wide(), image()
-    explainer, plain = fxlrp.compile(model), fxlrp.compile(model, optimize=False)
+    explainer, plain = fxlrp.compile(model, "conserving"), fxlrp.compile(model, "conserving", optimize=False)
     for _ in range(3):
         for options in ({"target": [0, 1]}, {"conditions": {"conv": list(range(20))}}, {}):
             assert_same(explainer(x, **options), plain(x, **options), 1e-5)
@@ -189,7 +189,7 @@ def test_conditions_of_an_image_in_channels_last_are_explained_the_same():
 @needs_packing
 def test_gradients_of_an_image_in_channels_last_are_the_same():
     model, x = wide(), image()
-    explainer = fxlrp.compile(model, differentiable=True)
+    explainer = fxlrp.compile(model, "conserving", differentiable=True)
     for _ in range(3):
         explanation = explainer(x)
         assert explanation.relevance.grad_fn is not None
@@ -199,7 +199,7 @@ def test_gradients_of_an_image_in_channels_last_are_the_same():
             assert not explainer(x).relevance.requires_grad
         assert packs(explainer, x)[1]  # nothing is recorded, so it may
     gradient = torch.autograd.grad(explainer(x).relevance.square().sum(), model.conv.weight)[0]
-    plain = fxlrp.compile(model, differentiable=True, optimize=False)
+    plain = fxlrp.compile(model, "conserving", differentiable=True, optimize=False)
     expected = torch.autograd.grad(plain(x).relevance.square().sum(), model.conv.weight)[0]
     assert_close(gradient, expected, 1e-4)
 
@@ -209,7 +209,7 @@ def test_packed_inference_tensors_give_the_same_explanation():
     with torch.inference_mode():
         model = wide()
     x = image()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for _ in range(3):
         assert_same(explainer(x), explained(model, x, optimize=False), 1e-5)
         with torch.inference_mode():
@@ -221,7 +221,7 @@ def test_packed_inference_tensors_give_the_same_explanation():
 def test_small_weights_are_not_packed():
     model, x = random_net(SMALL, dtype=torch.float32)
     x = x.to(memory_format=torch.channels_last)
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     assert [packs(explainer, x) for _ in range(3)] == [(0, 0)] * 3
 
 

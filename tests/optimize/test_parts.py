@@ -67,7 +67,7 @@ def net(way, dtype=DOUBLE, **options):
 
 
 def program(model, x, **options):
-    explainer = fxlrp.compile(model, **options)
+    explainer = fxlrp.compile(model, **{"preset": "conserving", **options})
     explainer(x)
     return explainer.graph
 
@@ -116,7 +116,7 @@ def test_relevance_in_all_parts_keeps_the_whole_layer():
 def test_several_targets_checkpoints_and_conditions_are_explained_the_same():
     model, x = net(WAYS["by_unbind"])
     assert_changes_nothing(model, x, optimize=("one_part",), checkpoints=("qkv", "norm"))
-    plain, small = (fxlrp.compile(model, optimize=optimize) for optimize in (False, True))
+    plain, small = (fxlrp.compile(model, "conserving", optimize=optimize) for optimize in (False, True))
     for options in ({"target": range(4)}, {"target": 1, "conditions": [{"qkv": [26]}, {"proj": [3]}]}):
         expected = plain(x, **options).relevance
         assert (small(x, **options).relevance - expected).abs().max() <= 1e-12 * expected.abs().max()
@@ -124,7 +124,7 @@ def test_several_targets_checkpoints_and_conditions_are_explained_the_same():
 
 def test_weights_that_change_are_followed():
     model, x = net(WAYS["by_chunk"])
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x)
     with torch.no_grad():
         model.qkv.weight.add_(0.1)

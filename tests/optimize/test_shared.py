@@ -27,7 +27,8 @@ def test_a_step_of_two_rules_is_computed_once():
             return self.head(x.mean((2, 3)))
 
     model, x = Shared().double().eval(), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    plain, shared = fxlrp.compile(model, optimize=False), fxlrp.compile(model, optimize=("share_steps",))
+    plain = fxlrp.compile(model, "conserving", optimize=False)
+    shared = fxlrp.compile(model, "conserving", optimize=("share_steps",))
 
     def parts_of_conv(explainer):
         weights = {node for node in explainer.graph.nodes if node.target == "conv.weight"}

@@ -16,8 +16,8 @@ from fxlrp.steps.primitives import primitive
 @pytest.mark.parametrize("start", ["probability", "one"])
 def test_rescaled_relevance_is_summed_once(network, start):
     model, x = network()
-    plain = fxlrp.compile(model, optimize=("single_branch",), start=start)
-    known = fxlrp.compile(model, optimize=("single_branch", "known_sums"), start=start)
+    plain = fxlrp.compile(model, "conserving", optimize=("single_branch",), start=start)
+    known = fxlrp.compile(model, "conserving", optimize=("single_branch", "known_sums"), start=start)
     count = len(written(plain, batch_axis.rescale))
     assert count > 3
     assert not written(known, batch_axis.rescale)
@@ -39,7 +39,7 @@ def test_a_chain_of_layers_takes_one_sum():
 
 def test_relevance_of_either_sign_is_rescaled_as_before():
     model, _ = tour()
-    plain, known = (fxlrp.compile(model, optimize=o, start="logit") for o in (False, ("known_sums",)))
+    plain, known = (fxlrp.compile(model, "conserving", optimize=o, start="logit") for o in (False, ("known_sums",)))
     assert len(written(known, batch_axis.rescale)) == len(written(plain, batch_axis.rescale)) > 3
     assert not written(known, batch_axis.rescale_to)
 

