@@ -41,13 +41,15 @@ def test_it_is_the_default_and_starts_at_the_log_odds():
 @pytest.mark.parametrize(("layers", "name"), [
     ([nn.Linear(4, 1)], "log_odds, or the value itself where there is one output"),
     ([nn.Linear(4, 3), nn.Softmax(1)], "probability, which the model itself gives"),
+    ([nn.Linear(4, 3), nn.LogSoftmax(1)], "probability"),
     ([nn.Linear(4, 1), nn.Sigmoid()], "probability, which the model itself gives"),
 ])  # fmt: skip
 def test_other_outputs_have_the_start_that_fits_them(layers, name):
     model, x = nn.Sequential(*layers).eval(), torch.randn(2, 4)
     explanation = fxlrp.compile(model)(x)
     assert explanation.start_name == name
-    expected = model(x).gather(1, explanation.target[:, None])[:, 0]
+    output = model(x).exp() if isinstance(layers[-1], nn.LogSoftmax) else model(x)
+    expected = output.gather(1, explanation.target[:, None])[:, 0]
     torch.testing.assert_close(explanation.start, expected)
 
 
@@ -59,7 +61,7 @@ def test_nothing_below_the_classifier_amplifies(plan):
     explainer = fxlrp.compile(model, checkpoints=("head",))
     for target in range(3):
         explanation, ledger = assert_adds_up(explainer, x, target)
-        assert all(reason == "stabilizer" or not amount.any() for reason, amount in ledger.absorbed.items())
+        assert not any(amount.any() for amount in ledger.absorbed.values())
         at_classifier = explanation.checkpoints["head"].abs().flatten(1).sum(1)
         assert (explanation.relevance.abs().flatten(1).sum(1) <= 1.5 * at_classifier).all()
 
@@ -70,6 +72,14 @@ def test_networks_of_tokens_add_up_with_what_biases_keep(plan):
     torch.manual_seed(0)
     model = RandomTokens(plan).double().eval()
     assert_adds_up(fxlrp.compile(model), torch.randn(2, RandomTokens.LENGTH, WIDTH, dtype=DOUBLE))
+
+
+def test_features_of_zero_lose_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).double().eval()
+    nn.init.constant_(model[0].bias, -1)
+    explanation, ledger = assert_adds_up(fxlrp.compile(model), torch.zeros(2, 3, 6, 6, dtype=DOUBLE))
+    assert explanation.start.abs().min() > 0
+    assert not any(amount.any() for amount in ledger.absorbed.values())
 
 
 def test_hidden_layers_of_a_head_run_the_gamma_rule():
@@ -85,7 +95,7 @@ def test_hidden_layers_of_a_head_run_the_gamma_rule():
 
     explainer = fxlrp.compile(Head().eval())
     rules = {row.node: row.rule for row in explainer.summary()}
-    assert rules["out"] == repr(Epsilon())
+    assert rules["out"] == repr(Epsilon(0, vanishing="rescale"))
     assert rules["hidden"] == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
     assert rules["mixed"] == "ZPlus()"
     strides = {node.name: facts(node).stride for node in explainer.model_graph.nodes}

@@ -30,6 +30,9 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule, of_classes: str) 
     if _is_probability(explained):
         plain = facts(explained).nonnegative and not _is_scaled(explained)
         return starts.given if plain else starts.value
+    last = facts(explained).operation
+    if last is not None and last.name == "log_softmax":
+        return starts.probability  # the model says probabilities, by their logarithms
     node = explained
     while True:
         operation, node_facts = facts(node).operation, facts(node)

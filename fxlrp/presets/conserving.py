@@ -31,7 +31,7 @@ EVIDENCE = Preset(
     "evidence",
     first=WPlus(),
     start="log_odds",
-    classifier=Epsilon(),
+    classifier=Epsilon(0, vanishing="rescale"),
     coarse=(16, Gamma(1.0, stabilizer=0, vanishing="rescale")),
     attention=Preset(
         "evidence",
@@ -45,7 +45,7 @@ EVIDENCE = Preset(
         batch_norm=Fold(),
     ),
 )
-"""ε at the classifier, so that evidence against a class counts; γ from stride 16 on, z⁺ below. With attentions: a
+"""ε = 0 at the classifier, so that evidence against a class counts; γ from stride 16 on, z⁺ below. With attentions: a
 little γ in all layers and joins, norms at constant deviation. Classes start at their log-odds."""
 
 OTSUKI2024 = Preset(

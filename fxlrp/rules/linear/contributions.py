@@ -14,19 +14,21 @@ from fxlrp.steps.primitives import above_zero, below_zero, magnitude, negative, 
 class Epsilon(LinearRule):
     """ε rule: ``R_i = x_i Σ_j w_ji R_j / (z_j + ε sign z_j)`` (Bach et al., PLOS ONE 2015, Eq. 58).
 
-    ``Epsilon(0)`` is LRP-0; relevance whose denominator vanishes is then absorbed.
+    ``Epsilon(0)`` is LRP-0.
 
     Args:
         epsilon: ε, the stabilizer.
         bias: as in :class:`LinearRule`.
+        vanishing: as in :class:`LinearRule`; with a stabilizer, what outputs of zero hold is absorbed.
     """
 
-    def __init__(self, epsilon: float = 1e-6, *, bias: str = "ignore") -> None:
-        super().__init__(stabilizer=epsilon, bias=bias)
+    def __init__(self, epsilon: float = 1e-6, *, bias: str = "ignore", vanishing: str = "absorb") -> None:
+        super().__init__(stabilizer=epsilon, bias=bias, vanishing=vanishing)
 
     def __repr__(self) -> str:
-        bias = "" if self.bias == "ignore" else f", bias={self.bias!r}"
-        return f"{type(self).__name__}({self.stabilizer!r}{bias})"
+        options = {"bias": (self.bias, "ignore"), "vanishing": (self.vanishing, "absorb")}
+        told = "".join(f", {name}={value!r}" for name, (value, usual) in options.items() if value != usual)
+        return f"{type(self).__name__}({self.stabilizer!r}{told})"
 
     def parts(self, layer: Layer) -> Sequence[Part]:
         return [Part(layer.term(layer.x), layer.bias)]
