@@ -58,13 +58,12 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
 
     target, number = writer.argument("target"), writer.argument("number") if request.targets == "several" else None
     rivals = [writer.argument("against")] if request.against else []
+    begins: Callable[..., Any] = log_odds_against if request.against else start
     values.positions.batch = writer.batch_size()
     writer.scope(output, "start", role="start")
-    beginning, explained = _beginning(
-        writer, values.value(output), log_odds_against if rivals else start, target, number, rivals
-    )
+    beginning, explained = _beginning(writer, values.value(output), begins, target, number, rivals)
     flows = Flows(writer)
-    flows.begin(output, beginning, negative=request.against or start not in NONNEGATIVE)
+    flows.begin(output, beginning, negative=begins not in NONNEGATIVE)
     _sweep(writer, values, flows, watchers)
 
     writer.scope(output, "start", role="result")
