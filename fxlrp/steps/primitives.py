@@ -17,9 +17,9 @@ from fxlrp.steps.declaration import InPlace, along, primitive
 from fxlrp.steps.memory import blocks, has_rows, plain, takes
 
 __all__ = [
-    "above_zero", "along", "along_channels", "below_zero", "channels_last", "divide", "divide_into",
-    "fit", "full", "magnitude", "negative", "plain", "positive", "primitive", "smallest_denominator", "squared",
-    "stabilize", "where_vanished", "without_padding", "zero",
+    "above_zero", "along", "along_channels", "channels_last", "divide", "divide_into", "fit", "full", "magnitude",
+    "negative", "plain", "positive", "primitive", "sign", "smallest_denominator", "squared", "stabilize",
+    "where_vanished", "without_padding",
 ]  # fmt: skip
 
 
@@ -71,15 +71,9 @@ def above_zero(z: Tensor) -> Tensor:
 
 
 @primitive
-def below_zero(z: Tensor) -> Tensor:
-    """Ones where ``z`` is negative."""
-    return (z < 0).to(z.dtype)
-
-
-@primitive
-def zero(z: Tensor) -> Tensor:
-    """Ones where ``z`` is exactly zero."""
-    return (z == 0).to(z.dtype)
+def sign(z: Tensor) -> Tensor:
+    """1, −1 or 0, element by element."""
+    return z.sign()
 
 
 @primitive

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fxlrp.common.errors import RuleError
-from fxlrp.rules.linear.mechanism import Change, Layer, LinearRule, Part, Terms
-from fxlrp.steps.primitives import above_zero, below_zero, magnitude, negative, positive, zero
+from fxlrp.rules.linear.mechanism import Change, Layer, LinearRule, Part, Quotient, Terms
+from fxlrp.steps.primitives import divide, magnitude, negative, positive, sign
 
 
 class Epsilon(LinearRule):
@@ -86,9 +86,7 @@ class Absolute(LinearRule):
         super().__init__(stabilizer=stabilizer, bias=bias, vanishing=vanishing)
 
     def parts(self, layer: Layer) -> Sequence[Part]:
-        x = layer.x if layer.nonnegative else magnitude(layer.x)
-        change = None if layer.weight_nonnegative else magnitude
-        return [Part(layer.term(x, change), None if layer.bias is None else magnitude(layer.bias))]
+        return [Part(layer.magnitudes(), None if layer.bias is None else magnitude(layer.bias))]
 
 
 class AlphaBeta(LinearRule):
@@ -147,31 +145,64 @@ class Gamma(LinearRule):
         self.generalized = generalized
 
     def parts(self, layer: Layer) -> Sequence[Part]:
+        return [Part(self._favoured(layer), self._favoured_bias(layer))]
+
+    def quotients(self, layer: Layer, relevance: Tensor) -> Sequence[Quotient]:
         if not self.generalized:
-            return [Part(self._favoured(layer, layer.x, positive), self._favoured_bias(layer, positive))]
-        z = layer.sum(layer.term(layer.x), layer.bias)
+            return super().quotients(layer, relevance)
+        if layer.nonnegative and layer.weight_nonnegative and layer.bias is None:
+            return [Quotient(layer, Part(layer.term(layer.x)), relevance, self)]  # all are of one sign
+        return [_Favouring(layer, relevance, self)]
+
+    def _favoured(self, layer: Layer) -> Terms:
+        if layer.weight is None:  # fixed weights: their sum with a part of them is no operation of its own
+            return layer.term(layer.x) + layer.term(self.gamma * layer.x, positive)
+        return layer.term(layer.x, lambda weight: weight + self.gamma * positive(weight))
+
+    def _favoured_bias(self, layer: Layer) -> Tensor | None:
+        return None if layer.bias is None else layer.bias + self.gamma * positive(layer.bias)
+
+
+class _Favouring(Quotient):
+    """The quotient of the generalised γ rule, from the contributions and their magnitudes.
+
+    With ``c_ij = x_i w_ji``, its positive part is ``(|c| + c) / 2`` and its negative part ``(c − |c|) / 2``. So what
+    is favoured where the output has the sign ``σ_j`` is ``c + γ (c + σ |c|) / 2``, and
+
+        d_j = (1 + γ/2) z_j + γ/2 σ_j Σ_i |c_ij|
+        R_i = (1 + γ/2) x_i Σ_j w_ji s_j + γ/2 |x_i| Σ_j |w_ji| σ_j s_j        with s = R / d
+
+    That is one product beside ``z``, and two back, whatever the signs of ``x``; both summands of ``d`` have the
+    same sign, so nothing cancels.
+    """
+
+    def __init__(self, layer: Layer, relevance: Tensor, rule: Gamma) -> None:
+        magnitudes = None if layer.bias is None else magnitude(layer.bias)
+        self.signed, self.unsigned = layer.term(layer.x), layer.magnitudes()
+        self.whole, self.half = 1 + rule.gamma / 2, rule.gamma / 2
+        z, total = layer.sum(self.signed, layer.bias), layer.sum(self.unsigned, magnitudes)
         assert z is not None
+        assert total is not None
+        self.sign = sign(z)
+        self.to_bias = layer.bias
+        self.relevance, self.epsilon = relevance, rule.stabilizer
+        self.z = self.whole * z + self.half * self.sign * total
+        self.s = divide(relevance, self.z, True, self.epsilon)
+        self.upward = self.sign * self.s  # nothing where the output is zero, also with a stabilizer
+
+    def shares(self, x: Tensor) -> list[Tensor]:
+        s = self.sign * self.upward if self.epsilon else self.s
         return [
-            Part(self._by_sign(layer, positive, negative), self._favoured_bias(layer, positive), where=above_zero(z)),
-            Part(self._by_sign(layer, negative, positive), self._favoured_bias(layer, negative), where=below_zero(z)),
-            Part([], where=zero(z)),
+            factor * term.x * term.operation.transpose(quotient, term.weight, x)
+            for factor, terms, quotient in ((self.whole, self.signed, s), (self.half, self.unsigned, self.upward))
+            for term in terms
         ]
 
-    def _by_sign(self, layer: Layer, of_positive: Change, of_negative: Change) -> Terms:
-        """The terms where positive inputs favour one sign of the weights, negative ones the other."""
-        if layer.nonnegative:
-            return self._favoured(layer, layer.x, of_positive)
-        up, down = positive(layer.x), negative(layer.x)
-        return self._favoured(layer, up, of_positive) + self._favoured(layer, down, of_negative)
-
-    def _favoured(self, layer: Layer, x: Tensor, sign: Change) -> Terms:
-        if layer.weight is None:  # fixed weights: their sum with a part of them is no operation of its own
-            return layer.term(x) + layer.term(self.gamma * x, sign)
-        return layer.term(x, lambda weight: weight + self.gamma * sign(weight))
-
-    def _favoured_bias(self, layer: Layer, sign: Change) -> Tensor | None:
-        return None if layer.bias is None else layer.bias + self.gamma * sign(layer.bias)
+    def kept_by_bias(self) -> Tensor:
+        assert self.to_bias is not None
+        s = self.sign * self.upward if self.epsilon else self.s
+        return self.to_bias * (self.whole * s) + magnitude(self.to_bias) * (self.half * self.upward)
 
 
-def _part(bias: Tensor | None, sign: Change) -> Tensor | None:
-    return None if bias is None else sign(bias)
+def _part(bias: Tensor | None, change: Change) -> Tensor | None:
+    return None if bias is None else change(bias)

@@ -6,7 +6,8 @@ incoming relevance by it, go back through the transpose and multiply with the (c
     R_i = x_i Σ_j w_ji R_j / z_j
 
 A rule is the list of :class:`Part` that make it up, nearly always one: the (input, weights)
-terms that enter ``z``, and what to do about the bias and a denominator that vanishes.
+terms that enter ``z``, and what to do about the bias and a denominator that vanishes. A rule whose
+shares depend on the sign of the output makes a :class:`Quotient` of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fxlrp.common.errors import RuleError
 from fxlrp.rules.rule import BIAS, STABILIZER, Ask, Rule, Shares, added, given
 from fxlrp.steps.batch_axis import BatchAxis, rescale
 from fxlrp.steps.linear_operation import LinearOperation, Weight
-from fxlrp.steps.primitives import divide, negative, positive, stabilize, where_vanished, without_padding
+from fxlrp.steps.primitives import divide, magnitude, negative, positive, stabilize, where_vanished, without_padding
 from fxlrp.vocabulary.operation import Kind
 
 VANISHING = ("rescale", "spread", "absorb")
@@ -88,6 +89,11 @@ class Layer:
     def _is_own(self, term: Term) -> bool:
         """Whether ``term`` is the layer as it stands."""
         return term.x is self.x and term.operation is self.operation and term.weight is self.weight
+
+    def magnitudes(self) -> Terms:
+        """The magnitudes of the contributions, ``|x||w|``."""
+        x = self.x if self.nonnegative else magnitude(self.x)
+        return self.term(x, None if self.weight_nonnegative else magnitude)
 
     def positive(self) -> Terms:
         """The positive contributions, ``x⁺w⁺ + x⁻w⁻``."""
@@ -162,6 +168,10 @@ class LinearRule(Rule):
     def parts(self, layer: Layer) -> Sequence[Part]:
         """The quotients that the rule is made of; ``layer.bias`` is ``None`` where it is to be ignored."""
 
+    def quotients(self, layer: Layer, relevance: Tensor) -> Sequence[Quotient]:
+        """The parts with their denominators taken."""
+        return [Quotient(layer, part, relevance, self) for part in self.parts(layer)]
+
     def __call__(
         self, operation: LinearOperation, x: Tensor, weight: Weight, bias: Tensor | None,
         relevance: Tensor, *, nonnegative: bool = False, support: Tensor | None = None, filled: bool = False,
@@ -191,7 +201,7 @@ class LinearRule(Rule):
         if self.bias == "ignore" and bias is not None:
             bias = output = None
         layer = Layer(operation, x, weight, bias, nonnegative, weight_nonnegative, support, output)
-        quotients = [_Quotient(layer, part, relevance, self) for part in self.parts(layer)]
+        quotients = self.quotients(layer, relevance)
         given = [share for quotient in quotients for share in quotient.shares(x)]
         share = added(given) if given else torch.zeros_like(x)
         biased = [quotient for quotient in quotients if quotient.to_bias is not None]
@@ -199,10 +209,10 @@ class LinearRule(Rule):
         if to_bias is not None and self.bias == "share":
             share = share + _spread(layer, to_bias)
         if self.stabilizer or self.vanishing == "absorb":
-            kept = _Quotient.kept_by_stabilizer if self.stabilizer else _Quotient.vanished
+            kept = Quotient.kept_by_stabilizer if self.stabilizer else Quotient.vanished
             shares = Shares([share], {STABILIZER: lambda: list(map(kept, quotients))})
         else:
-            vanished = added(list(map(_Quotient.vanished, quotients)))
+            vanished = added(list(map(Quotient.vanished, quotients)))
             if self.vanishing == "spread":
                 share = share + _spread(layer, vanished)
             elsewhere = {} if batch_axis is None and received_batch_axis is None else {
@@ -223,7 +233,7 @@ class LinearRule(Rule):
         return self(operation, x, weight, bias, relevance, **given(self.needs, ask))
 
 
-class _Quotient:
+class Quotient:
     """A part of a rule with its denominator taken.
 
     Attributes:
