@@ -48,15 +48,17 @@ def scores(text):
 
 
 def test_a_report_has_every_table_and_picture(tmp_path):
-    config = small_config(tmp_path, per_class=4, metrics={"randomize": 2})
+    config = small_config(tmp_path, per_class=4, metrics={"randomize": 2, "properties": 2})
     evaluate(config)
     page = write_report(config)
     text = page.read_text()
     for headline in ("All methods", "Table 1", "Table 2", "Table 3", "Table C", "What of the paper's ordering holds",
-                     "Cost", "Conservation", "Agreement", "Maps of a randomised model", "Galleries"):  # fmt: skip
+                     "Cost", "Conservation", "Agreement", "What maps are like",
+                     "Maps of a randomised model", "Galleries"):  # fmt: skip
         assert f"## {headline}" in text, headline
     assert re.search(r"\| symmetric \|.*\| 37\.6 \|", section(text, "Table 3"))
     assert re.search(r"\| symmetric, 8 levels \|.*\| 51\.0 \|", section(text, "Table 3"))
+    assert re.search(r"\| conserving \| -?\d\.\d\d \|", section(text, "What maps are like"))
     pictures = set(re.findall(r"\]\((.+?\.(?:png|jpg))\)", text))
     assert pictures == {"scores.png", "curves_strict.png", "curves_plateau.png", "conservation.png", "agreement.png",
                         "gallery_best.jpg", "gallery_worst.jpg"}  # fmt: skip

@@ -190,18 +190,20 @@ def assert_same_maps(first, second):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same(tmp_path, count):
-    whole = small_config(tmp_path, out="whole", metrics={"randomize": 3})
-    config = small_config(tmp_path, metrics={"randomize": 3})
+    few = {"randomize": 3, "properties": 3}
+    whole = small_config(tmp_path, out="whole", metrics=few)
+    config = small_config(tmp_path, metrics=few)
     evaluate(whole)
     several = ("torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m")
-    process = start(*several, "fxlrp", "evaluate", small_file(tmp_path, metrics={"randomize": 3}), "--no-report")
+    process = start(*several, "fxlrp", "evaluate", small_file(tmp_path, metrics=few), "--no-report")
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert output.count("6 images, 0 of them from an earlier run") == 1
     assert result_table(config).equals(result_table(whole))
-    ours, expected = (json.loads((folder / "randomized.json").read_text()) for folder in (config.out, whole.out))
-    assert list(ours["methods"]) == list(expected["methods"])
-    assert ours == expected
+    for name, methods in (("randomized.json", "methods"), ("properties.json", "by_image")):
+        ours, expected = (json.loads((folder / name).read_text()) for folder in (config.out, whole.out))
+        assert list(ours[methods]) == list(expected[methods])
+        assert ours == expected
     assert set(json.loads((config.out / "costs.json").read_text())) == set(METHODS)
 
 

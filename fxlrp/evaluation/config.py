@@ -95,6 +95,10 @@ class MetricsConfig:
         agreement: whether each pair of maps of an image is compared by rank correlation.
         failure: images with an ID up to this count as failures (the paper's D.4: 0.371).
         randomize: how many images the check by randomised weights takes; 0: it is left out.
+        properties: of how many images it is measured what maps are like: :mod:`fxlrp.evaluation.properties`.
+        grids: how many grids the pointing game takes; 0: it is left out.
+        cell: height and width that images are resized to before they make a grid; ``None``: they stay as they are.
+        patch: maps of grids are summed over squares of this many pixels, such as the patches of a transformer.
     """
 
     step: PositiveInt = 500
@@ -107,6 +111,10 @@ class MetricsConfig:
     agreement: bool = True
     failure: float = 0.371
     randomize: NotNegative = 0
+    properties: NotNegative = 0
+    grids: NotNegative = 0
+    cell: PositiveInt | None = None
+    patch: PositiveInt = 1
 
 
 @dataclass(frozen=True, config=_SECTION)

@@ -17,7 +17,7 @@ from fxlrp.evaluation import paper, plots, result_frames
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.galleries import Gallery
 from fxlrp.evaluation.report_tables import TIE_NAMES, ReportTables, Table, title
-from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
+from fxlrp.evaluation.store import COSTS, PROPERTIES, RANDOMIZED, Store
 
 _SHOWN = 5
 """Images in a gallery of the best, and in one of the worst."""
@@ -48,6 +48,7 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
     pictures = _plots(config, tables, folder) | best
     randomized = store.read_json(RANDOMIZED)
     costs = store.read_json(COSTS)
+    properties = store.read_json(PROPERTIES)
     text = _template(pictures).render(
         config=config, metrics=config.metrics, tie_names=TIE_NAMES, pictures=pictures,
         images=results["index"].n_unique(), correct=_correct(results), roles={entry.paper for entry in config.methods},
@@ -56,7 +57,8 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
         sweeps=tables.sweeps(costs),
         costs=Table(["method", "time / forward"], [[name, f"{ratio:.2f}"] for name, ratio in costs.items()]),
         conservation=tables.conservation(), randomized=_randomized(randomized),
-        randomized_images=randomized.get("images"), gallery=gallery_texts, failures=tables.failures(),
+        randomized_images=randomized.get("images"), properties=tables.properties(properties),
+        counts=properties, gallery=gallery_texts, failures=tables.failures(),
     )  # fmt: skip
     with whole(folder / "report.md") as path:
         path.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")

@@ -21,6 +21,15 @@ Method = dict[str, Any]
 """A line of the summary."""
 
 
+_PROPERTIES = {
+    "pointing": "in the cell, %", "correlation in a grid": "correlation in a grid",
+    "second class": "with the second class", "random class": "with a random class", "stability": "under noise",
+    "sparsity": "Gini index", "arriving": "Σ|R| / start",
+}  # fmt: skip
+_SHARES = ("pointing",)
+"""Properties that are told in per cent, with their interval."""
+
+
 class Table(NamedTuple):
     """Text in columns.
 
@@ -146,6 +155,17 @@ class ReportTables:
         ]  # fmt: skip
         return Table(["method", "at", "Σ R / start: mean", "least", "most", "largest error"], lines)
 
+    def properties(self, content: Mapping[str, Any]) -> Table:
+        """What maps are like: one line per method, one column per property, each the mean over images or cells."""
+        by_method: dict[str, dict[str, list[float | None]]] = {}
+        for part in ("by_grid", "by_image"):
+            for name, found in content.get(part, {}).items():
+                by_method.setdefault(name, {}).update(found)
+        shown = [name for name in _PROPERTIES if any(name in found for found in by_method.values())]
+        lines = [[name, *(_mean(found.get(each, []), each in _SHARES) for each in shown)]
+                 for name, found in by_method.items()]  # fmt: skip
+        return Table(["method", *(_PROPERTIES[name] for name in shown)], lines)
+
     def failures(self) -> Table:
         """The images that a method gave no score for, with the reason."""
         failed = self.results.filter(status="failed").select("index", "method", "levels", "reason")
@@ -194,6 +214,13 @@ def _percent(value: float | None, unit: str = "", digits: int = 1) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _mean(values: Sequence[float | None], interval: bool) -> str:
+    there = np.array([value for value in values if value is not None])
+    if interval:
+        return estimate(there).text()
+    return f"{there.mean():.2f}" if len(there) else "–"
 
 
 def _finite(shares: pl.DataFrame) -> pl.DataFrame:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,14 +15,14 @@ from torch import nn
 
 import fxlrp
 from fxlrp.common.errors import FxlrpError
+from fxlrp.evaluation import properties, randomized
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.costs import measure_costs
 from fxlrp.evaluation.data import Sample
 from fxlrp.evaluation.evaluated_image import EvaluatedImage, load_image
 from fxlrp.evaluation.forward import forward_by
 from fxlrp.evaluation.measure import Prepared, failed_rows, measure, one_line, prepare_all
-from fxlrp.evaluation.randomized import joined, randomized
-from fxlrp.evaluation.store import COSTS, RANDOMIZED, Store
+from fxlrp.evaluation.store import COSTS, PROPERTIES, RANDOMIZED, Store
 from fxlrp.evaluation.workers import Workers
 from fxlrp.loading.images import Preprocess
 from fxlrp.loading.models import load_model
@@ -164,12 +166,15 @@ class _Run:
         return self.methods
 
     def extras(self, samples: Sequence[Sample]) -> None:
-        """What is measured on a few images once the others are done: costs, and maps of randomised weights."""
-        wanted = [name for name, there in ((COSTS, True), (RANDOMIZED, self.config.metrics.randomize)) if there]
-        missing = self.workers.agree([name for name in wanted if not (self.config.out / name).exists()])
+        """What is measured on a few images once the others are done: costs, properties, maps of randomised weights."""
+        metrics = self.config.metrics
+        wanted = {COSTS: 1, PROPERTIES: metrics.properties or metrics.grids, RANDOMIZED: metrics.randomize}
+        missing = self.workers.agree(
+            [name for name, count in wanted.items() if count and not (self.config.out / name).exists()]
+        )
         if not missing:
             return
-        images = self._first_images(samples, max(1, self.config.metrics.randomize))
+        images = list(islice(self._images(samples), max(1, metrics.randomize, metrics.properties)))
         if not images:
             return
         if COSTS in missing and self.workers.first:
@@ -177,21 +182,36 @@ class _Run:
             methods = prepare_all(self.config.methods, self.model, images[0].input, self.config.metrics)
             costs = measure_costs(images[0], images[0].sample.label or 0, methods, self.model)
             self.store.write_json(COSTS, costs)
+        if PROPERTIES in missing:
+            self.workers.wait()  # costs are timed while all others rest
+            self._properties(samples, images)
         if RANDOMIZED in missing:
             self.workers.wait()  # costs are timed while all others rest
-            own = randomized(self.model, self.workers.share(images), self._methods(images[0]))
+            chosen = self.workers.share(images[: metrics.randomize])
+            own = randomized.randomized(self.model, chosen, self._methods(images[0]))
             shares = self.workers.gather(own)
             if self.workers.first:
-                self.store.write_json(RANDOMIZED, {"images": len(images), **joined(shares)})
+                count = min(len(images), metrics.randomize)
+                self.store.write_json(RANDOMIZED, {"images": count, **randomized.joined(shares)})
 
-    def _first_images(self, samples: Sequence[Sample], count: int) -> list[EvaluatedImage]:
-        images: list[EvaluatedImage] = []
+    def _properties(self, samples: Sequence[Sample], images: Sequence[EvaluatedImage]) -> None:
+        metrics, workers = self.config.metrics, self.workers
+        methods = self._methods(images[0])
+        images = images[: metrics.properties]
+        grids = properties.made_grids(self._images(samples), self.model, metrics) if metrics.grids else []
+        of_images = [partial(properties.of_image, image, self.model) for image in workers.share(images)]
+        of_grids = [partial(properties.of_grid, grid, metrics.patch) for grid in workers.share(grids)]
+        shares = [workers.gather(properties.measured(methods, measures)) for measures in (of_images, of_grids)]
+        if workers.first:
+            by_image, by_grid = map(properties.joined, shares)
+            self.store.write_json(
+                PROPERTIES, {"images": len(images), "grids": len(grids), "by_image": by_image, "by_grid": by_grid}
+            )
+
+    def _images(self, samples: Sequence[Sample]) -> Iterator[EvaluatedImage]:
         for sample in samples:
-            if len(images) == count:
-                break
             with suppress(FxlrpError):
-                images.append(load_image(sample, self.preprocess, self.workers.device))
-        return images
+                yield load_image(sample, self.preprocess, self.workers.device)
 
     def unavailable(self) -> dict[str, str]:
         return {m.entry.spec.name: m.reason for m in self.methods or [] if m.explain is None}

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 RESULTS = "results.parquet"
 COSTS = "costs.json"
 RANDOMIZED = "randomized.json"
+PROPERTIES = "properties.json"
 _META = "run.json"
 
 

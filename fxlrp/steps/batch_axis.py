@@ -167,11 +167,8 @@ def rescale(
         batch_axis: where the batch is in ``share``; ``None``: in front, as above.
         received_batch_axis: where it is in ``relevance``.
     """
-    if signed:
-        return rescale_along(
-            share, relevance, support, signed, batch_axis, received_batch_axis, whole=(share, relevance)
-        )
-    return rescale_to(share, sum_items(relevance, received_batch_axis), support, batch_axis)
+    to = rescale_signed_to if signed else rescale_to
+    return to(share, sum_items(relevance, received_batch_axis), support, batch_axis)
 
 
 @primitive(reads=True)
@@ -207,6 +204,32 @@ def rescale_to(
     return torch.addcmul(even, share, spread_items(received / divisor, share, batch_axis))
 
 
+@primitive(reads=True)
+def rescale_signed_into(
+    share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
+) -> Tensor:
+    """:func:`rescale_signed_to`, into ``share``."""
+    if share.device.type != "cpu" or not (has_rows(share) or writable(share, received)):
+        return rescale_signed_to(share, received, support, batch_axis)
+    magnitude = share.abs()
+    total = sum_items(magnitude, batch_axis)
+    nothing = (received == 0) & (total == 0)
+    if not holds_everywhere(nothing | (total > smallest_denominator(share.dtype) * received.abs())):
+        return rescale_signed_to(share, received, support, batch_axis)
+    lacking = received - sum_items(share, batch_axis)
+    factor = spread_items(lacking / total.masked_fill(nothing, 1), share, batch_axis)
+    return share.add_(magnitude.mul_(factor))  # two steps, because torch.vmap knows no addcmul
+
+
+@primitive(fresh=True, writes_into=InPlace(rescale_signed_into))
+def rescale_signed_to(
+    share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
+) -> Tensor:
+    """:func:`rescale` of relevance of any sign, to the sums ``received``, (batch,)."""
+    magnitude = share.abs()
+    return _completed(share, magnitude, received, received, support, batch_axis)
+
+
 @along(rescale)
 def rescale_along(
     share: Tensor, relevance: Tensor, support: Tensor | None = None, signed: bool = True,
@@ -219,18 +242,26 @@ def rescale_along(
     they are the whole. The other arguments are those of :func:`rescale`.
     """
     whole_share, whole_relevance, *_ = whole
-    received, kept = sum_items(relevance, received_batch_axis), sum_items(share, batch_axis)
+    received = sum_items(relevance, received_batch_axis)
     whole_received = received if whole_relevance is relevance else sum_items(whole_relevance, received_batch_axis)
     magnitude = whole_share.abs() if signed else whole_share
+    return _completed(share, magnitude, received, whole_received, support, batch_axis)
+
+
+def _completed(
+    share: Tensor, magnitude: Tensor, received: Tensor, whole_received: Tensor, support: Tensor | None,
+    batch_axis: BatchAxis | None,
+) -> Tensor:  # fmt: skip
+    """``share`` with what it lacks of ``received``, in proportion to ``magnitude``, or evenly where that is zero."""
     total = sum_items(magnitude, batch_axis)
     empty = _is_empty(total, whole_received, share)
-    lacking = received - kept
+    lacking = received - sum_items(share, batch_axis)
     evenly = lacking / _carriers(share, support, batch_axis, received)
     even = spread_items(evenly.masked_fill(~empty, 0), share, batch_axis)
     if support is not None:
         even = even * support
     divisor = total.masked_fill(empty, float("inf"))
-    return torch.addcmul(share + even, magnitude, spread_items(lacking / divisor, share, batch_axis))
+    return share + even + magnitude * spread_items(lacking / divisor, share, batch_axis)
 
 
 def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:

@@ -31,14 +31,14 @@ from fxlrp.rules import Shares
 from fxlrp.rules.join import SplitRule
 from fxlrp.steps import declaration
 from fxlrp.steps.addition import ratio, ratio_split, signed_split
-from fxlrp.steps.batch_axis import rescale_to
+from fxlrp.steps.batch_axis import rescale_signed_to, rescale_to
 from fxlrp.steps.declaration import declare, facts_of
 from fxlrp.steps.primitives import divide
 from fxlrp.steps.routing import unreshape
 from fxlrp.steps.torch_functions import ACTIVATIONS
 
 WRITING = (
-    operator.mul, operator.add, operator.sub, divide, rescale_to, ratio_split, signed_split,
+    operator.mul, operator.add, operator.sub, divide, rescale_to, rescale_signed_to, ratio_split, signed_split,
     *(getattr(torch.ops.aten, name).default for name in ACTIVATIONS),
 )  # fmt: skip
 INTO = {facts_of(step).writes_into.step for step in WRITING}

@@ -9,7 +9,7 @@ from optimize_checks import DOUBLE
 
 from fxlrp.steps import memory
 from fxlrp.steps.addition import ratio_split, ratio_split_into, signed_split, signed_split_into
-from fxlrp.steps.batch_axis import rescale_into, rescale_to, sum_items
+from fxlrp.steps.batch_axis import rescale_into, rescale_signed_into, rescale_signed_to, rescale_to, sum_items
 from fxlrp.steps.declaration import facts_of
 from fxlrp.steps.primitives import divide, divide_into
 from fxlrp.steps.torch_functions import ACTIVATIONS, add_into, multiply_into, subtract_into
@@ -45,6 +45,14 @@ PLAIN = {
     "rescale to nothing": (
         rescale_to, rescale_into,
         lambda a, b, c: (a.abs() * (c[:, :1] > 0), b.abs().flatten(1).sum(1) * (c.flatten(1)[:, 0] > 0)), None
+    ),
+    "rescale either sign": (rescale_signed_to, rescale_signed_into, lambda a, b, c: (a, b.flatten(1).sum(1)), 0),
+    "rescale either sign, what is nothing": (
+        rescale_signed_to, rescale_signed_into, lambda a, b, c: (a * (c[:, :1] > 5), b.flatten(1).sum(1)), None
+    ),
+    "rescale either sign to nothing": (
+        rescale_signed_to, rescale_signed_into,
+        lambda a, b, c: (a, b.flatten(1).sum(1) * (c.flatten(1)[:, 0] > 0)), 0
     ),
     "ratio split": (ratio_split, ratio_split_into, lambda a, b, c: (a, b, c), (0, 2)),
     "signed split": (

@@ -7,18 +7,20 @@ from torch import fx
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget
 from fxlrp.passes.optimize.matching import Capture, Step
-from fxlrp.steps.batch_axis import rescale, rescale_to, sum_items
+from fxlrp.steps.batch_axis import rescale, rescale_signed_to, rescale_to, sum_items
 from fxlrp.steps.routing import unreshape
 
 _RESCALE = Step(
-    rescale, share=Capture("share"), relevance=Capture("relevance"), support=Capture("support"), signed=False,
+    rescale, share=Capture("share"), relevance=Capture("relevance"), support=Capture("support"), signed=Capture("signed"),
     batch_axis=Capture("batch_axis"), received_batch_axis=Capture("received_batch_axis"),
 )  # fmt: skip
-_RESHAPED = Step(unreshape, relevance=Step(rescale_to, name="source"))
+_RESHAPED = Step(unreshape, relevance=Step(rescale_to, rescale_signed_to, name="source"))
 
 
 class KnownSums(OptimizerPass):
     """Takes the sum that a node must hand on from the node before, where that one knows it.
+
+    Relevance of any sign becomes ``rescale_signed_to`` in the same way.
 
     Before::
 
@@ -51,7 +53,8 @@ class KnownSums(OptimizerPass):
                 if front:
                     sums[source] = received
             optional = [a["support"], a["batch_axis"]] if a["batch_axis"] is not None else [a["support"]]
-            retarget(node, rescale_to, a["share"], received, *optional)
+            to = rescale_signed_to if a["signed"] else rescale_to
+            retarget(node, to, a["share"], received, *optional)
             if a["batch_axis"] is None and a["support"] is None:
                 sums[node] = received
         return module

@@ -187,21 +187,21 @@ class _Favouring(Quotient):
         self.to_bias = layer.bias
         self.relevance, self.epsilon = relevance, rule.stabilizer
         self.z = self.whole * z + self.half * self.sign * total
-        self.s = divide(relevance, self.z, True, self.epsilon)
-        self.upward = self.sign * self.s  # nothing where the output is zero, also with a stabilizer
+        self.s = s = divide(relevance, self.z, True, self.epsilon)
+        self.along = self.sign * s
+        self.plain = self.sign * self.along if self.epsilon else s  # nothing where the output is exactly zero
 
     def shares(self, x: Tensor) -> list[Tensor]:
-        s = self.sign * self.upward if self.epsilon else self.s
+        halves = (self.whole, self.signed, self.plain), (self.half, self.unsigned, self.along)
         return [
             factor * term.x * term.operation.transpose(quotient, term.weight, x)
-            for factor, terms, quotient in ((self.whole, self.signed, s), (self.half, self.unsigned, self.upward))
+            for factor, terms, quotient in halves
             for term in terms
         ]
 
     def kept_by_bias(self) -> Tensor:
         assert self.to_bias is not None
-        s = self.sign * self.upward if self.epsilon else self.s
-        return self.to_bias * (self.whole * s) + magnitude(self.to_bias) * (self.half * self.upward)
+        return self.to_bias * (self.whole * self.plain) + magnitude(self.to_bias) * (self.half * self.along)
 
 
 def _part(bias: Tensor | None, change: Change) -> Tensor | None:
