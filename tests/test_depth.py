@@ -47,6 +47,37 @@ def test_the_classifier_is_found(model, shape, names):
     assert [name.strip("_") for name in found] == [name.strip("_") for name in names]
 
 
+def activated(model, x):
+    explainer = fxlrp.compile(model.eval(), "evidence", example_inputs=x)
+    return [node.name for node in explainer.model_graph.nodes if node.op == "call_function" and facts(node).activated]
+
+
+class Gated(nn.Module):
+    """A gated MLP with a scale on its branch, as language models have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down, self.head = (nn.Linear(6, 6) for _ in range(4))
+        self.scale = nn.Parameter(torch.full((6,), 0.5))
+
+    def forward(self, x):
+        up = nn.functional.dropout(self.up(x), training=self.training)
+        return self.head(x + self.scale * self.down(nn.functional.silu(self.gate(x)) * up))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "names"),
+    [
+        (Gated, (2, 6), ["up", "gate"]),
+        (lambda: Head(lambda h: h[:, 0]), (2, 5, 6), ["hidden"]),
+        (lambda: torchvision.models.resnet18(num_classes=5).layer1[0], (2, 64, 4, 4), ["conv1"]),
+        (lambda: nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)), (2, 4), []),
+    ],
+)
+def test_layers_before_an_activation_are_found(model, shape, names):
+    assert activated(model(), torch.randn(shape)) == names
+
+
 def test_strides_add_up_from_the_input():
     model = torchvision.models.resnet18(num_classes=5).eval()
     strides = {node.name: facts(node).stride for node in fxlrp.compile(model, "conserving").model_graph.nodes}
@@ -72,7 +103,7 @@ def test_models_with_attentions_take_the_rules_for_them():
     explainer(x)
     rules = {row.node: row.rule for row in explainer.summary()}
     assert rules["embed"] == repr(Gamma(0.05, bias="absorb"))
-    assert rules["head"] == repr(Epsilon(1e-6, bias="absorb"))
+    assert rules["hidden"] == rules["head"] == repr(Epsilon(1e-6, bias="absorb"))
     assert_conserves(explainer, x, absorbs=("bias", "stabilizer"))
 
 

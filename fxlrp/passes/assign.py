@@ -126,6 +126,8 @@ class Assign(Pass):
             return late[1], f"{reason}: after join {late[0]}"
         if preset.coarse is not None and node_facts.stride >= preset.coarse[0]:
             return preset.coarse[1], f"{reason}: from stride {preset.coarse[0]} on"
+        if node_facts.activated and preset.activated is not None:
+            return preset.activated, f"{reason}: activated"
         if convolution and preset.convolution is not None:
             return preset.convolution, f"{reason}: convolution"
         if not operation_of(node_facts).parametric and preset.pooling is not None:

@@ -1,4 +1,4 @@
-"""Depth: how far each node is from the input, in space, and which layers are the classifier."""
+"""Depth: how far each node is from the input, in space, which layers are the classifier and which are activated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GATHERS = ("flatten", "reshape", "view", "mean", "sum", "amax")
 
 
 class FindDepth(Pass):
-    """Finds by how much space is reduced at each node, and the layers that read the classes off the features.
+    """Finds by how much space is reduced at each node, the layers that read the classes off, and the activated ones.
 
     The classifier is the last layer with weights, the one that reads the classes off the features; where branches are
     added behind it, the last of each. Hidden layers of a head are none: evidence against a class is lost in the layer
@@ -27,6 +27,9 @@ class FindDepth(Pass):
 
     A linear layer behind the place where space goes (a flatten, a mean, a pool, or an input without space) is coarser
     than any convolution: its stride is :data:`SPACELESS`.
+
+    A layer is activated where its output goes into an activation or an elementwise product, as that of the first layer
+    of a transformer's MLP does.
 
     Requires joins to be known.
     """
@@ -46,10 +49,31 @@ class FindDepth(Pass):
             spaceless[node] = _is_spaceless(node, all(spaceless.get(operand, True) for operand in operands))
             if spaceless[node] and node_facts.operation is not None and node_facts.operation.name == "linear":
                 node_facts.stride = SPACELESS
+            node_facts.activated = _is_layer(node) and _is_activated(node)
         outputs: Any = next(node for node in module.graph.nodes if node.op == "output").args[0]
         if isinstance(outputs[0], fx.Node) and facts(outputs[0]).signal:
             _mark_classifier(outputs[0])
         return module
+
+
+def _is_layer(node: fx.Node) -> bool:
+    operation = facts(node).operation
+    return facts(node).kind is Kind.LINEAR and operation is not None and operation.parametric
+
+
+def _is_activated(node: fx.Node) -> bool:
+    """Whether all that reads a value is activations and gates; what only moves or scales it is looked through."""
+    readers = [user for user in node.users if user.op == "output" or facts(user).signal]
+    return bool(readers) and all(map(_activates, readers))
+
+
+def _activates(node: fx.Node) -> bool:
+    operation = None if node.op == "output" else facts(node).operation
+    if operation is None:
+        return False
+    kind = facts(node).kind
+    looked_through = kind in (Kind.ROUTING, Kind.POINTWISE) or operation.name == "batch_norm"
+    return operation.activates or kind is Kind.GATE or (looked_through and _is_activated(node))
 
 
 def _is_spaceless(node: fx.Node, before: bool) -> bool:
@@ -83,8 +107,7 @@ def _mark_classifier(output: fx.Node) -> None:
         if node in seen or not node_facts.signal:
             continue
         seen.add(node)
-        operation = node_facts.operation
-        if node_facts.kind is Kind.LINEAR and operation is not None and operation.parametric:
+        if _is_layer(node):
             node_facts.classifier = True
         elif node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.LINEAR, Kind.ROUTING, Kind.JOIN):
             waiting += [operand for _, operand in node_facts.operands]

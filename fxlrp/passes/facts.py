@@ -55,6 +55,7 @@ class Facts:
         after_joins: the most joins that lie on a way from an input to it.
         stride: by how much space is reduced from an input to it, as far as its layers and pools say.
         classifier: whether it belongs to the head that reads the classes off the features.
+        activated: whether it is a layer whose output goes into an activation or a gate and nowhere else.
         rule: its rule, and ``reason`` says who chose it.
         norm_behind, norm_before: the batch norm that a linear operation's rule sees as a part of it.
     """
@@ -78,6 +79,7 @@ class Facts:
     after_joins: int = 0
     stride: int = 1
     classifier: bool = False
+    activated: bool = False
     rule: Rule | None = None
     reason: str = ""
     norm_behind: fx.Node | None = None

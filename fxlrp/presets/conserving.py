@@ -36,6 +36,7 @@ EVIDENCE = Preset(
     attention=Preset(
         "evidence",
         linear=Gamma(0.05, bias="absorb"),
+        activated=Epsilon(1e-6, bias="absorb"),
         classifier=Epsilon(1e-6, bias="absorb"),
         selection=Winner(),
         split=GammaSplit(0.1),

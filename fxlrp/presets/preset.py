@@ -53,6 +53,8 @@ class Preset:
         late: ``(n, rule)``: the rule of linear operations after the n-th join; ``None``: as the others.
         coarse: ``(stride, rule)``: the rule of linear operations where space is reduced by at least so much, or gone,
             such as 16 for the last two stages of a ResNet and hidden layers of a head; ``None``: as the others.
+        activated: the rule of layers whose output goes into an activation or a gate, such as the first layer of a
+            transformer's MLP; ``None``: as the others.
         selection: the rule of max pooling.
         split: the rule of joins.
         gate: the rule of elementwise products of two signals.
@@ -78,6 +80,7 @@ class Preset:
     classifier: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     late: tuple[int, Rule] | None = None
     coarse: tuple[int, Rule] | None = None
+    activated: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     attention: Preset | None = None
     selection: Rule = field(default_factory=WindowAverage, metadata=serves(Kind.SELECTION))
     split: Rule = field(default_factory=RatioSplit, metadata=serves(Kind.JOIN))

@@ -94,6 +94,7 @@ class Operation:
         pads: routing that puts constants around a value.
         loses: routing that puts constants in the place of some elements.
         parametric: it counts as a layer where branches are compared.
+        activates: it is an activation, such as a ReLU.
     """
 
     target: Any
@@ -117,6 +118,7 @@ class Operation:
     pads: bool = False
     loses: bool = False
     parametric: bool = False
+    activates: bool = False
 
     @property
     def name(self) -> str:

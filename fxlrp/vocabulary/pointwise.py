@@ -26,6 +26,11 @@ def pointwise(name: str, *functions: Any, methods: tuple[str, ...] | None = None
     )
 
 
+def activation(name: str, *functions: Any, **facts: Any) -> Operation:
+    """An activation, found in the same places."""
+    return pointwise(name, *functions, activates=True, **facts)
+
+
 def is_scalar(value: Any) -> bool:
     return not isinstance(value, torch.Tensor | fx.Proxy)
 
@@ -221,30 +226,30 @@ ARITHMETIC = [
 ]
 
 ACTIVATIONS = [
-    pointwise("relu", sign=Sign.NONNEGATIVE),
-    pointwise("relu6", sign=Sign.NONNEGATIVE, bound=Bound.CLIPPED, methods=()),
-    pointwise("hardtanh", sign=sign_of_clamp("min_val", "max_val"), bound=Bound.CLIPPED, methods=()),
-    pointwise("clamp", torch.clip, methods=("clamp", "clip"), sign=sign_of_clamp("min", "max"), bound=Bound.CLIPPED),
-    Operation(aten.clamp.Tensor, Kind.POINTWISE, bound=Bound.CLIPPED),
-    pointwise("clamp_min", sign=sign_of_clamp("min", None)),
-    pointwise("clamp_max", sign=sign_of_clamp(None, "max")),
-    pointwise("threshold", methods=()),
-    pointwise("leaky_relu", methods=(), sign=Sign.KEEPS),
-    pointwise("prelu"),
-    pointwise("elu", methods=(), sign=Sign.KEEPS),
-    pointwise("selu", sign=Sign.KEEPS),
-    pointwise("celu", sign=Sign.KEEPS),
-    pointwise("gelu", methods=(), sign=Sign.KEEPS),
-    pointwise("silu", methods=(), sign=Sign.KEEPS),
-    pointwise("mish", methods=(), sign=Sign.KEEPS),
-    pointwise("hardswish", methods=(), sign=Sign.KEEPS),
-    pointwise("hardshrink", sign=Sign.KEEPS),
-    pointwise("softshrink", methods=(), sign=Sign.KEEPS),
-    pointwise("softplus", methods=(), sign=Sign.NONNEGATIVE),
-    pointwise("log_sigmoid", F.logsigmoid, methods=()),
-    pointwise("sigmoid", torch.special.expit, sign=Sign.NONNEGATIVE, bound=Bound.GATE),
-    pointwise("hardsigmoid", methods=(), sign=Sign.NONNEGATIVE, bound=Bound.GATE),
-    pointwise("tanh", sign=Sign.KEEPS, bound=Bound.SQUASHED),
+    activation("relu", sign=Sign.NONNEGATIVE),
+    activation("relu6", sign=Sign.NONNEGATIVE, bound=Bound.CLIPPED, methods=()),
+    activation("hardtanh", sign=sign_of_clamp("min_val", "max_val"), bound=Bound.CLIPPED, methods=()),
+    activation("clamp", torch.clip, methods=("clamp", "clip"), sign=sign_of_clamp("min", "max"), bound=Bound.CLIPPED),
+    Operation(aten.clamp.Tensor, Kind.POINTWISE, bound=Bound.CLIPPED, activates=True),
+    activation("clamp_min", sign=sign_of_clamp("min", None)),
+    activation("clamp_max", sign=sign_of_clamp(None, "max")),
+    activation("threshold", methods=()),
+    activation("leaky_relu", methods=(), sign=Sign.KEEPS),
+    activation("prelu"),
+    activation("elu", methods=(), sign=Sign.KEEPS),
+    activation("selu", sign=Sign.KEEPS),
+    activation("celu", sign=Sign.KEEPS),
+    activation("gelu", methods=(), sign=Sign.KEEPS),
+    activation("silu", methods=(), sign=Sign.KEEPS),
+    activation("mish", methods=(), sign=Sign.KEEPS),
+    activation("hardswish", methods=(), sign=Sign.KEEPS),
+    activation("hardshrink", sign=Sign.KEEPS),
+    activation("softshrink", methods=(), sign=Sign.KEEPS),
+    activation("softplus", methods=(), sign=Sign.NONNEGATIVE),
+    activation("log_sigmoid", F.logsigmoid, methods=()),
+    activation("sigmoid", torch.special.expit, sign=Sign.NONNEGATIVE, bound=Bound.GATE),
+    activation("hardsigmoid", methods=(), sign=Sign.NONNEGATIVE, bound=Bound.GATE),
+    activation("tanh", sign=Sign.KEEPS, bound=Bound.SQUASHED),
     Operation(
         aten.softmax.int, Kind.POINTWISE, functions=(torch.softmax, F.softmax), methods=("softmax",),
         lower=lower_softmax, sign=Sign.NONNEGATIVE, bound=Bound.GATE,
