@@ -8,7 +8,7 @@ from torch import nn
 
 import fxlrp
 from fxlrp.passes.facts import facts
-from fxlrp.rules import Absolute, Epsilon, Gamma
+from fxlrp.rules import Absolute, Epsilon, Gamma, GammaSplit, SignedSplit
 
 
 def classifiers(model, x):
@@ -89,11 +89,11 @@ def test_rules_by_depth_are_told_in_the_summary_and_conserve():
     model = torchvision.models.resnet18(num_classes=5).double().eval()
     explainer = fxlrp.compile(model, "evidence", start="log_odds")
     rows = {row.node: row for row in explainer.summary()}
-    assert rows["fc"].rule == repr(Epsilon(0, vanishing="rescale"))
+    assert rows["fc"].rule == repr(Epsilon(0, bias="share", vanishing="rescale"))
     assert rows["fc"].reason == "preset evidence: classifier"
-    assert rows["layer3_0_conv1"].rule == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
-    assert "from stride 16 on" in rows["layer3_0_conv1"].reason
-    assert rows["layer2_0_conv1"].rule == "ZPlus()"
+    assert rows["layer4_0_conv1"].rule == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
+    assert "from stride 32 on" in rows["layer4_0_conv1"].reason
+    assert rows["layer3_0_conv1"].rule == "ZPlus()"
     assert_conserves(explainer, torch.randn(2, 3, 64, 64, dtype=torch.float64))
 
 
@@ -105,6 +105,41 @@ def test_models_with_attentions_take_the_rules_for_them():
     assert rules["embed"] == repr(Gamma(0.05, bias="absorb"))
     assert rules["hidden"] == rules["head"] == repr(Epsilon(1e-6, bias="absorb"))
     assert_conserves(explainer, x, absorbs=("bias", "stabilizer"))
+
+
+def test_models_of_token_numbers_take_the_rules_for_them():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.body = nn.Embedding(9, 6), Head(lambda h: h[:, 0])
+
+        def forward(self, numbers):
+            return self.body(self.words(numbers))
+
+    explainer = fxlrp.compile(Reader().double().eval(), "evidence")
+    numbers = torch.randint(0, 9, (2, 5))
+    explainer(numbers)
+    rows = {row.node: row for row in explainer.summary()}
+    assert rows["body_embed"].rule == rows["body_head"].rule == repr(Epsilon(1e-6, bias="absorb"))
+    assert rows["body_head"].reason == "preset evidence"
+    assert rows["body_add"].rule == repr(GammaSplit(0.02))
+    assert_conserves(explainer, numbers, absorbs=("bias", "stabilizer"))
+    given = fxlrp.compile(Reader().double().eval(), "evidence", split="signed", example_inputs=numbers)
+    assert {row.node: row for row in given.summary()}["body_add"].rule == repr(SignedSplit())
+
+
+def test_a_large_bias_at_the_classifier_amplifies_nothing():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    x = torch.rand(1, 4, dtype=torch.float64)
+    with torch.no_grad():
+        hidden = model[:2](x)[0]
+        model[2].weight -= (model[2].weight @ hidden - 1e-9)[:, None] * hidden / hidden.square().sum()
+        model[2].bias.copy_(torch.tensor([-4.0, -5.0, -6.0]))
+        expected = model[2].weight[0] * hidden
+    explainer = fxlrp.compile(model, "evidence", start="logit", checkpoints=["2"])
+    arrived = explainer(x, target=0).checkpoints["2"][0]
+    assert arrived.sum() == pytest.approx(-4.0)
+    assert (arrived - expected).std() == pytest.approx(0, abs=1e-6)  # each its contribution, and the same of the bias
 
 
 def test_the_absolute_rule_shares_by_magnitude():

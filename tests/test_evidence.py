@@ -95,7 +95,7 @@ def test_hidden_layers_of_a_head_run_the_gamma_rule():
 
     explainer = fxlrp.compile(Head().eval())
     rules = {row.node: row.rule for row in explainer.summary()}
-    assert rules["out"] == repr(Epsilon(0, vanishing="rescale"))
+    assert rules["out"] == repr(Epsilon(0, bias="share", vanishing="rescale"))
     assert rules["hidden"] == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
     assert rules["mixed"] == "ZPlus()"
     strides = {node.name: facts(node).stride for node in explainer.model_graph.nodes}

@@ -75,11 +75,10 @@ class Assign(Pass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         nodes = [n for n in module.graph.nodes if n.op == "call_function" and facts(n).kind in RULED]
-        if self.preset.attention is not None and any(facts(node).kind is Kind.PRODUCT for node in nodes):
-            own_split = self.split is self.preset.split
-            self.preset = self.preset.attention
-            self.split = self.preset.split if own_split else self.split
-            self.preset_rules = [override(key, rule) for key, rule in self.preset.rules.items()]
+        if any(facts(node).kind is Kind.PRODUCT for node in nodes):
+            self._take_over(self.preset.attention)
+            if any(facts(node).source is not None for node in module.graph.nodes if node.op == "call_function"):
+                self._take_over(self.preset.tokens)
         check_overrides(self.asked, nodes)
         for node in nodes:
             node_facts = facts(node)
@@ -94,6 +93,15 @@ class Assign(Pass):
             node_facts = facts(node)
             if node.op == "call_function" and node_facts.kind in RULED:
                 check(fits(node_facts.rule, node_facts), f"{node} has no rule of its kind")
+
+    def _take_over(self, preset: Preset | None) -> None:
+        """Let ``preset`` take the place of the present one, whose split the caller may have replaced."""
+        if preset is None:
+            return
+        if self.split is self.preset.split:
+            self.split = preset.split
+        self.preset = preset
+        self.preset_rules = [override(key, rule) for key, rule in preset.rules.items()]
 
     def _choose(self, node: fx.Node, node_facts: Facts) -> tuple[Rule, str]:
         for overrides, reason in ((self.asked, "rules"), (self.preset_rules, f"preset {self.preset.name}")):
@@ -188,8 +196,9 @@ def check_preset(preset: Preset) -> None:
     if preset.start not in OF_CLASSES:
         choices = " or ".join(map(repr, OF_CLASSES))
         raise RuleError(f"preset {preset.name}: start={preset.start!r}, and start takes {choices}")
-    if preset.attention is not None:
-        check_preset(preset.attention)
+    for other in (preset.attention, preset.tokens):
+        if other is not None:
+            check_preset(other)
 
 
 def _spelled(key: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fxlrp.presets.preset import Preset
 from fxlrp.rules.linear import Epsilon, Gamma, WPlus, ZPlus
 from fxlrp.rules.normalisation import Fold, NormEpsilon
@@ -27,27 +29,36 @@ CONSERVING_GAMMA = Preset(
 )
 """γ in convolutions, ε in linear layers, no part to biases; for convolutional networks."""
 
+_SIGNED = Preset(
+    "evidence",
+    linear=Epsilon(1e-6, bias="absorb"),
+    selection=Winner(),
+    split=GammaSplit(0.02),
+    product=ThroughValues(Epsilon(1e-6)),
+    recurrent=Recurrent(Epsilon(1e-6, bias="absorb"), SignedSplit(1e-6)),
+    norm=NormEpsilon(1e-6),
+    batch_norm=Fold(),
+)
+
 EVIDENCE = Preset(
     "evidence",
     first=WPlus(),
     start="log_odds",
-    classifier=Epsilon(0, vanishing="rescale"),
-    coarse=(16, Gamma(1.0, stabilizer=0, vanishing="rescale")),
-    attention=Preset(
-        "evidence",
+    classifier=Epsilon(0, bias="share", vanishing="rescale"),
+    coarse=(32, Gamma(1.0, stabilizer=0, vanishing="rescale")),
+    attention=replace(
+        _SIGNED,
         linear=Gamma(0.05, bias="absorb"),
-        activated=Epsilon(1e-6, bias="absorb"),
-        classifier=Epsilon(1e-6, bias="absorb"),
-        selection=Winner(),
+        classifier=_SIGNED.linear,
+        activated=_SIGNED.linear,
         split=GammaSplit(0.1),
-        product=ThroughValues(Epsilon(1e-6)),
-        recurrent=Recurrent(Epsilon(1e-6, bias="absorb"), SignedSplit(1e-6)),
-        norm=NormEpsilon(1e-6),
-        batch_norm=Fold(),
+        tokens=_SIGNED,
     ),
 )
-"""ε = 0 at the classifier, so that evidence against a class counts; γ from stride 16 on, z⁺ below. With attentions: a
-little γ in all layers and joins, norms at constant deviation. Classes start at their log-odds."""
+"""ε = 0 at the classifier, so that evidence against a class counts, its bias shared evenly; γ from stride 32 on, z⁺
+below. With attentions: norms at constant deviation, and a little γ at joins and in the layers whose output is added or
+attended to, which bounds signed sums; ε in the others, and in all where tokens are looked up. Classes start at their
+log-odds."""
 
 OTSUKI2024 = Preset(
     "otsuki2024",

@@ -66,6 +66,8 @@ class Preset:
         pointwise: the rule of other pointwise operations.
         attention: the preset that takes the place of this one in models with products of two signals, as attentions
             are; ``None``: this one.
+        tokens: the preset that takes its place again where such a model looks token numbers up in an embedding;
+            ``None``: this one.
         start: what ``start="auto"`` means for the logits of several classes, ``"probability"`` or ``"log_odds"``.
         rules: exceptions, by name pattern, module type, operation or kind of join, as
             ``compile(rules=…)`` takes them.
@@ -82,6 +84,7 @@ class Preset:
     coarse: tuple[int, Rule] | None = None
     activated: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     attention: Preset | None = None
+    tokens: Preset | None = None
     selection: Rule = field(default_factory=WindowAverage, metadata=serves(Kind.SELECTION))
     split: Rule = field(default_factory=RatioSplit, metadata=serves(Kind.JOIN))
     gate: Rule = field(default_factory=ToSignal, metadata=serves(Kind.GATE))
