@@ -17,9 +17,9 @@ from fxlrp.steps.declaration import InPlace, along, primitive
 from fxlrp.steps.memory import blocks, has_rows, plain, takes
 
 __all__ = [
-    "above_zero", "along", "along_channels", "channels_last", "divide", "divide_into", "fit", "full", "magnitude",
-    "negative", "plain", "positive", "primitive", "sign", "smallest_denominator", "squared", "stabilize",
-    "where_vanished", "without_padding",
+    "above_zero", "along", "along_channels", "channels_last", "divide", "divide_into", "favoured_denominator", "fit",
+    "full", "magnitude", "negative", "plain", "positive", "primitive", "smallest_denominator", "squared", "stabilize",
+    "where_vanished", "with_sign", "without_padding", "zero",
 ]  # fmt: skip
 
 
@@ -71,9 +71,29 @@ def above_zero(z: Tensor) -> Tensor:
 
 
 @primitive
-def sign(z: Tensor) -> Tensor:
-    """1, −1 or 0, element by element."""
-    return z.sign()
+def zero(z: Tensor) -> Tensor:
+    """Ones where ``z`` is exactly zero."""
+    return (z == 0).to(z.dtype)
+
+
+@primitive(linear="first", fresh=True)
+def with_sign(value: Tensor, z: Tensor, factor: float = 1.0) -> Tensor:
+    """``value`` times ``factor`` and the sign of ``z``."""
+    return value * z.sign().mul_(factor)
+
+
+@primitive(reads=True)
+def favoured_denominator_into(total: Tensor, z: Tensor, factor: float, at_zero: float) -> Tensor:
+    """:func:`favoured_denominator`, into ``total``."""
+    if not takes(total, z):
+        return favoured_denominator(z, total, factor, at_zero)
+    return total.add_(z.abs(), alpha=factor).masked_fill_(z == 0, at_zero)
+
+
+@primitive(fresh=True, writes_into=InPlace(favoured_denominator_into, orders=((1, 0),)))
+def favoured_denominator(z: Tensor, total: Tensor, factor: float, at_zero: float) -> Tensor:
+    """What the γ rule divides by: ``factor |z| + total``, and ``at_zero`` where ``z`` is exactly zero."""
+    return torch.add(total, z.abs(), alpha=factor).masked_fill(z == 0, at_zero)
 
 
 @primitive

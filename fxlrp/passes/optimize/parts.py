@@ -18,14 +18,15 @@ from torch import Tensor, fx
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, weight_shapes, without_dead_code
 from fxlrp.passes.optimize.matching import Capture, Step
 from fxlrp.steps.batch_axis import rescale, sum_items
-from fxlrp.steps.primitives import divide, primitive
+from fxlrp.steps.primitives import divide, favoured_denominator, primitive, with_sign
 from fxlrp.steps.routing import rebind, unpermute, unreshape, unselect, unsplit
 
 aten = torch.ops.aten
 
-_ADD = (operator.add, torch.add)
+_BY_ELEMENT = (operator.add, torch.add, favoured_denominator)
+"""Steps on two values, element by element, that denominators are made of."""
 
-_PRODUCT = Step(torch.matmul, self=Step(divide), other=Capture("weight"))
+_PRODUCT = Step(torch.matmul, self=Step(divide, with_sign), other=Capture("weight"))
 """A share of relevance times weights, and not the other way round."""
 
 _UNSPLIT = Step(
@@ -122,8 +123,9 @@ class OnePart(OptimizerPass):
 def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
     """Let a linear rule that starts from ``relevance``, (..., out), read a part of it, where the rest is zeros."""
     shares = [user for user in relevance.users if Step(divide, relevance=relevance).match(user) is not None]
-    products = [user for share in shares for user in share.users]
     totals = [user for user in relevance.users if user not in shares]
+    signed = [user for share in shares for user in share.users if user.target is with_sign and user.args[0] is share]
+    products = [user for share in [*shares, *signed] for user in share.users if user not in signed]
     weights = [_PRODUCT.match(product) for product in products]
     if not all(weights) or not all(_adds_up(user, relevance) for user in totals):
         return
@@ -138,6 +140,8 @@ def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
     small, part = found
     for share in shares:
         share.update_arg(0, small)
+        share.update_arg(1, _value(share.args[1], share, part, features, shapes))
+    for share in signed:
         share.update_arg(1, _value(share.args[1], share, part, features, shapes))
     for product in products:
         product.update_arg(1, _weights(product, product.args[1], part))
@@ -183,9 +187,9 @@ def _axis(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
 def _value(value: Any, reader: fx.Node, part: _Part, features: int, shapes: dict[fx.Node, torch.Size]) -> fx.Node:
     """A denominator, for the part alone; where nobody else needs the whole, the whole is not computed."""
     if len(value.users) == 1 and emitted(value):
-        if value.target in _ADD and all(isinstance(arg, fx.Node) for arg in value.args):
-            terms = [_value(arg, value, part, features, shapes) for arg in value.args]
-            return inserted(value, value.target, *terms, name=f"{value.name}_part")
+        if value.target in _BY_ELEMENT and all(isinstance(arg, fx.Node) for arg in value.args[:2]):
+            terms = [_value(arg, value, part, features, shapes) for arg in value.args[:2]]
+            return inserted(value, value.target, *terms, *value.args[2:], name=f"{value.name}_part")
         held = [arg for arg in value.args[1:] if arg is not None]  # weight and bias
         if value.target is F.linear and not value.kwargs and all(shapes.get(w, (0,))[0] == features for w in held):
             small = [_weights(value, w, part) for w in held]

@@ -11,8 +11,8 @@ from fxlrp.steps.batch_axis import rescale, rescale_signed_to, rescale_to, sum_i
 from fxlrp.steps.routing import unreshape
 
 _RESCALE = Step(
-    rescale, share=Capture("share"), relevance=Capture("relevance"), support=Capture("support"), signed=Capture("signed"),
-    batch_axis=Capture("batch_axis"), received_batch_axis=Capture("received_batch_axis"),
+    rescale, share=Capture("share"), relevance=Capture("relevance"), support=Capture("support"),
+    signed=Capture("signed"), batch_axis=Capture("batch_axis"), received_batch_axis=Capture("received_batch_axis"),
 )  # fmt: skip
 _RESHAPED = Step(unreshape, relevance=Step(rescale_to, rescale_signed_to, name="source"))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from fxlrp.common.errors import RuleError
 from fxlrp.rules.linear.mechanism import Change, Layer, LinearRule, Part, Quotient, Terms
-from fxlrp.steps.primitives import divide, magnitude, negative, positive, sign
+from fxlrp.steps.primitives import divide, favoured_denominator, magnitude, negative, positive, with_sign, zero
 
 
 class Epsilon(LinearRule):
@@ -169,39 +170,45 @@ class _Favouring(Quotient):
     With ``c_ij = x_i w_ji``, its positive part is ``(|c| + c) / 2`` and its negative part ``(c − |c|) / 2``. So what
     is favoured where the output has the sign ``σ_j`` is ``c + γ (c + σ |c|) / 2``, and
 
-        d_j = (1 + γ/2) z_j + γ/2 σ_j Σ_i |c_ij|
-        R_i = (1 + γ/2) x_i Σ_j w_ji s_j + γ/2 |x_i| Σ_j |w_ji| σ_j s_j        with s = R / d
+        d_j = (1 + γ/2) |z_j| + γ/2 Σ_i |c_ij|
+        R_i = (1 + γ/2) x_i Σ_j w_ji σ_j s_j + γ/2 |x_i| Σ_j |w_ji| s_j        with s = R / d
 
-    That is one product beside ``z``, and two back, whatever the signs of ``x``; both summands of ``d`` have the
-    same sign, so nothing cancels.
+    That is one product beside ``z``, and two back, whatever the signs of ``x``, and nothing in ``d`` cancels.
+
+    Attributes:
+        s: as above, zero where the output is exactly zero.
+        signed: (1 + γ/2) σ s.
     """
 
     def __init__(self, layer: Layer, relevance: Tensor, rule: Gamma) -> None:
-        magnitudes = None if layer.bias is None else magnitude(layer.bias)
-        self.signed, self.unsigned = layer.term(layer.x), layer.magnitudes()
-        self.whole, self.half = 1 + rule.gamma / 2, rule.gamma / 2
-        z, total = layer.sum(self.signed, layer.bias), layer.sum(self.unsigned, magnitudes)
+        half = rule.gamma / 2
+        self.contributions, self.magnitudes = layer.term(layer.x), layer.magnitudes(half)
+        self.to_bias = layer.bias
+        self.to_bias_magnitude = None if layer.bias is None else half * magnitude(layer.bias)
+        z = layer.sum(self.contributions, layer.bias)
+        total = layer.sum(self.magnitudes, self.to_bias_magnitude)
         assert z is not None
         assert total is not None
-        self.sign = sign(z)
-        self.to_bias = layer.bias
-        self.relevance, self.epsilon = relevance, rule.stabilizer
-        self.z = self.whole * z + self.half * self.sign * total
-        self.s = s = divide(relevance, self.z, True, self.epsilon)
-        self.along = self.sign * s
-        self.plain = self.sign * self.along if self.epsilon else s  # nothing where the output is exactly zero
+        self.output, self.relevance, self.epsilon = z, relevance, rule.stabilizer
+        # Where the output is zero the denominator vanishes; with a stabilizer it must not come back.
+        self.z = favoured_denominator(z, total, 1 + half, math.inf if self.epsilon else 0.0)
+        self.s = divide(relevance, self.z, False, self.epsilon)
+        self.signed = with_sign(self.s, z, 1 + half)
 
     def shares(self, x: Tensor) -> list[Tensor]:
-        halves = (self.whole, self.signed, self.plain), (self.half, self.unsigned, self.along)
-        return [
-            factor * term.x * term.operation.transpose(quotient, term.weight, x)
-            for factor, terms, quotient in halves
-            for term in terms
-        ]
+        assert self.s is not None
+        both = (self.signed, self.contributions), (self.s, self.magnitudes)
+        return [t.x * t.operation.transpose(s, t.weight, x) for s, terms in both for t in terms]
 
     def kept_by_bias(self) -> Tensor:
+        assert self.s is not None
         assert self.to_bias is not None
-        return self.to_bias * (self.whole * self.plain) + magnitude(self.to_bias) * (self.half * self.along)
+        assert self.to_bias_magnitude is not None
+        return self.to_bias * self.signed + self.to_bias_magnitude * self.s
+
+    def kept_by_stabilizer(self) -> Tensor:
+        assert self.s is not None
+        return self.epsilon * self.s + self.relevance * zero(self.output)
 
 
 def _part(bias: Tensor | None, change: Change) -> Tensor | None:

@@ -90,10 +90,14 @@ class Layer:
         """Whether ``term`` is the layer as it stands."""
         return term.x is self.x and term.operation is self.operation and term.weight is self.weight
 
-    def magnitudes(self) -> Terms:
-        """The magnitudes of the contributions, ``|x||w|``."""
+    def magnitudes(self, factor: float = 1.0) -> Terms:
+        """The magnitudes of the contributions, ``factor |x||w|``."""
         x = self.x if self.nonnegative else magnitude(self.x)
-        return self.term(x, None if self.weight_nonnegative else magnitude)
+        if factor == 1:
+            return self.term(x, None if self.weight_nonnegative else magnitude)
+        if self.weight is None:  # fixed weights are not multiplied by a number
+            return self.term(factor * x, None if self.weight_nonnegative else magnitude)
+        return self.term(x, lambda weight: factor * magnitude(weight))
 
     def positive(self) -> Terms:
         """The positive contributions, ``x⁺w⁺ + x⁻w⁻``."""
