@@ -44,3 +44,13 @@ def load_lite(number: int) -> LoadedModel:
 def load() -> LoadedModel:
     """EfficientNet-Lite0."""
     return load_lite(0)
+
+
+def load1() -> LoadedModel:
+    """EfficientNet-Lite1."""
+    return load_lite(1)
+
+
+def load2() -> LoadedModel:
+    """EfficientNet-Lite2."""
+    return load_lite(2)
