@@ -33,7 +33,7 @@ def quarter_image(tmp_path, number, label=None):
             picture.putpixel((x + 4 * (number % 2), y + 4 * (number // 2)), (255, 255, 255))
     path = tmp_path / f"{number}.png"
     picture.save(path)
-    return load_image(Sample(number, path.name, label, path), ToTensor())
+    return load_image(Sample(number, path.name, label, lambda: Image.open(path)), ToTensor())
 
 
 def at_target(inputs, targets):

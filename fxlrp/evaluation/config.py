@@ -117,6 +117,10 @@ class MetricsConfig:
     patch: PositiveInt = 1
 
 
+_LATER = {"properties": 0, "grids": 0, "cell": None, "patch": 1}
+"""Metrics that earlier results do not know, and what leaves them out."""
+
+
 @dataclass(frozen=True, config=_SECTION)
 class RunConfig:
     """``[run]``: where and how.
@@ -197,10 +201,11 @@ class Config:
 
     def fingerprint(self) -> str:
         """A text that is the same for configurations that give the same results."""
+        metrics = _content(self.metrics) | {"failure": None}
         kept = {
             "model": _content(self.model) | {"name": None},
             "data": _content(self.data) | {"name": None},
-            "metrics": _content(self.metrics) | {"failure": None},
+            "metrics": {name: value for name, value in metrics.items() if name not in _LATER or value != _LATER[name]},
             "methods": [_content(entry) | {"paper": None, "group": None} for entry in self.methods],
             "run": {"maps": self.run.maps, "threads": self.run.threads},
         }

@@ -78,7 +78,7 @@ def narrowed(model, x, **options):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("preset", ["conserving", "cp_lrp", "epsilon_plus", "otsuki2024"])
+@pytest.mark.parametrize("preset", ["conserving", "cp_lrp", "epsilon_plus", "otsuki2024", "evidence"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_attention_is_explained_the_same(way, preset, bias):
     model, x = net(way, bias=bias)
@@ -100,6 +100,9 @@ def test_the_other_parts_are_not_computed(way):
     model, x = net(way)
     assert narrowed(model, x, optimize=("one_part",)) == [(2 * WIDTH, WIDTH)] * 4  # z⁺: two products each way
     assert narrowed(model, x, preset="cp_lrp", optimize=("one_part", "reuse_forward")) == [(2 * WIDTH, WIDTH)]
+    # γ beside the forward pass: the weights, their magnitudes and those of the bias.
+    gamma = narrowed(model, x, preset="evidence", optimize=("one_part", "reuse_forward"))
+    assert gamma == [(2 * WIDTH, WIDTH)] * 3
 
 
 def test_values_between_others_keep_the_whole_layer():
