@@ -26,8 +26,9 @@ CONSERVING_GAMMA = Preset(
     convolution=Gamma(0.25, stabilizer=0, vanishing="rescale"),
     pooling=ZPlus(),
     first=WPlus(),
+    norm=NormEpsilon(1e-6),
 )
-"""γ in convolutions, ε in linear layers, no part to biases; for convolutional networks."""
+"""γ in convolutions, ε in linear layers, no part to their biases; for convolutional networks."""
 
 _SIGNED = Preset(
     "evidence",
@@ -76,5 +77,6 @@ OTSUKI2024_MIXTURE = Preset(
     first=_RELEASED_FIRST,
     late=(8, Epsilon(1e-6)),
     selection=_RELEASED_AVERAGE,
+    norm=NormEpsilon(1e-6),
 )
 """The mixture of rules of its Table C: ε after the eighth bottleneck, α1β0 (= z⁺) before."""
