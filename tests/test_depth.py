@@ -31,11 +31,26 @@ class Head(nn.Module):
         return self.head(self.hidden(self.read(self.norm(h))).relu())
 
 
+class Cosine(nn.Module):
+    """The cosine of two embeddings, of the two halves of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+
+    def forward(self, x):
+        first, second = (nn.functional.normalize(self.embed(half), dim=-1) for half in x.chunk(2, dim=-1))
+        return (first * second).sum(-1)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "names"),
     [
+        (Cosine, (2, 8), ["embed_2", "linalg_vector_norm", "embed_5", "linalg_vector_norm_1", "sum_1"]),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+         (1, 3, 6, 6), ["_2", "_3"]),
         (lambda: torchvision.models.resnet18(num_classes=5), (1, 3, 32, 32), ["fc"]),
-        (lambda: torchvision.models.squeezenet1_1(num_classes=5), (1, 3, 64, 64), ["classifier_1"]),
+        (lambda: torchvision.models.squeezenet1_1(num_classes=5), (1, 3, 64, 64), ["classifier_1", "classifier_3"]),
         (lambda: torchvision.models.mobilenet_v2(num_classes=5), (1, 3, 32, 32), ["classifier_1"]),
         (lambda: Head(lambda h: h[:, 0]), (2, 5, 6), ["head"]),
         (lambda: Head(lambda h: h.mean(1)), (2, 5, 6), ["head"]),
@@ -76,6 +91,15 @@ class Gated(nn.Module):
 )
 def test_layers_before_an_activation_are_found(model, shape, names):
     assert activated(model(), torch.randn(shape)) == names
+
+
+def test_evidence_against_a_class_survives_the_mean_of_its_logits():
+    """A map of logits of both signs: the mean hands each position its own part."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    model[0].weight.data[:] = torch.tensor([[[[1.0]]], [[[-1.0]]]])
+    x = torch.tensor([[[[1.0, 3.0], [-2.0, 2.0]]]], dtype=torch.float64)
+    relevance = fxlrp.compile(model, "evidence", start="logit", rules={"0": Epsilon(0)})(x, target=0).relevance
+    assert relevance.flatten().tolist() == pytest.approx([0.25, 0.75, -0.5, 0.5])
 
 
 def test_strides_add_up_from_the_input():

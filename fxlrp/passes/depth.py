@@ -17,12 +17,16 @@ SPACELESS = 2**30
 _GATHERS = ("flatten", "reshape", "view", "mean", "sum", "amax")
 """Operations after which a linear layer sees no space any more; a convolution that follows shows that it was there."""
 
+_READ_OFF = (Kind.POINTWISE, Kind.NORMALISATION, Kind.LINEAR, Kind.ROUTING, Kind.JOIN, Kind.GATE)
+"""The kinds that may lie between the classifier and the output."""
+
 
 class FindDepth(Pass):
     """Finds by how much space is reduced at each node, the layers that read the classes off, and the activated ones.
 
     The classifier is the last layer with weights, the one that reads the classes off the features; where branches are
-    added behind it, the last of each. Hidden layers of a head are none: evidence against a class is lost in the layer
+    added or multiplied behind it, as in a cosine of two embeddings, the last of each. Sums and means behind it belong to
+    it. Hidden layers of a head are none: evidence against a class is lost in the layer
     that weighs features for classes, and the signed sums of a hidden layer would amplify.
 
     A linear layer behind the place where space goes (a flatten, a mean, a pool, or an input without space) is coarser
@@ -107,7 +111,6 @@ def _mark_classifier(output: fx.Node) -> None:
         if node in seen or not node_facts.signal:
             continue
         seen.add(node)
-        if _is_layer(node):
-            node_facts.classifier = True
-        elif node_facts.kind in (Kind.POINTWISE, Kind.NORMALISATION, Kind.LINEAR, Kind.ROUTING, Kind.JOIN):
+        node_facts.classifier = node_facts.kind is Kind.LINEAR
+        if node_facts.kind in _READ_OFF and not _is_layer(node):
             waiting += [operand for _, operand in node_facts.operands]
