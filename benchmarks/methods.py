@@ -129,6 +129,7 @@ METHODS: dict[str, Method] = {
     "fxlrp channels-last": fxlrp_method(**CHANNELS_LAST),
     "fxlrp inductor": fxlrp_method(**INDUCTOR),
     "fxlrp cudagraphs": fxlrp_method(**CHANNELS_LAST, device="cuda", backend="cudagraphs"),
+    "fxlrp channels-last evidence": fxlrp_method("evidence", **CHANNELS_LAST),
     "fxlrp channels-last otsuki2024": fxlrp_method("otsuki2024", **CHANNELS_LAST),
     "fxlrp inductor otsuki2024": fxlrp_method("otsuki2024", **INDUCTOR),
     "fxlrp channels-last epsilon_plus": fxlrp_method("epsilon_plus", **CHANNELS_LAST),

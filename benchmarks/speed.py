@@ -17,7 +17,7 @@ from benchmarks.workers import Row
 
 ORDER = [YARDSTICK, PLACEBO, *METHODS]
 WAYS = {"eager": ("fxlrp eager", "fxlrp channels-last"), "compiled": ("fxlrp inductor", "fxlrp cudagraphs")}
-"""The default preset, by the way it runs."""
+"""The preset ``conserving``, by the way it runs."""
 SAME_RULES = [
     ("zennit EpsilonPlus", "fxlrp channels-last epsilon_plus"), ("zennit EpsilonPlus", "fxlrp inductor epsilon_plus"),
     ("captum LRP", "fxlrp channels-last epsilon"), ("captum LRP", "fxlrp inductor epsilon"),
