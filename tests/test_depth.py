@@ -47,7 +47,7 @@ class Cosine(nn.Module):
     ("model", "shape", "names"),
     [
         (Cosine, (2, 8), ["embed_2", "linalg_vector_norm", "embed_5", "linalg_vector_norm_1", "sum_1"]),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1)),
          (1, 3, 6, 6), ["_2", "_3"]),
         (lambda: torchvision.models.resnet18(num_classes=5), (1, 3, 32, 32), ["fc"]),
         (lambda: torchvision.models.squeezenet1_1(num_classes=5), (1, 3, 64, 64), ["classifier_1", "classifier_3"]),

@@ -25,9 +25,9 @@ class FindDepth(Pass):
     """Finds by how much space is reduced at each node, the layers that read the classes off, and the activated ones.
 
     The classifier is the last layer with weights, the one that reads the classes off the features; where branches are
-    added or multiplied behind it, as in a cosine of two embeddings, the last of each. Sums and means behind it belong to
-    it. Hidden layers of a head are none: evidence against a class is lost in the layer
-    that weighs features for classes, and the signed sums of a hidden layer would amplify.
+    added or multiplied behind it, as in a cosine of two embeddings, the last of each. Sums and means behind it belong
+    to it. Hidden layers of a head are none: evidence against a class is lost in the layer that weighs features for
+    classes, and the signed sums of a hidden layer would amplify.
 
     A linear layer behind the place where space goes (a flatten, a mean, a pool, or an input without space) is coarser
     than any convolution: its stride is :data:`SPACELESS`.
