@@ -4,6 +4,7 @@ import pytest
 import torch
 from checks import assert_close
 from nets import BlockPlan, NetPlan, RandomNet
+from token_nets import WIDTH, Block, Fused, Tokens
 from torch import nn
 
 import fxlrp
@@ -119,3 +120,16 @@ def test_a_rule_of_ones_own_is_a_few_lines():
     contributions = model[0].weight.detach().clamp(min=0) * x.clamp(min=0)[:, None, :]
     expected = (contributions * (relevance / contributions.sum(2))[..., None]).sum(1)
     assert_close(explainer(x).relevance, expected)
+
+
+@pytest.mark.parametrize(
+    "preset", ["evidence", "conserving", "conserving_gamma", "epsilon", "epsilon_plus", "epsilon_plus_flat",
+               "epsilon_alpha2_beta1", fxlrp.presets.epsilon_gamma_box(-8, 8)],
+)  # fmt: skip
+def test_signed_sums_stay_bounded_along_a_transformer(preset):
+    """Were relevance handed on unchanged at norms, those of the ε composites would grow to 2 · 10⁴ times the start."""
+    torch.manual_seed(0)
+    model = Tokens(*(Block(Fused()) for _ in range(8)), token=True).double().eval()
+    x = torch.randn(4, 6, WIDTH, dtype=torch.float64)
+    relevance = fxlrp.compile(model, preset, start="one")(x).relevance
+    assert relevance.abs().flatten(1).sum(1).max() < 20

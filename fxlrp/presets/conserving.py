@@ -26,9 +26,10 @@ CONSERVING_GAMMA = Preset(
     convolution=Gamma(0.25, stabilizer=0, vanishing="rescale"),
     pooling=ZPlus(),
     first=WPlus(),
-    norm=NormEpsilon(1e-6),
+    attention=replace(CONSERVING, name="conserving_gamma"),
 )
-"""γ in convolutions, ε in linear layers, no part to their biases; for convolutional networks."""
+"""γ in convolutions, ε in linear layers, no part to biases; for convolutional networks. With attentions, where it has no
+bound, as ``conserving``."""
 
 _SIGNED = Preset(
     "evidence",
