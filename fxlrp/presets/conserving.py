@@ -28,8 +28,8 @@ CONSERVING_GAMMA = Preset(
     first=WPlus(),
     attention=replace(CONSERVING, name="conserving_gamma"),
 )
-"""γ in convolutions, ε in linear layers, no part to biases; for convolutional networks. With attentions, where it has no
-bound, as ``conserving``."""
+"""γ in convolutions, ε in linear layers, no part to biases; for convolutional networks. With attentions, where it
+would have no bound, as ``conserving``."""
 
 _SIGNED = Preset(
     "evidence",
