@@ -53,7 +53,7 @@ class FindDepth(Pass):
             spaceless[node] = _is_spaceless(node, all(spaceless.get(operand, True) for operand in operands))
             if spaceless[node] and node_facts.operation is not None and node_facts.operation.name == "linear":
                 node_facts.stride = SPACELESS
-            node_facts.activated = _is_layer(node) and _is_activated(node)
+        _mark_activated(module.graph)
         outputs: Any = next(node for node in module.graph.nodes if node.op == "output").args[0]
         if isinstance(outputs[0], fx.Node) and facts(outputs[0]).signal:
             _mark_classifier(outputs[0])
@@ -65,19 +65,20 @@ def _is_layer(node: fx.Node) -> bool:
     return facts(node).kind is Kind.LINEAR and operation is not None and operation.parametric
 
 
-def _is_activated(node: fx.Node) -> bool:
-    """Whether all that reads a value is activations and gates; what only moves or scales it is looked through."""
-    readers = [user for user in node.users if user.op == "output" or facts(user).signal]
-    return bool(readers) and all(map(_activates, readers))
-
-
-def _activates(node: fx.Node) -> bool:
-    operation = None if node.op == "output" else facts(node).operation
-    if operation is None:
-        return False
-    kind = facts(node).kind
-    looked_through = kind in (Kind.ROUTING, Kind.POINTWISE) or operation.name == "batch_norm"
-    return operation.activates or kind is Kind.GATE or (looked_through and _is_activated(node))
+def _mark_activated(graph: fx.Graph) -> None:
+    """Mark layers whose readers are all activations and gates; what only moves or scales a value is looked through."""
+    activates: dict[fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        operation = None if node.op == "output" else facts(node).operation
+        readers = [user for user in node.users if user.op == "output" or facts(user).signal]
+        activated = bool(readers) and all(activates[user] for user in readers)
+        if operation is None:
+            activates[node] = activated and node.op != "output"
+            continue
+        kind = facts(node).kind
+        looked_through = kind in (Kind.ROUTING, Kind.POINTWISE) or operation.name == "batch_norm"
+        activates[node] = operation.activates or kind is Kind.GATE or (looked_through and activated)
+        facts(node).activated = activated and _is_layer(node)
 
 
 def _is_spaceless(node: fx.Node, before: bool) -> bool:
