@@ -316,3 +316,13 @@ def test_two_evaluations_in_one_folder_the_second_says_so_at_once(tmp_path):
     lock.release()
     assert evaluate(config).before == 0
     assert evaluate(config).before > 0
+
+
+def test_grids_that_cannot_be_made_are_told_and_cost_nothing_else(tmp_path):
+    config = small_config(tmp_path, metrics={"grids": 2, "properties": 1})
+    with pytest.warns(UserWarning, match="no grids: a grid of 2 × 2 needs as many classes"):
+        finished = evaluate(config)
+    assert finished.images == 6
+    found = json.loads((config.out / "properties.json").read_text())
+    assert (found["images"], found["grids"], found["by_grid"]) == (1, 0, {})
+    assert set(found["by_image"]) == set(METHODS)

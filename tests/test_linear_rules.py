@@ -286,3 +286,30 @@ def test_epsilon_keeps_what_the_ledger_says():
 def test_an_invalid_option_of_a_rule_is_rejected(bad):
     with pytest.raises(fxlrp.errors.RuleError, match=next(iter(bad))):
         ZPlus(**bad)
+
+
+@pytest.mark.parametrize("stabilizer", [0.0, 0.3])
+def test_gamma_of_contributions_of_one_sign_is_its_formula(stabilizer):
+    """Over values that are nowhere negative an average hands on (1 + γ) x / n of R / ((1 + γ) z + ε)."""
+    model, x = nn.Sequential(nn.ReLU(), nn.AvgPool1d(2)).eval(), torch.tensor([[[1.0, 3.0, 2.0, 0.5]]]).double()
+    preset = fxlrp.Preset("gamma", linear=Gamma(0.5, stabilizer=stabilizer))
+    relevance = fxlrp.compile(model, preset, start=lambda output, target: torch.ones_like(output))(x).relevance
+    z = x.unfold(-1, 2, 2).mean(-1).repeat_interleave(2, dim=-1)
+    assert_close(relevance, 1.5 * x / 2 / (1.5 * z + stabilizer))
+
+
+@pytest.mark.parametrize("vanishing", ["absorb", "rescale"])
+@pytest.mark.parametrize("stabilizer", [0.0, 0.3])
+def test_gamma_shares_nothing_of_an_output_that_is_exactly_zero(stabilizer, vanishing):
+    layer = nn.Linear(2, 2, bias=False).double().eval()
+    layer.weight.data[:] = torch.tensor([[1.0, -1.0], [2.0, 1.0]])
+    preset = fxlrp.Preset("gamma", linear=Gamma(1.0, stabilizer=stabilizer, vanishing=vanishing))
+    explainer = fxlrp.compile(layer, preset, start=lambda output, target: torch.tensor([[3.0, 6.0]]).double())
+    x = torch.ones(1, 2).double()
+    expected = torch.tensor([[4.0, 2.0]]).double() * 6 / (6 + stabilizer)
+    if vanishing == "rescale" and not stabilizer:
+        expected = expected * 1.5  # the three of the first output follow the six of the second
+    assert_close(explainer(x).relevance, expected)
+    ledger = explainer.ledger(x)
+    assert ledger.error.abs().max() < 1e-12
+    assert_close(sum(ledger.absorbed.values()), 9 - expected.sum(1))

@@ -152,7 +152,7 @@ def test_a_model_can_be_freed_after_use(model, x):
     assert weight() is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device beside the CPU")
 def test_another_device_is_computed_on_without_moving_the_model(model, x, compiled):
     usual = fxlrp.quantus_explain(model, x, TARGETS)
     for _ in range(2):

@@ -246,7 +246,7 @@ def test_cifar_resnets_have_as_many_layers_as_they_say(depth):
 def test_every_method_runs_where_it_applies(name):
     method = TIMED[name]
     if not method.suits("cifar_resnet8", "cpu"):
-        pytest.skip("applies elsewhere")
+        pytest.skip(f"{name} is for {method.models} on {method.device or 'any device'}")
     if importlib.util.find_spec(method.package) is None:
         pytest.skip(f"{method.package} is not installed")
     form = torch.channels_last if method.channels_last else torch.contiguous_format
@@ -279,7 +279,7 @@ def test_autolrp_explains_a_batch_as_it_explains_each_image():
 def test_memory_tells_a_peak_apart_from_what_is_held():
     memory = Memory("cpu")
     if memory.peak() is None:
-        pytest.skip("the system does not tell")
+        pytest.skip("the system does not tell how much memory a process takes")
     before = memory.start_over()
     torch.ones(32 * 2**20)  # 128 MiB
     peak = memory.peak()

@@ -27,9 +27,6 @@ SURE = 0.6
 IN_GRIDS = 40
 """Images at most that grids are made of."""
 
-GRID_PROPERTIES = ("pointing", "correlation in a grid")
-IMAGE_PROPERTIES = ("second class", "random class", "stability", "sparsity", "arriving")
-
 Values = dict[str, list[float | None]]
 """By property, one number per image, cell or grid; ``None`` where there is none, as for a constant map."""
 
@@ -60,9 +57,9 @@ def of_image(image: EvaluatedImage, model: nn.Module, explain: Explain) -> Value
     inputs = image.input
     generator = torch.Generator().manual_seed(image.sample.index)
     with torch.no_grad():
-        first, second = model(inputs)[0].topk(2).indices
-        classes = model(inputs).shape[1]
-    other = int(torch.randint(classes - 1, (), generator=generator))
+        logits = model(inputs)[0]
+    first, second = logits.topk(2).indices
+    other = int(torch.randint(len(logits) - 1, (), generator=generator))
     other += other >= int(first)
     noise = torch.randn(inputs.shape, generator=generator).to(inputs) * NOISE * (inputs.max() - inputs.min())
     found = explain(inputs, first[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxlrp
-from fxlrp.common.errors import FxlrpError
+from fxlrp.common.errors import EvaluationError, FxlrpError
 from fxlrp.evaluation import properties, randomized
 from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.costs import measure_costs
@@ -198,7 +199,12 @@ class _Run:
         metrics, workers = self.config.metrics, self.workers
         methods = self._methods(images[0])
         images = images[: metrics.properties]
-        grids = properties.made_grids(self._images(samples), self.model, metrics) if metrics.grids else []
+        grids: list[tuple[Tensor, list[int]]] = []
+        try:
+            if metrics.grids:
+                grids = properties.made_grids(self._images(samples), self.model, metrics)
+        except EvaluationError as error:  # what else was measured is not lost
+            warnings.warn(f"no grids: {error}", stacklevel=2)
         of_images = [partial(properties.of_image, image, self.model) for image in workers.share(images)]
         of_grids = [partial(properties.of_grid, grid, metrics.patch) for grid in workers.share(grids)]
         shares = [workers.gather(properties.measured(methods, measures)) for measures in (of_images, of_grids)]

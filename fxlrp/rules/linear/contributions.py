@@ -151,8 +151,9 @@ class Gamma(LinearRule):
     def quotients(self, layer: Layer, relevance: Tensor) -> Sequence[Quotient]:
         if not self.generalized:
             return super().quotients(layer, relevance)
-        if layer.nonnegative and layer.weight_nonnegative and layer.bias is None:
-            return [Quotient(layer, Part(layer.term(layer.x)), relevance, self)]  # all are of one sign
+        of_one_sign = layer.nonnegative and layer.weight_nonnegative and layer.bias is None
+        if of_one_sign and not self.stabilizer:  # then 1 + γ cancels
+            return [Quotient(layer, Part(layer.term(layer.x)), relevance, self)]
         return [_Favouring(layer, relevance, self)]
 
     def _favoured(self, layer: Layer) -> Terms:

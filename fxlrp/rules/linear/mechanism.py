@@ -124,13 +124,11 @@ class Part(NamedTuple):
         terms: what adds up to the denominator.
         bias: what the bias adds to it, or ``None``.
         factor: of the relevance, how much is shared out here.
-        where: of which outputs: ones and zeros like the output; ``None``: all.
     """
 
     terms: Terms
     bias: Tensor | None = None
     factor: float = 1.0
-    where: Tensor | None = None
 
 
 class LinearRule(Rule):
@@ -213,10 +211,9 @@ class LinearRule(Rule):
         if to_bias is not None and self.bias == "share":
             share = share + _spread(layer, to_bias)
         if self.stabilizer or self.vanishing == "absorb":
-            kept = Quotient.kept_by_stabilizer if self.stabilizer else Quotient.vanished
-            shares = Shares([share], {STABILIZER: lambda: list(map(kept, quotients))})
+            shares = Shares([share], {STABILIZER: lambda: [quotient.kept() for quotient in quotients]})
         else:
-            vanished = added(list(map(Quotient.vanished, quotients)))
+            vanished = added([quotient.vanished() for quotient in quotients])
             if self.vanishing == "spread":
                 share = share + _spread(layer, vanished)
             elsewhere = {} if batch_axis is None and received_batch_axis is None else {
@@ -247,16 +244,14 @@ class Quotient:
 
     def __init__(self, layer: Layer, part: Part, relevance: Tensor, rule: LinearRule) -> None:
         self.part = part
-        self.relevance = relevance if part.where is None else relevance * part.where
-        if part.factor != 1:
-            self.relevance = part.factor * self.relevance
+        self.relevance = relevance if part.factor == 1 else part.factor * relevance
         self.to_bias = part.bias
+        self.epsilon = rule.stabilizer
         self.s: Tensor | None = None
         z = layer.sum(part.terms, part.bias)
         if z is None:
             return
         self.z = z
-        self.epsilon = rule.stabilizer
         self.s = divide(self.relevance, z, not rule.keeps_sign, self.epsilon)
 
     def shares(self, x: Tensor) -> list[Tensor]:
@@ -270,6 +265,10 @@ class Quotient:
         assert self.s is not None
         assert self.to_bias is not None
         return self.s * self.to_bias
+
+    def kept(self) -> Tensor:
+        """What the stabilizer keeps, or without one what vanishes."""
+        return self.kept_by_stabilizer() if self.epsilon else self.vanished()
 
     def kept_by_stabilizer(self) -> Tensor:
         """What the stabilizer keeps."""
