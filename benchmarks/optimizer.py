@@ -9,7 +9,7 @@ from benchmarks.harness import PLACEBO
 from benchmarks.methods import Method, fxlrp_method
 from benchmarks.pages import groups, in_order
 from benchmarks.runs import Benchmark, every
-from fxlrp.passes.optimize import DEFAULT, EMITTED, NAMES, PASSES
+from fxlrp.passes.optimize import EMITTED, NAMES, PASSES
 
 ALL = "all"
 MODELS = ("resnet50", "vgg16_bn", "efficientnet_b0", "vit_b_16")
@@ -18,15 +18,10 @@ WORTH = 0.03
 
 
 def variants() -> dict[str, Method]:
-    """Programs with all optimisations, with none, without one, and with one more than the default ones."""
+    """Programs with all optimisations, with none, and without each one."""
     chosen: dict[str, bool | list[str]] = {ALL: True, "none": False}
-    chosen |= {variant(name): [other for other in NAMES if (other in DEFAULT) != (other == name)] for name in NAMES}
+    chosen |= {f"without {name}": [other for other in NAMES if other != name] for name in NAMES}
     return {name: fxlrp_method(channels_last=True, optimize=names) for name, names in chosen.items()}
-
-
-def variant(name: str) -> str:
-    """The program that differs from the default one by this optimisation."""
-    return f"{'without' if name in DEFAULT else 'with'} {name}"
 
 
 METHODS = variants()
@@ -40,7 +35,7 @@ def context(frame: pl.DataFrame) -> dict[str, Any]:
                     for what in ("time", "memory")]
               for key, rows in groups(frame, "model", "device_name").items()}  # fmt: skip
     told = {name: EMITTED.get(name) or getdoc(PASSES[name]) or "" for name in NAMES}
-    described = [(name, text.partition("\n")[0], name in DEFAULT) for name, text in told.items()]
+    described = [(name, text.partition("\n")[0]) for name, text in told.items()]
     return {"models": models, "described": described, "verdicts": _verdicts(frame)}
 
 
@@ -58,9 +53,8 @@ def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
         best = []
         for measure in measures:
             other, default, placebo = (pl.col(measure + suffix) for suffix in ("", "_default", "_placebo"))
-            rows = good.filter(pl.col("method") == variant(name), other > 0, default > 0, placebo > 0)
-            share = default / other if name in DEFAULT else other / default
-            gains = rows.select(1 - share - (placebo / default - 1).abs(), "model", "batch").rows()
+            rows = good.filter(pl.col("method") == f"without {name}", other > 0, default > 0, placebo > 0)
+            gains = rows.select(1 - default / other - (placebo / default - 1).abs(), "model", "batch").rows()
             best.append(max(gains, default=(0.0, "", 0)))
         told = [f"{gain:+.1%} ({model}, batch {batch})" if model else "" for gain, model, batch in best]
         lines.append([name, *told, "yes" if max(best)[0] >= WORTH else "**no**"])

@@ -396,7 +396,7 @@ def test_a_case_is_slower_only_beyond_the_placebo(tmp_path):
 def test_every_optimisation_has_a_variant_and_a_line(tmp_path):
     assert set(optimizer.METHODS) >= {"all", "none"}
     for name in NAMES:
-        assert (f"without {name}" in optimizer.METHODS) != (f"with {name}" in optimizer.METHODS)
+        assert f"without {name}" in optimizer.METHODS
     page = written(tmp_path, optimizer.BENCHMARK, [row("all", 1.0), row("none", 1.4), row("none", 1.6, batch=8)])
     assert "| none | 1.400 (1.260–1.540) | 200 / 100 | 1.600 (1.440–1.760) | 200 / 100 |" in page
     assert all(f"- `{name}`" in page for name in NAMES)
@@ -404,7 +404,7 @@ def test_every_optimisation_has_a_variant_and_a_line(tmp_path):
 
 
 def test_an_optimisation_is_worth_it_only_beyond_the_placebo(tmp_path):
-    first, second, third = optimizer.DEFAULT[:3]
+    first, second, third = NAMES[:3]
     rows = [
         row("all", 1.0), row(PLACEBO, 1.02), row(f"without {first}", 1.1), row(f"without {second}", 1.04),
         row(f"without {third}", 0.9, held_mb=120.0), row("all", 1.0, batch=8), row(f"without {second}", 2.0, batch=8),

@@ -11,7 +11,7 @@ from optimize_nets import signed, tour
 import fxlrp
 from fxlrp.errors import FxlrpError, OptimizeError
 from fxlrp.passes.facts import KEY, Emitted
-from fxlrp.passes.optimize import DEFAULT, FOLD_NORMS, NAMES, chosen
+from fxlrp.passes.optimize import NAMES, chosen
 
 
 @pytest.mark.parametrize("optimize", [None, 3])
@@ -33,8 +33,7 @@ def test_names_are_sorted_into_the_order_in_which_passes_run():
     assert chosen(reversed(NAMES)) == NAMES
     assert chosen("fold_weights") == chosen(["fold_weights", "fold_weights"]) == ("fold_weights",)
     assert chosen([]) == chosen(False) == ()
-    assert chosen(True) == DEFAULT
-    assert set(NAMES) - set(DEFAULT) == {FOLD_NORMS}
+    assert chosen(True) == NAMES
 
 
 def test_without_optimisation_the_graph_is_the_emitted_one():

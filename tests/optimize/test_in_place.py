@@ -26,7 +26,7 @@ from torch import nn
 from watched import assert_reads_what_was_made
 
 import fxlrp
-from fxlrp.passes.optimize import DEFAULT, NAMES, REUSE_MEMORY, in_place
+from fxlrp.passes.optimize import NAMES, REUSE_MEMORY, in_place
 from fxlrp.rules import Shares
 from fxlrp.rules.join import SplitRule
 from fxlrp.steps import declaration
@@ -253,7 +253,7 @@ class TurnedByMethod(SplitRule):
 @pytest.mark.parametrize("rule", [Turned, Symmetrised, TurnedByMethod])
 def test_a_value_that_has_a_view_is_not_overwritten(rule):
     model, x = random_net(SMALL)
-    for optimize in ((REUSE_MEMORY,), DEFAULT):
+    for optimize in ((REUSE_MEMORY,), NAMES):
         explainer = assert_changes_nothing(model, x, optimize=optimize, split=rule())
         assert_reads_what_was_made(explainer, x)
 

@@ -12,7 +12,7 @@ from torch import nn
 from weight_changes import assigned, data_in_place, in_place, loaded
 
 import fxlrp
-from fxlrp.passes.optimize import DEFAULT, NAMES, PACK_WEIGHTS, packed
+from fxlrp.passes.optimize import NAMES, PACK_WEIGHTS, packed
 
 needs_packing = pytest.mark.skipif(
     not packed.can_pack([torch.zeros(1, 2, 2, 2).to(memory_format=torch.channels_last)]), reason="torch without oneDNN"
@@ -58,7 +58,7 @@ def packs(explainer, x, **options):
 def assert_explains_as_unpacked(explainer, model, x, **options):
     explanation = explainer(x, **options)
     assert torch.equal(explanation.output, model(x))
-    unpacked = tuple(name for name in DEFAULT if name != PACK_WEIGHTS)
+    unpacked = tuple(name for name in NAMES if name != PACK_WEIGHTS)
     assert_same(explanation, explained(model, x, optimize=unpacked), 1e-5)
     assert_same(explanation, explained(model, x, optimize=False), 1e-5)
 
@@ -87,7 +87,7 @@ def test_packed_weights_give_the_same_explanation():
 
 
 @needs_packing
-@pytest.mark.parametrize("optimize", [(PACK_WEIGHTS,), (PACK_WEIGHTS, "fold_weights"), DEFAULT, NAMES], ids=len)
+@pytest.mark.parametrize("optimize", [(PACK_WEIGHTS,), (PACK_WEIGHTS, "fold_weights"), NAMES], ids=len)
 def test_weights_are_packed_only_where_they_are_kept(optimize):
     model, x = wide(), image()
     explainer, plain = fxlrp.compile(model, "conserving", optimize=optimize), explained(model, x, optimize=False)
@@ -172,7 +172,7 @@ def test_some_calls_run_without_packed_weights():
         assert [packs(explainer, x) for _ in range(3)] == [(0, 0)] * 3
     double = fxlrp.compile(copy.deepcopy(model).double(), "conserving")
     assert [packs(double, x.double()) for _ in range(3)] == [(0, 0)] * 3
-    left_out = fxlrp.compile(model, "conserving", optimize=tuple(name for name in DEFAULT if name != PACK_WEIGHTS))
+    left_out = fxlrp.compile(model, "conserving", optimize=tuple(name for name in NAMES if name != PACK_WEIGHTS))
     assert [packs(left_out, x) for _ in range(3)] == [(0, 0)] * 3
     assert [packs(fxlrp.compile(model, "conserving", optimize=False), x) for _ in range(3)] == [(0, 0)] * 3
 

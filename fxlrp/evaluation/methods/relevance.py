@@ -14,7 +14,7 @@ from fxlrp.evaluation.methods.base import Attribution, Explain, over_regions
 from fxlrp.evaluation.relevance_sums import INPUT, arrived
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.maps.heatmap import stage_map
-from fxlrp.passes.optimize import DEFAULT, PACK_WEIGHTS
+from fxlrp.passes.optimize import NAMES, PACK_WEIGHTS
 
 _DECIDED = ("model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize", "verify")
 """The parameters of ``compile`` that an evaluation decides itself; a method may give all others."""
@@ -50,7 +50,7 @@ def relevance(
     explainer = compile(
         model, rules=_read(rules), checkpoints=wanted, example_inputs=example, **options,
         # Weights are packed from the second call on, which changes the last digits: the first image would differ.
-        optimize=tuple(name for name in DEFAULT if name != PACK_WEIGHTS),
+        optimize=tuple(name for name in NAMES if name != PACK_WEIGHTS),
     )  # fmt: skip
 
     def explain(inputs: Tensor, targets: Tensor) -> Attribution:

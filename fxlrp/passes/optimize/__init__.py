@@ -13,7 +13,6 @@ from torch import fx
 from fxlrp.common.errors import OptimizeError
 from fxlrp.passes.optimize.base import OptimizerPass
 from fxlrp.passes.optimize.in_place import ReuseMemory
-from fxlrp.passes.optimize.norms import FoldForwardNorms
 from fxlrp.passes.optimize.packed import PackWeights, can_pack
 from fxlrp.passes.optimize.parts import OnePart
 from fxlrp.passes.optimize.shared import ShareSteps
@@ -24,7 +23,6 @@ from fxlrp.passes.optimize.weights import FoldWeights
 SINGLE_BRANCH = "single_branch"
 REUSE_FORWARD = "reuse_forward"
 REUSE_MEMORY = "reuse_memory"
-FOLD_NORMS = "fold_norms"
 PACK_WEIGHTS = "pack_weights"
 
 EMITTED: dict[str, str] = {
@@ -38,19 +36,16 @@ PASSES: dict[str, OptimizerPass] = {
     "share_steps": ShareSteps(),
     "known_sums": KnownSums(),
     "transposes_as_convolutions": TransposesAsConvolutions(),
-    FOLD_NORMS: FoldForwardNorms(),
     PACK_WEIGHTS: PackWeights(),
     "fold_weights": FoldWeights(),
     REUSE_MEMORY: ReuseMemory(),
 }
 """The passes, in the order in which they run."""
 
-__all__ = ["DEFAULT", "NAMES", "OptimizerPass", "can_pack", "chosen", "optimize"]
+__all__ = ["NAMES", "OptimizerPass", "can_pack", "chosen", "optimize"]
 
 NAMES = (*EMITTED, *PASSES)
-
-DEFAULT = tuple(name for name in NAMES if name != FOLD_NORMS)
-"""What leaves the output of the model as it is, to the bit."""
+"""All of them, which is the default; each leaves the output of the model as it is, to the bit."""
 
 
 def chosen(optimize: bool | Sequence[str]) -> tuple[str, ...]:
@@ -60,7 +55,7 @@ def chosen(optimize: bool | Sequence[str]) -> tuple[str, ...]:
         OptimizeError: it is neither a boolean nor names, or a name is none of ``NAMES``.
     """
     if isinstance(optimize, bool):
-        return DEFAULT if optimize else ()
+        return NAMES if optimize else ()
     if not isinstance(optimize, str | Iterable):
         raise OptimizeError(f"optimize={optimize!r}: give True, False, or some of {', '.join(map(repr, NAMES))}")
     wanted = [optimize] if isinstance(optimize, str) else list(optimize)
