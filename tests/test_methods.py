@@ -15,6 +15,7 @@ from fxlrp.evaluation.methods.cams import last_feature_map
 LIBRARIES = {
     "captum_lrp": "captum", "integrated_gradients": "captum", "guided_backprop": "captum", "deep_lift": "captum",
     "input_x_gradient": "captum", "grad_cam": "pytorch_grad_cam", "score_cam": "pytorch_grad_cam",
+    "layer_cam": "pytorch_grad_cam", "xrai": "saliency",
 }  # fmt: skip
 
 

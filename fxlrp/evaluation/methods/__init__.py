@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxlrp.common.errors import FxlrpError, MethodError
-from fxlrp.evaluation.methods import cams, captum, floors, own, relevance
+from fxlrp.evaluation.methods import cams, captum, floors, own, relevance, xrai
 from fxlrp.evaluation.methods.base import Attribution, Explain, tried
 
 __all__ = ["KINDS", "Attribution", "Explain", "MethodSpec", "options_of", "prepare"]
@@ -26,7 +26,9 @@ KINDS: dict[str, Callable[..., Explain]] = {
     "guided_backprop": captum.guided_backprop,
     "deep_lift": captum.deep_lift,
     "input_x_gradient": captum.input_x_gradient,
+    "xrai": xrai.xrai,
     "grad_cam": cams.grad_cam,
+    "layer_cam": cams.layer_cam,
     "score_cam": cams.score_cam,
     "random": floors.noise,
     "edges": floors.edges,
@@ -35,7 +37,8 @@ KINDS: dict[str, Callable[..., Explain]] = {
 """The kinds of methods: from a model, an example, checkpoints and options to the function that explains."""
 
 LIBRARIES = (
-    "captum_lrp", "integrated_gradients", "guided_backprop", "deep_lift", "input_x_gradient", "grad_cam", "score_cam",
+    "captum_lrp", "integrated_gradients", "guided_backprop", "deep_lift", "input_x_gradient", "xrai", "grad_cam",
+    "layer_cam", "score_cam",
 )  # fmt: skip
 """The kinds of which it shows only when they run whether they can explain a model."""
 

@@ -33,6 +33,13 @@ def grad_cam(
     return over_regions(explain) if regions else explain
 
 
+def layer_cam(
+    model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], *, layer: str | None = None
+) -> Explain:
+    """LayerCAM (Jiang et al., IEEE TIP 2021), at the output of ``layer`` or the last feature map."""
+    return _of_cam("LayerCAM", model, example, layer)
+
+
 def score_cam(
     model: nn.Module, example: Tensor, checkpoints: tuple[str, ...], forward: nn.Module | None = None, *,
     layer: str | None = None,
