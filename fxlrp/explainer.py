@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,9 @@ from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import check_chunk
 from fxlrp.runtime.targets import check_one_target, separate_target
 from fxlrp.runtime.timing import ROUNDS, Spent, Step, measure
+
+if TYPE_CHECKING:
+    from fxlrp.loading.preprocessing import InputFormat
 
 
 class Explainer(nn.Module):
@@ -280,6 +283,10 @@ class Explainer(nn.Module):
 
         return write_report(self, images, path, target=target, class_names=class_names, photos=photos, title=title)
 
+    def __repr__(self) -> str:
+        start = self.recipe.start if isinstance(self.recipe.start, str) else told(self.recipe.start)
+        return f"<Explainer of {self.model_name}: preset {self.preset_name}, start {start}, backend {self.backend}>"
+
     def _repr_svg_(self) -> str | None:
         """The picture, for a notebook; small enough to look at. ``None`` where it cannot be drawn."""
         from fxlrp.views.draw import thumbnail
@@ -373,6 +380,19 @@ class Explainer(nn.Module):
         from fxlrp.exports.onnx import export_onnx
 
         return export_onnx(self._engine, path, example_inputs)
+
+    def export_web(
+        self, folder: str | os.PathLike[str], input_format: InputFormat, classes: Sequence[str] | None = None, *,
+        title: str = "", runtime: str | os.PathLike[str] | None = None,
+    ) -> Path:  # fmt: skip
+        """Write a folder with a page that explains photographs in the browser, on the visitor's machine.
+
+        Any static server serves it; it needs no network, and no picture leaves the machine. Arguments and errors
+        are those of :func:`fxlrp.exports.web.export_web`.
+        """
+        from fxlrp.exports.web import export_web
+
+        return export_web(self._engine, folder, input_format, classes, title=title, runtime=runtime)
 
     # Captum ---------------------------------------------------------------------------------------
 

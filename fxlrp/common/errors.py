@@ -4,6 +4,9 @@
 class FxlrpError(Exception):
     """Base of every error that fxlrp raises on purpose."""
 
+    exit_code = 1
+    """With which the command line ends."""
+
 
 class CaptureError(FxlrpError):
     """The model could not be read as a graph."""
@@ -106,3 +109,9 @@ class MissingExtraError(FxlrpError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs {package}, which is not installed: pip install 'fxlrp[{extra}]'")
+
+
+class IncompleteError(FxlrpError):
+    """Some of many files could not be explained; the results of the others were written."""
+
+    exit_code = 3

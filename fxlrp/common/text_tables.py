@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 
 
@@ -23,6 +24,17 @@ def markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([row(columns), "|" + "---|" * len(columns), *map(row, lines)])
+
+
+def html_table(columns: Sequence[str], lines: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table in HTML, for a notebook."""
+
+    def row(cells: Sequence[object], cell: str) -> str:
+        return "<tr>" + "".join(f"<{cell}>{html.escape(str(text))}</{cell}>" for text in cells) + "</tr>"
+
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(row(line, "td") for line in lines)
+    return f"<table>{title}<thead>{row(columns, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def verbatim(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -12,8 +14,11 @@ from torch.utils import _pytree as pytree
 from fxlrp.common.compiling import is_compiling
 from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
-from fxlrp.rules.starts import log_odds_against, told
+from fxlrp.rules.starts import log_odds_against, told, unit_of
 from fxlrp.runtime.prepared import Prepared
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,7 @@ class Explanation:
         checkpoints: by module name, the relevance at the module's input; a tuple where
             the module takes several values.
         inputs: the names of the inputs, in the order of ``relevance``.
-        pictures: the input, where it is one batch of pictures (batch, 1 or 3, height, width): what a notebook
-            shows relevance on.
+        given: the inputs themselves, in the order of ``relevance``: what relevance is shown on.
         start_name: what entered at the output: ``"probability"``, ``"logit"``, …
     """
 
@@ -44,20 +48,121 @@ class Explanation:
     start: Tensor
     checkpoints: dict[str, Any]
     inputs: tuple[str, ...] = ()
-    pictures: Tensor | None = None
+    given: tuple[Tensor, ...] = ()
     start_name: str = ""
-
-    def _repr_png_(self) -> bytes | None:
-        """Relevance over the first pictures, for a notebook; ``None`` where it is no map of pictures."""
-        from fxlrp.maps.rendering import contact_sheet
-
-        return contact_sheet(self.pictures, self.relevance)
 
     @property
     def by_input(self) -> dict[str, Tensor]:
         """Relevance by the name of the input."""
         several = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
         return dict(zip(self.inputs, several, strict=True))
+
+    @property
+    def pictures(self) -> Tensor | None:
+        """The input, where it is one batch of pictures, (batch, 1 or 3, height, width); else ``None``."""
+        return self.given[0] if len(self.given) == 1 and _are_pictures(self.given[0]) else None
+
+    @property
+    def unit(self) -> str:
+        """What relevance is in: ``"logits"``, ``"probability"``, or ``"relevance"`` for a start of one's own."""
+        return unit_of(self.start_name)
+
+    # As data ------------------------------------------------------------------------------------------
+
+    def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All tensors as NumPy arrays by name.
+
+        The names are ``relevance`` (of several inputs ``relevance.NAME``), ``output`` (of several ``output.PATH``),
+        ``target``, ``start`` and ``checkpoint.NAME``. What is ``None`` has no entry; bfloat16 becomes float32.
+        """
+        from fxlrp.results.explanation_data import arrays
+
+        return arrays(self)
+
+    def to_frame(self) -> Any:
+        """A ``polars.DataFrame`` with one row per item, or per item and target.
+
+        Its columns are ``item``, ``explanation`` (the number of the target, where there are several), ``target``,
+        ``start``, ``start_name``, ``sum`` (of relevance over all inputs), and as arrays ``relevance`` and ``output``,
+        or those of several by name. ``.to_pandas()`` makes it a table of pandas.
+
+        Raises:
+            MissingExtraError: polars is not installed (extra ``tables``).
+        """
+        from fxlrp.results.explanation_data import frame
+
+        return frame(self)
+
+    def save(self, path: str | os.PathLike[str], **labels: Sequence[str]) -> Path:
+        """Write a file that other programs read; its suffix says what.
+
+        Args:
+            path: ``.npz`` or ``.json``: all numbers, which :meth:`read` reads back; ``.parquet``: the table of
+                :meth:`to_frame`; ``.png``, ``.svg`` or ``.pdf``: the picture of :meth:`plot`. The file is
+                written completely or not at all, and its folder is created if needed.
+            **labels: further columns, such as ``file=``: a text for each item.
+
+        Raises:
+            InputError: the suffix is another one, labels do not fit, or the file cannot be written.
+            MissingExtraError: polars (extra ``tables``) or matplotlib (extra ``draw``) is needed and not installed.
+        """
+        from fxlrp.results.explanation_data import save
+
+        return save(self, path, labels)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what :meth:`save` wrote as ``.npz`` or ``.json``; it runs no code from the file.
+
+        The inputs are not in it. An output of several tensors is a dict of them by path.
+
+        Raises:
+            InputError: there is no such file, or it holds no explanation.
+        """
+        from fxlrp.results.explanation_data import read
+
+        return read(path)
+
+    def plot(
+        self, items: Sequence[int] | None = None, *, titles: Sequence[str] = (), labels: Sequence[str] = ()
+    ) -> Any:
+        """Draw relevance on what it is of: pictures, signals, volumes, tables or tokens, whichever the input is.
+
+        Red speaks for the class and blue against it. All panels share one range, whose colour bar is in the unit of
+        the start. Several targets stand side by side.
+
+        Args:
+            items: which items of the batch; ``None``: the first four.
+            titles: one per item, or with several targets one per target; else the class.
+            labels: the names of features, or the tokens.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            InputError: relevance has no plot, there is no such item, or titles and labels do not fit.
+            MissingExtraError: matplotlib is not installed (extra ``draw``).
+        """
+        from fxlrp.results.explanation_views import plot
+
+        return plot(self, items, titles, labels)
+
+    def __repr__(self) -> str:
+        from fxlrp.results.explanation_views import text
+
+        return text(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """Relevance over the first pictures; ``None`` where it is no map of pictures."""
+        from fxlrp.maps.rendering import contact_sheet
+
+        return contact_sheet(self.pictures, self.relevance)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the same as a table, with the plot below where it can be drawn."""
+        from fxlrp.results.explanation_views import page
+
+        return page(self)
 
 
 def explanation_of(results: Results, prepared: Prepared) -> Explanation:
@@ -75,7 +180,7 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
         checkpoints=results.checkpoints,
         inputs=tuple(spec.name for spec in prepared.plan.inputs),
         start_name=told(prepared.plan.start if prepared.against is None else log_odds_against),
-        pictures=inputs[0] if len(inputs) == 1 and _are_pictures(inputs[0]) else None,
+        given=tuple(inputs),
     )
 
 

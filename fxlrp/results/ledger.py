@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fxlrp.common.text_tables import table
+from fxlrp.common.text_tables import html_table, table
 from fxlrp.passes.request import Results
 from fxlrp.passes.watchers.ledger import LedgerHead
 from fxlrp.rules.rule import REASONS
 from fxlrp.steps.batch_axis import item_sum
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_COLUMNS = ("node", "kind", "rule", "received", "handed on", "absorbed", "reason", "rescaled")
 
 
 @dataclass(frozen=True)
@@ -96,15 +104,61 @@ class Ledger:
 
     def __str__(self) -> str:
         """A table: amounts are means over the batch, in percent of the start; silent nodes are left out."""
-        columns = ("node", "kind", "rule", "received", "handed on", "absorbed", "reason", "rescaled")
+        return table(_COLUMNS, self._lines())
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{name} {self._percent(amount)}" for name, amount in self.absorbed.items() if amount.any())
+        shown = f"{self._percent(self.relevance)} arrived, {f'absorbed: {kept}' if kept else 'nothing was absorbed'}"
+        return f"<Ledger of {len(self.rows)} nodes, {len(self.start)} items: {shown}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, self._lines(), repr(self).strip("<>"))
+
+    # As data ------------------------------------------------------------------------------------------
+
+    def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Amounts as arrays, float64, by name.
+
+        ``start``, ``relevance``, ``error`` and ``absorbed.REASON`` are (batch,); of the nodes in their order,
+        ``node`` holds the names, and ``received``, ``handed_on``, ``absorbed``, ``rescaled`` and ``node_error``
+        are (nodes, batch).
+        """
+        from fxlrp.results.ledger_data import arrays
+
+        return arrays(self)
+
+    def to_frame(self) -> Any:
+        """A ``polars.DataFrame`` with one row per node and item.
+
+        Its columns are ``node``, ``path``, ``kind``, ``rule``, ``item``, ``received``, ``handed_on``, ``absorbed``,
+        ``rescaled``, ``error`` and ``reason``; amounts are in the unit of the start.
+
+        Raises:
+            MissingExtraError: polars is not installed (extra ``tables``).
+        """
+        from fxlrp.results.ledger_data import frame
+
+        return frame(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file: ``.json`` or ``.npz`` with all numbers, ``.parquet`` or ``.csv`` with the table.
+
+        Raises:
+            InputError: the suffix is another one, or the file cannot be written.
+            MissingExtraError: polars is needed and not installed (extra ``tables``).
+        """
+        from fxlrp.results.ledger_data import save
+
+        return save(self, path)
+
+    def _lines(self) -> list[tuple[str, ...]]:
         lines = [
             (row.node, row.kind, row.rule, *map(self._percent, (row.received, row.handed_on, row.absorbed)),
              row.reason, self._percent(row.rescaled))
             for row in self.telling
         ]  # fmt: skip
         totals = [(f"absorbed: {name}", "", "", "", "", self._percent(v), "", "") for name, v in self.absorbed.items()]
-        end = [("at the input", "", "", self._percent(self.relevance), "", "", "", "")]
-        return table(columns, [*lines, *totals, *end])
+        return [*lines, *totals, ("at the input", "", "", self._percent(self.relevance), "", "", "", "")]
 
     def _percent(self, amount: Tensor) -> str:
         return f"{100 * self.share(amount):.4f} %" if bool(self.start.any()) else f"{float(amount.mean()):.4g}"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import fx
 
-from fxlrp.common.text_tables import table
+from fxlrp.common.text_tables import html_table, table
 from fxlrp.passes.facts import facts
+from fxlrp.results.files import frame_writers, header, json_writer, polars, write
 from fxlrp.vocabulary import Kind
+
+_COLUMNS = ("node", "module", "kind", "rule", "why")
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,35 @@ class Summary:
         return self.rows[index]
 
     def __str__(self) -> str:
-        lines = [(row.node, row.path, row.kind, row.rule, row.reason) for row in self.rows if row.rule]
         started = f"\nstart: {self.start}" if self.start else ""
-        return table(("node", "module", "kind", "rule", "why"), lines) + started
+        return table(_COLUMNS, self._lines()) + started
 
     def __repr__(self) -> str:
         return f"<Summary of {len(self.rows)} nodes>"
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, self._lines(), f"start: {self.start}" if self.start else "")
+
+    def to_frame(self) -> Any:
+        """A ``polars.DataFrame`` with one row per node and a column per field of :class:`SummaryRow`.
+
+        Raises:
+            MissingExtraError: polars is not installed (extra ``tables``).
+        """
+        return polars().DataFrame([asdict(row) for row in self.rows])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file: ``.json``, ``.parquet`` or ``.csv``.
+
+        Raises:
+            InputError: the suffix is another one, or the file cannot be written.
+            MissingExtraError: polars is needed and not installed (extra ``tables``).
+        """
+        content = {**header("summary"), "start": self.start, "rows": [asdict(row) for row in self.rows]}
+        return write(path, {".json": json_writer(content), **frame_writers(self.to_frame)})
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        return [(row.node, row.path, row.kind, row.rule, row.reason) for row in self.rows if row.rule]
 
 
 def summarize(forward: fx.GraphModule, start: str = "") -> Summary:

@@ -257,6 +257,18 @@ def told(start: Callable[..., Tensor]) -> str:
     return STARTS_TOLD.get(start, "") or repr(getattr(start, "function", start))
 
 
+_UNITS = {
+    "log_odds": "logits", "logit": "logits", "centred": "logits", "contrastive": "logits",
+    "probability": "probability", "value": "probability", "softmax_gradient": "probability", "one": "share of one",
+}  # fmt: skip
+"""What relevance is in, by the first word of what is told of its start."""
+
+
+def unit_of(start_name: str) -> str:
+    """What relevance is in, by what :func:`told` says of its start; ``"relevance"`` for one of the user's own."""
+    return _UNITS.get(start_name.replace(",", " ").partition(" ")[0], "relevance")
+
+
 class SeveralStarts(torch.nn.Module):
     """A start for several targets: it is called for each, so that any start gets targets (batch,).
 

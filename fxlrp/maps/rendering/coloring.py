@@ -13,12 +13,11 @@ from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.maps.rendering.pixels import from_image, to_bytes
 
-COLORS = {"symmetric": "RdBu_r", "positive": "inferno"}
-"""Matplotlib's names of the colour maps; both are readable without telling red from green."""
+COLORS = {"symmetric": "RdBu_r", "positive": "Reds"}
+"""Matplotlib's names of the colour maps: zero is white in both, and neither needs red told from green."""
 
-# Contrast, brightness and colour of the photograph under an overlay: no relevance is white in
-# "symmetric" and black in "positive".
-_BACKGROUND = {"symmetric": (0.6, 0.38, 0.3), "positive": (0.8, 0.0, 0.5)}
+# Contrast, brightness and colour of the photograph under an overlay: pale and nearly grey, as no relevance is white.
+_CONTRAST, _BRIGHTNESS, _COLOR = 0.6, 0.38, 0.3
 
 _NO_VALUE = 0.5  # Grey, for NaN and infinity.
 
@@ -117,12 +116,12 @@ def colorize(
 
 def overlay(
     photo: Any, heatmap: Tensor, colors: str = "symmetric", percentile: float = 99.5, *,
-    strength: float = 0.9, smooth: float = 1.0, limit: float | None = None,
+    strength: float = 0.9, smooth: float = 1.0, limit: float | None = None, contour: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The map over the photograph.
 
-    Relevance decides both colour and opacity: where there is little, the photograph is visible, paler than it is
-    (darker for ``"positive"``).
+    Relevance decides both colour and opacity: where there is little, the photograph is visible, paler than it is and
+    nearly grey.
 
     Args:
         photo: a tensor (3, height, width) between 0 and 1, or a Pillow image, of the map's size.
@@ -134,6 +133,7 @@ def overlay(
         smooth: σ, in pixels, of the Gaussian that blurs the map, because relevance that passed a convolution of
             stride 2 alternates from pixel to pixel; 0: no blur.
         limit: where the colours end, as relevance; it replaces the percentile.
+        contour: draw a line round the smallest region that holds this share of the positive relevance, such as 0.5.
 
     Returns:
         uint8 (height, width, 3).
@@ -146,16 +146,20 @@ def overlay(
         raise InputError(f"strength must lie between 0 and 1, not at {strength}")
     if not (math.isfinite(smooth) and smooth >= 0):
         raise InputError(f"smooth must be a number of pixels, 0 or more, not {smooth}")
+    if contour is not None and not 0 < contour <= 1:
+        raise InputError(f"contour is a share above 0 and up to 1, not {contour}")
     check_map(heatmap)
     values = scaled(blurred(heatmap, smooth), colors, percentile, limit=limit)
     below = _photo(photo)
     if below.shape[:2] != values.shape:
         raise InputError(f"the photograph is {tuple(below.shape[:2])} and the map {tuple(values.shape)}")
     grey = (below * below.new_tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)
-    contrast, brightness, color = _BACKGROUND[colors]
-    below = contrast * (color * below + (1 - color) * grey) + brightness
+    below = _CONTRAST * (_COLOR * below + (1 - _COLOR) * grey) + _BRIGHTNESS
     opacity = strength * values.abs().nan_to_num(1).unsqueeze(-1)
-    return to_bytes(opacity * _painted(values, colors) + (1 - opacity) * below)
+    picture = opacity * _painted(values, colors) + (1 - opacity) * below
+    if contour is not None:
+        picture[_contour(blurred(heatmap, smooth), contour)] = 0.15
+    return to_bytes(picture)
 
 
 def to_photo(picture: Any) -> Tensor:
@@ -212,6 +216,20 @@ def blurred(heatmap: Tensor, sigma: float) -> Tensor:
     clean = torch.where(finite, values, 0).unsqueeze(0)
     blurred = gaussian_blur(clean, [2 * radius + 1] * 2, [sigma] * 2).squeeze(0)
     return torch.where(finite, blurred, values)
+
+
+def _contour(heatmap: Tensor, share: float) -> Tensor:
+    """The border of the smallest region with this share of the positive relevance: boolean (height, width)."""
+    values = heatmap.nan_to_num(0, 0, 0).clamp(min=0)
+    falling = values.flatten().sort(descending=True).values
+    if not falling[0]:
+        return torch.zeros_like(values, dtype=torch.bool)
+    needed = int((falling.cumsum(0) < share * falling.sum()).sum())
+    inside = (values >= falling[min(needed, len(falling) - 1)]).float()[None, None]
+    width = 2 * max(1, min(values.shape) // 300) + 1
+    # A pixel is on the border if it lies inside and a neighbour does not.
+    outside = torch.nn.functional.max_pool2d(1 - inside, width, stride=1, padding=width // 2)
+    return (inside * outside)[0, 0].bool()
 
 
 def _magnitudes(heatmap: Tensor, colors: str) -> Tensor:

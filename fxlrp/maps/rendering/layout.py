@@ -40,10 +40,12 @@ class Scale:
     Attributes:
         colors: ``"symmetric"`` or ``"positive"``.
         limit: the relevance at its end; ``None``: each map of the row has its own range.
+        unit: what relevance is in, such as ``"logits"``; empty: it is not told.
     """
 
     colors: str
     limit: float | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,8 @@ def _bar(axis: Any, scale: Scale, font: float) -> None:
     ticks = {-1: f"−{end}", 0: "0", 1: end} if signed else {0: "0", 1: end}
     axis.set_yticks(list(ticks), list(ticks.values()), fontsize=font)
     axis.tick_params(length=2, color="#444444", labelcolor="#444444")
+    if scale.unit:
+        axis.set_title(scale.unit, fontsize=font, color="#444444")
 
 
 def _check(rows: Mapping[str, Sequence[Any]], photos: Sequence[Any] | None, titles: Sequence[str], *,
