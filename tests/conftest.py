@@ -1,11 +1,15 @@
 """What all tests share: one thread per worker, fixed seeds, captures, and the optional data folder."""
 
 import copy
+import sys
 from pathlib import Path
 
 import hypothesis_profiles
+import numpy as np
 import pytest
 import torch
+from cli_models import TINY
+from PIL import Image
 
 from fxlrp.runtime import plan
 
@@ -36,6 +40,38 @@ def exported_once(monkeypatch):
         return copy.copy(captured[key][1])
 
     monkeypatch.setattr(plan, "export", once)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a small model and three photographs of different sizes."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny_cli_models.py").write_text(TINY)
+    generator = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 50)), ("b.jpg", (60, 48)), ("c.png", (40, 50))):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name)
+    yield
+    sys.modules.pop("tiny_cli_models", None)
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the command line; gives exit code, stdout and stderr."""
+
+    from fxlrp import cli
+
+    def runner(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fxlrp", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return runner
 
 
 @pytest.fixture

@@ -11,77 +11,9 @@ import torch
 from PIL import Image
 
 import fxlrp
-from fxlrp import cli
 from fxlrp.cli.arguments import class_number
 from fxlrp.cli.picture_paths import picture_paths
 from fxlrp.errors import ImageError, TargetError
-
-TINY = """
-import torch
-from torch import nn
-from torchvision import transforms
-from fxlrp.models import LoadedModel
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3, bias=False),
-    )
-
-def load():
-    steps = [transforms.Resize((32, 32)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    return LoadedModel(net(), transforms.Compose(steps), ["cat", "dog", "Crane"])
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(self.conv(x).relu())
-
-def twice():
-    torch.manual_seed(0)
-    model = nn.Sequential()
-    model.add_module("again", Twice())
-    model.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    return LoadedModel(model, transforms.ToTensor(), ["cat", "dog", "Crane"])
-
-def any_size():
-    return LoadedModel(net(), transforms.ToTensor(), ["cat", "dog", "Crane"])
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with a small model and three photographs of different sizes."""
-    monkeypatch.chdir(tmp_path)
-    Path("tiny_cli_models.py").write_text(TINY)
-    generator = np.random.default_rng(0)
-    for name, size in (("a.png", (40, 50)), ("b.jpg", (60, 48)), ("c.png", (40, 50))):
-        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name)
-    yield
-    sys.modules.pop("tiny_cli_models", None)
-
-
-@pytest.fixture
-def run(folder, monkeypatch, capsys):
-    """Run the command line; gives exit code, stdout and stderr."""
-
-    def runner(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fxlrp", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return runner
-
 
 MODEL = ("--model", "python:tiny_cli_models:load")
 ANY_SIZE = ("--model", "python:tiny_cli_models:any_size")
@@ -102,6 +34,8 @@ def test_explain_prints_sums_and_writes_a_picture(run):
     assert float(relevance[1]) == pytest.approx(float(explained[4]), abs=2e-6)
     assert re.search(r"absorbed    -?0\.0000\d\d", out)
     assert "picture     map.png" in out
+    assert Image.open("map.png").size == (600, 480)  # the photograph's shape, enlarged
+    assert run("explain", "a.png", *MODEL, "--out", "map.png", "--view", "crop")[0] == 0
     assert Image.open("map.png").size == (448, 448)
 
 
@@ -130,7 +64,7 @@ def test_rules_and_start_reach_the_explainer(run):
 def test_checkpoints_have_a_sum_and_a_picture(run):
     code, out, _ = run(
         "explain", "a.png", "c.png", *MODEL, "--out", "maps", "--checkpoint", "2", "--checkpoint", "6",
-        "--preset", "conserving", "--rule", "0=Epsilon(1)",
+        "--preset", "conserving", "--rule", "0=Epsilon(1)", "--view", "crop",
     )  # fmt: skip
     assert code == 0
     assert sorted(p.name for p in Path("maps").iterdir()) == [
@@ -232,7 +166,7 @@ def test_weights_are_loaded(run):
     [
         (("gone.png", *MODEL), "there is no file gone.png"),
         (("a.png", "tiny_cli_models.py", *MODEL), "tiny_cli_models.py is not an image"),
-        ((".", *MODEL), ". is a folder"),
+        (("no*.png", *MODEL), "no file fits no*.png"),
         (("a.png", "--model", "resnet18"), "is none of torchvision:NAME"),
         (("a.png", "--model", "torchvision:resnet19"), "did you mean resnet18"),
         *(

@@ -98,6 +98,14 @@ def test_preprocessing_that_fails_is_an_error_that_says_why():
         to_input(photo(), lambda picture: 1 / 0)
 
 
-def test_model_input_with_one_channel_cannot_be_shown():
-    with pytest.raises(InputError, match="1 channels"):
-        as_seen(photo(), transforms.Compose([transforms.Grayscale(), transforms.ToTensor()]))
+def test_model_input_with_one_channel_is_shown_in_grey():
+    preprocess = transforms.Compose([transforms.Grayscale(), transforms.ToTensor(), transforms.Normalize(0.4, 0.2)])
+    seen = as_seen(photo(), preprocess)
+    assert seen.shape[0] == 3
+    assert torch.equal(seen[0], seen[2])
+    torch.testing.assert_close(seen[0], transforms.ToTensor()(photo().convert("L"))[0], rtol=0, atol=1e-6)
+
+
+def test_model_input_with_two_channels_cannot_be_shown():
+    with pytest.raises(InputError, match="2 channels"):
+        as_seen(photo(), lambda image: transforms.ToTensor()(image)[:2])

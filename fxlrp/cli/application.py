@@ -105,4 +105,4 @@ def _errors_reported(debug: bool) -> Iterator[None]:
             if debug:
                 raise
             show("error", error, "red")
-            raise SystemExit(1) from None
+            raise SystemExit(error.exit_code) from None

@@ -12,6 +12,7 @@ from torch import Tensor
 from fxlrp.cli.options import ExplanationOptions, ModelOptions
 from fxlrp.common.errors import InputError, StartError, TargetError
 from fxlrp.loading.models import LoadedModel
+from fxlrp.loading.preprocessing import Asked
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.presets import preset_named
 from fxlrp.rules.starts import STARTS
@@ -35,6 +36,25 @@ def compile_options(options: ModelOptions) -> dict[str, Any]:
             raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}")
         given |= {"start": options.start, "checkpoints": options.checkpoints}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def asked_of(options: ModelOptions) -> Asked:
+    """What the options say of preprocessing and classes.
+
+    Raises:
+        InputError: means or standard deviations are no numbers.
+    """
+    return Asked(options.size, _numbers("--mean", options.mean), _numbers("--std", options.std), options.channels,
+                 options.classes)  # fmt: skip
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f"{option} {text}: numbers with commas between them, such as 0.5,0.5,0.5") from error
 
 
 def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:

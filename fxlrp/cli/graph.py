@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from fxlrp.cli.arguments import class_number, compile_options, example_of
+from fxlrp.cli.arguments import asked_of, class_number, compile_options, example_of
 from fxlrp.cli.options import GraphOptions
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
@@ -31,7 +31,7 @@ def draw_graph(options: GraphOptions) -> None:
     with warnings.catch_warnings():
         if picture is None:  # random weights give the same drawing
             warnings.simplefilter("ignore", ModelWarning)
-        loaded = load_model(options.model, options.weights)
+        loaded = load_model(options.model, options.weights, asked_of(options))
     target = class_number(options.target, loaded.classes)
     example = example_of(loaded)
     explainer = compile(loaded.model, example_inputs=example, **compiling)

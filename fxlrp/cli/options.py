@@ -17,7 +17,13 @@ from typer import Argument, Option
 class ModelOptions:
     """The model and its rules. What is ``None`` is left to the defaults of :func:`fxlrp.compile`."""
 
-    model: Annotated[str, Option(metavar="SPEC", help="torchvision:NAME, timm:NAME or python:package.module:callable.")]
+    model: Annotated[
+        str,
+        Option(
+            metavar="SPEC",
+            help="torchvision:NAME, timm:NAME, transformers:FOLDER or python:package.module:callable.",
+        ),
+    ]
     weights: Annotated[
         Path | None,
         Option(metavar="FILE", help="A checkpoint; without one, torchvision and timm models are untrained."),
@@ -36,6 +42,18 @@ class ModelOptions:
             metavar="NAME",
             help="How a join shares: ratio, symmetric, signed, gamma, residual or skip; else as the preset has it.",
         ),
+    ] = None
+    size: Annotated[
+        int | None, Option(min=1, metavar="PX", help="Height and width of the input; else as the model says.")
+    ] = None
+    mean: Annotated[
+        str | None,
+        Option(metavar="NUMBERS", help="Mean of each channel, such as 0.5,0.5,0.5, for values from 0 to 1."),
+    ] = None
+    std: Annotated[str | None, Option(metavar="NUMBERS", help="Standard deviation of each channel.")] = None
+    channels: Annotated[int | None, Option(metavar="N", help="Channels of the input, 1 or 3; else as said.")] = None
+    classes: Annotated[
+        Path | None, Option(metavar="FILE", help="The classes' names: one per line, or JSON; else the model's own.")
     ] = None
 
 
@@ -61,18 +79,38 @@ class ExplanationOptions(ModelOptions):
 class ExplainOptions(ExplanationOptions):
     """Explain images: a PNG with the heatmap on the photograph for each, and what it adds up to."""
 
-    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files.")]
+    images: Annotated[
+        list[Path],
+        Argument(metavar="IMAGE", help="Image files, patterns, folders, .txt lists of them, or arrays (.npy)."),
+    ]
     target: Annotated[
-        str | None, Option(metavar="CLASS", help="The class to explain, by number or name; else the predicted one.")
+        list[str] | None,
+        Option(metavar="CLASS", help="The class, by number or name; may be repeated; else the predicted one."),
     ] = None
+    against: Annotated[
+        list[str] | None,
+        Option(metavar="CLASS", help="Also: why not this class instead; may be repeated."),
+    ] = None  # fmt: skip
     out: Annotated[
-        Path | None, Option(metavar="PATH", help="A .png file (one image) or a folder; else the current folder.")
+        Path | None,
+        Option(metavar="PATH", help="A .png file (one image) or a folder; else the current folder, or explained."),
+    ] = None  # fmt: skip
+    json: Annotated[
+        Path | None, Option(metavar="FILE", help="Also write the results as JSON; - is the standard output.")
     ] = None
+    save: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Also write relevance and outputs as numbers: .npz, .json or .parquet."),
+    ] = None  # fmt: skip
+    view: Annotated[
+        str, Option(metavar="NAME", help="whole photograph, the crop that the model sees, or tiles over all of it.")
+    ] = "whole"  # fmt: skip
+    workers: Annotated[int, Option(min=1, metavar="N", help="Processes that share a folder's images.")] = 1
+    fresh: Annotated[bool, Option("--fresh", help="Explain again what a folder's results have already.")] = False
     device: Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...")] = "cpu"
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Images explained at once.")] = 8
     colors: Annotated[
-        str | None,
-        Option(metavar="NAME", help="symmetric (blue to red) or positive (dark to bright); else as it fits."),
+        str | None, Option(metavar="NAME", help="symmetric (blue to red, the default) or positive (white to red).")
     ] = None
     quantize: Annotated[
         int | None, Option(min=2, metavar="N", help="Show each map in this many levels (Heat Quantization).")
@@ -84,7 +122,13 @@ class ExplainOptions(ExplanationOptions):
     percentile: Annotated[
         float, Option(metavar="P", help="The colours end at this percentile of the relevance that is shown.")
     ] = 99.5
-    bar: Annotated[bool, Option("--bar", help="A colour bar beside the map, in relevance.")] = False
+    contour: Annotated[
+        float | None,
+        Option(metavar="SHARE", help="A line round the region with this share of the evidence, such as 0.5."),
+    ] = None  # fmt: skip
+    bar: Annotated[
+        bool, Option("--bar", help="A title with class, probability and share, and a colour bar in the start's unit.")
+    ] = False  # fmt: skip
     ledger: Annotated[bool, Option(help="Account for what was absorbed; about doubles the time.")] = True
     report: Annotated[
         Path | None,
@@ -127,15 +171,21 @@ class GraphOptions(ModelOptions):
 class ExportOptions(ExplanationOptions):
     """Write the explanation as a file that runs without the model's Python code."""
 
+    place: Annotated[Path | None, Argument(metavar="[OUT]", help="The same as --out.")] = None
     out: Annotated[
-        Path, Option(metavar="FILE", help="A .pt2 file, for fxlrp.load or torch.export.load, or an .onnx file.")
-    ]
+        Path | None,
+        Option(metavar="FILE", help="A .pt2 file, for fxlrp.load or torch.export.load, an .onnx file, or a folder."),
+    ] = None
+    to: Annotated[
+        str | None,
+        Option(metavar="NAME", help="web: a folder with a page that explains photographs in the browser; else a file."),
+    ] = None
+    runtime: Annotated[
+        Path | None, Option(metavar="FOLDER", help="The files of onnxruntime-web, for --to web; else npm fetches them.")
+    ] = None
     compiled: Annotated[
         bool, Option("--compiled", help="Compile the .pt2 by AOTInductor for this kind of machine.")
     ] = False  # fmt: skip
-    size: Annotated[
-        int | None, Option(min=1, metavar="PX", help="Height and width of the images; else as preprocessed.")
-    ] = None
 
     def run(self) -> None:
         from fxlrp.cli.export import export_explanation

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,29 @@ PREFIXES = ("module.", "_orig_mod.")
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        state: the state dict, on the CPU, without wrappers and prefixes.
+        hyperparameters: what Lightning keeps beside it.
+    """
+
+    state: dict[str, Tensor]
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict in a checkpoint file, on the CPU, without wrappers and prefixes.
+
+    Arguments and errors are those of :func:`read_checkpoint_file`.
+    """
+    return read_checkpoint_file(path).state
+
+
+def read_checkpoint_file(path: str | os.PathLike[str]) -> Checkpoint:
+    """The state dict in a checkpoint file, and what lies beside it.
 
     Args:
         path: written by ``torch.save``, or a ``.safetensors`` file.
@@ -44,6 +66,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.exists():
         raise WeightsError(f"there is no weights file {path}")
     content = _read(path)
+    kept = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -54,10 +77,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not_tensors:
         raise WeightsError(f"{path} holds no state dict: {_listed(not_tensors)} is no tensor")
     state = {str(key): value for key, value in content.items()}
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
+    while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
+    return Checkpoint(state, kept if isinstance(kept, Mapping) else {})
+
+
+def own_names(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state by the model's own names, where it is that of a larger module of which this one is a part.
+
+    A Lightning module, for example, puts ``model.`` before every name, and may have a loss with weights beside it.
+    Where no prefix makes the names fit, the state is as it was.
+    """
+    own = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    if not own or own[0] in state:
+        return state
+    for prefix in [key.removesuffix(own[0]) for key in state if key.endswith(f".{own[0]}")]:
+        if all(prefix + key in state for key in own):
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
@@ -71,7 +109,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Any) -> None:
     Raises:
         WeightsError: names or shapes differ; the message lists them.
     """
-    own = model.state_dict()
+    own, state = model.state_dict(), own_names(model, state)
     # Only training uses this counter of batch norm, and old checkpoints do not have it.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -104,7 +142,7 @@ def class_count(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> 
         ``None`` if there is no such layer.
     """
     last = next((key for key, value in reversed(model.state_dict().items()) if value.dim() > 1), None)
-    value = None if last is None else (model.state_dict() if state is None else state).get(last)
+    value = None if last is None else (model.state_dict() if state is None else own_names(model, state)).get(last)
     return None if value is None or value.dim() < 2 else value.shape[0]
 
 
@@ -128,6 +166,7 @@ def _read(path: Path) -> Any:
         # Raised both for damaged files and for objects that could run code when they are read.
         raise WeightsError(
             f"{path} is not a checkpoint that holds nothing but tensors; others are not read, because they can run code"
+            ". If it is a whole pickled model: where it was made, write torch.save(model.state_dict(), 'weights.pt')"
         ) from error
     # A damaged file can raise almost anything here.
     except Exception as error:

@@ -90,19 +90,28 @@ def as_seen(image: Image.Image, preprocess: Preprocess) -> Tensor:
     preprocessing adds, are black.
 
     Returns:
-        (3, height, width), between 0 and 1.
+        (3, height, width), between 0 and 1; what the model gets in grey is grey.
 
     Raises:
-        InputError: as :func:`to_input`, or the model's input does not have three channels.
+        InputError: as :func:`to_input`, or the model's input has neither one nor three channels.
     """
     value = to_input(image, preprocess)
-    if value.shape[0] != 3:
+    if value.shape[0] not in (1, 3):
         raise InputError(f"a model input with {value.shape[0]} channels cannot be shown as a picture")
-    black = to_input(Image.new("RGB", image.size, "black"), preprocess)
-    white = to_input(Image.new("RGB", image.size, "white"), preprocess)
-    span = white - black
+    black, span = normalisation(image.size, preprocess)
     fixed = span == 0
-    return torch.where(fixed, 0, (value - black) / torch.where(fixed, 1, span)).clamp(0, 1)
+    return torch.where(fixed, 0, (value - black) / torch.where(fixed, 1, span)).clamp(0, 1).expand(3, -1, -1)
+
+
+def normalisation(size: tuple[int, int], preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """What black becomes, and the difference to what white becomes: each (channels, height, width).
+
+    Args:
+        size: width and height of the picture.
+        preprocess: from an RGB picture to the model's input.
+    """
+    black, white = (to_input(Image.new("RGB", size, colour), preprocess) for colour in ("black", "white"))
+    return black, white - black
 
 
 def _rgb(image: Image.Image) -> Image.Image:

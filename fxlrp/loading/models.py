@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from fxlrp.common.errors import FxlrpError, WeightsError
 from fxlrp.common.extras import require
-from fxlrp.loading.checkpoints import class_count, fit, read_checkpoint
-from fxlrp.loading.images import Preprocess, imagenet_preprocess
+from fxlrp.loading import preprocessing
+from fxlrp.loading.checkpoints import Checkpoint, class_count, fit, read_checkpoint_file
+from fxlrp.loading.images import Preprocess
+from fxlrp.loading.preprocessing import Asked, InputFormat
+
+NOTHING_ASKED = Asked()
 
 
 class ModelWarning(UserWarning):
@@ -36,23 +40,29 @@ class LoadedModel:
         preprocess: from an RGB Pillow image to the model's input, (channels, height, width);
             ``None``: the usual one for ImageNet.
         classes: the classes' names in the order of the output; ``None``: classes have only numbers.
+        input_format: what the preprocessing does, where that is known.
+        preprocessing_from: who says how the input is made: ``"model"``, ``"user"``, or ``"guess"``.
     """
 
     model: nn.Module
     preprocess: Preprocess | None = None
     classes: Sequence[str] | None = None
+    input_format: InputFormat | None = None
+    preprocessing_from: str = "model"
 
 
-def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> LoadedModel:
+def load_model(spec: str, weights: str | os.PathLike[str] | None = None, asked: Asked = NOTHING_ASKED) -> LoadedModel:
     """Build the model that a specification names, in eval mode. Nothing is downloaded.
 
     Args:
-        spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``. The
-            callable takes no arguments and returns the module, ``(module, preprocess)`` or a
-            :class:`LoadedModel`; modules in the current folder can be named too.
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``transformers:FOLDER`` or ``python:package.module:callable``.
+            The folder is one that ``save_pretrained`` wrote, of an image classifier. The callable takes no
+            arguments and returns the module, ``(module, preprocess)`` or a :class:`LoadedModel`; modules in the
+            current folder can be named too.
         weights: a checkpoint file, written by ``torch.save`` or safetensors: a state dict, bare or
             under a key such as ``"state_dict"``. Without one a torchvision or timm model has
             random weights, the same at every call.
+        asked: what the user says of the preprocessing and of the classes, in place of what the model says.
 
     Returns:
         The model; ``preprocess`` is never ``None``.
@@ -63,31 +73,64 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> Load
     Raises:
         WeightsError: the specification is unknown, the callable fails, or the checkpoint
             cannot be read or does not fit.
-        MissingExtraError: timm or safetensors is needed and not installed.
+        InputError: what the user says of the preprocessing does not fit together.
+        MissingExtraError: timm, transformers or safetensors is needed and not installed.
     """
     source, _, name = spec.partition(":")
     if source not in _SOURCES or not name:
-        raise WeightsError(f"--model {spec!r} is none of torchvision:NAME, timm:NAME, python:package.module:callable")
-    # The checkpoint is read first, because building a model may take long.
-    state = None if weights is None else read_checkpoint(weights)
-    loaded = _SOURCES[source](name, state)
-    if state is not None:
-        fit(loaded.model, state, weights)
-    elif source != "python":
+        kinds = "torchvision:NAME, timm:NAME, python:package.module:callable, transformers:FOLDER"
+        raise WeightsError(f"--model {spec!r} is none of {kinds}")
+    # Files are read first, because building a model may take long.
+    classes = None if asked.classes is None else preprocessing.read_classes(asked.classes)
+    checkpoint = None if weights is None else read_checkpoint_file(weights)
+    loaded = _SOURCES[source](name, None if checkpoint is None else checkpoint.state)
+    if checkpoint is not None:
+        fit(loaded.model, checkpoint.state, weights)
+    elif source in ("torchvision", "timm"):
         warnings.warn(
             f"{spec} has random weights: what is explained is an untrained network. "
             "Give a checkpoint to explain a trained one (--weights FILE)",
             ModelWarning, stacklevel=2,
         )  # fmt: skip
-    if loaded.preprocess is None:
-        warnings.warn(
-            f"{spec} does not say how its input is made: taken as ImageNet's (short side 256, middle 224 × 224, "
-            "ImageNet mean and standard deviation)",
-            ModelWarning, stacklevel=2,
-        )  # fmt: skip
-        loaded = replace(loaded, preprocess=imagenet_preprocess())
+    loaded = _with_preprocessing(loaded, spec, checkpoint, asked)
+    if classes is not None:
+        count = class_count(loaded.model)
+        if count is not None and count != len(classes):
+            raise WeightsError(f"--classes {asked.classes} has {len(classes)} names, and the model {count} classes")
+        loaded = replace(loaded, classes=classes)
     loaded.model.eval()
     return loaded
+
+
+def _with_preprocessing(loaded: LoadedModel, spec: str, checkpoint: Checkpoint | None, asked: Asked) -> LoadedModel:
+    """The model with a preprocessing: its own, the user's, or a guess."""
+    own, names = loaded.input_format or _of_configuration(loaded.model), None
+    if checkpoint is not None:
+        kept, names = preprocessing.of_hyperparameters(checkpoint.hyperparameters)
+        own = own or kept
+    loaded = replace(loaded, classes=loaded.classes or names)
+    if loaded.preprocess is not None and not asked.preprocessing:
+        return loaded
+    known = own is not None
+    taken = asked.applied(own or preprocessing.guessed(loaded.model))
+    if not known and not asked.preprocessing:
+        usual = "ImageNet's, " if taken == preprocessing.IMAGENET else ""
+        warnings.warn(
+            f"{spec} does not say how its input is made: taken as {usual}{taken}. "
+            "--size, --mean, --std and --channels say it",
+            ModelWarning, stacklevel=3,
+        )  # fmt: skip
+    came = "user" if asked.preprocessing else "model" if known else "guess"
+    return replace(loaded, preprocess=taken.preprocess(), input_format=taken, preprocessing_from=came)
+
+
+def _of_configuration(model: nn.Module) -> InputFormat | None:
+    """What a model that timm made says of its input."""
+    config = getattr(model, "pretrained_cfg", None)
+    needed = ("input_size", "mean", "std", "crop_pct")
+    if not isinstance(config, Mapping) or any(config.get(name) is None for name in needed):
+        return None
+    return preprocessing.of_timm(config) if config["input_size"][0] in (1, 3) else None
 
 
 def imagenet_classes() -> list[str]:
@@ -109,7 +152,8 @@ def _torchvision(name: str, state: dict[str, Any] | None) -> LoadedModel:
         options = {"transform_input": True, "init_weights": True}
     model = _build(partial(torchvision.models.get_model, name, weights=None, **options), state)
     classes = list(weights.meta["categories"])
-    return LoadedModel(model, weights.transforms(), classes if class_count(model) == len(classes) else None)
+    named = classes if class_count(model) == len(classes) else None
+    return LoadedModel(model, weights.transforms(), named, preprocessing.of_torchvision(weights.transforms()))
 
 
 def _timm(name: str, state: dict[str, Any] | None) -> LoadedModel:
@@ -119,10 +163,42 @@ def _timm(name: str, state: dict[str, Any] | None) -> LoadedModel:
         raise WeightsError(_unknown("timm", name, timm.list_models()))
     try:
         model = _build(partial(timm.create_model, name, pretrained=False), state)
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+        config = timm.data.resolve_model_data_config(model)
+        transform = timm.data.create_transform(**config, is_training=False)
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"timm cannot build {name!r}: {error}") from error
-    return LoadedModel(model, transform, imagenet_classes() if class_count(model) == 1000 else None)
+    named = imagenet_classes() if class_count(model) == 1000 else None
+    return LoadedModel(model, transform, named, preprocessing.of_timm(config))
+
+
+class _Logits(nn.Module):
+    """An image classifier of transformers, from pictures to its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return self.model(pixel_values=pixel_values).logits
+
+
+def _transformers(folder: str, state: dict[str, Any] | None) -> LoadedModel:
+    transformers = require("transformers", "text")
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        raise WeightsError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
+    try:
+        model = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever in the folder transformers cannot read
+        raise WeightsError(f"transformers cannot read {folder}: {type(error).__name__}: {error}") from error
+    names = [str(name) for _, name in sorted(model.config.id2label.items())]
+    preprocess = None
+    if os.path.isfile(os.path.join(folder, "preprocessor_config.json")):
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+
+        def preprocess(image: Any) -> Tensor:
+            return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    return LoadedModel(_Logits(model), preprocess, names)
 
 
 def import_callable(target: str) -> Callable[..., Any]:
@@ -173,6 +249,7 @@ def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
 _SOURCES: dict[str, Callable[[str, dict[str, Any] | None], LoadedModel]] = {
     "torchvision": _torchvision,
     "timm": _timm,
+    "transformers": _transformers,
     "python": _python,
 }
 

@@ -1,5 +1,7 @@
 """Presets: a rule for every kind of operation, under one name."""
 
+import difflib
+
 from fxlrp.common.errors import RuleError
 from fxlrp.presets.attention import ATTNLRP, CP_LRP
 from fxlrp.presets.composites import (
@@ -28,16 +30,19 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_named(preset: str | Preset) -> Preset:
-    """The preset of this name, or the preset itself.
+    """The preset of this name, or the preset itself; dashes and underscores, upper and lower case are alike.
 
     Raises:
         RuleError: there is none of this name.
     """
     if isinstance(preset, Preset):
         return preset
-    if preset not in PRESETS:
-        raise RuleError(f"preset={preset!r}: choose one of {', '.join(map(repr, PRESETS))}, or give a Preset")
-    return PRESETS[preset]
+    name = preset.lower().replace("-", "_") if isinstance(preset, str) else preset
+    if name not in PRESETS:
+        close = difflib.get_close_matches(str(name), PRESETS, n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise RuleError(f"preset={preset!r}: {hint}choose one of {', '.join(map(repr, PRESETS))}, or give a Preset")
+    return PRESETS[name]
 
 
 __all__ = [

@@ -1,0 +1,166 @@
+"""The pictures of ``fxlrp explain``."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.cli.explaining import Answer, Item
+from fxlrp.cli.findings import amount
+from fxlrp.cli.options import ExplainOptions
+from fxlrp.cli.picture_paths import unused_path
+from fxlrp.loading.geometry import Box, placed
+from fxlrp.maps.heatmap import layer_map, quantize_heat
+from fxlrp.maps.rendering import (
+    Cell,
+    Line,
+    Scale,
+    blurred,
+    color_range,
+    drawn,
+    enlarge,
+    overlay,
+    save_png,
+    sheet,
+    to_photo,
+)
+
+_FRAME = (0.1, 0.1, 0.1)
+"""The colour of the frame round what the model sees."""
+
+
+def draw(answer: Answer, path: Path, options: ExplainOptions) -> None:
+    """Write the picture of an answer: of one question the map alone, of several the photograph and all maps.
+
+    Raises:
+        InputError, ImageError: it has no picture, or the file cannot be written.
+    """
+    maps = [heat for heat in answer.maps if heat is not None]
+    if len(maps) < len(answer.maps):  # of an array
+        titles = [reason.title for reason in answer.finding.reasons]
+        figures = [each.plot(titles=[title]) for each, title in zip(answer.explanations, titles, strict=True)]
+        for number, figure in enumerate(figures):
+            place = path if not number else path.with_stem(f"{path.stem}-{number + 1}")
+            save_png(drawn(figure), place)
+        return
+    below, shown = _photograph(answer.item, options.view)
+    placements = [_placed(answer.item, heat, options) for heat in maps]
+    factor = 1.0 if shown is None else (shown.right - shown.left) / maps[0].shape[1]
+    overlays = [_overlay(below, heat, options, factor) for heat in placements]
+    overlays = [(_framed(picture, shown), limit) for picture, limit in overlays]
+    if len(overlays) == 1 and not options.bar:
+        save_png(enlarge(overlays[0][0]), path)
+        return
+    colors = options.colors or "symmetric"
+    cells = [Cell(picture, reason.title) for (picture, _), reason in zip(overlays, answer.finding.reasons, strict=True)]
+    unit = answer.finding.reasons[0].unit
+    if len(cells) == 1:
+        lines = [Line(cells, scale=Scale(colors, overlays[0][1], unit))]
+    else:
+        photo = Cell(_framed(to_photo(below), shown), answer.item.path.name)
+        lines = [Line([photo, *cells], scale=Scale(colors, None, unit))]
+    save_png(sheet(lines, side=3.2, font=9), path)
+
+
+def draw_checkpoints(
+    answer: Answer, picture: Path, used: set[str], options: ExplainOptions
+) -> Iterator[tuple[str, str]]:
+    """Write a picture beside ``picture`` for each checkpoint that has a map; give what there is to tell."""
+    explanation, reason, seen = answer.explanations[0], answer.finding.reasons[0], answer.item.seen
+    for name, value in explanation.checkpoints.items():
+        # A module that takes several values, or is called several times, has one each.
+        several = value if isinstance(value, tuple) else (value,)
+        for number, relevance in enumerate(several):
+            label = name if len(several) == 1 else f"{name}[{number}]"
+            if len(relevance) != len(explanation.start):  # windows or tokens in front
+                shape = tuple(relevance.shape)
+                yield "checkpoint", f"{label}: relevance of shape {shape} does not have the images in front"
+                continue
+            yield "checkpoint", f"{label}: Σ relevance {amount(float(relevance.double().sum()), reason.start)}"
+            shown = None if seen is None else layer_map(relevance[0].detach().cpu(), *seen.shape[1:])
+            if shown is None or seen is None:
+                yield "no picture", f"{label}: relevance of shape {tuple(relevance.shape[1:])} is no map of the image"
+                continue
+            beside = unused_path(picture.parent, f"{picture.stem}_{name}".replace("/", "_"), used)
+            save_png(enlarge(_overlay(seen, _quantized(shown, options), options, 1.0)[0]), beside)
+            yield "picture", str(beside)
+
+
+def gallery_pictures(answer: Answer, options: ExplainOptions, side: int = 800) -> dict[str, Any]:
+    """The photograph and its maps for a page, each as a JPEG in a data URI, with where the colours of a map end."""
+    if answer.item.photo is None:
+        figures = [each.plot() for each in answer.explanations]
+        return {"photo": "", "maps": [(_data_uri(drawn(figure), 1600), 0.0) for figure in figures]}
+    below, shown = _photograph(answer.item, options.view)
+    maps = []
+    for heat in answer.maps:
+        assert heat is not None
+        factor = 1.0 if shown is None else (shown.right - shown.left) / heat.shape[1]
+        picture, limit = _overlay(below, _placed(answer.item, heat, options), options, factor)
+        maps.append((_data_uri(_framed(picture, shown), side), limit))
+    return {"photo": _data_uri(to_photo(below), side), "maps": maps}
+
+
+def _data_uri(picture: Tensor, side: int) -> str:
+    from PIL import Image
+
+    image, buffer = Image.fromarray(picture.numpy()), io.BytesIO()
+    image.thumbnail((side, side))
+    if max(image.size) < side // 2:
+        image = image.resize((image.width * 2, image.height * 2))
+    image.save(buffer, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _photograph(item: Item, view: str) -> tuple[Tensor, Box | None]:
+    """What maps are drawn on, (3, height, width), and the frame in it."""
+    if view != "crop" and item.box is not None and item.photo is not None:
+        pixels = torch.frombuffer(bytearray(item.photo.tobytes()), dtype=torch.uint8)
+        photo = pixels.reshape(item.photo.height, item.photo.width, 3).permute(2, 0, 1).float() / 255
+        return photo, item.box if view == "whole" else None
+    if item.seen is not None:
+        return item.seen, None
+    return torch.ones(3, *item.value.shape[-2:]), None
+
+
+def _placed(item: Item, heat: Tensor, options: ExplainOptions) -> Tensor:
+    heat = _quantized(heat.float(), options)
+    if options.view == "whole" and item.box is not None and item.photo is not None:
+        return placed(heat, item.box, item.photo.size)
+    return heat
+
+
+def _quantized(heat: Tensor, options: ExplainOptions) -> Tensor:
+    return heat if options.quantize is None else quantize_heat(heat, options.quantize)
+
+
+def _overlay(below: Tensor, heat: Tensor, options: ExplainOptions, factor: float) -> tuple[Tensor, float]:
+    """The map on the photograph, and where its colours end; ``factor``: pixels of the photograph per one of it."""
+    colors = options.colors or "symmetric"
+    # A blur would mix the levels of a quantized map.
+    usual = 1.0 if options.quantize is None else 0.0
+    smooth = (usual if options.smooth is None else options.smooth) * max(1.0, factor)
+    limit = color_range([blurred(heat, smooth)], colors, options.percentile)
+    return overlay(below, heat, colors, smooth=smooth, limit=limit, contour=options.contour), limit
+
+
+def _framed(picture: Tensor, box: Box | None) -> Tensor:
+    """The picture with a frame round the box, where that is not all of it."""
+    height, width, _ = picture.shape
+    if box is None:
+        return picture
+    left, top, right, bottom = box.rounded
+    left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
+    if (left, top, right, bottom) == (0, 0, width, height):
+        return picture
+    framed, line = picture.clone(), max(1, round(min(height, width) / 250))
+    colour = (torch.tensor(_FRAME) * 255).to(torch.uint8)
+    framed[top : top + line, left:right] = framed[bottom - line : bottom, left:right] = colour
+    framed[top:bottom, left : left + line] = framed[top:bottom, right - line : right] = colour
+    return framed

@@ -1,0 +1,240 @@
+"""What ``fxlrp explain`` does with files: reads them, explains them, and tells what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fxlrp.cli.arguments import class_number
+from fxlrp.cli.findings import Class, Finding, Reason
+from fxlrp.cli.options import ExplainOptions
+from fxlrp.cli.sources import ARRAYS, read_array
+from fxlrp.common.errors import FxlrpError, InputError
+from fxlrp.explainer import Explainer
+from fxlrp.loading.geometry import Box, box_of, placed, window_input, windows
+from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
+from fxlrp.loading.models import LoadedModel
+from fxlrp.maps.heatmap import heatmap
+from fxlrp.results.explanation import Explanation
+from fxlrp.results.explanation_data import item as item_of
+
+
+@dataclass(frozen=True)
+class Question:
+    """Why this class (``None``: the predicted one), and not others."""
+
+    target: int | None
+    against: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file as it is explained.
+
+    Attributes:
+        path: the file.
+        value: what the model gets, without the batch.
+        photo: the photograph; ``None`` for an array.
+        seen: what the model sees of it, (3, height, width) between 0 and 1; ``None``: no picture.
+        box: where that is in the photograph; ``None``: the preprocessing does more than to resize and crop.
+    """
+
+    path: Path
+    value: Tensor
+    photo: Image.Image | None = None
+    seen: Tensor | None = None
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found of a file.
+
+    Attributes:
+        item: the file.
+        finding: what there is to tell.
+        explanations: one per question, of one item.
+        maps: one per question: of photographs the relevance of each pixel, (height, width), of what the model sees,
+            or with tiles of the whole photograph; else ``None``.
+    """
+
+    item: Item
+    finding: Finding
+    explanations: Sequence[Explanation]
+    maps: Sequence[Tensor | None]
+
+
+class Work:
+    """A model, and what is asked of it.
+
+    Attributes:
+        loaded: the model.
+        explainer: its explainer.
+        questions: what is asked of every file.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, explainer: Explainer, options: ExplainOptions, device: torch.device
+    ) -> None:
+        self.loaded, self.explainer, self.options, self.device = loaded, explainer, options, device
+        self.questions = questions(options, loaded.classes)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a picture to the model's input."""
+        assert self.loaded.preprocess is not None
+        return self.loaded.preprocess
+
+    def read(self, path: Path) -> Item:
+        """The file as the model takes it.
+
+        Raises:
+            ImageError, InputError: it cannot be read or preprocessed.
+        """
+        if path.suffix.lower() in ARRAYS:
+            return Item(path, read_array(path))
+        photo = read_image(path)
+        value = to_input(photo, self.preprocess)
+        seen = as_seen(photo, self.preprocess) if value.shape[0] in (1, 3) else None
+        box = None
+        if self.options.view != "crop":
+            try:
+                box = box_of(photo.size, self.preprocess)
+            except InputError:
+                if self.options.view == "tiles":
+                    raise
+        return Item(path, value, photo, seen, box)
+
+    def answers(
+        self, paths: Sequence[Path], failed: Callable[[Path, FxlrpError], None] | None = None
+    ) -> Iterator[Answer]:
+        """What is found of each file; files whose inputs are alike are explained together.
+
+        Args:
+            paths: the files.
+            failed: is told of a file that cannot be read; ``None``: that is an error.
+        """
+        for start in range(0, len(paths), self.options.batch_size):
+            items = []
+            for path in paths[start : start + self.options.batch_size]:
+                try:
+                    items.append(self.read(path))
+                except FxlrpError as error:
+                    if failed is None:
+                        raise
+                    failed(path, error)
+            for _, alike in groupby(items, key=lambda item: (item.value.shape, item.value.dtype)):
+                yield from self._batch(list(alike))
+
+    def _batch(self, items: Sequence[Item]) -> Iterator[Answer]:
+        inputs = torch.stack([item.value for item in items]).to(self.device)
+        asked = [self._explained(inputs, question) for question in self.questions]
+        for index, item in enumerate(items):
+            explanations = [item_of(explanation, index) for explanation, _ in asked]
+            reasons = [self._reason(explanation, question, kept and {name: a[index] for name, a in kept.items()})
+                       for (_, kept), explanation, question in zip(asked, explanations, self.questions, strict=True)]
+            maps: list[Tensor | None] = [None] * len(explanations)
+            if item.photo is not None:
+                maps = [heatmap(explanation.relevance)[0].detach().cpu() for explanation in explanations]
+            if self.options.view == "tiles" and item.photo is not None:
+                tiled = [self._tiled(item, reason) for reason in reasons]
+                maps, reasons = [heat for heat, _ in tiled], [reason for _, reason in tiled]
+            finding = Finding(str(item.path), self._top(explanations[0]), reasons, others=self._notes(item))
+            yield Answer(item, finding, explanations, maps)
+
+    def _explained(self, inputs: Tensor, question: Question) -> tuple[Explanation, dict[str, Tensor] | None]:
+        given = {"target": question.target, "against": list(question.against) or None}
+        explanation = self.explainer(inputs, **given)
+        if not self.options.ledger:
+            return explanation, None
+        ledger = self.explainer.ledger(inputs, **{**given, "target": explanation.target})
+        return explanation, ledger.absorbed
+
+    def _tiled(self, item: Item, reason: Reason) -> tuple[Tensor, Reason]:
+        """Relevance over the whole photograph, added up over windows: its sum is that of all their starts."""
+        assert item.photo is not None
+        assert item.box is not None
+        boxes = windows(item.photo.size, item.box)
+        whole = torch.zeros(item.photo.height, item.photo.width)
+        start = arrived = 0.0
+        absorbed: dict[str, float] | None = None if reason.absorbed is None else {}
+        target = None if reason.target is None else reason.target.number
+        question = Question(target, tuple(rival.number for rival in reason.against))
+        for first in range(0, len(boxes), self.options.batch_size):
+            some = boxes[first : first + self.options.batch_size]
+            inputs = torch.stack([window_input(item.photo, box, self.preprocess) for box in some]).to(self.device)
+            explanation, kept = self._explained(inputs, question)
+            for box, heat in zip(some, heatmap(explanation.relevance).detach().cpu(), strict=True):
+                whole += placed(heat, box, item.photo.size)
+            start += float(explanation.start.double().sum())
+            arrived += float(explanation.relevance.double().sum())
+            for name, amount in (kept or {}).items():
+                if absorbed is not None and bool(amount.any()):
+                    absorbed[name] = absorbed.get(name, 0.0) + float(amount.sum())
+        return whole, replace(reason, start=start, arrived=arrived, absorbed=absorbed)
+
+    def _reason(self, explanation: Explanation, question: Question, kept: dict[str, Tensor] | None) -> Reason:
+        output = explanation.output
+        probabilities = output.detach().cpu().double()[0].softmax(0) if _of_classes(output) else None
+        target = None
+        if explanation.target is not None and explanation.target.numel() == 1:
+            number = int(explanation.target)
+            known = probabilities is not None and number < len(probabilities)
+            target = Class(number, self._name(number), float(probabilities[number]) if known else None)  # type: ignore[index]
+        return Reason(
+            target, [Class(rival, self._name(rival)) for rival in question.against], explanation.start_name,
+            explanation.unit, float(explanation.start.double().sum()),
+            sum(float(part.double().sum()) for part in explanation.by_input.values()),
+            None if kept is None else {name: float(amount) for name, amount in kept.items() if bool(amount.any())},
+        )  # fmt: skip
+
+    def _top(self, explanation: Explanation) -> list[Class]:
+        output = explanation.output
+        if not _of_classes(output):
+            return []
+        values, numbers = output.detach().cpu().double()[0].softmax(0).topk(min(5, output.shape[1]))
+        pairs = zip(numbers.tolist(), values.tolist(), strict=True)
+        return [Class(number, self._name(number), value) for number, value in pairs]
+
+    def _notes(self, item: Item) -> list[tuple[str, str]]:
+        notes = []
+        if self.loaded.preprocessing_from == "guess" and item.photo is not None:
+            notes.append(("input", f"a guess: {self.loaded.input_format}"))
+        if self.options.view == "whole" and item.photo is not None and item.box is None:
+            notes.append(("picture of", "what the model sees: its preprocessing does more than to resize and crop"))
+        return notes
+
+    def _name(self, number: int) -> str:
+        classes = self.loaded.classes
+        return f"class {number}" if classes is None or number >= len(classes) else str(classes[number])
+
+
+def questions(options: ExplainOptions, classes: Sequence[str] | None) -> list[Question]:
+    """What is asked of every file: why each class, and why not others.
+
+    Two classes without ``--against`` are also explained one against the other.
+
+    Raises:
+        TargetError: there is no such class.
+        InputError: a class is explained against itself.
+    """
+    targets = [class_number(target, classes) for target in options.target or ()] or [None]
+    rivals = tuple(number for name in options.against or () if (number := class_number(name, classes)) is not None)
+    if same := [target for target in targets if target in rivals]:
+        raise InputError(f"--against {same[0]} is also a --target")
+    asked = [Question(target) for target in dict.fromkeys(targets)]
+    if rivals:
+        return asked + [Question(question.target, rivals) for question in asked]
+    first = asked[0].target
+    others = [question.target for question in asked[1:] if question.target is not None]
+    return asked + ([Question(first, (others[0],))] if len(others) == 1 else [])
+
+
+def _of_classes(output: object) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1

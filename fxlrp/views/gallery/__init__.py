@@ -1,0 +1,5 @@
+"""A page to look through explanations: photographs, their maps, and what is known of each; one file, no network."""
+
+from fxlrp.views.gallery.page import Entry, Map, write_gallery
+
+__all__ = ["Entry", "Map", "write_gallery"]
