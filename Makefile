@@ -13,7 +13,7 @@ DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
 DOCS := $(VENV)/.installed-docs
 
-.PHONY: help demo test test-slow lint docs pictures clean
+.PHONY: help demo test test-slow lint docs pictures package clean
 
 help:
 	@echo "make demo    explain photographs with EfficientNet-Lite0; pictures in demo/"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow  the long sweeps, and properties at length (hours)"
 	@echo "make lint    ruff, import-linter and mypy alone"
 	@echo "make docs    the site in site/: its code is run, its links are checked"
+	@echo "make package  builds the wheel and the source archive, and tries them"
 	@echo "make pictures  the pictures of README.md and docs/, from real runs"
 	@echo "make clean   remove .venv and everything that was made"
 
@@ -62,6 +63,18 @@ docs: $(DOCS)
 
 pictures: $(DOCS)
 	$(BIN)/python -m docs.draw_pictures
+
+# What is published: built, checked, and imported from a folder of its own, with the examples that README names.
+package: $(TEST)
+	rm -rf dist build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	site=$$(mktemp -d) && empty=$$(mktemp -d) && python=$$PWD/$(BIN)/python && \
+	$$python -m pip install --quiet --disable-pip-version-check --no-deps --target $$site dist/*.whl && cd $$empty && \
+	PYTHONPATH=$$site $$python -c "import examples.efficientnet_lite0, fxlrp; \
+	assert fxlrp.__file__.startswith('$$site') and examples.__file__.startswith('$$site')" && \
+	PYTHONPATH=$$site $$python -m fxlrp --version && rm -rf $$site $$empty
 
 clean:
 	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage

@@ -73,8 +73,8 @@ def photograph(width, height):
     return Image.fromarray((waves + noise).clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize(("form", "size"), [(COLOUR, (150, 101)), (GREY, (60, 90))], ids=["colour", "grey"])
-@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize(("form", "size", "width"), [(COLOUR, (150, 101), 1100), (GREY, (60, 90), 390)],
+                         ids=["colour, desktop", "grey, phone"])  # fmt: skip
 def test_the_page_explains_a_photograph_as_python_does(chromium, served, tmp_path, form, size, width):
     address, folder = served
     explainer = fxlrp.compile(net(form.channels))

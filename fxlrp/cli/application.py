@@ -34,7 +34,7 @@ def _application() -> Any:
     from fxlrp.evaluation.command import evaluate, report
 
     app = typer.Typer(
-        name="fxlrp", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        name="fxlrp", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
         help="Explain image classifiers with Layer-wise Relevance Propagation.",
     )  # fmt: skip
 

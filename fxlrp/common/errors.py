@@ -1,5 +1,8 @@
 """What fxlrp raises: every error says what was wrong and what to do about it."""
 
+import json
+import os
+
 
 class FxlrpError(Exception):
     """Base of every error that fxlrp raises on purpose."""
@@ -108,7 +111,23 @@ class MissingExtraError(FxlrpError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs {package}, which is not installed: pip install 'fxlrp[{extra}]'")
+        super().__init__(f"this needs {package} of fxlrp[{extra}], which is not installed: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """What installs an extra the way fxlrp itself was installed: from its checkout, or by name."""
+    from importlib import metadata
+    from urllib.parse import unquote, urlparse
+
+    try:
+        source = json.loads(metadata.distribution("fxlrp").read_text("direct_url.json") or "{}")
+        address = urlparse(source.get("url", ""))
+        folder, kept = unquote(address.path), source.get("dir_info", {})
+    except (metadata.PackageNotFoundError, ValueError):
+        return f"pip install 'fxlrp[{extra}]'"
+    if address.scheme != "file" or not os.path.isfile(os.path.join(folder, "pyproject.toml")):
+        return f"pip install 'fxlrp[{extra}]'"
+    return f"pip install {'-e ' if kept.get('editable') else ''}'{folder}[{extra}]'"
 
 
 class IncompleteError(FxlrpError):

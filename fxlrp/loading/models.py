@@ -104,13 +104,14 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None, asked: 
 
 def _with_preprocessing(loaded: LoadedModel, spec: str, checkpoint: Checkpoint | None, asked: Asked) -> LoadedModel:
     """The model with a preprocessing: its own, the user's, or a guess."""
-    own, names = loaded.input_format or _of_configuration(loaded.model), None
+    said = preprocessing.of_transforms(loaded.preprocess) if loaded.input_format is None else loaded.input_format
+    own, names = said or _of_configuration(loaded.model), None
     if checkpoint is not None:
         kept, names = preprocessing.of_hyperparameters(checkpoint.hyperparameters)
         own = own or kept
     loaded = replace(loaded, classes=loaded.classes or names)
     if loaded.preprocess is not None and not asked.preprocessing:
-        return loaded
+        return replace(loaded, input_format=said)
     known = own is not None
     taken = asked.applied(own or preprocessing.guessed(loaded.model))
     if not known and not asked.preprocessing:

@@ -122,6 +122,28 @@ def of_torchvision(preset: Any) -> InputFormat:
                        interpolation=preset.interpolation.value)  # fmt: skip
 
 
+def of_transforms(preprocess: Any) -> InputFormat | None:
+    """What torchvision's transforms do, if they are those of a format in its order; else ``None``."""
+    found: dict[str, Any] = {"mean": None, "std": None}
+    for step in preprocess.transforms if isinstance(preprocess, transforms.Compose) else ():
+        if isinstance(step, transforms.Resize) and isinstance(step.size, int) and "resize" not in found:
+            found |= {"resize": step.size, "interpolation": step.interpolation.value}
+        elif isinstance(step, transforms.CenterCrop) and "resize" in found:
+            found["size"] = tuple(step.size)
+        elif isinstance(step, transforms.Grayscale) and step.num_output_channels == 1:
+            found["channels"] = 1
+        elif isinstance(step, transforms.Normalize):
+            found |= {"mean": tuple(map(float, step.mean)), "std": tuple(map(float, step.std))}
+        elif type(step).__name__ not in ("ToTensor", "MaybeToTensor"):
+            return None
+    channels = found.get("channels", 3)
+    if "size" not in found or found.get("interpolation") not in ("bilinear", "bicubic"):
+        return None
+    found["mean"] = found["mean"] or (0.0,) * channels
+    found["std"] = found["std"] or (1.0,) * channels
+    return InputFormat(**found)
+
+
 def of_hyperparameters(values: Mapping[str, Any]) -> tuple[InputFormat | None, list[str] | None]:
     """What hyperparameters in a checkpoint, as Lightning keeps them, say of the input; and names of classes.
 

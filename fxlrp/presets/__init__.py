@@ -40,8 +40,8 @@ def preset_named(preset: str | Preset) -> Preset:
     name = preset.lower().replace("-", "_") if isinstance(preset, str) else preset
     if name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=2, cutoff=0.6)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise RuleError(f"preset={preset!r}: {hint}choose one of {', '.join(map(repr, PRESETS))}, or give a Preset")
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise RuleError(f"preset={preset!r}: choose one of {', '.join(map(repr, PRESETS))}, or give a Preset{hint}")
     return PRESETS[name]
 
 
