@@ -32,8 +32,8 @@ explainer = fxlrp.compile(loaded.model)
 explainer""",
     """## What speaks for the class, and what against it
 
-An explanation shows itself: what entered at the output, what arrived at the picture, and where. Red speaks for the class,
-blue against it.""",
+An explanation shows itself: what entered at the output, what arrived at the picture, and where. Red speaks for the
+class, blue against it.""",
     """>explanation = explainer(images)
 explanation""",
     """## Why this class, why that one, why not the other""",
@@ -50,7 +50,8 @@ ledger.to_frame().select("node", "kind", "rule", "received", "handed_on", "absor
     """>repr(ledger)""",
     """## Parts of the picture
 
-Single pixels are hard to read. `region_map` adds relevance up over the segments of the photograph, and keeps its sum.""",
+Single pixels are hard to read. `region_map` adds relevance up over the segments of the photograph, and keeps its
+sum.""",
     """>from fxlrp.images import as_seen
 from fxlrp.render import overlay
 
@@ -71,12 +72,11 @@ def main() -> None:
         cell["id"] = f"cell-{number}"  # the same at every run
     notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     folder = HERE.parent
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     for cell in notebook.cells:
-        cell.get("metadata", {}).clear()  # when each ran is of no use to a reader
-        cell["outputs"] = [out for out in cell.get("outputs", []) if out.output_type != "stream"] if "outputs" in cell else []
-        if cell.cell_type == "markdown":
-            del cell["outputs"]
+        cell["metadata"] = {}  # when each ran is of no use to a reader
+        if cell.cell_type == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if output["output_type"] != "stream"]
     nbformat.write(notebook, HERE / "tour.ipynb")
     for name in ("found.npz", "explainer.onnx"):
         (folder / name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import fxlrp
 from docs.chromium import CHROMIUM, browser, explored
 from fxlrp.explorer import write_graph
 from fxlrp.views.explorer.graph import BOTH
+from fxlrp.views.gallery import Entry, Map, write_gallery
 
 pytest.importorskip("playwright.sync_api")
 if CHROMIUM is None:
@@ -56,6 +57,37 @@ def test_the_report_opens_from_disk_asks_for_nothing_and_fits_the_screen(chromiu
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     assert seen.page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert seen.page.evaluate("document.images.length") > 2
+    seen.page.close()
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_the_gallery_has_a_slider_and_a_switch_and_fits_the_screen(chromium, tmp_path, width):
+    drawing = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='80' height='60'><rect width='80' "
+    photo, first, second = (f"{drawing}height='60' fill='{colour}'/></svg>" for colour in ("grey", "red", "blue"))
+    maps = [Map("tiger cat", "tiger cat, 39 %", first, 0.01, "logits", "Nothing was absorbed."),
+            Map("tiger cat, not <lynx>", "0.3 logits", second, 0.02, "logits", "Nothing was absorbed.")]  # fmt: skip
+    entries = [Entry(f"a very long name of a photograph {number}.jpg" * 3, photo, [("tiger cat", 39.2)], maps)
+               for number in range(2)]  # fmt: skip
+    place = write_gallery(entries, tmp_path / "index.html", "2 files explained")
+    seen = Watched(chromium, width)
+    seen.page.goto(place.as_uri(), wait_until="networkidle")
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    entry = seen.page.locator("article").nth(1)
+    map_ = entry.locator("img.map")
+    entry.get_by_role("slider").focus()
+    for _ in range(30):
+        seen.page.keyboard.press("ArrowLeft")
+    assert float(map_.evaluate("each => each.style.opacity")) == 0.7
+    entry.get_by_role("radio", name="tiger cat, not <lynx>").check()
+    assert "blue" in map_.get_attribute("src")
+    assert map_.get_attribute("alt") == "Evidence for tiger cat, not <lynx>"
+    assert entry.get_by_text("0.3 logits").is_visible()
+    assert not entry.get_by_text("tiger cat, 39 %").is_visible()
+    seen.page.keyboard.press("ArrowUp")  # from radio to radio
+    assert "red" in map_.get_attribute("src")
+    assert "red" in seen.page.locator("article").nth(0).locator("img.map").get_attribute("src")
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith(("data:", place.as_uri()))] == []
     seen.page.close()
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 import fxlrp
 from fxlrp import cli
 from fxlrp.errors import ConfigError, EvaluationError, MissingExtraError
-from fxlrp.evaluation import evaluate, parse_config, write_report
+from fxlrp.evaluation import evaluate, parse_config, read_results, write_report
 from fxlrp.evaluation.result_frames import differences
 from fxlrp.evaluation.statistics import Estimate, estimate
 
@@ -66,6 +66,9 @@ def test_a_report_has_every_table_and_picture(tmp_path):
         assert Image.open(page.parent / name).size[0] > 200
     assert "\n\n\n" not in text
     assert len((page.parent / "results.csv").read_text().splitlines()) == 8
+    results = read_results(config)
+    assert {"image", "method", "levels", "insertion_strict", "id_strict"} <= set(results.columns)
+    assert results["index"].n_unique() == 12
     randomized = json.loads((config.out / "randomized.json").read_text())
     assert randomized["layers"][-1] == "stem"
     assert randomized["methods"]["edges"] == pytest.approx([1.0] * len(randomized["layers"]))

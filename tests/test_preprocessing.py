@@ -117,7 +117,8 @@ def test_a_placed_map_keeps_its_sum_and_lies_in_the_box():
     whole = placed(heat, Box(30, 10, 70, 50), (100, 60))
     assert whole.shape == (60, 100)
     torch.testing.assert_close(whole.double().sum(), heat.double().sum(), rtol=1e-5, atol=0)
-    assert float(whole[10:50, 30:70].abs().sum()) == float(whole.abs().sum())
+    whole[10:50, 30:70] = 0
+    assert not whole.any()
     beyond = placed(heat, Box(-10, -10, 30, 30), (100, 60))
     torch.testing.assert_close(beyond.double().sum(), heat.double().sum(), rtol=1e-5, atol=0)
 

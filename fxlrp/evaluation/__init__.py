@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from fxlrp.evaluation.methods import KINDS, Attribution, MethodSpec, prepare
     from fxlrp.evaluation.quantus import quantus_scores
     from fxlrp.evaluation.relevance_sums import conservation
+    from fxlrp.evaluation.result_frames import read_results
     from fxlrp.evaluation.runner import Finished, Progress, evaluate
 
 __all__ = [
     "KINDS", "Attribution", "Config", "Curves", "Finished", "InsertionDeletion", "MethodSpec", "PlateauWarning",
     "Progress", "Randomized", "conservation", "evaluate", "insertion_deletion", "parse_config", "prepare",
-    "quantus_scores", "randomization_check", "rank_correlation", "read_config", "write_report",
+    "quantus_scores", "randomization_check", "rank_correlation", "read_config", "read_results", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "markdown_report": ("write_report",),
     "methods": ("KINDS", "Attribution", "MethodSpec", "prepare"),
     "quantus": ("quantus_scores",),
+    "result_frames": ("read_results",),
     "runner": ("Finished", "Progress", "evaluate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -43,6 +45,7 @@ _PACKAGES = {
     "config": ("pydantic",),
     "config_file": ("pydantic",),
     "markdown_report": ("pydantic", "pyarrow", "polars", "scipy", "jinja2", "matplotlib"),
+    "result_frames": ("pydantic", "pyarrow", "polars", "scipy"),
     "runner": ("pydantic", "pyarrow"),
 }
 """The packages of the extra ``evaluate`` that modules cannot do without."""

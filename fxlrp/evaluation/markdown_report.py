@@ -38,8 +38,7 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
         EvaluationError: there are no results.
         MissingExtraError: a package of the extra ``evaluate`` is not installed.
     """
-    store = Store(config.out)
-    results = result_frames.frame_of(store.read())
+    store, results = Store(config.out), result_frames.read_results(config)
     folder = folder or config.out / "report"
     folder.mkdir(parents=True, exist_ok=True)
     tables = ReportTables(config, results)

@@ -9,12 +9,26 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fxlrp.evaluation.config import MetricsConfig
+from fxlrp.evaluation.config import Config, MetricsConfig
 from fxlrp.evaluation.insertion import TIES
 from fxlrp.evaluation.statistics import Array, estimate
+from fxlrp.evaluation.store import Store
 
 MEASURES = ("insertion", "deletion", "id", "id_low", "id_high", "failure_share")
 """What a summary has under each tie rule, as columns ``MEASURE_TIE``."""
+
+
+def read_results(config: Config) -> pl.DataFrame:
+    """What an evaluation has measured so far: one row per image, method and number of levels.
+
+    Columns are those of the results (``image``, ``label``, ``method``, ``levels``, ``status``, ``insertion_TIE``,
+    ``deletion_TIE``, …) and ``id_TIE``. The summary by method is ``results.csv`` in the folder of the report.
+
+    Raises:
+        EvaluationError: there are no results.
+        MissingExtraError: a package of the extra ``evaluate`` is not installed.
+    """
+    return frame_of(Store(config.out).read())
 
 
 def frame_of(table: Any) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -59,7 +60,10 @@ def _edges(ramp: np.ndarray, preprocess: Preprocess, size: tuple[int, int], axis
     grey = Image.fromarray(np.stack([ramp.round().astype(np.uint8)] * 3, axis=-1))
     black, span = normalisation(size, preprocess)
     seen = torch.where(span == 0, torch.nan, (to_input(grey, preprocess) - black) / span).double()
-    line = seen.nanmean(0).nanmean(0 if axis == 1 else 1).numpy() * (length - 1)
+    lines = (seen.nanmean(0) if axis == 1 else seen.nanmean(0).T).numpy() * (length - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a line that is all padding there is no mean
+        line, spread = np.nanmean(lines, axis=0), np.nanmax(np.abs(lines - np.nanmean(lines, axis=0)))
     places = np.arange(len(line))
     # Padding and what the borders of a resized ramp hold at its ends say nothing of the slope.
     used = np.isfinite(line) & (line > 0.02 * length) & (line < 0.98 * length)
@@ -67,7 +71,8 @@ def _edges(ramp: np.ndarray, preprocess: Preprocess, size: tuple[int, int], axis
         raise InputError("the preprocessing leaves too little of a picture to tell where it was")
     slope, offset = np.polyfit(places[used], line[used], 1)
     # A picture of 256 grey levels tells places to 1/255; what strays further is no resizing and cropping.
-    if slope <= 0 or np.abs(slope * places[used] + offset - line[used]).max() > 0.03 * length + 2 * slope:
+    strays = np.abs(slope * places[used] + offset - line[used]).max()
+    if slope <= 0 or spread > 0.03 * length or strays > 0.03 * length + 2 * slope:
         raise InputError("the preprocessing does more than to resize, crop and pad: maps have no place in photographs")
     return float(offset + 0.5 - 0.5 * slope), float(offset + 0.5 + (len(line) - 0.5) * slope)
 
