@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.cli.explaining import Answer, Item
+from fxlrp.cli.explaining import Answer, Item, smoothing
 from fxlrp.cli.findings import amount
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.picture_paths import unused_path
@@ -50,9 +50,7 @@ def draw(answer: Answer, path: Path, options: ExplainOptions) -> None:
             save_png(drawn(figure), place)
         return
     below, shown = _photograph(answer.item, options.view)
-    placements = [_placed(answer.item, heat, options) for heat in maps]
-    factor = 1.0 if shown is None else (shown.right - shown.left) / maps[0].shape[1]
-    overlays = [_overlay(below, heat, options, factor) for heat in placements]
+    overlays = [_overlay(below, _placed(answer.item, heat, options), options) for heat in maps]
     overlays = [(_framed(picture, shown), limit) for picture, limit in overlays]
     if len(overlays) == 1 and not options.bar:
         save_png(enlarge(overlays[0][0]), path)
@@ -88,7 +86,7 @@ def draw_checkpoints(
                 yield "no picture", f"{label}: relevance of shape {tuple(relevance.shape[1:])} is no map of the image"
                 continue
             beside = unused_path(picture.parent, f"{picture.stem}_{name}".replace("/", "_"), used)
-            save_png(enlarge(_overlay(seen, _quantized(shown, options), options, 1.0)[0]), beside)
+            save_png(enlarge(_overlay(seen, _smoothed(shown, options), options)[0]), beside)
             yield "picture", str(beside)
 
 
@@ -101,8 +99,7 @@ def gallery_pictures(answer: Answer, options: ExplainOptions, side: int = 800) -
     maps = []
     for heat in answer.maps:
         assert heat is not None
-        factor = 1.0 if shown is None else (shown.right - shown.left) / heat.shape[1]
-        picture, limit = _overlay(below, _placed(answer.item, heat, options), options, factor)
+        picture, limit = _overlay(below, _placed(answer.item, heat, options), options)
         maps.append((_data_uri(_framed(picture, shown), side), limit))
     return {"photo": _data_uri(to_photo(below), side), "maps": maps}
 
@@ -130,24 +127,26 @@ def _photograph(item: Item, view: str) -> tuple[Tensor, Box | None]:
 
 
 def _placed(item: Item, heat: Tensor, options: ExplainOptions) -> Tensor:
-    heat = _quantized(heat.float(), options)
+    """The map as it is laid on the photograph; that of tiles lies there already."""
+    if options.view == "tiles":
+        return heat
+    smooth = _smoothed(heat, options)
     if options.view == "whole" and item.box is not None and item.photo is not None:
-        return placed(heat, item.box, item.photo.size)
-    return heat
+        return placed(smooth, item.box, item.photo.size)
+    return smooth
 
 
-def _quantized(heat: Tensor, options: ExplainOptions) -> Tensor:
-    return heat if options.quantize is None else quantize_heat(heat, options.quantize)
+def _smoothed(heat: Tensor, options: ExplainOptions) -> Tensor:
+    """The map in levels, and blurred: in pixels of what the model sees, however large the photograph is."""
+    heat = heat.float() if options.quantize is None else quantize_heat(heat.float(), options.quantize)
+    return blurred(heat, smoothing(options)).float()
 
 
-def _overlay(below: Tensor, heat: Tensor, options: ExplainOptions, factor: float) -> tuple[Tensor, float]:
-    """The map on the photograph, and where its colours end; ``factor``: pixels of the photograph per one of it."""
+def _overlay(below: Tensor, heat: Tensor, options: ExplainOptions) -> tuple[Tensor, float]:
+    """The map on the photograph, and where its colours end."""
     colors = options.colors or "symmetric"
-    # A blur would mix the levels of a quantized map.
-    usual = 1.0 if options.quantize is None else 0.0
-    smooth = (usual if options.smooth is None else options.smooth) * max(1.0, factor)
-    limit = color_range([blurred(heat, smooth)], colors, options.percentile)
-    return overlay(below, heat, colors, smooth=smooth, limit=limit, contour=options.contour), limit
+    limit = color_range([heat], colors, options.percentile)
+    return overlay(below, heat, colors, smooth=0, limit=limit, contour=options.contour), limit
 
 
 def _framed(picture: Tensor, box: Box | None) -> Tensor:

@@ -21,6 +21,7 @@ from fxlrp.loading.geometry import Box, box_of, placed, window_input, windows
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.loading.models import LoadedModel
 from fxlrp.maps.heatmap import heatmap
+from fxlrp.maps.rendering import blurred
 from fxlrp.results.explanation import Explanation
 from fxlrp.results.explanation_data import item as item_of
 
@@ -171,7 +172,7 @@ class Work:
             inputs = torch.stack([window_input(item.photo, box, self.preprocess) for box in some]).to(self.device)
             explanation, kept = self._explained(inputs, question)
             for box, heat in zip(some, heatmap(explanation.relevance).detach().cpu(), strict=True):
-                whole += placed(heat, box, item.photo.size)
+                whole += placed(blurred(heat, smoothing(self.options)).float(), box, item.photo.size)
             start += float(explanation.start.double().sum())
             arrived += float(explanation.relevance.double().sum())
             for name, amount in (kept or {}).items():
@@ -234,6 +235,12 @@ def questions(options: ExplainOptions, classes: Sequence[str] | None) -> list[Qu
     first = asked[0].target
     others = [question.target for question in asked[1:] if question.target is not None]
     return asked + ([Question(first, (others[0],))] if len(others) == 1 else [])
+
+
+def smoothing(options: ExplainOptions) -> float:
+    """The blur of maps that are drawn, in pixels of what the model sees; it would mix the levels of a quantized map."""
+    usual = 1.0 if options.quantize is None else 0.0
+    return usual if options.smooth is None else options.smooth
 
 
 def _of_classes(output: object) -> bool:

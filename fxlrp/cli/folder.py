@@ -152,7 +152,8 @@ def _in_processes(options: ExplainOptions, records: Sequence[Record]) -> None:
         for process in processes:
             process.terminate()
     if any(process.exitcode for process in processes):
-        told = errors.get() if not errors.empty() else f"ended with status {max(p.exitcode or 0 for p in processes)}"
+        ends = ", ".join(str(process.exitcode) for process in processes if process.exitcode)
+        told = errors.get() if not errors.empty() else f"ended with status {ends} (-9: killed, probably out of memory)"
         raise InputError(f"a worker failed: {told}")
 
 

@@ -214,7 +214,9 @@ def blurred(heatmap: Tensor, sigma: float) -> Tensor:
         return values
     finite = torch.isfinite(values)
     clean = torch.where(finite, values, 0).unsqueeze(0)
-    blurred = gaussian_blur(clean, [2 * radius + 1] * 2, [sigma] * 2).squeeze(0)
+    # One axis after the other: both at once would take memory for a square of weights at every pixel.
+    size = 2 * radius + 1
+    blurred = gaussian_blur(gaussian_blur(clean, [size, 1], [sigma] * 2), [1, size], [sigma] * 2).squeeze(0)
     return torch.where(finite, blurred, values)
 
 

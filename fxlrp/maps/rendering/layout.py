@@ -150,11 +150,12 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
         raise InputError("a sheet needs a picture")
     figure_module = require("matplotlib.figure", "draw")
     bars = any(line.scale for line in lines)
-    size = (side * columns + 0.3 + 0.8 * bars, (side + 0.1) * len(lines) + 0.25)
+    shapes = [max((_shape(cell) for cell in line.cells if cell is not None), default=1.0) for line in lines]
+    size = (side * columns + 0.3 + 0.8 * bars, sum(side * shape + 0.1 for shape in shapes) + 0.25)
     figure = figure_module.Figure(figsize=size, dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     widths = [1.0] * columns + [0.06] * bars
-    axes = figure.subplots(len(lines), columns + bars, squeeze=False, width_ratios=widths)
+    axes = figure.subplots(len(lines), columns + bars, squeeze=False, width_ratios=widths, height_ratios=shapes)
     for row, line in zip(axes, lines, strict=True):
         for axis in row:
             axis.set(xticks=[], yticks=[])
@@ -167,6 +168,12 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
         if line.scale is not None:
             _bar(row[-1], line.scale, 0.8 * font)
     return drawn(figure)
+
+
+def _shape(cell: Cell) -> float:
+    """Height over width, of pictures that are not too flat for a colour bar beside them."""
+    height, width, _ = cell.picture.shape
+    return max(0.4, height / width)
 
 
 def with_bar(picture: Tensor, scale: Scale, *, side: float = 3) -> Tensor:
