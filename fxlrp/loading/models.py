@@ -131,7 +131,8 @@ def _of_configuration(model: nn.Module) -> InputFormat | None:
     needed = ("input_size", "mean", "std", "crop_pct")
     if not isinstance(config, Mapping) or any(config.get(name) is None for name in needed):
         return None
-    return preprocessing.of_timm(config) if config["input_size"][0] in (1, 3) else None
+    usual = config["input_size"][0] in (1, 3) and config.get("crop_mode") in (None, "center")
+    return preprocessing.of_timm(config) if usual else None
 
 
 def imagenet_classes() -> list[str]:
@@ -169,7 +170,7 @@ def _timm(name: str, state: dict[str, Any] | None) -> LoadedModel:
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"timm cannot build {name!r}: {error}") from error
     named = imagenet_classes() if class_count(model) == 1000 else None
-    return LoadedModel(model, transform, named, preprocessing.of_timm(config))
+    return LoadedModel(model, transform, named, preprocessing.of_transforms(transform))
 
 
 class _Logits(nn.Module):

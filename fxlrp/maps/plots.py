@@ -5,8 +5,10 @@ Colours are signed everywhere: red speaks for the class, blue against it, white 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,12 +62,12 @@ def plot(rows: Sequence[Sequence[Panel]], unit: str = "relevance", percentile: f
     columns = max((len(row) for row in rows), default=0)
     if not columns:
         raise InputError("a plot needs relevance of at least one item")
-    figure_module = require("matplotlib.figure", "draw")
+    figure_class = _shown_by_notebooks()
     cells = [[_Cell(panel) for panel in row] for row in rows]
     limit = color_range([cell.shown for row in cells for cell in row], "symmetric", percentile)
     wide = max(cell.wide for row in cells for cell in row)
     size = (_SIDE * wide * columns + 0.9, (_SIDE + 0.3) * len(rows))
-    figure = figure_module.Figure(figsize=size, layout="constrained")
+    figure = figure_class(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, cells, strict=True):
         for axis in line[len(row) :]:
@@ -75,6 +77,22 @@ def plot(rows: Sequence[Sequence[Panel]], unit: str = "relevance", percentile: f
             axis.set_title(cell.panel.title, fontsize=9)
     _bar(figure, axes, limit, unit)
     return figure
+
+
+@cache
+def _shown_by_notebooks() -> Any:
+    """A figure that a notebook shows as it is; matplotlib's own needs pyplot and its backend for notebooks."""
+    figure_class: Any = require("matplotlib.figure", "draw").Figure
+
+    class Plot(figure_class):  # type: ignore[misc]
+        """A ``matplotlib.figure.Figure``."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=90)
+            return buffer.getvalue()
+
+    return Plot
 
 
 class _Cell:

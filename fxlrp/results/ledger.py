@@ -108,7 +108,8 @@ class Ledger:
 
     def __repr__(self) -> str:
         kept = ", ".join(f"{name} {self._percent(amount)}" for name, amount in self.absorbed.items() if amount.any())
-        shown = f"{self._percent(self.relevance)} arrived, {f'absorbed: {kept}' if kept else 'nothing was absorbed'}"
+        arrived = f"{100 * self.share(self.relevance):.2f} % arrived" if bool(self.start.any()) else "nothing entered"
+        shown = f"{arrived}, {f'absorbed: {kept}' if kept else 'nothing was absorbed'}"
         return f"<Ledger of {len(self.rows)} nodes, {len(self.start)} items: {shown}>"
 
     def _repr_html_(self) -> str:
