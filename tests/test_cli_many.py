@@ -1,7 +1,10 @@
 """The command line on folders, several classes, arrays, other inputs; and its results as JSON and numbers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -277,8 +280,6 @@ def test_presets_may_be_written_with_dashes(run):
 
 def test_a_lightning_checkpoint_brings_its_prefix_and_its_preprocessing(run):
     Path("own_models.py").write_text(OWN)
-    import sys
-
     sys.path.insert(0, ".")
     try:
         from own_models import grey
@@ -303,3 +304,32 @@ def test_a_pickled_model_is_refused_with_the_way_out(run):
     code, _, err = run("explain", "a.png", *ANY_SIZE, "--weights", "whole.pt")
     assert code == 1
     assert "torch.save(model.state_dict(), 'weights.pt')" in err
+
+
+def test_a_folder_of_transformers_brings_its_preprocessing_and_classes(run):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        id2label={0: "cat", 1: "dog", 2: "crane"}, label2id={"cat": 0, "dog": 1, "crane": 2},
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained("vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained("vit")
+    code, out, _ = run("explain", "a.png", "--model", "transformers:vit", "--target", "crane", "--save", "x.npz")
+    assert code == 0
+    assert "crane (2)" in out
+    assert fxlrp.Explanation.read("x.npz").relevance.shape == (1, 3, 32, 32)
+    code, _, err = run("explain", "a.png", "--model", "transformers:photos")
+    assert code == 1
+    assert "photos holds no config.json" in err
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_same_results(run, photos):
+    assert run("explain", photos, *MODEL, "--out", "alone")[0] == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fxlrp"]
+    root = str(Path(fxlrp.__file__).parents[1])
+    done = subprocess.run([*command, "explain", str(photos), *MODEL, "--out", "shared"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": root})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone, shared = (polars.read_parquet(f"{name}/explanations.parquet") for name in ("alone", "shared"))
+    assert alone.drop("relevance", "output").equals(shared.drop("relevance", "output"))
