@@ -15,7 +15,7 @@ from PIL import Image
 import fxlrp
 from fxlrp.cli.arguments import class_number
 from fxlrp.cli.picture_paths import picture_paths
-from fxlrp.errors import ImageError, TargetError, install_command
+from fxlrp.errors import ImageError, MissingExtraError, TargetError, install_command
 
 MODEL = ("--model", "python:tiny_cli_models:load")
 ANY_SIZE = ("--model", "python:tiny_cli_models:any_size")
@@ -247,30 +247,32 @@ def test_missing_extra_cli_is_named_in_one_line(run, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     code, out, err = run("--version")
     assert (code, out) == (1, "")
-    assert err == f"fxlrp: this needs {package} of fxlrp[cli], which is not installed: {install_command('cli')}\n"
+    assert err == f"fxlrp: {MissingExtraError(package, 'cli')}\n"
 
 
 def test_missing_extra_draw_is_named_in_one_line(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run("explain", "a.png", *MODEL)
     assert code == 1
-    assert err == f"error: this needs matplotlib of fxlrp[draw], which is not installed: {install_command('draw')}\n"
+    assert err == f"error: {MissingExtraError('matplotlib', 'draw')}\n"
 
 
 @pytest.mark.parametrize(("source", "command"), [
     (None, "pip install 'fxlrp[cli]'"),
     ({"url": "https://example.org/fxlrp.whl", "archive_info": {}}, "pip install 'fxlrp[cli]'"),
     ({"url": "file:///gone/away", "dir_info": {}}, "pip install 'fxlrp[cli]'"),
-    ({"url": "HERE", "dir_info": {"editable": True}}, "pip install -e 'HERE[cli]'"),
     ({"url": "HERE", "dir_info": {}}, "pip install 'HERE[cli]'"),
 ])  # fmt: skip
 def test_the_install_command_fits_how_fxlrp_was_installed(tmp_path, monkeypatch, source, command):
     checkout = tmp_path / "my clone"
-    checkout.mkdir()
+    installed = checkout / "fxlrp" / "common" / "errors.py"
+    installed.parent.mkdir(parents=True)
     (checkout / "pyproject.toml").write_text("")
     text = source and json.dumps(source).replace("HERE", checkout.as_uri())
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
-    assert install_command("cli") == command.replace("HERE", str(checkout))
+    elsewhere = tmp_path / "site-packages" / "fxlrp" / "common" / "errors.py"
+    assert install_command("cli", elsewhere) == command.replace("HERE", str(checkout))
+    assert install_command("cli", installed) == f"pip install -e '{checkout}[cli]'"  # a link to the checkout
 
 
 def test_core_needs_no_extra():

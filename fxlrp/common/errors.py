@@ -1,7 +1,7 @@
 """What fxlrp raises: every error says what was wrong and what to do about it."""
 
 import json
-import os
+from pathlib import Path
 
 
 class FxlrpError(Exception):
@@ -111,23 +111,33 @@ class MissingExtraError(FxlrpError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs {package} of fxlrp[{extra}], which is not installed: {install_command(extra)}")
+        command = install_command(extra)
+        named = "" if f"fxlrp[{extra}]" in command else f" (it comes with fxlrp[{extra}])"
+        super().__init__(f"this needs {package}, which is not installed{named}: {command}")
 
 
-def install_command(extra: str) -> str:
-    """What installs an extra the way fxlrp itself was installed: from its checkout, or by name."""
+def install_command(extra: str, package: str = __file__) -> str:
+    """What installs an extra the way fxlrp itself was installed: from its checkout, or by name.
+
+    Args:
+        extra: its name.
+        package: a file in the second folder below the one that was installed.
+    """
+    here = Path(package).parents[2]
+    if (here / "pyproject.toml").is_file():
+        return f"pip install -e '{here}[{extra}]'"
     from importlib import metadata
     from urllib.parse import unquote, urlparse
 
     try:
         source = json.loads(metadata.distribution("fxlrp").read_text("direct_url.json") or "{}")
-        address = urlparse(source.get("url", ""))
-        folder, kept = unquote(address.path), source.get("dir_info", {})
     except (metadata.PackageNotFoundError, ValueError):
-        return f"pip install 'fxlrp[{extra}]'"
-    if address.scheme != "file" or not os.path.isfile(os.path.join(folder, "pyproject.toml")):
-        return f"pip install 'fxlrp[{extra}]'"
-    return f"pip install {'-e ' if kept.get('editable') else ''}'{folder}[{extra}]'"
+        source = {}
+    address = urlparse(source.get("url", ""))
+    checkout = Path(unquote(address.path))
+    if address.scheme == "file" and (checkout / "pyproject.toml").is_file():
+        return f"pip install '{checkout}[{extra}]'"
+    return f"pip install 'fxlrp[{extra}]'"
 
 
 class IncompleteError(FxlrpError):
