@@ -111,21 +111,19 @@ class MissingExtraError(FxlrpError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        command = install_command(extra)
-        named = "" if f"fxlrp[{extra}]" in command else f" (it comes with fxlrp[{extra}])"
-        super().__init__(f"this needs {package}, which is not installed{named}: {command}")
+        super().__init__(f"this needs {package}, which is not installed: {install_command(extra)}")
 
 
 def install_command(extra: str, package: str = __file__) -> str:
-    """What installs an extra the way fxlrp itself was installed: from its checkout, or by name.
+    """What installs an extra: by name, and where fxlrp was installed from a checkout from there.
 
     Args:
         extra: its name.
         package: a file in the second folder below the one that was installed.
     """
-    here = Path(package).parents[2]
+    by_name, here = f"pip install 'fxlrp[{extra}]'", Path(package).parents[2]
     if (here / "pyproject.toml").is_file():
-        return f"pip install -e '{here}[{extra}]'"
+        return f"{by_name}, or as it was installed here: pip install -e '{here}[{extra}]'"
     from importlib import metadata
     from urllib.parse import unquote, urlparse
 
@@ -136,8 +134,8 @@ def install_command(extra: str, package: str = __file__) -> str:
     address = urlparse(source.get("url", ""))
     checkout = Path(unquote(address.path))
     if address.scheme == "file" and (checkout / "pyproject.toml").is_file():
-        return f"pip install '{checkout}[{extra}]'"
-    return f"pip install 'fxlrp[{extra}]'"
+        return f"{by_name}, or as it was installed here: pip install '{checkout}[{extra}]'"
+    return by_name
 
 
 class IncompleteError(FxlrpError):
