@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import fxlrp
-from fxlrp.errors import FxlrpError, InputError, NonFiniteError, TargetError
+from fxlrp.errors import CaptureError, FxlrpError, InputError, NonFiniteError, TargetError
 from fxlrp.runtime import engine, plan
 
 CALL, GETATTR = nn.Module.__call__, nn.Module.__getattr__
@@ -254,6 +254,33 @@ def test_names_of_modules_may_be_any_text(name):
     with torch.no_grad():
         model.heads[name].weight.mul_(2)
     assert torch.equal(explainer(x).output, model(x))
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "print_readable", "_graph"])
+def test_a_child_may_be_called_as_what_a_graph_module_has(name):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, nn.Linear(4, 3))
+
+        def forward(self, x):
+            return getattr(self, name)(x)
+
+    model, x = Named().eval(), torch.randn(2, 4)
+    explainer = fxlrp.compile(model)
+    assert torch.equal(explainer(x).output, model(x))
+    assert [row.path for row in explainer.ledger(x)] == [name]
+    with torch.no_grad():
+        getattr(model, name).weight.mul_(2)
+    assert torch.equal(explainer(x).output, model(x))
+
+
+@pytest.mark.parametrize("name", ["forward", "train", "half"])
+def test_a_child_that_hides_behind_an_attribute_of_every_module_is_refused_by_name(name):
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    model[0]._modules[name] = nn.Linear(4, 3).eval()
+    with pytest.raises(CaptureError, match=rf"'0' is a Linear with a child called '{name}'.*rename it"):
+        fxlrp.compile(model)
 
 
 def test_a_name_that_holds_code_is_not_run(tmp_path):

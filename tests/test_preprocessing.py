@@ -123,6 +123,20 @@ def test_a_placed_map_keeps_its_sum_and_lies_in_the_box():
     torch.testing.assert_close(beyond.double().sum(), heat.double().sum(), rtol=1e-5, atol=0)
 
 
+def test_a_placed_map_whose_signs_nearly_cancel_keeps_them():
+    torch.manual_seed(0)
+    heat = torch.randn(16, 16)
+    heat -= heat.mean() - 1e-5
+    for box in (Box(30, 10, 70, 50), Box(-10, -10, 30, 30)):
+        whole = placed(heat, box, (100, 60))
+        torch.testing.assert_close(whole.double().sum(), heat.double().sum(), rtol=0, atol=1e-4)
+        left, top, right, bottom = box.rounded
+        large = torch.nn.functional.interpolate(heat[None, None], (bottom - top, right - left), mode="bilinear")[0, 0]
+        inside = whole[max(0, top) : bottom, max(0, left) : right]
+        both = torch.stack([inside.flatten(), large[-inside.shape[0] :, -inside.shape[1] :].flatten()])
+        assert torch.corrcoef(both)[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("size", [(100, 40), (40, 100), (95, 93), (40, 40)])
 def test_windows_cover_the_photograph(size):
     boxes = windows(size, Box(10, 10, 50, 50))

@@ -180,6 +180,11 @@ def check_model(model: nn.Module) -> None:
                 f"{where} TorchScript (torch.jit.script or torch.jit.trace), whose code cannot be read as a graph: "
                 "compile the Python module that it was made of"
             )
+        if shadowed := [child for child in module._modules if hasattr(nn.Module, child)]:
+            raise CaptureError(
+                f"{where} a {type(module).__name__} with a child called {shadowed[0]!r}: every module of torch has an "
+                "attribute of that name, which would be taken for the child; rename it"
+            )
         if any(map(is_lazy, module.parameters(recurse=False))):
             raise CaptureError(
                 f"{where} a lazy {type(module).__name__} without weights yet: call the model on an input, then compile"

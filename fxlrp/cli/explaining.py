@@ -85,6 +85,7 @@ class Work:
     ) -> None:
         self.loaded, self.explainer, self.options, self.device = loaded, explainer, options, device
         self.questions = questions(options, loaded.classes)
+        self._boxes: dict[tuple[int, int], Box | None] = {}
 
     @property
     def preprocess(self) -> Preprocess:
@@ -103,14 +104,22 @@ class Work:
         photo = read_image(path)
         value = to_input(photo, self.preprocess)
         seen = as_seen(photo, self.preprocess) if value.shape[0] in (1, 3) else None
-        box = None
-        if self.options.view != "crop":
+        return Item(path, value, photo, seen, None if self.options.view == "crop" else self._box(photo.size))
+
+    def _box(self, size: tuple[int, int]) -> Box | None:
+        """Where the model looks in photographs of this width and height, measured once; ``None``: nobody can tell.
+
+        Raises:
+            InputError: so it is, and tiles are asked for, which need to know.
+        """
+        if size not in self._boxes:
             try:
-                box = box_of(photo.size, self.preprocess)
+                self._boxes[size] = box_of(size, self.preprocess)
             except InputError:
                 if self.options.view == "tiles":
                     raise
-        return Item(path, value, photo, seen, box)
+                self._boxes[size] = None
+        return self._boxes[size]
 
     def answers(
         self, paths: Sequence[Path], failed: Callable[[Path, FxlrpError], None] | None = None

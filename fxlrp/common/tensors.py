@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ _ENCODED = "fxlrp_name_"
 def safe_name(name: str) -> str:
     """The dotted name of a tensor as a graph may bear it: torch.fx writes names into Python code as they are.
 
-    Parts that are no names of Python, or mean something to it, are written in hexadecimal. :func:`plain_name` undoes
-    it.
+    Parts that are no names of Python, mean something to it, or are attributes of every ``GraphModule``, such as
+    ``graph`` and ``code``, are written in hexadecimal. :func:`plain_name` undoes it.
     """
     return ".".join(part if _is_safe(part) else _ENCODED + part.encode().hex() for part in name.split("."))
 
@@ -36,7 +37,14 @@ def plain_name(name: str) -> str:
 
 def _is_safe(part: str) -> bool:
     word = part.isascii() and part.isidentifier() and not keyword.iskeyword(part)
-    return (word or (part.isascii() and part.isdecimal())) and not part.startswith(_ENCODED)
+    number = part.isascii() and part.isdecimal()
+    return number or (word and not part.startswith(_ENCODED) and part not in _taken())
+
+
+@cache
+def _taken() -> frozenset[str]:
+    """The attributes of any ``GraphModule``: a child or a tensor of such a name would take their place."""
+    return frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
 def tensor_names(graph: fx.Graph) -> list[str]:

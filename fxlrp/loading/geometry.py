@@ -91,11 +91,12 @@ def placed(heat: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
     whole = heat.new_zeros(height, width, dtype=torch.float32)
     inside = large[max(0, -top) : height - top, max(0, -left) : width - left]
     whole[max(0, top) : max(0, top) + inside.shape[0], max(0, left) : max(0, left) + inside.shape[1]] = inside
-    total, wanted = whole.double().sum(), heat.double().sum()
-    # Pixels are of another size there. Where what is left nearly cancels, the area alone tells the factor.
-    ratio = heat.numel() / large.numel()
-    exact = wanted / total if bool(total.abs() > 1e-3 * whole.double().abs().sum()) else total.new_tensor(ratio)
-    return (whole.double() * exact).float()
+    whole = whole.double() * (heat.numel() / large.numel())  # pixels are of another size there
+    # What resizing rounds off, and what lay beyond the photograph, goes to all pixels by their magnitude: a factor
+    # for all would have no bound, nor a sign, where red and blue nearly cancel.
+    magnitude = whole.abs()
+    lacking = (heat.double().sum() - whole.sum()) / magnitude.sum().clamp(min=1e-300)
+    return (whole + lacking * magnitude).float()
 
 
 def windows(size: tuple[int, int], box: Box) -> list[Box]:
