@@ -263,9 +263,10 @@ def test_an_array_is_explained_as_it_is(run):
     Path("own_models.py").write_text(OWN)
     np.save("ecg.npy", np.random.default_rng(0).normal(size=(2, 50)))
     Path("names.json").write_text('{"0": "normal", "1": "flutter"}')
-    code, out, _ = run("explain", "ecg.npy", "--model", "python:own_models:signal", "--classes", "names.json",
-                       "--save", "x.npz", "--out", "ecg.png")  # fmt: skip
+    code, out, err = run("explain", "ecg.npy", "--model", "python:own_models:signal", "--classes", "names.json",
+                         "--save", "x.npz", "--out", "ecg.png")  # fmt: skip
     assert code == 0
+    assert err == ""
     assert "normal (0)" in out
     assert Image.open("ecg.png").width > 300
     assert fxlrp.Explanation.read("x.npz").relevance.shape == (1, 2, 50)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.cli.explaining import Answer, Item, smoothing
 from fxlrp.cli.findings import amount
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.picture_paths import unused_path
+from fxlrp.cli.work import Answer, Item, smoothing
 from fxlrp.loading.geometry import Box, placed
 from fxlrp.maps.heatmap import layer_map, quantize_heat
 from fxlrp.maps.rendering import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,16 @@ from torch import Tensor
 from fxlrp.cli import sources
 from fxlrp.cli.arguments import asked_of, compile_options, device_named
 from fxlrp.cli.drawing import draw, draw_checkpoints
-from fxlrp.cli.explaining import Work
 from fxlrp.cli.folder import explain_folder
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.output import about, printing, save_numbers, write_json
 from fxlrp.cli.picture_paths import path_key, picture_paths
+from fxlrp.cli.work import Work
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.compiler import compile
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
-from fxlrp.loading.models import load_model
+from fxlrp.loading.models import ModelWarning, load_model
 from fxlrp.maps.rendering import COLORS
 
 VIEWS = ("whole", "crop", "tiles")
@@ -107,7 +108,11 @@ def checked(options: ExplainOptions) -> dict[str, Any]:
 def work_of(options: ExplainOptions, compiling: dict[str, Any]) -> Work:
     """The model, compiled."""
     device = device_named(options.device)
-    loaded = load_model(options.model, options.weights, asked_of(options))
+    with warnings.catch_warnings():
+        if all(path.suffix.lower() in sources.ARRAYS for path in options.images):
+            # Arrays are taken as they are, whatever would be guessed of photographs.
+            warnings.filterwarnings("ignore", ".* does not say how its input is made", ModelWarning)
+        loaded = load_model(options.model, options.weights, asked_of(options))
     return Work(loaded, compile(loaded.model.to(device), **compiling), options, device)
 
 

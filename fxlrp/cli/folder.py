@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from fxlrp.cli.drawing import draw, gallery_pictures
-from fxlrp.cli.explaining import Work
 from fxlrp.cli.findings import Finding, as_json
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.output import about, printing, save_numbers, write_json
+from fxlrp.cli.work import Work
 from fxlrp.common.errors import FxlrpError, ImageError, IncompleteError, InputError
 from fxlrp.common.extras import require
 from fxlrp.common.version import __version__

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fxlrp.cli.explaining import Answer, Work
 from fxlrp.cli.findings import Finding, as_json
 from fxlrp.cli.options import ExplainOptions
+from fxlrp.cli.work import Answer, Work
 from fxlrp.results.explanation_data import joined
 from fxlrp.results.files import json_writer, plain, write
 
