@@ -24,9 +24,11 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.call import Call
 from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs
+from fxlrp.capture.decompositions import decompositions
 from fxlrp.capture.double import without_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
 from fxlrp.common.errors import CaptureError
+from fxlrp.vocabulary.linear import spelled_out
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 """Batch sizes to export with."""
@@ -113,7 +115,7 @@ def _is_of_sizes(error: Exception) -> bool:
 def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.export.ExportedProgram:
     with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), quiet():
         program = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
-        return program.run_decompositions({})
+        return program.run_decompositions(decompositions())
 
 
 def example_batch(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -233,6 +235,9 @@ def _captured(
                 new.target = torch.ops.aten.squeeze.dims
                 single = [axis for axis, size in enumerate(shape) if isinstance(size, int) and size == 1]
                 new.args = (new.args[0], single)
+            if node.target is torch.ops.aten.einsum.default and "." in str(new.args[0]):
+                parts: Any = node.args[1]
+                new.args = (spelled_out(str(new.args[0]), [part.meta["val"].dim() for part in parts]), *new.args[1:])
             if node.target is torch.ops.aten.cat.default:
                 new.args = ([nodes[part] for part in _not_empty(node)], *new.args[1:])
         nodes[node] = new

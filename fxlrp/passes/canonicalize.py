@@ -20,6 +20,7 @@ from torch import fx, nn
 
 import fxlrp.capture.symbolic
 from fxlrp.capture import Captured, attribute, tensor_proxy
+from fxlrp.capture.decompositions import can_be_decomposed
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
@@ -149,14 +150,16 @@ class _Canonicalizer:
             if lowering is None:
                 raise Unsupported
             return lowering, False
-        several = VOCABULARY.lowered_method if node.op == "call_method" else VOCABULARY.lowered_function
-        if (lowering := several(target)) is not None:
+        composed = VOCABULARY.composed_method if node.op == "call_method" else VOCABULARY.composed_function
+        if (lowering := composed(target)) is not None:
             return lowering, False
         name = target if node.op == "call_method" else getattr(target, "__name__", "")
         operation = VOCABULARY.method(target) if node.op == "call_method" else VOCABULARY.function(target)
         overwrites = target in IN_PLACE_OPERATORS
         if operation is None and name.endswith("_") and not name.endswith("__"):
             base = name[:-1]
+            if (lowering := VOCABULARY.composed_method(base)) is not None:
+                return lowering, True
             operation, overwrites = VOCABULARY.method(base) or VOCABULARY.named(base), True
         if operation is None:
             raise Unsupported
@@ -167,7 +170,9 @@ class _Canonicalizer:
         if name not in self.tensors:
             node = self.graph.create_node("get_attr", safe_name(name), name=identifier(name))
             self._label(node)
-            self.tensors[name] = tensor_proxy(self.builder, node, name, self.captured.tensor(name))
+            # Of a buffer as of a parameter: a lowering may ask for its shape, which is no part of the graph.
+            tensor = nn.Parameter(self.captured.tensor(name).detach(), requires_grad=False)
+            self.tensors[name] = tensor_proxy(self.builder, node, name, tensor)
         return self.tensors[name]
 
     def _map(self, value: Any) -> Any:
@@ -235,7 +240,7 @@ def _is_atomic(node: fx.Node) -> bool:
         return False
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     packet = getattr(torch.ops.aten, name, None) if name else None
-    if packet is None:
+    if packet is None or can_be_decomposed(name):
         return False
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
     return not any(map(_opens, overloads)) and all(VOCABULARY.overload(overload) is None for overload in overloads)

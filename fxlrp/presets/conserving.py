@@ -7,7 +7,7 @@ from dataclasses import replace
 from fxlrp.presets.preset import Preset
 from fxlrp.rules.linear import Epsilon, Gamma, WPlus, ZPlus
 from fxlrp.rules.normalisation import Fold, NormEpsilon
-from fxlrp.rules.product import ThroughValues
+from fxlrp.rules.product import Bilinear, SoftmaxTaylor, ThroughValues
 from fxlrp.rules.recurrent import Recurrent
 from fxlrp.rules.selection import WindowAverage, Winner
 from fxlrp.rules.split import GammaSplit, SignedSplit
@@ -42,6 +42,8 @@ _SIGNED = Preset(
     batch_norm=Fold(),
 )
 
+_TOKENS = replace(_SIGNED, product=Bilinear(Epsilon(1e-6)), softmax=SoftmaxTaylor())
+
 EVIDENCE = Preset(
     "evidence",
     first=WPlus(),
@@ -54,13 +56,13 @@ EVIDENCE = Preset(
         classifier=_SIGNED.linear,
         activated=_SIGNED.linear,
         split=GammaSplit(0.1),
-        tokens=_SIGNED,
+        tokens=_TOKENS,
     ),
 )
 """ε = 0 at the classifier, so that evidence against a class counts, its bias shared evenly; γ from stride 32 on, z⁺
 below. With attentions: norms at constant deviation, and a little γ at joins and in the layers whose output is added or
-attended to, which bounds signed sums; ε in the others, and in all where tokens are looked up. Classes start at their
-log-odds."""
+attended to, which bounds signed sums; ε in the others, and in all where tokens are looked up. There relevance passes
+the attention weights as well, which decide what a next token is copied from. Classes start at their log-odds."""
 
 OTSUKI2024 = Preset(
     "otsuki2024",

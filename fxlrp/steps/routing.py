@@ -209,3 +209,25 @@ def unsort(pieces: Pieces, output: tuple[Tensor, Tensor], shape: torch.Size, dim
     values, indices = output
     relevance = _whole([piece for piece in pieces if piece[0] == 0], [values])[0]
     return relevance.new_zeros(shape).scatter_add(dim, indices, relevance)
+
+
+@primitive
+def broadcast_index(index: Tensor, like: Tensor, dim: int) -> Tensor:
+    """``index`` as long as ``like`` along every axis but ``dim``."""
+    shape = list(like.shape)
+    shape[dim] = index.shape[dim]
+    return index.expand(shape)
+
+
+@primitive
+def repeated_index(like: Tensor, repeats: Tensor, dim: int, output_size: int | None = None) -> Tensor:
+    """Each position along ``dim``, as often as ``repeats`` says."""
+    positions = torch.arange(like.shape[dim], device=like.device)
+    counts = repeats.expand(positions.shape) if repeats.numel() == 1 else repeats
+    return torch.repeat_interleave(positions, counts, output_size=output_size)
+
+
+@primitive(linear="first")
+def undiagonal(relevance: Tensor, shape: torch.Size, offset: int, dim1: int, dim2: int) -> Tensor:
+    """Zeros of ``shape``, with the diagonal filled in."""
+    return torch.diagonal_scatter(relevance.new_zeros(shape), relevance, offset, dim1, dim2)

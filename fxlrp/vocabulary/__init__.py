@@ -5,38 +5,39 @@ from fxlrp.vocabulary import (
     embedding,
     linear,
     normalisation,
+    order,
     pointwise,
     pooling,
+    rearrangement,
     recurrent,
     reduction,
     routing,
+    scattering,
     selection,
+    similarity,
 )
-from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, Vocabulary
+from fxlrp.vocabulary.operation import Arguments, Bound, Composed, Kind, Operation, Sign, Unsupported, Vocabulary
 
 VOCABULARY = Vocabulary()
 """The table that the compiler reads. ``register`` adds to it."""
 
 FAMILIES = (
     embedding, linear, pooling, reduction, pointwise, normalisation, routing, selection, attention, recurrent,
+    rearrangement, scattering, order, similarity,
 )  # fmt: skip
 
 for family in FAMILIES:
-    for entry in family.OPERATIONS:
+    for entry in getattr(family, "OPERATIONS", ()):
         VOCABULARY.register(entry)
     for module_type, lowering in getattr(family, "MODULES", {}).items():
         VOCABULARY.register_module(module_type, lowering)
-    for function, lowering in getattr(family, "FUNCTIONS_OF_SEVERAL", {}).items():
-        VOCABULARY.register_function(function, lowering)
-    for name, lowering in getattr(family, "METHODS", {}).items():
-        VOCABULARY.register_method(name, lowering)
-    for overload, lowering in getattr(family, "OVERLOADS", {}).items():
-        VOCABULARY.register_overload(overload, lowering)
+    for composed in getattr(family, "COMPOSED", ()):
+        VOCABULARY.compose(composed)
 
 register = VOCABULARY.register
 register_module = VOCABULARY.register_module
 
 __all__ = [
-    "VOCABULARY", "Arguments", "Bound", "Kind", "Operation", "Sign", "Unsupported", "Vocabulary",
+    "VOCABULARY", "Arguments", "Bound", "Composed", "Kind", "Operation", "Sign", "Unsupported", "Vocabulary",
     "register", "register_module",
 ]

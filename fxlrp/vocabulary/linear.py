@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import string
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fxlrp.steps.dense import Dense
 from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.matrix_product import EinsteinSum, MatrixProduct
 from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
-from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported, per_axis
+from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
 Bindings = tuple[LinearOperation, Any, Any]
@@ -87,9 +88,9 @@ def lower_matmul(input: Any, mat2: Any = None, *, other: Any = None, vec: Any = 
 
 
 def lower_addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    if (beta, alpha) != (1, 1):
-        raise Unsupported("addmm with factors")
-    return aten.linear.default(mat1, aten.t.default(mat2), input)
+    if (beta, alpha) == (1, 1):
+        return aten.linear.default(mat1, aten.t.default(mat2), input)
+    return lower_baddbmm(input, mat1, mat2, beta=beta, alpha=alpha)
 
 
 def lower_baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -104,17 +105,45 @@ def bind_matmul(a: Arguments, operand: str) -> Bindings:
 
 
 def lower_einsum(equation: str, *operands: Any) -> Any:
+    """Einstein sums of one or two tensors; of more, two at a time from the left; diagonals of repeated axes first."""
     tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
-    if not isinstance(equation, str) or len(tensors) > 2:
-        raise Unsupported("einsum of more than two tensors, or with a list of axes")
+    if not isinstance(equation, str):
+        raise Unsupported("einsum with a list of axes")
     compact = equation.replace(" ", "")
+    if "." in compact:
+        raise Unsupported("einsum with an ellipsis, the number of axes not being known")
     if "->" not in compact:
         letters = sorted(letter for letter in set(compact) - {","} if compact.count(letter) == 1)
         compact = f"{compact}->{''.join(letters)}"
-    terms = compact.split("->")[0].split(",")
-    if "." in compact or any(len(set(term)) < len(term) for term in terms):
-        raise Unsupported("einsum with an ellipsis or a repeated axis")
-    return aten.einsum.default(compact, tensors)
+    inputs, result = compact.split("->")
+    terms = inputs.split(",")
+    for i, term in enumerate(terms):
+        while (repeated := next((letter for letter in term if term.count(letter) > 1), None)) is not None:
+            first, second = term.index(repeated), term.rindex(repeated)
+            tensors[i] = aten.diagonal.default(tensors[i], 0, first, second)
+            term = term[:first] + term[first + 1 : second] + term[second + 1 :] + repeated
+        terms[i] = term
+    while len(terms) > 2:
+        wanted = set(result).union(*terms[2:])
+        kept = "".join(letter for letter in dict.fromkeys(terms[0] + terms[1]) if letter in wanted)
+        tensors = [aten.einsum.default(f"{terms[0]},{terms[1]}->{kept}", tensors[:2]), *tensors[2:]]
+        terms = [kept, *terms[2:]]
+    return aten.einsum.default(f"{','.join(terms)}->{result}", tensors)
+
+
+def spelled_out(equation: str, ranks: list[int]) -> str:
+    """An equation with letters in place of its ellipses, for tensors of these ranks."""
+    compact = equation.replace(" ", "")
+    inputs, arrow, result = compact.partition("->")
+    free = [letter for letter in string.ascii_letters if letter not in compact]
+    terms = inputs.split(",")
+    hidden = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    letters = "".join(free[: max(hidden)])
+    terms = [term.replace("...", letters[len(letters) - n :]) for term, n in zip(terms, hidden, strict=True)]
+    if not arrow:
+        named = sorted(letter for letter in set(inputs) - {",", "."} if inputs.count(letter) == 1)
+        result = letters + "".join(named)
+    return f"{','.join(terms)}->{result.replace('...', letters)}"
 
 
 def einsum_index(operand: str) -> int:
@@ -157,5 +186,4 @@ OPERATIONS: list[Operation] = [
     ),
 ]
 
-FUNCTIONS_OF_SEVERAL = {torch.baddbmm: lower_baddbmm, torch.addmm: lower_addmm}
-"""Functions that are lowered to other operations."""
+COMPOSED = [Composed(lower_baddbmm, (torch.baddbmm,)), Composed(lower_addmm, (torch.addmm,))]

@@ -158,6 +158,22 @@ class Operation:
         return values
 
 
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A function that is no operation of its own: a call of it becomes calls of several operations.
+
+    Attributes:
+        lower: from its Python signature to the canonical calls.
+        functions, methods: its spellings; the in-place forms of the methods are understood.
+        aten: the ATen overloads, and how each is lowered; ``None``: by ``lower``.
+    """
+
+    lower: Callable[..., Any]
+    functions: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
+    aten: Mapping[Any, Callable[..., Any] | None] = field(default_factory=dict)
+
+
 class Vocabulary:
     """All operations that are known, found by any of their spellings."""
 
@@ -167,8 +183,8 @@ class Vocabulary:
         self._by_method: dict[str, Operation] = {}
         self._by_module: dict[type[nn.Module], Callable[..., Any]] = {}
         self._by_overload: dict[Any, Callable[..., Any]] = {}
-        self._lowered_functions: dict[Any, Callable[..., Any]] = {}
-        self._lowered_methods: dict[str, Callable[..., Any]] = {}
+        self._composed_functions: dict[Any, Callable[..., Any]] = {}
+        self._composed_methods: dict[str, Callable[..., Any]] = {}
 
     def register(self, operation: Operation) -> Operation:
         """Add ``operation``, or replace what had one of its spellings."""
@@ -182,21 +198,20 @@ class Vocabulary:
             self._by_method[method] = operation
         return operation
 
-    def register_function(self, function: Any, lower: Callable[..., Any]) -> None:
-        """Say how a function that is no operation of its own is lowered."""
-        self._lowered_functions[function] = lower
+    def compose(self, composed: Composed) -> Composed:
+        """Add a function that is made of operations, or replace what had one of its spellings."""
+        self._composed_functions.update(dict.fromkeys(composed.functions, composed.lower))
+        self._composed_methods.update(dict.fromkeys(composed.methods, composed.lower))
+        self._by_overload.update({overload: lower or composed.lower for overload, lower in composed.aten.items()})
+        return composed
 
-    def register_method(self, name: str, lower: Callable[..., Any]) -> None:
-        """Say how a tensor method that is no operation of its own is lowered."""
-        self._lowered_methods[name] = lower
-
-    def lowered_method(self, name: str) -> Callable[..., Any] | None:
+    def composed_method(self, name: str) -> Callable[..., Any] | None:
         """How a tensor method that is no operation of its own is lowered."""
-        return self._lowered_methods.get(name)
+        return self._composed_methods.get(name)
 
-    def lowered_function(self, function: Any) -> Callable[..., Any] | None:
+    def composed_function(self, function: Any) -> Callable[..., Any] | None:
         """How a function that is no operation of its own is lowered."""
-        return self._lowered_functions.get(function)
+        return self._composed_functions.get(function)
 
     def register_module(self, module: type[nn.Module], lower: Callable[..., Any]) -> None:
         """Say how a module that tracing cannot open is lowered: ``lower(module, *inputs)``."""
@@ -209,10 +224,6 @@ class Vocabulary:
     def overload(self, overload: Any) -> Callable[..., Any] | None:
         """How a call of this ATen overload is lowered, its arguments being those of its schema."""
         return self._by_overload.get(overload)
-
-    def register_overload(self, overload: Any, lower: Callable[..., Any]) -> None:
-        """Say how an ATen overload that is no operation of its own is lowered."""
-        self._by_overload[overload] = lower
 
     def function(self, function: Any) -> Operation | None:
         """The operation that this function spells."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxlrp.steps.selection import winners
-from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
+from fxlrp.vocabulary.operation import Arguments, Bound, Composed, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
 
@@ -139,9 +139,25 @@ def lower_div(input: Any, other: Any) -> Any:
 
 
 def lower_pow(input: Any, exponent: Any) -> Any:
-    if is_scalar(input) or not is_scalar(exponent):
-        raise Unsupported("a power whose exponent is a tensor")
-    return aten.pow.Tensor_Scalar(input, exponent)
+    if is_scalar(input):
+        return aten.pow.Scalar(input, exponent)
+    return (aten.pow.Tensor_Scalar if is_scalar(exponent) else aten.pow.Tensor_Tensor)(input, exponent)
+
+
+def lower_paired(target: Any, input: Any, other: Any) -> Any:
+    """A function of two numbers, of which one need not be a tensor."""
+    if is_scalar(input):
+        return target(torch.full_like(other, input), other)
+    return target(input, torch.full_like(input, other) if is_scalar(other) else other)
+
+
+def lower_divide_round(input: Any, other: Any, *, rounding_mode: Any = None) -> Any:
+    quotient = lower_div(input, other)
+    return quotient if rounding_mode is None else getattr(aten, rounding_mode).default(quotient)
+
+
+def lower_floor_divide(input: Any, other: Any) -> Any:
+    return lower_divide_round(input, other, rounding_mode="floor")
 
 
 def lower_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None, *,
@@ -207,8 +223,8 @@ ARITHMETIC = [
     ),
     Operation(
         aten.div.Tensor, Kind.POINTWISE, several=Kind.GATE, operands=("self", "other"),
-        functions=(torch.div, torch.divide, torch.true_divide, operator.truediv, operator.itruediv),
-        methods=("div", "divide", "true_divide"), lower=lower_div, sign=Sign.KEEPS, bound=Bound.KEEPS,
+        functions=(torch.true_divide, operator.truediv, operator.itruediv),
+        methods=("true_divide",), lower=lower_div, sign=Sign.KEEPS, bound=Bound.KEEPS,
         aten={aten.div.Scalar: lower_div},
     ),
     Operation(
@@ -265,6 +281,19 @@ ACTIVATIONS = [
     ),
 ]
 
+ODD = ("asin", "asinh", "sinh", "floor", "ceil", "round", "trunc", "frac", "sinc")
+"""Functions that keep the sign of what they are given, or make it zero."""
+
+PAIRED = (
+    (aten.pow.Tensor_Tensor, ("self", "exponent")),
+    (aten.atan2.default, ("self", "other")),
+    (aten.hypot.default, ("self", "other")),
+    (aten.fmod.Tensor, ("self", "other")),
+    (aten.remainder.Tensor, ("self", "other")),
+    (aten.xlogy.Tensor, ("self", "other")),
+)
+"""Functions of two numbers; where both are of the signal, each has half, as two factors have."""
+
 FUNCTIONS = [
     pointwise("neg", torch.negative, operator.neg, bound=Bound.KEEPS),
     pointwise("abs", operator.abs, sign=Sign.NONNEGATIVE),
@@ -282,6 +311,11 @@ FUNCTIONS = [
     pointwise("tan"),
     pointwise("atan", sign=Sign.KEEPS, bound=Bound.CLIPPED),
     pointwise("nan_to_num", sign=Sign.KEEPS),
+    *(pointwise(name, sign=Sign.KEEPS) for name in ODD),
+    *(pointwise(name, sign=Sign.NONNEGATIVE) for name in ("exp2", "cosh", "erfc")),
+    *(pointwise(name) for name in ("acos", "acosh", "atanh", "log2", "log10")),
+    Operation(aten.pow.Scalar, Kind.POINTWISE, operands=("exponent",), sign=Sign.NONNEGATIVE),
+    *(Operation(target, Kind.POINTWISE, several=Kind.GATE, operands=names, lower=target) for target, names in PAIRED),
     Operation(
         aten.to.dtype, Kind.POINTWISE, methods=("to", "type_as"), lower=lower_cast, sign=Sign.KEEPS, bound=Bound.KEEPS,
         aten={
@@ -312,19 +346,25 @@ NO_OPERATIONS = [
 
 CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
 
-METHODS = {name: cast_to(dtype) for name, dtype in CASTS.items()}
-"""Tensor methods that are lowered to operations with other arguments."""
-
-FUNCTIONS_OF_SEVERAL = {
-    F.glu: lower_glu,
-    torch.rsub: lower_rsub,
-    torch.addcmul: lower_addcmul,
-    F.local_response_norm: lower_local_response_norm,
-}
-"""Functions that are lowered to several operations."""
-
-OVERLOADS = {aten.glu.default: lower_glu}
-"""ATen overloads that are lowered to several operations."""
-
+COMPOSED = [
+    Composed(lower_glu, (F.glu,), aten={aten.glu.default: None}),
+    Composed(lower_rsub, (torch.rsub,)),
+    Composed(lower_addcmul, (torch.addcmul,)),
+    Composed(lower_local_response_norm, (F.local_response_norm,)),
+    Composed(lower_divide_round, (torch.div, torch.divide), ("div", "divide"), {
+        aten.div.Tensor_mode: None, aten.div.Scalar_mode: None,
+    }),
+    Composed(lower_floor_divide, (torch.floor_divide, operator.floordiv), ("floor_divide",), {
+        aten.floor_divide.default: None, aten.floor_divide.Scalar: None,
+    }),
+    Composed(partial(lower_paired, aten.fmod.Tensor), (torch.fmod,), ("fmod",), {aten.fmod.Scalar: None}),
+    Composed(partial(lower_paired, aten.remainder.Tensor), (torch.remainder, operator.mod), ("remainder",),
+             {aten.remainder.Scalar: None}),
+    Composed(partial(lower_paired, aten.atan2.default), (torch.atan2, torch.arctan2), ("atan2", "arctan2")),
+    Composed(partial(lower_paired, aten.hypot.default), (torch.hypot,), ("hypot",)),
+    Composed(partial(lower_paired, aten.xlogy.Tensor), (torch.xlogy, torch.special.xlogy), ("xlogy",),
+             {aten.xlogy.Scalar_Other: None, aten.xlogy.Scalar_Self: None}),
+    *(Composed(cast_to(dtype), methods=(name,)) for name, dtype in CASTS.items()),
+]
 
 OPERATIONS = [*ARITHMETIC, *ACTIVATIONS, *FUNCTIONS, *NO_OPERATIONS]

@@ -19,7 +19,7 @@ from fxlrp.steps.reduction import (
 )
 from fxlrp.vocabulary.batch import in_front
 from fxlrp.vocabulary.channel_moves import reduced
-from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported
+from fxlrp.vocabulary.operation import Arguments, Bound, Composed, Kind, Operation, Sign, Unsupported
 
 aten = torch.ops.aten
 Bindings = tuple[LinearOperation, Any, Any]
@@ -107,6 +107,20 @@ def deviation(target: Any) -> Any:
     return lower
 
 
+def with_mean(name: str) -> Any:
+    """``var_mean`` and ``std_mean``: both moments at once."""
+    measure = deviation(getattr(aten, name).correction)
+
+    def lower(input: Any, *args: Any, keepdim: bool = False, **options: Any) -> Any:
+        dim = options.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
+        kept = keepdim or (len(args) > 2 and bool(args[2]))
+        return measure(input, *args, keepdim=keepdim, **options) if len(args) < 3 else measure(input, *args), (
+            aten.mean.dim(input, axes(dim), kept)
+        )
+
+    return lower
+
+
 def lower_logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
     return aten.logsumexp.default(input, axes(dim), keepdim)
 
@@ -137,7 +151,10 @@ OPERATIONS: list[Operation] = [
     *(
         statistic(
             target, lambda a: deviation_weights(a["self"], axes(a["dim"])), deviation(target), getattr(torch, name),
-            methods=(name,),
+            methods=(name,), aten={
+                target: deviation(target), getattr(aten, name).dim: deviation(target),
+                getattr(aten, name).default: deviation(target),
+            },
         )
         for name, target in (("var", aten.var.correction), ("std", aten.std.correction))
     ),
@@ -148,9 +165,14 @@ OPERATIONS: list[Operation] = [
 ]
 
 
-FUNCTIONS_OF_SEVERAL = {
-    F.normalize: lower_normalize,
-    torch.linalg.norm: lower_linalg_norm,
-    torch.linalg.vector_norm: lower_vector_norm,
-}
-"""Functions that are lowered to several operations."""
+COMPOSED = [
+    *(
+        Composed(with_mean(name), (getattr(torch, f"{name}_mean"),), (), dict.fromkeys(
+            (getattr(getattr(aten, f"{name}_mean"), form) for form in ("default", "dim", "correction")), None
+        ))
+        for name in ("var", "std")
+    ),
+    Composed(lower_normalize, (F.normalize,)),
+    Composed(lower_linalg_norm, (torch.linalg.norm,)),
+    Composed(lower_vector_norm, (torch.linalg.vector_norm,)),
+]

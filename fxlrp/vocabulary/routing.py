@@ -23,7 +23,7 @@ from fxlrp.vocabulary.batch import (
     batch_swapped,
 )
 from fxlrp.vocabulary.channel_moves import cut_anew, indexed, lost, permuted, reduced, stacked, swapped
-from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, per_axis
+from fxlrp.vocabulary.operation import Arguments, Bound, Composed, Kind, Operation, Sign, Unsupported, per_axis
 
 aten = torch.ops.aten
 
@@ -101,10 +101,24 @@ def lower_pad(input: Any, pad: Any, mode: str = "constant", value: float | None 
     pad = list(pad)
     if mode == "constant":
         return aten.constant_pad_nd.default(input, pad, 0.0 if value is None else value)
+    if mode == "circular":
+        return _wrapped(input, pad)
     name = {"reflect": "reflection", "replicate": "replication"}.get(mode)
     if name is None or len(pad) not in (2, 4, 6):
         raise Unsupported(f"padding in mode {mode!r} over {len(pad) // 2} axes")
     return getattr(aten, f"{name}_pad{len(pad) // 2}d").default(input, pad)
+
+
+def _wrapped(input: Any, pad: list[int]) -> Any:
+    """Circular padding: what is cut off one end is put before the other, axis by axis."""
+    for i in range(len(pad) // 2):
+        dim, before, behind = -1 - i, pad[2 * i], pad[2 * i + 1]
+        front = [aten.slice.Tensor(input, dim, -before)] if before > 0 else []
+        back = [aten.slice.Tensor(input, dim, 0, behind)] if behind > 0 else []
+        kept = aten.slice.Tensor(input, dim, max(0, -before), behind if behind < 0 else None)
+        parts = [*front, kept, *back]
+        input = aten.cat.default(parts, dim) if len(parts) > 1 else kept
+    return input
 
 
 def lower_roll(input: Any, shifts: Any, dims: Any = ()) -> Any:
@@ -327,7 +341,9 @@ def lower_masked_fill_tensor(self: Any, mask: Any, value: Any) -> Any:
     return aten.where.self(mask, value, self)
 
 
-OVERLOADS = {aten.copy.default: lower_copy, aten.masked_fill.Tensor: lower_masked_fill_tensor}
-"""ATen overloads that are lowered to other operations."""
+COMPOSED = [
+    Composed(lower_copy, aten={aten.copy.default: None}),
+    Composed(lower_masked_fill_tensor, aten={aten.masked_fill.Tensor: None}),
+]
 
 OPERATIONS = [*SHAPES, *AXES, *PARTS, *COPIES, *PADDINGS, *CHOICES]

@@ -1,0 +1,81 @@
+"""Moves that are made of other moves, diagonals, and triangles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxlrp.steps import batch_axis
+from fxlrp.steps.routing import undiagonal
+from fxlrp.vocabulary.batch import in_front, rank
+from fxlrp.vocabulary.channel_moves import lost
+from fxlrp.vocabulary.operation import Arguments, Composed
+from fxlrp.vocabulary.routing import lower_expand, lower_flip, move
+
+aten = torch.ops.aten
+
+
+def lower_rot90(input: Any, k: int = 1, dims: Any = (0, 1)) -> Any:
+    first, second = dims
+    if k % 4 == 2:
+        return lower_flip(input, [first, second])
+    if k % 4 == 1:
+        return aten.transpose.int(lower_flip(input, [second]), first, second)
+    return lower_flip(aten.transpose.int(input, first, second), [second]) if k % 4 == 3 else input
+
+
+def lower_hstack(tensors: Any) -> Any:
+    return aten.cat.default(list(tensors), 1)
+
+
+def lower_diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    return aten.diagonal.default(input, offset, dim1, dim2)
+
+
+def lower_diag_embed(input: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+    return aten.diag_embed.default(input, offset, dim1, dim2)
+
+
+def batch_of_diagonal(position: Any, a: Arguments) -> Any:
+    """The two axes of a diagonal go, and it comes last."""
+    dims = [a["dim1"], a["dim2"]]
+    return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
+
+
+def triangle(name: str) -> Any:
+    """The lowering of ``tril`` and ``triu``: the other triangle is zero."""
+    function = getattr(torch, name)
+
+    def lower(input: Any, diagonal: int = 0) -> Any:
+        kept = function(torch.ones_like(input), diagonal)
+        return aten.masked_fill.Scalar(input, torch.eq(kept, 0), 0.0)
+
+    return lower
+
+
+def lower_broadcast_to(input: Any, size: Any) -> Any:
+    return lower_expand(input, size)
+
+
+OPERATIONS = [
+    move(
+        aten.diagonal.default, lambda r, a: undiagonal(r, a["self"].shape, a["offset"], a["dim1"], a["dim2"]),
+        batch=batch_of_diagonal, channels=lost, functions=(torch.diagonal,), methods=("diagonal",),
+        lower=lower_diagonal, cuts=True,
+    ),
+    move(
+        aten.diag_embed.default, lambda r, a: torch.diagonal(r, a["offset"], a["dim1"], a["dim2"]), channels=lost,
+        functions=(torch.diag_embed,), methods=("diag_embed",), lower=lower_diag_embed,
+    ),
+]
+
+COMPOSED = [
+    Composed(lower_rot90, (torch.rot90,), ("rot90",), {aten.rot90.default: None}),
+    Composed(lambda input: lower_flip(input, [1]), (torch.fliplr,), ("fliplr",), {aten.fliplr.default: None}),
+    Composed(lambda input: lower_flip(input, [0]), (torch.flipud,), ("flipud",), {aten.flipud.default: None}),
+    Composed(lower_hstack, (torch.hstack, torch.column_stack), (), {aten.hstack.default: None}),
+    Composed(triangle("tril"), (torch.tril,), ("tril",), {aten.tril.default: None}),
+    Composed(triangle("triu"), (torch.triu,), ("triu",), {aten.triu.default: None}),
+    Composed(lower_broadcast_to, (torch.broadcast_to,), ("broadcast_to",), {aten.broadcast_to.default: None}),
+]
