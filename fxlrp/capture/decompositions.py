@@ -11,8 +11,10 @@ from torch.export import default_decompositions
 
 from fxlrp.vocabulary import VOCABULARY
 
-_WHOLE = frozenset({"copy", "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_full"})
-"""Operations that say more as they are: they take of a tensor its shape alone."""
+_WHOLE = frozenset({
+    "copy", "squeeze", "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_full",
+})  # fmt: skip
+"""Operations that say more as they are: most take of a tensor its shape alone."""
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -54,12 +54,14 @@ def _routing(values: Values, node: fx.Node, node_facts: Facts, relevance: Releva
         return shares
     pieces = [(signal, moved[i]) for i, signal in enumerate(carries)]
     shares = Shares([piece for signal, piece in pieces if signal])
-    constants = [piece for signal, piece in pieces if not signal]
-    if names == ("tensors",):
-        if operation.name == "stack":  # the batch of what is absorbed is where the node has it
-            constants = [piece.unsqueeze(arguments["dim"]) for piece in constants]
-    else:
+    if names != ("tensors",):
         shares = fitted(shares, site)
+        if not all(carries):  # the first piece is as the value is, the other may be a part of it
+            shares.absorbed[CONSTANT] = lambda: relevance - moved[0] if carries[0] else moved[0]
+        return shares
+    constants = [piece for signal, piece in pieces if not signal]
+    if operation.name == "stack":  # the batch of what is absorbed is where the node has it
+        constants = [piece.unsqueeze(arguments["dim"]) for piece in constants]
     if constants:
         shares.absorbed[CONSTANT] = lambda: constants
     return shares

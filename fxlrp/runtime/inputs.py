@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call
@@ -226,22 +231,30 @@ def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
 
 
 def forward_shapes(forward: fx.GraphModule, inputs: Sequence[Tensor]) -> Shapes:
-    """The shapes that all values would have, found without computing.
+    """The shapes that all values would have, found without computing where they do not depend on values.
 
     Raises:
         InputError: the model cannot take inputs of these shapes; the failing layer is named.
     """
+    like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
+    shaped = _ShapeInterpreter(forward)
+    alike = [x if like is None else x.to(like) if x.is_floating_point() else x.to(like.device) for x in inputs]
+    try:
+        _run_fake(shaped, alike)
+    except InputError as error:
+        if not isinstance(error.__cause__, DynamicOutputShapeException | DataDependentOutputException):
+            raise
+        with torch.no_grad():  # how many places a mask picks is known when they are counted
+            shaped.run(*alike)
+    return shaped.shapes
+
+
+def _run_fake(shaped: _ShapeInterpreter, inputs: Sequence[Tensor]) -> None:
+    """Run on tensors that have no values."""
     # The error is told as ours, below; torch would also log it.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), _silenced(log), _uncached():
-        like = next((p for p in [*forward.parameters(), *forward.buffers()] if p.is_floating_point()), None)
-        fake = [
-            mode.from_tensor(x if like is None else x.to(like) if x.is_floating_point() else x.to(like.device))
-            for x in inputs
-        ]
-        shaped = _ShapeInterpreter(forward)
-        shaped.run(*fake)
-    return shaped.shapes
+        shaped.run(*map(mode.from_tensor, inputs))
 
 
 @contextmanager
