@@ -10,7 +10,7 @@ from torch import fx
 from fxlrp.common.errors import CaptureError
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, has_facts
-from fxlrp.passes.signal import is_moved
+from fxlrp.passes.lookups import trail
 from fxlrp.vocabulary import VOCABULARY, Bound, Kind, Operation, Sign
 
 
@@ -190,10 +190,6 @@ def _bound(node_facts: Facts, arguments: dict[str, Any]) -> Bound:
 
 
 def _looked_up(node: fx.Node, operation: Operation) -> fx.Node | None:
-    """The integer input that a lookup's indices are, moved or cast at most."""
-    source: Any = operation.arguments(node.args, node.kwargs)[operation.operand_names()[0]]
-    while isinstance(source, fx.Node) and source.op != "placeholder":
-        if not is_moved(source):
-            return None
-        source = source.args[0]
-    return source if isinstance(source, fx.Node) and facts(source).integer else None
+    """The integer input that a lookup's indices come from."""
+    *_, source = [None, *trail(operation.arguments(node.args, node.kwargs)[operation.operand_names()[0]])]
+    return source if source is not None and facts(source).integer else None

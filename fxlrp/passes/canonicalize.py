@@ -26,9 +26,11 @@ from fxlrp.common.tensors import plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import Builder, identifier, target_name
 from fxlrp.passes.facts import KEY, Facts, Origin, facts
+from fxlrp.passes.lookups import table_index
 from fxlrp.passes.refusals import check_fixed, check_real
 from fxlrp.passes.signal import signal_nodes
 from fxlrp.vocabulary import VOCABULARY, Unsupported
+from fxlrp.vocabulary.embedding import lower_table
 from fxlrp.vocabulary.routing import lower_getitem
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
@@ -110,6 +112,9 @@ class _Canonicalizer:
     def _lower(self, node: fx.Node) -> None:
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         try:
+            if table_index(node) is not None:
+                self.aliases.bind(node, lower_table(self.aliases.value(node.args[0]), self._map(table_index(node))))
+                return
             lower, overwrites = self._spelling(node)
             value = lower(*args, **kwargs)
             self.aliases.bind(node, value)

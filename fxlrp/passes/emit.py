@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxlrp.passes import lookups
 from fxlrp.passes.conditions import write_parts
 from fxlrp.passes.facts import facts, rule_label
 from fxlrp.passes.optimize import REUSE_FORWARD, SINGLE_BRANCH
-from fxlrp.passes.positions import lookup_position
 from fxlrp.passes.propagate import propagate
 from fxlrp.passes.relevance_flows import Flows
 from fxlrp.passes.request import Program, Request, Results
@@ -125,9 +125,7 @@ def _arrived(node: fx.Node, values: Values, flows: Flows) -> Any:
         return flows.received.get(node, torch.zeros_like(values.value(node)))
     forward = [other for other in node.graph.nodes if other.op != "output"]
     looked_up = [n for n in forward if facts(n).source is node and n in flows.received]
-    lookups = [
-        flows.received[n] if lookup_position(n) is None else flows.received[n].transpose(0, 1) for n in looked_up
-    ]
-    if not lookups:
+    placed = [lookups.place(n, flows.received[n], values.value(node), values.again) for n in looked_up]
+    if not placed:
         return torch.zeros_like(values.value(node), dtype=torch.float32)
-    return lookups[0] if len(lookups) == 1 else torch.cat(lookups, dim=-1)
+    return placed[0] if len(placed) == 1 else torch.cat(placed, dim=-1)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts
 from fxlrp.steps.batch_axis import BatchAxis, Position
 from fxlrp.vocabulary import Arguments, Kind
@@ -23,30 +24,6 @@ FRONT = Position(0)
 
 STATES = Position(1)
 """Where the batch is in the final states of a recurrent layer, (layers · directions, batch, hidden)."""
-
-
-_SWAPS = frozenset({"t", "transpose", "swapaxes", "swapdims", "permute", "T", "mT", "movedim", "moveaxis"})
-"""Moves of token numbers (batch, tokens) that put the batch behind."""
-
-
-def lookup_position(node: fx.Node) -> Position | None:
-    """Where the batch is in what an embedding gives of an input; ``None``: in front.
-
-    Token numbers carry no signal, so that nothing is emitted about how they are moved before they are looked up.
-    """
-    swapped = False
-    source: Any = next((a for a in node.all_input_nodes if a.op not in ("placeholder", "get_attr")), None)
-    while isinstance(source, fx.Node) and source.op != "placeholder":
-        target: Any = source.target
-        name = source.args[1] if target is getattr else target if source.op == "call_method" else _name(target)
-        swapped ^= str(name) in _SWAPS
-        source = source.args[0]
-    return Position(1) if swapped else None
-
-
-def _name(target: Any) -> str:
-    packet = getattr(target, "overloadpacket", target)
-    return str(getattr(packet, "__name__", ""))
 
 
 class Positions:
@@ -81,7 +58,7 @@ class Positions:
     def _moved(self, node: fx.Node) -> Any:
         node_facts = facts(node)
         if node_facts.kind is Kind.INPUT:
-            return lookup_position(node)
+            return lookups.position(node) if node_facts.source is not None else None
         if not node_facts.operands:
             return None
         source = node_facts.operands[0][1]

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxlrp.capture import Captured
-from fxlrp.vocabulary import VOCABULARY, Kind
+from fxlrp.passes.lookups import index_of, trail
 
 SHAPE_METHODS = frozenset({
     "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "is_contiguous", "is_floating_point",
@@ -31,54 +31,31 @@ def signal_nodes(captured: Captured) -> tuple[set[fx.Node], set[fx.Node]]:
     """The nodes that carry signal, and the inputs that hold integers.
 
     Integers carry none themselves: they are indices, counts or masks. Where an integer
-    input is looked up in an embedding, signal begins.
+    input is looked up in an embedding, signal begins. Where nothing else is signal, they are numbers that are computed with.
     """
     integers = {node for node in captured.graph.nodes if node.op == "placeholder" and node.target in captured.integers}
     lookups = {}
     for node in captured.graph.nodes:
-        source = _looked_up(node)
+        *_, source = [None, *trail(index_of(node))]
         if source is not None and (source in integers or captured.way == "symbolic"):
             lookups[node] = source
     integers |= set(lookups.values())
+    if not lookups and all(node in integers for node in captured.graph.nodes if node.op == "placeholder"):
+        integers = set()
     signal: set[fx.Node] = set()
+    counts: set[fx.Node] = set()  # integers that carry signal: one-hot codes, and inputs that are computed with
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             carries = node not in integers
         else:
             depends = any(source in signal for source in node.all_input_nodes)
-            carries = node in lookups or (depends and not _asks(node) and _is_floating(node))
+            counted = any(source in counts for source in node.all_input_nodes)
+            carries = node in lookups or (depends and not _asks(node) and (_is_floating(node) or counted))
         if carries:
             signal.add(node)
+            if not _is_floating(node):
+                counts.add(node)
     return signal, integers
-
-
-def _looked_up(node: fx.Node) -> fx.Node | None:
-    """The input whose integers ``node`` looks up in an embedding, perhaps moved or cast."""
-    target: Any = node.target
-    operation = VOCABULARY.function(target) if node.op == "call_function" else None
-    if operation is None or operation.kind is not Kind.INPUT:
-        return None
-    if isinstance(target, torch._ops.OpOverload):
-        source: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("indices")
-    else:
-        source = node.args[0] if node.args else node.kwargs.get("input")
-    while isinstance(source, fx.Node) and source.op != "placeholder":
-        if not is_moved(source):
-            return None
-        source = source.args[0]
-    return source if isinstance(source, fx.Node) else None
-
-
-def is_moved(node: fx.Node) -> bool:
-    """Whether a node only moves or casts its first argument."""
-    name = str(node.target) if node.op == "call_method" else ""
-    if name in ("long", "int", "to", "contiguous"):
-        return True
-    operation = VOCABULARY.method(name) if name else VOCABULARY.function(node.target)
-    moves = operation is not None and operation.kind is Kind.ROUTING
-    aten = torch.ops.aten
-    casts = node.target in (aten._to_copy.default, aten.clone.default, aten.to.dtype)
-    return moves or casts or VOCABULARY.overload(node.target) is aten.reshape.default
 
 
 def _is_floating(node: fx.Node) -> bool:

@@ -72,6 +72,11 @@ class Values:
         values = operation_of(facts(node)).arguments(node.args, node.kwargs)
         return {name: self._mapped(value) for name, value in values.items()}
 
+    def again(self, node: fx.Node, first: Any) -> Any:
+        """A node's call once more, with another first argument."""
+        args, kwargs = self._mapped(node.args[1:]), self._mapped(node.kwargs)
+        return self.builder.create_proxy(node.op, node.target, (first, *args), kwargs)
+
     def call(self, node: fx.Node) -> tuple[Any, Any]:
         """Positional and keyword arguments of a node's call as they are written, forward values as proxies."""
         return self._mapped(node.args), self._mapped(node.kwargs)

@@ -39,6 +39,7 @@ class InputSpec:
         integer: whether it holds integers or booleans: token numbers, a mask.
         entries: how many rows the embedding has that it is looked up in.
         shape: its shape where the capture fixed it: numbers, and names for free axes.
+        numbers: whether integers may stand for floating point numbers: the model casts them before it computes.
     """
 
     name: str
@@ -48,6 +49,7 @@ class InputSpec:
     integer: bool = False
     entries: int | None = None
     shape: Shape | None = None
+    numbers: bool = False
 
     def takes(self, floating: bool) -> bool:
         """Whether the graph serves such a tensor here, or would say what is wrong with it.
@@ -56,7 +58,7 @@ class InputSpec:
         mask) call for a graph of their own.
         """
         layered = self.axis is not None or self.entries is not None
-        return layered or floating != self.integer
+        return layered or floating != self.integer or (self.numbers and not floating)
 
     def fits_capture(self, value: Tensor) -> bool:
         """Whether a tensor has the shape that the capture fixed, where it fixed one."""
@@ -71,8 +73,14 @@ def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[In
     for node in forward.graph.nodes:
         if node.op == "placeholder":
             spec = _integers(node, forward) if facts(node).integer else _spec(node, forward)
-            specs.append(replace(spec, shape=shapes.get(str(node.target))))
+            numbers = not facts(node).integer and bool(node.users) and all(map(_casts, node.users))
+            specs.append(replace(spec, shape=shapes.get(str(node.target)), numbers=numbers))
     return specs
+
+
+def _casts(user: fx.Node) -> bool:
+    """Whether an operation makes floating point numbers of integers, or asks for a shape alone."""
+    return not facts(user).signal or user.target in (torch.ops.aten.to.dtype, torch.ops.aten.div.Tensor)
 
 
 def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
@@ -159,6 +167,8 @@ def _check_dtype(spec: InputSpec, value: Tensor, like: Tensor | None) -> None:
             raise InputError(f"input {spec.name} is {_name(value.dtype)}; the model takes integers, such as tokens")
         return
     if not value.is_floating_point():
+        if spec.numbers and value.dtype is not torch.bool:
+            return
         raise InputError(
             f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: "
             "scale and normalise it first"

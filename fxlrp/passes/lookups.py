@@ -1,0 +1,181 @@
+"""Lookups: where the signal of an integer input begins, and which of its numbers each entry was looked up for.
+
+Token numbers carry no signal, so that nothing is emitted about how they are moved, cast or shifted by constants before
+they are looked up. What has to be known of that is found here: the input they come from, where the batch is in what is
+looked up, and where the relevance of an entry belongs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxlrp.passes.facts import facts
+from fxlrp.steps.batch_axis import Position
+from fxlrp.steps.declaration import primitive
+from fxlrp.vocabulary import VOCABULARY, Kind
+
+aten = torch.ops.aten
+
+_CASTS = frozenset({"long", "int", "to", "contiguous", "type", "_to_copy", "clone", "detach", "alias", "type_as"})
+_SHIFTS = frozenset({"add", "sub", "mul", "remainder", "clamp", "clamp_min", "clamp_max", "iadd", "isub", "mod"})
+"""Arithmetic with constants, which makes other numbers of the same things: ``ids + offsets``."""
+_SWAPS = frozenset({"t", "transpose", "swapaxes", "swapdims", "permute", "T", "mT", "movedim", "moveaxis"})
+
+
+def name_of(node: fx.Node) -> str:
+    """The short name of what a node calls, without the underscore of a form in place."""
+    target: Any = node.target
+    if target is getattr:
+        return str(node.args[1])
+    name = target if isinstance(target, str) else getattr(getattr(target, "overloadpacket", target), "__name__", "")
+    return str(name).rstrip("_")
+
+
+def is_moved(node: fx.Node) -> bool:
+    """Whether a node only moves or casts its first argument."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if name_of(node) in _CASTS or node.target is operator.getitem:
+        return True
+    by_name = VOCABULARY.method(str(node.target)) if node.op == "call_method" else VOCABULARY.function(node.target)
+    if by_name is None and isinstance(node.target, torch._ops.OpOverload):
+        canonical = VOCABULARY.overload(node.target)
+        by_name = None if canonical is None else VOCABULARY.canonical(canonical)
+    return by_name is not None and by_name.kind is Kind.ROUTING
+
+
+def _goes_on(node: fx.Node) -> bool:
+    """Whether what is looked up by a node is looked up by its first argument: it is moved, cast or shifted."""
+    if is_moved(node):
+        return True
+    return name_of(node) in _SHIFTS and isinstance(node.args[0], fx.Node) and not _comes_from_input(node.args[1:])
+
+
+def _comes_from_input(arguments: Any) -> bool:
+    waiting, seen = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)], set()
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            return not _is_size(node)
+        if node not in seen and not _is_size(node):
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return False
+
+
+def _is_size(node: fx.Node) -> bool:
+    return name_of(node) in ("shape", "size", "sym_size", "device", "dtype", "len") if node.op != "placeholder" else False
+
+
+def trail(index: Any) -> Iterator[fx.Node]:
+    """The nodes from an index back to the input that it comes from; nothing where it comes from none."""
+    nodes = []
+    while isinstance(index, fx.Node) and index.op != "placeholder":
+        if not _goes_on(index):
+            return
+        nodes.append(index)
+        index = index.args[0]
+    if isinstance(index, fx.Node):
+        yield from (*nodes, index)
+
+
+def index_of(node: fx.Node) -> Any:
+    """The indices of a captured node that looks something up; ``None`` for any other."""
+    at, name = _INDEX_AT.get(node.target, (None, ""))
+    if node.op == "call_function" and at is not None:
+        return node.args[at] if len(node.args) > at else node.kwargs.get(name)
+    return table_index(node)
+
+
+def table_index(node: fx.Node) -> Any:
+    """The indices by which a captured node picks entries of a parameter or a buffer; ``None`` for any other."""
+    if node.op not in ("call_function", "call_method") or not node.args or not _is_table(node.args[0]):
+        return None
+    index: Any = None
+    if node.target is operator.getitem:
+        index = node.args[1]
+    elif node.target is aten.index.Tensor:
+        indices: Any = node.args[1]
+        index = indices[0] if len(indices) == 1 else None
+    elif name_of(node) == "index_select" and node.args[1:2] == (0,):
+        index = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
+    return index if isinstance(index, fx.Node) and _comes_from_input(index) else None
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is made of parameters and buffers alone."""
+    return isinstance(value, fx.Node) and value.op != "placeholder" and not _comes_from_input(value)
+
+
+_INDEX_AT: dict[Any, tuple[int, str]] = {
+    torch.nn.functional.embedding: (0, "input"),
+    aten.embedding.default: (1, "indices"),
+    torch.nn.functional.embedding_bag: (0, "input"),
+    aten.embedding_bag.default: (1, "indices"),
+    aten.embedding_bag.padding_idx: (1, "indices"),
+    aten._embedding_bag.default: (1, "indices"),
+    aten._embedding_bag_forward_only.default: (1, "indices"),
+    torch.nn.functional.one_hot: (0, "input"),
+    torch._C._nn.one_hot: (0, "input"),
+    aten.one_hot.default: (0, "self"),
+}
+
+
+def position(node: fx.Node) -> Position | None:
+    """Where the batch is in what a lookup gives of an input; ``None``: in front, each item one entry of the axis."""
+    swapped, flat = False, False
+    for moved in trail(_indices(node)):
+        if moved.op == "placeholder":
+            break
+        name = name_of(moved)
+        swapped ^= name in _SWAPS
+        flat = flat or name in ("reshape", "view", "flatten", "_unsafe_view", "ravel")
+    return Position(1) if swapped else Position(0) if flat else None
+
+
+def _indices(node: fx.Node) -> Any:
+    """The indices of a lookup in the canonical graph."""
+    operation = facts(node).operation
+    assert operation is not None
+    return operation.arguments(node.args, node.kwargs)[operation.operand_names()[0]]
+
+
+def place(node: fx.Node, relevance: Any, source: Any, again: Any) -> Any:
+    """The relevance of a lookup in the shape of its input, and the features of an entry behind.
+
+    Args:
+        node: the lookup.
+        relevance: what its entries received.
+        source: the input.
+        again: calls a node of the forward graph again, with another first argument.
+    """
+    moves = [moved for moved in trail(_indices(node)) if moved.op != "placeholder" and is_moved(moved)]
+    moves = [moved for moved in moves if name_of(moved) not in _CASTS]
+    if not moves:
+        return relevance
+    if all(name_of(moved) in _SWAPS for moved in moves) and len(moves) % 2:
+        return relevance.transpose(0, 1)
+    numbers = numbered(source)
+    for moved in reversed(moves):
+        numbers = again(moved, numbers)
+    return gathered(relevance, numbers, source)
+
+
+@primitive
+def numbered(source: Tensor) -> Tensor:
+    """A number for each element, in the shape of ``source``."""
+    return torch.arange(source.numel(), device=source.device).reshape(source.shape)
+
+
+@primitive(linear="first")
+def gathered(relevance: Tensor, numbers: Tensor, source: Tensor) -> Tensor:
+    """Relevance brought to the elements of ``source`` that ``numbers`` counts, features behind."""
+    features = relevance.shape[numbers.dim() :]
+    flat = relevance.new_zeros(source.numel(), *features)
+    return flat.index_add(0, numbers.flatten(), relevance.flatten(0, numbers.dim() - 1)).reshape(*source.shape, *features)
