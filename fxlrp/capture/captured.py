@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.double import COMPUTING
 from fxlrp.common.errors import CaptureError, TrainingModeError
 
 Tensors = dict[str, torch.Tensor]
@@ -25,6 +25,9 @@ Shape = tuple[int | str, ...]
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Modules that compute nothing, and so are in no mode; torch itself leaves those of parametrisations in training."""
+
+_QUANTISED = ("torch.ao.nn.", "torch.ao.quantization", "torch.nn.quantized", "torch.nn.qat")
+"""Packages whose modules compute, or imitate, what integer kernels compute."""
 
 USUAL_OUTPUTS = ("logits", "out")
 """Under which key Hugging Face and torchvision return what a prediction is read from."""
@@ -169,8 +172,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def as_module(model: Any) -> Any:
+    """A model as a module: an exported program, or the module of one, whose mode cannot be chosen, as a plain graph."""
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, fx.GraphModule) or "eval" not in vars(model):  # torch.export sets one that refuses
+        return model
+    graph = copy.deepcopy(model.graph)
+    for node in reversed(graph.nodes):
+        if node.op == "call_module" and "_guards_fn" in str(node.target):  # checks of sizes, which compute nothing
+            graph.erase_node(node)
+    return fx.GraphModule(model, graph, "ExportedModel").eval()
+
+
 def check_model(model: nn.Module) -> None:
-    """Raise where a model cannot be explained as it is: not a module, in training mode, hooked weights."""
+    """Raise where a model cannot be explained as it is: not a module, in training mode, quantised."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}")
     for name, module in model.named_modules():
@@ -178,7 +194,13 @@ def check_model(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
                 f"{where} TorchScript (torch.jit.script or torch.jit.trace), whose code cannot be read as a graph: "
-                "compile the Python module that it was made of"
+                "compile the original torch.nn.Module that it was made of"
+            )
+        if type(module).__module__.startswith(_QUANTISED):
+            raise CaptureError(
+                f"{where} quantised, a {type(module).__module__}.{type(module).__name__}: its integer kernels have no "
+                "rules. Explain the model that it was made of instead; weights alone may be integers where forward() "
+                "makes floating point numbers of them"
             )
         if shadowed := [child for child in module._modules if hasattr(nn.Module, child)]:
             raise CaptureError(
@@ -201,17 +223,7 @@ def check_model(model: nn.Module) -> None:
     hooked = []
     for name, module in model.named_modules():
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        _check_hooks(name, hooks)
-        if hooks:
+        if any(not isinstance(hook, COMPUTING) for hook in hooks):
             hooked.append(name or type(module).__name__)
     if hooked:
         warnings.warn(f"the forward hooks of {', '.join(hooked[:3])} are not part of the explanation", stacklevel=3)
-
-
-def _check_hooks(name: str, hooks: Iterable[Any]) -> None:
-    for hook in hooks:
-        if isinstance(hook, WeightNorm | SpectralNorm):
-            raise CaptureError(
-                f"{name} computes its weight in a hook ({type(hook).__name__}); use "
-                "torch.nn.utils.parametrizations instead, or remove the hook"
-            )

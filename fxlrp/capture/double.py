@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 MOST_OBJECTS = 50_000
 """How many objects beside modules are doubled. What a model holds beyond that, such as a data set, is shared."""
@@ -196,9 +198,13 @@ def without_hooks(model: nn.Module) -> nn.Module:
     return double
 
 
+COMPUTING = (BasePruningMethod, SpectralNorm, WeightNorm)
+"""Hooks by which torch itself computes a weight before a call."""
+
+
 def weight_hooks(module: nn.Module) -> list[Any]:
-    """The hooks by which torch itself computes a weight before a call: pruning."""
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+    """The hooks by which torch itself computes a weight before a call: pruning, and the old norms of weights."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, COMPUTING)]
 
 
 def to_run(model: nn.Module) -> nn.Module:

@@ -152,9 +152,13 @@ class _Canonicalizer:
             return (operator.getitem if many else lower_getitem), False
         if isinstance(target, torch._ops.OpOverload):
             lowering = VOCABULARY.overload(target)
+            if lowering is not None:
+                return lowering, False
+            base = getattr(torch.ops.aten, _called(node)[:-1], None) if _called(node).endswith("_") else None
+            lowering = VOCABULARY.overload(getattr(base, target._overloadname, None))
             if lowering is None:
                 raise Unsupported
-            return lowering, False
+            return lowering, True
         composed = VOCABULARY.composed_method if node.op == "call_method" else VOCABULARY.composed_function
         if (lowering := composed(target)) is not None:
             return lowering, False
@@ -285,8 +289,14 @@ def _dependent(graph: fx.Graph) -> set[fx.Node]:
 def _overwrites(node: fx.Node) -> bool:
     if node.kwargs.get("inplace", False) or node.target in IN_PLACE_OPERATORS:
         return True
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.op in ("call_method", "call_function") and str(name).endswith("_") and not str(name).endswith("__")
+    name = _called(node)
+    return node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
+
+
+def _called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    target: Any = node.target
+    return target if isinstance(target, str) else str(getattr(getattr(target, "overloadpacket", target), "__name__", ""))
 
 
 def origin_of(node: fx.Node) -> Origin:

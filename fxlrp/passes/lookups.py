@@ -70,7 +70,7 @@ def _comes_from_input(arguments: Any) -> bool:
 
 
 def _is_size(node: fx.Node) -> bool:
-    return name_of(node) in ("shape", "size", "sym_size", "device", "dtype", "len") if node.op != "placeholder" else False
+    return node.op != "placeholder" and name_of(node) in ("shape", "size", "sym_size", "device", "dtype", "len")
 
 
 def trail(index: Any) -> Iterator[fx.Node]:
@@ -177,5 +177,6 @@ def numbered(source: Tensor) -> Tensor:
 def gathered(relevance: Tensor, numbers: Tensor, source: Tensor) -> Tensor:
     """Relevance brought to the elements of ``source`` that ``numbers`` counts, features behind."""
     features = relevance.shape[numbers.dim() :]
-    flat = relevance.new_zeros(source.numel(), *features)
-    return flat.index_add(0, numbers.flatten(), relevance.flatten(0, numbers.dim() - 1)).reshape(*source.shape, *features)
+    entries = relevance.flatten(0, numbers.dim() - 1)
+    flat = relevance.new_zeros(source.numel(), *features).index_add(0, numbers.flatten(), entries)
+    return flat.reshape(*source.shape, *features)

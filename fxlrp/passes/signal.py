@@ -30,8 +30,8 @@ QUESTIONS = frozenset({
 def signal_nodes(captured: Captured) -> tuple[set[fx.Node], set[fx.Node]]:
     """The nodes that carry signal, and the inputs that hold integers.
 
-    Integers carry none themselves: they are indices, counts or masks. Where an integer
-    input is looked up in an embedding, signal begins. Where nothing else is signal, they are numbers that are computed with.
+    Integers carry none themselves: they are indices, counts or masks. Where an integer input is
+    looked up in an embedding, signal begins. Where nothing else is signal, they are numbers to compute with.
     """
     integers = {node for node in captured.graph.nodes if node.op == "placeholder" and node.target in captured.integers}
     lookups = {}

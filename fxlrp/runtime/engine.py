@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.capture import Call, Snapshot, bind, input_counts, unwrapped
+from fxlrp.capture import Call, Snapshot, as_module, bind, input_counts, unwrapped
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import CaptureError, ExportError, FxlrpError, NotCapturedError, PropagationError
 from fxlrp.passes.optimize import can_pack
@@ -58,8 +58,8 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, example_inputs: Any = None) -> None:
-        self._given = model
-        model = unwrapped(model)
+        self._given = as_module(model)
+        model = unwrapped(self._given)
         recipe.check(model)
         self.recipe = recipe
         self.weights = Weights(model)

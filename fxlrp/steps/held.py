@@ -92,3 +92,9 @@ def quantile_weights(ordered: Tensor, q: Tensor | float, dim: int, interpolation
 
 def _middle(rank: Tensor) -> Tensor:
     return (rank.floor() + rank.ceil()) / 2
+
+
+@primitive
+def rounded_share(x: Tensor, rounded: Tensor) -> Tensor:
+    """What a value becomes by rounding, as a share of it; zero where it is zero."""
+    return torch.where(x == 0, 0, rounded / torch.where(x == 0, 1, x))

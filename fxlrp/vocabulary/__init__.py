@@ -12,6 +12,7 @@ from fxlrp.vocabulary import (
     recurrent,
     reduction,
     routing,
+    sampling,
     scattering,
     selection,
     similarity,
@@ -23,7 +24,7 @@ VOCABULARY = Vocabulary()
 
 FAMILIES = (
     embedding, linear, pooling, reduction, pointwise, normalisation, routing, selection, attention, recurrent,
-    rearrangement, scattering, order, similarity,
+    rearrangement, scattering, order, similarity, sampling,
 )  # fmt: skip
 
 for family in FAMILIES:

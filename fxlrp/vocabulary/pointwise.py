@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fxlrp.steps.held import rounded_share
 from fxlrp.steps.selection import winners
 from fxlrp.vocabulary.operation import Arguments, Bound, Composed, Kind, Operation, Sign, Unsupported
 
@@ -167,6 +168,23 @@ def lower_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any 
     return target(input, dim, dtype)
 
 
+def lower_rrelu(input: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+                inplace: bool = False) -> Any:
+    if training:
+        raise Unsupported("a leaky ReLU that draws its slopes in eval mode (pass training=self.training)", final=True)
+    return aten.leaky_relu.default(input, (lower + upper) / 2)
+
+
+def lower_rrelu_with_noise(input: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+                           generator: Any = None) -> Any:
+    return lower_rrelu(input, lower, upper, training), noise
+
+
+def lower_rounded(target: Any, input: Any, *form: Any) -> Any:
+    """Fake quantisation, which rounds: by how much each value changes is held constant, and relevance passes."""
+    return aten.mul.Tensor(input, rounded_share(input, target(input, *form)))
+
+
 def lower_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if training and p > 0:
         raise Unsupported("dropout that stays active in eval mode (pass training=self.training)", final=True)
@@ -234,10 +252,11 @@ ARITHMETIC = [
     *(
         Operation(
             getattr(aten, name).default, Kind.POINTWISE, several=Kind.ROUTING, operands=("self", "other"),
-            functions=(getattr(torch, name),), methods=(name,), lower=partial(lower_extremum, name),
-            transpose=to_extremum, sign=Sign.KEEPS, aten={getattr(aten, old).other: partial(lower_extremum, name)},
+            functions=(getattr(torch, name), getattr(torch, like)), methods=(name, like),
+            lower=partial(lower_extremum, name), transpose=to_extremum, sign=Sign.KEEPS,
+            aten=dict.fromkeys((getattr(aten, old).other, getattr(aten, like).default), partial(lower_extremum, name)),
         )
-        for name, old in (("maximum", "max"), ("minimum", "min"))
+        for name, old, like in (("maximum", "max", "fmax"), ("minimum", "min", "fmin"))
     ),
 ]
 
@@ -347,6 +366,19 @@ NO_OPERATIONS = [
 CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
 
 COMPOSED = [
+    Composed(lower_rrelu, (F.rrelu, torch.rrelu), (), {
+        aten.rrelu_with_noise_functional.default: lower_rrelu_with_noise,
+        aten.rrelu_with_noise.default: lambda *args: lower_rrelu_with_noise(*args)[0],
+    }),
+    *(
+        Composed(partial(lower_rounded, function), (function,), (), dict.fromkeys(overloads))
+        for function, overloads in (
+            (torch.fake_quantize_per_tensor_affine, (
+                aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_tensor_affine.tensor_qparams,
+            )),
+            (torch.fake_quantize_per_channel_affine, (aten.fake_quantize_per_channel_affine.default,)),
+        )
+    ),
     Composed(lower_glu, (F.glu,), aten={aten.glu.default: None}),
     Composed(lower_rsub, (torch.rsub,)),
     Composed(lower_addcmul, (torch.addcmul,)),

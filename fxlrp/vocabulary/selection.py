@@ -20,9 +20,7 @@ def max_pool(dims: int) -> Operation:
     target = getattr(aten, f"max_pool{dims}d").default
 
     def lower(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-              ceil_mode: bool = False, return_indices: bool = False) -> Any:
-        if return_indices:
-            raise Unsupported("max pooling that returns its indices")
+              ceil_mode: bool = False) -> Any:
         kernel = per_axis(kernel_size, dims)
         stride = kernel if stride in (None, []) else per_axis(stride, dims)
         return target(input, kernel, stride, per_axis(padding, dims), per_axis(dilation, dims), ceil_mode)

@@ -1,0 +1,99 @@
+"""Values sampled at places, and put back to places: linear in the image, the places held constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxlrp.steps.declaration import primitive
+from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
+
+aten = torch.ops.aten
+
+BICUBIC = 2
+"""ATen's number of the interpolation whose weights may be negative."""
+
+
+@dataclass(frozen=True)
+class GridSample(LinearOperation):
+    """Samples of an image at the places of a grid, as ``F.grid_sample`` takes them; modes are ATen's numbers."""
+
+    grid: Tensor
+    mode: int
+    padding: int
+    align_corners: bool
+
+    held = True
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return grid_sample(x, self.grid, self.mode, self.padding, self.align_corners)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return grid_sample_transpose(s, x, self.grid, self.mode, self.padding, self.align_corners)
+
+
+@dataclass(frozen=True)
+class FixedGridSample(FixedOperation, GridSample):
+    """The same with weights that are never negative: of the nearest place, or linear between places."""
+
+
+def _modes(mode: int, padding: int) -> tuple[str, str]:
+    return ("bilinear", "nearest", "bicubic")[mode], ("zeros", "border", "reflection")[padding]
+
+
+@primitive
+def grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
+    """``F.grid_sample`` with ATen's numbers for the modes."""
+    return F.grid_sample(x, grid, *_modes(mode, padding), align_corners)
+
+
+@primitive(linear="first")
+def grid_sample_transpose(s: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
+    """The transpose of :func:`grid_sample` in the image, in the shape of ``x``."""
+    return torch.func.vjp(lambda image: grid_sample(image, grid, mode, padding, align_corners), x)[1](s)[0]
+
+
+@primitive(linear="first")
+def unpool_transpose(relevance: Tensor, indices: Tensor) -> Tensor:
+    """The relevance of values that were put to the places of ``indices``, counted within each channel."""
+    return relevance.flatten(2).gather(2, indices.flatten(2)).reshape(indices.shape)
+
+
+@dataclass(frozen=True)
+class Resize(FixedOperation):
+    """Interpolation with antialiasing; ``name`` is ATen's, such as ``"_upsample_bilinear2d_aa"``."""
+
+    name: str
+    size: list[int] | None
+    align_corners: bool
+    scales: list[float] | None
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return resize(x, self.name, self.size, self.align_corners, self.scales)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return resize_transpose(s, x, self.name, self.size, self.align_corners, self.scales)
+
+
+@primitive
+def resize(x: Tensor, name: str, size: list[int] | None, align_corners: bool, scales: list[float] | None) -> Tensor:
+    """Interpolation by ATen's function ``name``."""
+    return getattr(aten, name).vec(x, size, align_corners, scales)
+
+
+@primitive(linear="first")
+def resize_transpose(
+    s: Tensor, x: Tensor, name: str, size: list[int] | None, align_corners: bool, scales: list[float] | None
+) -> Tensor:
+    """The transpose of :func:`resize`, in the shape of ``x``."""
+    return torch.func.vjp(lambda image: resize(image, name, size, align_corners, scales), x)[1](s)[0]
+
+
+@primitive
+def pool_indices(x: Tensor, dims: int, *form: object) -> Tensor:
+    """The index of each window's largest element, within its channel."""
+    pool = (F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices)[dims - 1]
+    return pool(x, *form)[1]

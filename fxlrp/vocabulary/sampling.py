@@ -1,0 +1,102 @@
+"""Sampling at computed places, unpooling, and resizing with antialiasing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fxlrp.steps.sampling import BICUBIC, FixedGridSample, GridSample, Resize, pool_indices, unpool_transpose
+from fxlrp.vocabulary.channel_moves import behind_batch
+from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign
+from fxlrp.vocabulary.routing import move
+from fxlrp.vocabulary.selection import max_pool
+
+aten = torch.ops.aten
+
+_MODES = {"bilinear": 0, "nearest": 1, "bicubic": BICUBIC}
+_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
+
+
+def lower_grid_sample(input: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros",
+                      align_corners: bool | None = None) -> Any:
+    return aten.grid_sampler.default(input, grid, _MODES[mode], _PADDINGS[padding_mode], bool(align_corners))
+
+
+def lower_grid_sampler(input: Any, grid: Any, mode: int, padding: int, align_corners: bool) -> Any:
+    return aten.grid_sampler.default(input, grid, mode, padding, align_corners)
+
+
+def bind_grid(a: Arguments, operand: str) -> Any:
+    sample = GridSample if a["interpolation_mode"] == BICUBIC else FixedGridSample
+    return sample(a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]), None, None
+
+
+def pooled_with_indices(dims: int) -> Any:
+    """The lowering of max pooling that returns its indices, which carry no signal."""
+    pool = max_pool(dims)
+
+    def lower(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+              ceil_mode: bool = False, return_indices: bool = True) -> Any:
+        values = pool.call(input, kernel_size, stride, padding, dilation, ceil_mode)
+        if not return_indices:
+            return values
+        return values, pool_indices(input, dims, *values.node.args[1:])
+
+    return lower
+
+
+def lower_unpool(input: Any, indices: Any, output_size: Any, *form: Any) -> Any:
+    return aten.max_unpool2d.default(input, indices, list(output_size))
+
+
+def lower_fractional(dims: int) -> Any:
+    """Fractional pooling with given samples: each value is picked by its index."""
+    function = getattr(aten, f"fractional_max_pool{dims}d").default
+
+    def lower(input: Any, kernel_size: Any, output_size: Any, samples: Any) -> Any:
+        indices = function(input, kernel_size, output_size, samples)[1]
+        flat = aten.flatten.using_ints(input, 2, -1)
+        picked = aten.gather.default(flat, 2, torch.flatten(indices, 2))
+        return aten.unflatten.int(picked, -1, list(output_size)), indices
+
+    return lower
+
+
+def antialiased(name: str) -> Operation:
+    target = getattr(aten, name).vec
+
+    def bind(a: Arguments, operand: str) -> Any:
+        return Resize(name, a["output_size"], a["align_corners"], a["scale_factors"]), None, None
+
+    return Operation(target, Kind.LINEAR, bind=bind, sign=Sign.KEEPS, channels=behind_batch)
+
+
+OPERATIONS = [
+    Operation(
+        aten.grid_sampler.default, Kind.LINEAR, operands=("input",), bind=bind_grid, sign=Sign.KEEPS,
+        channels=behind_batch, functions=(torch.grid_sampler,), lower=lower_grid_sampler,
+    ),
+    move(
+        aten.max_unpool2d.default, lambda r, a: unpool_transpose(r, a["indices"]), lower=lower_unpool,
+        channels=behind_batch, pads=False,
+    ),
+    antialiased("_upsample_bilinear2d_aa"),
+]
+
+COMPOSED = [
+    Composed(lower_grid_sample, (F.grid_sample,), aten=dict.fromkeys(
+        (aten.grid_sampler_2d.default, aten.grid_sampler_3d.default, aten.grid_sampler.default), lower_grid_sampler
+    )),
+    *(
+        Composed(pooled_with_indices(dims), (getattr(F, f"max_pool{dims}d_with_indices"),), (), (
+            {} if dims == 1 else {getattr(aten, f"max_pool{dims}d_with_indices").default: None}
+        ))
+        for dims in (1, 2, 3)
+    ),
+    *(
+        Composed(lower_fractional(dims), (), (), {getattr(aten, f"fractional_max_pool{dims}d").default: None})
+        for dims in (2, 3)
+    ),
+]
