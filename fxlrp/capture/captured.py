@@ -64,6 +64,11 @@ class Captured:
     example_batch: int = 0
     asks_batch: bool = False
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it was read for one size of the batch alone."""
+        return self.batches[0] == self.batches[1]
+
     def serves_batch(self, size: int) -> bool:
         """Whether a batch of this size takes the way through the model that was read."""
         smallest, largest = self.batches

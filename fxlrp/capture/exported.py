@@ -61,7 +61,9 @@ class _Flat(nn.Module):
         return outputs
 
 
-def export(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any = None) -> Captured:
+def export(
+    model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any = None, *, fixed: bool = False
+) -> Captured:
     """Capture ``model`` with ``torch.export``.
 
     Args:
@@ -69,27 +71,30 @@ def export(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any 
         call: how it is called.
         tensors: an example of each tensor input, (batch, ...).
         output: which of its outputs to explain.
+        fixed: whether all sizes, that of the batch too, are those of the examples and no others.
 
     Raises:
         CaptureError: the model cannot be exported, or ``output`` names nothing.
     """
     with CAPTURING:
-        return _read(model, call, tensors, output)
+        return _read(model, call, tensors, output, fixed)
 
 
-def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any) -> Captured:
+def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, fixed: bool) -> Captured:
     flat = _Flat(without_hooks(model), call, output)
     usual, own = example_batch(tensors), tuple(tensor.detach() for tensor in tensors)
     # Not every model lets the length of a sequence stay free, and some take another way for some sizes of the batch.
     frees = [True, False] if any(not floating for floating in call.floating) else [False]
     tries = [(usual, Dim("batch", min=1, max=2**31), free) for free in frees]
     tries += [(usual, Dim.AUTO, False)] + [(own, Dim.AUTO, False)] * (own[0].shape[0] > 1)
+    if fixed:
+        tries = [(own, None, False)]
     refused: Exception | None = None
     with functions_followed(model, numbers=False):
         for examples, batch, free in tries:
             try:
                 program = _export(flat, examples, _axes(call, examples, batch, free=free))
-                captured = _captured(model, call, flat, program, examples, batch is Dim.AUTO)
+                captured = _captured(model, call, flat, program, examples, asks_batch=batch is Dim.AUTO, fixed=fixed)
                 if examples is own or captured.serves_batch(own[0].shape[0]):
                     return captured
             except CaptureError as error:
@@ -167,8 +172,12 @@ def _refused(model: nn.Module, error: Exception) -> CaptureError:
     )
 
 
+class OneBatchError(CaptureError):
+    """forward() is written for one size of the batch; read for that size alone it may yet be explained."""
+
+
 def _one_batch_size(model: nn.Module, where: str = "") -> CaptureError:
-    return CaptureError(
+    return OneBatchError(
         f"{type(model).__name__} cannot be captured by torch.export{where}: its forward() is written for one batch "
         "size only, or the first axis of its input is not the batch; take the size from the input's shape"
     )
@@ -191,7 +200,7 @@ def _blamed(model: nn.Module, error: Exception) -> str:
 
 def _captured(
     model: nn.Module, call: Call, flat: _Flat, program: torch.export.ExportedProgram, examples: Sequence[Tensor],
-    asks_batch: bool,
+    *, asks_batch: bool, fixed: bool,
 ) -> Captured:
     options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     module: Any = program.module(**options)
@@ -208,7 +217,7 @@ def _captured(
             name = next(inputs)
             new = graph.placeholder(name)
             sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
-            if sizes[0].isdigit():  # and torch need not say so
+            if sizes[0].isdigit() and not fixed:  # and torch need not say so
                 raise _one_batch_size(model)
             shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
         elif node.op == "get_attr":
@@ -249,9 +258,10 @@ def _captured(
     integers = frozenset(
         name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
     )
+    size = examples[0].shape[0]
     return Captured(
-        graph, model, flat.returns, constants, "export", integers, shapes, _batches(program), examples[0].shape[0],
-        asks_batch,
+        graph, model, flat.returns, constants, "export", integers, shapes,
+        (size, size) if fixed else _batches(program), size, asks_batch or fixed,
     )
 
 

@@ -27,6 +27,27 @@ _FUNCTIONS = {id(function) for name, function in vars(math).items() if callable(
 _ORIGINAL = "_fxlrp_original"
 
 
+def _no_hint(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Whether a caller says that a mask is the causal one; to find out would ask for the values of the mask."""
+    return bool(is_causal)
+
+
+setattr(_no_hint, _ORIGINAL, torch.nn.modules.transformer._detect_is_causal_mask)
+
+_ANSWERED = [(vars(torch.nn.modules.transformer), "_detect_is_causal_mask", _no_hint)]
+"""Functions of torch that look at values for a hint, and what stands in their place: the answer changes no result."""
+
+
+class _Unchecked:
+    """``Distribution._validate_args`` while a model is captured: the thread that captures does not look at values."""
+
+    def __init__(self, before: bool) -> None:
+        self.before, self.thread = before, threading.get_ident()
+
+    def __get__(self, instance: Any, owner: Any) -> bool:
+        return self.before and threading.get_ident() != self.thread
+
+
 def _stand_in(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def followed(*args: Any, **kwargs: Any) -> Any:
@@ -74,7 +95,13 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         numbers: whether functions of numbers are; an export follows them by itself.
     """
     undo: list[tuple[dict[str, Any], str, Any]] = []
+    distribution: Any = torch.distributions.Distribution
+    checked = vars(distribution)["_validate_args"]
     try:
+        distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
+        for table, name, answer in _ANSWERED:
+            undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
+            table[name] = answer
         for table, name in list(_places(model, numbers)):
             function = table.get(name)
             undo.append((table, name, getattr(function, _ORIGINAL, function)))
@@ -82,6 +109,7 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         yield
     finally:
         _put_back(undo)
+        distribution._validate_args = getattr(checked, "before", checked)
 
 
 def _put_back(undo: list[tuple[dict[str, Any], str, Any]]) -> None:

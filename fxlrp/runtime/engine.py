@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.capture import Call, Snapshot, as_module, bind, input_counts, unwrapped
+from fxlrp.capture import Call, OneBatchError, Snapshot, as_module, bind, input_counts, unwrapped
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import CaptureError, ExportError, FxlrpError, NotCapturedError, PropagationError
 from fxlrp.passes.optimize import can_pack
@@ -167,11 +167,17 @@ class Engine:
         try:
             output = self._verifier.check(plan, tensors, autocast)
         except DifferentFunctionError as reason:
-            if plan.captured.way == "export":
+            if plan.captured.fixed:
                 raise
-            # Symbolic tracing took a way through forward() that the model does not take: torch.export takes it.
-            self._untraceable = reason
             self._discard(plan)
+            if plan.captured.way == "export":  # a number that was made of a size may have been kept: read for these
+                try:
+                    self._use(exported(self.model, self.recipe, *bind(self.model, inputs, dict(named)),
+                                       self.weights.dtype, fixed=True))
+                except CaptureError:
+                    raise reason from None
+            else:  # symbolic tracing took a way through forward() that the model does not take: torch.export takes it
+                self._untraceable = reason
             return self._plan_of(inputs, named)
         if output is not None and plan.learn_start(output):
             self._drop_programs(plan, most=0)
@@ -335,6 +341,15 @@ class Engine:
             self.weights.forget(program.module)
             self._backend.forget(program.module)
 
+    def _exported(self, call: Call, tensors: list[Tensor]) -> Plan:
+        """The plan as torch.export reads the model; where sizes cannot stay free, for these alone."""
+        try:
+            return exported(self.model, self.recipe, call, tensors, self.weights.dtype)
+        except OneBatchError:
+            if tensors[0].shape[0] == 1:  # nothing would show whether items are explained as if they were alone
+                raise
+            return exported(self.model, self.recipe, call, tensors, self.weights.dtype, fixed=True)
+
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""
         served = [plan for plan in self._plans if plan.serves(call, self.weights.dtype_now())]
@@ -343,7 +358,7 @@ class Engine:
                 return plan if plan is self.plan else self._use(plan)
         check_examples(call, tensors)
         try:
-            return self._use(exported(self.model, self.recipe, call, tensors, self.weights.dtype))
+            return self._use(self._exported(call, tensors))
         except CaptureError as error:
             for plan in served:  # captured for other sizes: was it the sizes?
                 check_inputs(plan.inputs, tensors, self.weights.example())

@@ -245,7 +245,8 @@ def traced(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def exported(
-    model: nn.Module, recipe: Recipe, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+    model: nn.Module, recipe: Recipe, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None, *,
+    fixed: bool = False,
 ) -> Plan:
     """The plan of a model as ``torch.export`` reads it from example inputs.
 
@@ -255,10 +256,11 @@ def exported(
         call: how the model is called.
         tensors: the example inputs.
         dtype: the floating point type to read the model in, where that is not its own.
+        fixed: whether to read it for these sizes alone.
     """
     check_model(model)
     read = model if dtype is None else copy.deepcopy(model).to(dtype)
-    captured = export(read, call, tensors, recipe.output)
+    captured = export(read, call, tensors, recipe.output, fixed=fixed)
     captured.model = model
     return Plan(captured, recipe, call, dtype or dtype_of(model))
 
