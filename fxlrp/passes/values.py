@@ -97,7 +97,10 @@ class Values:
                 self._supports[node] = torch.maximum(*supports)
             else:
                 there = [support for support in supports if support is not None]
-                self._supports[node] = there[0] if len(there) == 1 else there[0] * there[1]
+                found = there[0] if len(there) == 1 else there[0] * there[1]
+                constants = [n for n in node.all_input_nodes if not facts(n).signal]
+                # A constant of more axes, or longer ones, spreads a value that is one long.
+                self._supports[node] = found.expand_as(self.value(node)) if constants and len(there) == 1 else found
         return self._supports[node]
 
     def _moved_support(self, node: fx.Node, node_facts: Facts) -> fx.Proxy:

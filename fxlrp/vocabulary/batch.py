@@ -57,7 +57,9 @@ def batch_indexed(position: Any, a: Arguments) -> Any:
 
 
 def batch_reshaped(position: Any, a: Arguments) -> Any:
-    if in_front(position):
+    shape = a.get("shape", a.get("size"))
+    put_behind = isinstance(shape, list | tuple) and len(shape) > 1 and shape[0] == 1  # items as groups of channels
+    if in_front(position) and not put_behind:
         return position  # however the rest is cut, items stay one behind the other
     return batch_axis.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])
 
