@@ -18,7 +18,7 @@ from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts
 from fxlrp.steps.batch_axis import BatchAxis, Position
 from fxlrp.vocabulary import Arguments, Kind
-from fxlrp.vocabulary.batch import batch_reshaped, in_front
+from fxlrp.vocabulary.batch import batch_reshaped, batch_summed, in_front
 
 FRONT = Position(0)
 
@@ -43,7 +43,10 @@ class Positions:
     def batch_axis(self, node: fx.Node) -> BatchAxis | None:
         """What sums over the items of ``node`` need; ``None`` where its first axis is the batch."""
         position = self.of(node)
-        return None if position is None else BatchAxis(position[0], position[1], self.batch)
+        if position is None:
+            return None
+        owners = () if isinstance(position, Position) else (position[2],)
+        return BatchAxis(position[0], position[1], self.batch, *owners)
 
     def of(self, node: fx.Node) -> Any:
         """The position of the batch in ``node``; ``None``: the first axis is the batch, no more and no less."""
@@ -78,7 +81,7 @@ class Positions:
         arguments["output"] = self.value(node)
         arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
         after = move(FRONT if before is None else before, arguments)
-        merges = move is batch_reshaped
+        merges = move in (batch_reshaped, batch_summed)
         return None if before is None and in_front(after) and not merges else after
 
     def _keeps_batch(self, node: fx.Node) -> bool:

@@ -3,27 +3,30 @@
 Nearly always the first axis is the batch. Sequence-first layouts, windows folded into the
 batch and stacked projections put it elsewhere: there axis ``axis`` is ``outer × batch ×
 inner`` long. A :class:`Position` says so and follows the moves of a value, a
-:class:`BatchAxis` is what sums over items need.
+:class:`BatchAxis` is what sums over items need. Where an index has picked entries of that
+axis, as a router picks the tokens of an expert, each entry has an *owner*, the item that it is of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.steps.declaration import InPlace, along, primitive
 from fxlrp.steps.memory import has_rows, holds_everywhere, writable
 from fxlrp.steps.primitives import smallest_denominator
 
 
 class Position(NamedTuple):
-    """Where the batch is: in axis ``axis``, after a factor of ``outer``."""
+    """Where the batch is: in axis ``axis``, after a factor of ``outer``, or told by the ``owners`` of its entries."""
 
     axis: int
     outer: int = 1
+    owners: Tensor | None = None
 
 
 class BatchAxis(NamedTuple):
@@ -32,12 +35,13 @@ class BatchAxis(NamedTuple):
     axis: int
     outer: int
     batch: int
+    owners: Tensor | None = None
 
 
 @primitive
 def permuted(position: Position, dims: Sequence[int], rank: int) -> Position:
     """After ``permute(dims)``."""
-    return Position([d % rank for d in dims].index(position[0]), position[1])
+    return Position([d % rank for d in dims].index(position[0]), *position[1:])
 
 
 @primitive
@@ -45,25 +49,33 @@ def swapped(position: Position, first: int, second: int, rank: int) -> Position:
     """After ``transpose(first, second)``."""
     first, second = first % rank, second % rank
     axis = {first: second, second: first}.get(position[0], position[0])
-    return Position(axis, position[1])
+    return Position(axis, *position[1:])
 
 
 @primitive
 def inserted(position: Position, dim: int, rank: int) -> Position:
     """After ``unsqueeze(dim)`` or ``stack`` of values of rank ``rank``."""
-    return Position(position[0] + (dim % (rank + 1) <= position[0]), position[1])
+    return Position(position[0] + (dim % (rank + 1) <= position[0]), *position[1:])
 
 
 @primitive
 def removed(position: Position, dims: int | Sequence[int] | None, rank: int) -> Position:
     """After the axes ``dims`` were reduced, selected or squeezed away."""
     gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
-    return Position(position[0] - sum(d < position[0] for d in gone), position[1])
+    return Position(position[0] - sum(d < position[0] for d in gone), *position[1:])
 
 
 @primitive
-def indexed(position: Position, indices: Sequence[Tensor | None]) -> Position:
+def indexed(
+    position: Position, indices: Sequence[Tensor | None], shape: Sequence[int], batch: int
+) -> Position:
     """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
+    given = {axis: index for axis, index in _by_axis(indices)}
+    if position[0] in given and all(index.dim() == 1 for index in given.values()) and batch > 1:
+        picked = sorted(given)
+        apart = picked[-1] - picked[0] >= len(picked)
+        owners = owners_of(position, shape[position[0]], batch)[given[position[0]]]
+        return Position(0 if apart else picked[0], 1, owners)
     masks = (torch.bool, torch.uint8)
     kept: list[bool] = []
     for index in indices:
@@ -71,13 +83,39 @@ def indexed(position: Position, indices: Sequence[Tensor | None]) -> Position:
     picked = [axis for axis, stays in enumerate(kept) if not stays]
     rank = max(1 if index.dtype in masks else index.dim() for index in indices if index is not None)
     behind = picked[0] < position[0] or picked[-1] - picked[0] >= len(picked)
-    return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), position[1])
+    return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), *position[1:])
+
+
+def _by_axis(indices: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:
+    """The axis that each tensor indexes; a mask of several axes is no list of entries."""
+    axis = 0
+    for index in indices:
+        if index is None:
+            axis += 1
+            continue
+        several = index.dim() if index.dtype in (torch.bool, torch.uint8) else 1
+        yield axis, index
+        axis += several
+
+
+def owners_of(position: Position | BatchAxis, size: int, batch: int) -> Tensor:
+    """The item that each of the ``size`` entries of the batch's axis is of."""
+    if position[-1] is not None and isinstance(position[-1], Tensor):
+        return position[-1]
+    entries = torch.arange(size)
+    return entries // (size // (position[1] * batch)) % batch
+
+
+@primitive
+def summed(position: Position, dim: int, rank: int) -> Position:
+    """After a sum of what an index says onto zeros along ``dim``: entries are of whose place they are in."""
+    return Position(position[0]) if dim % rank == position[0] else position
 
 
 @primitive
 def expanded(position: Position, rank: int, new_rank: int) -> Position:
     """After axes were put in front."""
-    return Position(position[0] + new_rank - rank, position[1])
+    return Position(position[0] + new_rank - rank, *position[1:])
 
 
 @primitive
@@ -88,12 +126,30 @@ def reshaped(position: Position, before: Sequence[int], after: Sequence[int], ba
     outer = position[1]  # how many elements of the leading axes lie before an item's index
     for size in before[: position[0]]:
         outer *= size
+    if position[2] is not None:
+        return _reshaped_owners(position, before, after, outer)
     leading = 1
     for axis, size in enumerate(after):
         if leading * size > outer and outer % leading == 0 and (leading * size) % (outer * batch) == 0:
             return Position(axis, outer // leading)
         leading *= size
     raise ValueError(f"the batch of {batch} is torn apart by a reshape from {tuple(before)} to {tuple(after)}")
+
+
+def _reshaped_owners(position: Position, before: Sequence[int], after: Sequence[int], outer: int) -> Position:
+    """The owners after a reshape that keeps their axis, joins it with those behind it, or cuts it into equal groups."""
+    owners: Any = position[2]
+    size, leading = before[position[0]], 1
+    for axis, new in enumerate(after):
+        if leading == outer and new % size == 0:
+            return Position(axis, 1, owners.repeat_interleave(new // size))
+        if leading == outer and new > 1 and size % new == 0:
+            groups = owners.reshape(new, -1)
+            if not is_compiling() and bool((groups != groups[:, :1]).any()):
+                break
+            return Position(axis, 1, groups[:, 0])
+        leading *= new
+    raise ValueError(f"entries of several items are mixed by a reshape from {tuple(before)} to {tuple(after)}")
 
 
 @primitive
@@ -118,7 +174,9 @@ def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.d
     rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
     if batch_axis is None:
         return rows
-    _, outer, batch = batch_axis
+    _, outer, batch, *owners = batch_axis
+    if owners and owners[0] is not None:
+        return rows.new_zeros(batch).index_add(0, owners[0].to(rows.device), rows)
     return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
 
 
@@ -138,11 +196,13 @@ def spread_items(value: Tensor, like: Tensor, batch_axis: BatchAxis | None) -> T
     """``value``, (batch,), in a shape that broadcasts to ``like``."""
     if batch_axis is None:
         return value.reshape(-1, *[1] * (like.dim() - 1))
-    axis, outer, batch = batch_axis
+    axis, outer, batch, *owners = batch_axis
     if batch == 1:
         return value.reshape([1] * like.dim())
     size = like.shape[axis]
-    if size != batch:
+    if owners and owners[0] is not None:
+        value = value.index_select(0, owners[0].to(value.device))
+    elif size != batch:
         value = value.reshape(1, batch, 1).expand(outer, batch, size // (outer * batch)).reshape(size)
     shape = [1] * like.dim()
     shape[axis] = size
@@ -271,6 +331,8 @@ def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
 
 def _carriers(share: Tensor, support: Tensor | None, batch_axis: BatchAxis | None, received: Tensor) -> Tensor | int:
     """How many elements of an item carry signal."""
+    if support is None and batch_axis is not None and len(batch_axis) > 3 and batch_axis[3] is not None:
+        return sum_items(torch.ones_like(share), batch_axis).clamp(min=1)
     return share.numel() // received.shape[0] if support is None else sum_items(support, batch_axis).clamp(min=1)
 
 

@@ -38,6 +38,37 @@ class MatrixProduct(LinearOperation):
         return matmul_transpose(s, weight, x, self.left)
 
 
+@primitive
+def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows times the matrix of their group: those up to ``ends[0]`` by the first, and so on."""
+    result, start = x.new_zeros(x.shape[0], weight.shape[-1]), 0
+    for matrix, end in zip(weight, ends.tolist(), strict=True):
+        result[start:end] = x[start:end] @ matrix
+        start = end
+    return result
+
+
+@primitive(linear="first")
+def grouped_transpose(s: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The transpose of :func:`grouped_product`."""
+    return grouped_product(s, weight.mT, ends)
+
+
+@dataclass(frozen=True)
+class GroupedProduct(LinearOperation):
+    """Rows in groups, one behind the other, each group times a matrix of its own: the experts of a mixture."""
+
+    ends: Tensor
+
+    channel_axis = -1
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return grouped_product(x, weight, self.ends)
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return grouped_transpose(s, weight, self.ends)
+
+
 @primitive(linear="first")
 def einsum_transpose(s: Tensor, weight: Tensor | None, x: Tensor, equation: str, index: int) -> Tensor:
     """The transpose of an Einstein sum in its operand ``index``, in the shape of ``x``."""

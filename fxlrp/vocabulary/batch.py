@@ -53,12 +53,21 @@ def batch_indexed(position: Any, a: Arguments) -> Any:
     together = "".join("k" if index is None else "i" for index in indices).strip("k").count("k") == 0
     if in_front(position) and indices[0] is None and together:
         return position
-    return batch_axis.indexed(position, indices)
+    return batch_axis.indexed(position, indices, a["self"].shape, a["batch"])
+
+
+def batch_summed(position: Any, a: Arguments) -> Any:
+    """What is summed onto the axis of the batch is of the item in whose place it is."""
+    dim = a["dim"]
+    if in_front(position):
+        return position
+    return batch_axis.summed(position, dim, rank(a, dim))
 
 
 def batch_reshaped(position: Any, a: Arguments) -> Any:
     shape = a.get("shape", a.get("size"))
-    put_behind = isinstance(shape, list | tuple) and len(shape) > 1 and shape[0] == 1  # items as groups of channels
+    # Items as groups of channels: the first of the new axes is one long.
+    put_behind = isinstance(shape, list | tuple) and len(shape) > 1 and isinstance(shape[0], int) and shape[0] == 1
     if in_front(position) and not put_behind:
         return position  # however the rest is cut, items stay one behind the other
     return batch_axis.reshaped(position, a["self"].shape, a["output"].shape, a["batch"])

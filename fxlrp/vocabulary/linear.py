@@ -13,7 +13,7 @@ from fxlrp.steps import batch_axis
 from fxlrp.steps.convolution import Convolution, TransposedConvolution
 from fxlrp.steps.dense import Dense
 from fxlrp.steps.linear_operation import LinearOperation
-from fxlrp.steps.matrix_product import EinsteinSum, MatrixProduct
+from fxlrp.steps.matrix_product import EinsteinSum, GroupedProduct, MatrixProduct
 from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Unsupported, per_axis
 
@@ -104,6 +104,16 @@ def bind_matmul(a: Arguments, operand: str) -> Bindings:
     return MatrixProduct(left), a["self" if left else "other"], None
 
 
+def lower_grouped(input: Any, mat2: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    if offs is None or bias is not None:
+        raise Unsupported("a grouped product without ends of its groups, or with a bias")
+    return aten._grouped_mm.default(input, mat2, offs)
+
+
+def bind_grouped(a: Arguments, operand: str) -> Bindings:
+    return GroupedProduct(a["offs"]), a["mat2"], None
+
+
 def lower_einsum(equation: str, *operands: Any) -> Any:
     """Einstein sums of one or two tensors; of more, two at a time from the left; diagonals of repeated axes first."""
     tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
@@ -162,6 +172,11 @@ def batch_of_einsum(position: Any, a: Arguments) -> Any:
 
 
 OPERATIONS: list[Operation] = [
+    Operation(
+        aten._grouped_mm.default, Kind.LINEAR, operands=("self",), functions=(torch._grouped_mm,),
+        lower=lower_grouped, bind=bind_grouped, channels=last, parametric=True,
+        aten={aten._grouped_mm.default: lower_grouped},
+    ),
     *(convolution(dims) for dims in (1, 2, 3)),
     *(transposed_convolution(dims) for dims in (1, 2, 3)),
     Operation(

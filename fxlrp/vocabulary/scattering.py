@@ -9,6 +9,7 @@ import torch
 from fxlrp.steps import routing as back
 from fxlrp.steps import scattering
 from fxlrp.steps.scattering import IndexSum, PlacedSum, ScatterSum
+from fxlrp.vocabulary.batch import batch_summed
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
 from fxlrp.vocabulary.pointwise import is_scalar
 
@@ -121,7 +122,8 @@ def bind_places(a: Arguments, operand: str) -> Any:
 
 OPERATIONS = [
     Operation(aten.scatter_add.default, Kind.LINEAR, operands=("src",), bind=bind_scatter, sign=Sign.KEEPS),
-    Operation(aten.index_add.default, Kind.LINEAR, operands=("source",), bind=bind_index, sign=Sign.KEEPS),
+    Operation(aten.index_add.default, Kind.LINEAR, operands=("source",), bind=bind_index, sign=Sign.KEEPS,
+              batch=batch_summed),
     Operation(aten._index_put_impl.default, Kind.LINEAR, operands=("values",), bind=bind_places, sign=Sign.KEEPS),
     writes(aten.scatter.src, lambda r, a: scattering.unscatter(r, a["dim"], a["index"], a["src"]), "self", "src"),
     writes(aten.scatter.value, lambda r, a: scattering.unscatter_value(r, a["dim"], a["index"]), "self", loses=True),
