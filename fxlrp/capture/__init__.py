@@ -5,12 +5,12 @@ Where it cannot follow, ``torch.export`` reads the model from example inputs.
 """
 
 from fxlrp.capture.call import Call, bind, input_counts
-from fxlrp.capture.captured import Captured, attribute, as_module, check_model, tensor_proxy, unwrapped
+from fxlrp.capture.captured import Captured, as_module, attribute, check_model, tensor_proxy, unwrapped
 from fxlrp.capture.exported import OneBatchError, export
 from fxlrp.capture.snapshot import Snapshot
 from fxlrp.capture.symbolic import trace
 
 __all__ = [
-    "Call", "Captured", "OneBatchError", "Snapshot", "as_module", "attribute", "bind", "check_model", "export", "input_counts",
-    "tensor_proxy", "trace", "unwrapped",
+    "Call", "Captured", "OneBatchError", "Snapshot", "as_module", "attribute", "bind", "check_model", "export",
+    "input_counts", "tensor_proxy", "trace", "unwrapped",
 ]  # fmt: skip

@@ -50,6 +50,7 @@ class Captured:
         shapes: by input, the shape that it must have, where that is known.
         batches: the smallest and the largest batch that it serves.
         example_batch: the batch of the examples that it was read from; 0: none were needed.
+        numbers: buffers of one element of which forward() made Python numbers, and those.
         asks_batch: whether forward() asks for the size of the batch in a way that could not stay free.
     """
 
@@ -63,6 +64,12 @@ class Captured:
     batches: tuple[int, float] = (1, math.inf)
     example_batch: int = 0
     asks_batch: bool = False
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def changed_number(self) -> str:
+        """The name of a buffer that no longer holds the number that was made of it; none: ``""``."""
+        numbers = self.numbers.items()
+        return next((name for name, number in numbers if attribute(self.model, name).item() != number), "")
 
     @property
     def fixed(self) -> bool:

@@ -202,7 +202,7 @@ def without_hooks(model: nn.Module) -> nn.Module:
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """A call whose arguments are looked at first: a TypeError that the model expects leaves torch.export as it was."""
     inspect.signature(module.forward).bind(*args, **kwargs)
-    return module._call_impl(*args, **kwargs)
+    return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 COMPUTING = (BasePruningMethod, SpectralNorm, WeightNorm)

@@ -85,7 +85,8 @@ def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, 
     usual, own = example_batch(tensors), tuple(tensor.detach() for tensor in tensors)
     # Not every model lets the length of a sequence stay free, and some take another way for some sizes of the batch.
     frees = [True, False] if any(not floating for floating in call.floating) else [False]
-    tries = [(usual, Dim("batch", min=1, max=2**31), free) for free in frees]
+    size = Dim("batch", min=1, max=2**31)
+    tries: list[tuple[tuple[Tensor, ...], Any, bool]] = [(usual, size, free) for free in frees]
     tries += [(usual, Dim.AUTO, False)] + [(own, Dim.AUTO, False)] * (own[0].shape[0] > 1)
     if fixed:
         tries = [(own, None, False)]

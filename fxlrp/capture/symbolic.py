@@ -41,10 +41,32 @@ class InPlaceProxy(fx.Proxy):
     It has the attributes that tensors, sizes and numbers have, and no others: code asks by ``hasattr`` what it got.
     """
 
+    tracer: Tracer
+
     def __getattr__(self, name: str) -> Any:
         if not any(hasattr(kind, name) for kind in _TRACED):
             raise AttributeError(f"a tensor has no attribute {name!r}")
         return super().__getattr__(name)
+
+    def _number(self) -> Any:
+        """The number in a buffer of one element: forward() makes a Python number of it, so it is one of the graph's."""
+        tensor = self.tracer.buffers.get(str(self.node.target)) if self.node.op == "get_attr" else None
+        if tensor is None or tensor.numel() != 1:
+            raise fx.proxy.TraceError(f"forward() makes a number of {self.node}, which depends on the input")
+        self.tracer.numbers[str(self.node.target)] = number = tensor.item()
+        return number
+
+    def item(self) -> Any:
+        return self._number() if self.node.op == "get_attr" else super().__getattr__("item")()
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __bool__(self) -> bool:
+        return bool(self._number()) if self.node.op == "get_attr" else super().__bool__()
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -76,6 +98,7 @@ class Tracer(fx.Tracer):
     Attributes:
         returns: the structure of what the model returns.
         constants: tensors that forward() made, by the name under which the graph reads them.
+        numbers: the buffers of which forward() made Python numbers, and those.
     """
 
     record_stack_traces = True
@@ -86,6 +109,7 @@ class Tracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.output = output
         self.constants: dict[str, torch.Tensor] = {}
+        self.numbers: dict[str, float] = {}
         self._proxies: dict[str, Any] = {}
 
     def read(self, model: nn.Module) -> fx.Graph:
@@ -95,6 +119,7 @@ class Tracer(fx.Tracer):
         self.root = root = doubles.of(model)
         # fx searches all parameters at each access; a table keeps that linear in depth.
         self.names = {id(t): n for n, t in [*model.named_buffers(), *model.named_parameters()]}
+        self.buffers = dict(model.named_buffers())
         self.submodule_paths = {module: name for name, module in root.named_modules()}
         self.tensor_attrs = dict(_plain_tensors(root))
         self.graph = fx.Graph()
@@ -152,7 +177,9 @@ class Tracer(fx.Tracer):
         if name not in self._proxies:
             self._proxies[name] = self.create_proxy(
                 "get_attr", name, (), {},
-                proxy_factory_fn=lambda node: tensor_proxy(self, node, name, tensor),
+                proxy_factory_fn=lambda node: (
+                    tensor_proxy(self, node, name, tensor) if isinstance(tensor, nn.Parameter) else self.proxy(node)
+                ),
             )
         return self._proxies[name]
 
@@ -241,4 +268,4 @@ def trace(model: nn.Module, output: Any = None) -> Captured:
         raise
     except Exception as error:
         raise UntraceableError(f"{type(model).__name__} cannot be traced symbolically: {error}") from error
-    return Captured(graph, model, tracer.returns, tracer.constants)
+    return Captured(graph, model, tracer.returns, tracer.constants, numbers=tracer.numbers)

@@ -113,7 +113,8 @@ class _Canonicalizer:
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         try:
             if table_index(node) is not None:
-                self.aliases.bind(node, lower_table(self.aliases.value(node.args[0]), self._map(table_index(node))))
+                table, index = self._map((node.args[0], table_index(node)))
+                self.aliases.bind(node, lower_table(table, index))
                 return
             lower, overwrites = self._spelling(node)
             value = lower(*args, **kwargs)
@@ -296,7 +297,8 @@ def _overwrites(node: fx.Node) -> bool:
 def _called(node: fx.Node) -> str:
     """The name of the function or method that a node calls."""
     target: Any = node.target
-    return target if isinstance(target, str) else str(getattr(getattr(target, "overloadpacket", target), "__name__", ""))
+    packet = getattr(target, "overloadpacket", target)
+    return target if isinstance(target, str) else str(getattr(packet, "__name__", ""))
 
 
 def origin_of(node: fx.Node) -> Origin:

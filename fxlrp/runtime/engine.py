@@ -300,7 +300,7 @@ class Engine:
         Raises:
             TrainingModeError, CaptureError: what it is now cannot be explained.
         """
-        change = self._snapshot.change()
+        change = self._snapshot.change() or "".join(plan.captured.changed_number() for plan in self._plans)
         if not change:
             return
         try:

@@ -225,6 +225,11 @@ def _check_captured_shape(spec: InputSpec, value: Tensor, free: dict[str, tuple[
             raise InputError(f"input {spec.name} is {size} long in axis {axis}, and input {other} is {length}")
 
 
+_OF_GRAPHS = (
+    ". Nodes of a graph are no batch: give a batch of graphs, (batch, nodes, features), and keep the edges in a buffer"
+)
+
+
 def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
     """Raise where inputs cannot be examples to capture a model from."""
     batch = tensors[0].shape[:1]
@@ -235,6 +240,7 @@ def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
             raise InputError(
                 f"input {name} has shape {tuple(tensor.shape)}: the first axis of every tensor must be the batch"
                 + (f", {batch[0]} here" if batch else "")
+                + ("" if tensor.is_floating_point() else _OF_GRAPHS)
             )
         if 0 in tensor.shape:
             raise InputError(f"input {name} is empty: its shape is {tuple(tensor.shape)}")

@@ -70,7 +70,7 @@ def indexed(
     position: Position, indices: Sequence[Tensor | None], shape: Sequence[int], batch: int
 ) -> Position:
     """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
-    given = {axis: index for axis, index in _by_axis(indices)}
+    given = dict(_by_axis(indices))
     if position[0] in given and all(index.dim() == 1 for index in given.values()) and batch > 1:
         picked = sorted(given)
         apart = picked[-1] - picked[0] >= len(picked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ def resize_transpose(
 
 
 @primitive
-def pool_indices(x: Tensor, dims: int, *form: object) -> Tensor:
+def pool_indices(x: Tensor, dims: int, *form: Any) -> Tensor:
     """The index of each window's largest element, within its channel."""
     pool = (F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices)[dims - 1]
     return pool(x, *form)[1]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fxlrp.steps import batch_axis
 from fxlrp.steps.convolution import Convolution, TransposedConvolution
+from fxlrp.steps.deformable import DeformableConvolution
 from fxlrp.steps.dense import Dense
 from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.matrix_product import EinsteinSum, GroupedProduct, MatrixProduct
@@ -76,6 +77,15 @@ def transposed_convolution(dims: int) -> Operation:
         functions=(getattr(torch, f"conv_transpose{dims}d"),), lower=lower, bind=bind, parametric=True,
         channels=behind_batch, input_channels=lambda shape, a: shape[0],
     )
+
+
+def lower_convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+                      output_padding: Any, groups: int) -> Any:
+    """ATen's one convolution for all numbers of axes, transposed or not."""
+    dims = len(stride)
+    if not transposed:
+        return getattr(aten, f"conv{dims}d").default(input, weight, bias, stride, padding, dilation, groups)
+    return CONVOLUTIONS[dims + 2].call(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def bind_linear(a: Arguments, operand: str) -> Bindings:
@@ -171,14 +181,33 @@ def batch_of_einsum(position: Any, a: Arguments) -> Any:
     return batch_axis.einsum_position(position, inputs.split(",")[einsum_index(a["operand"])], result)
 
 
+def _deformable() -> Any:
+    import torchvision  # noqa: F401, whose import makes the operation known
+
+    return torch.ops.torchvision.deform_conv2d.default
+
+
+def bind_deformable(a: Arguments, operand: str) -> Bindings:
+    form = tuple(a[argument.name] for argument in _deformable()._schema.arguments[5:])
+    return DeformableConvolution(a["offset"], a["mask"], form), a["weight"], a["bias"]
+
+
+CONVOLUTIONS = [
+    *(convolution(dims) for dims in (1, 2, 3)),
+    *(transposed_convolution(dims) for dims in (1, 2, 3)),
+]
+
 OPERATIONS: list[Operation] = [
+    Operation(
+        _deformable(), Kind.LINEAR, operands=("input",), bind=bind_deformable, parametric=True, channels=behind_batch,
+        input_channels=lambda shape, a: shape[1] * a["groups"],
+    ),
     Operation(
         aten._grouped_mm.default, Kind.LINEAR, operands=("self",), functions=(torch._grouped_mm,),
         lower=lower_grouped, bind=bind_grouped, channels=last, parametric=True,
         aten={aten._grouped_mm.default: lower_grouped},
     ),
-    *(convolution(dims) for dims in (1, 2, 3)),
-    *(transposed_convolution(dims) for dims in (1, 2, 3)),
+    *CONVOLUTIONS,
     Operation(
         aten.linear.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("input", "weight"),
         functions=(F.linear,), bind=bind_linear, values="input", parametric=True,
@@ -201,4 +230,8 @@ OPERATIONS: list[Operation] = [
     ),
 ]
 
-COMPOSED = [Composed(lower_baddbmm, (torch.baddbmm,)), Composed(lower_addmm, (torch.addmm,))]
+COMPOSED = [
+    Composed(lower_convolution, aten={aten.convolution.default: None}),
+    Composed(lower_baddbmm, (torch.baddbmm,)),
+    Composed(lower_addmm, (torch.addmm,)),
+]

@@ -12,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxlrp.steps.norm_transposes import batch_norm_back, group_norm_back, layer_norm_back, rms_norm_back
 from fxlrp.vocabulary.channel_moves import behind_batch, last
-from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Unsupported
+from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Unsupported
 
 aten = torch.ops.aten
 
@@ -105,6 +105,27 @@ OPERATIONS = [
         aten.rms_norm.default, Kind.NORMALISATION, channels=last, functions=(F.rms_norm,), lower=lower_rms_norm,
         bind=lambda a, x: lambda s: rms_norm_back(s, x, a["normalized_shape"], a["weight"], a["eps"]),
     ),
+]
+
+def lower_native_layer_norm(input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> Any:
+    return lower_layer_norm(input, normalized_shape, weight, bias, eps), None, None
+
+
+def lower_native_group_norm(input: Any, weight: Any, bias: Any, N: Any, C: Any, HxW: Any, group: int,
+                            eps: float) -> Any:
+    return lower_group_norm(input, group, weight, bias, eps), None, None
+
+
+def lower_batch_statistics(input: Any, weight: Any, bias: Any, *more: Any) -> Any:
+    raise Unsupported("batch statistics in eval mode: items would depend on each other", final=True)
+
+
+COMPOSED = [
+    Composed(lower_native_layer_norm, (torch.native_layer_norm,), (), {aten.native_layer_norm.default: None}),
+    Composed(lower_native_group_norm, (torch.native_group_norm,), (), {aten.native_group_norm.default: None}),
+    Composed(lower_batch_statistics, (), (), dict.fromkeys(
+        (aten._native_batch_norm_legit.default, aten._native_batch_norm_legit.no_stats)
+    )),
 ]
 
 MODULES = {

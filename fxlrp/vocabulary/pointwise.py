@@ -366,6 +366,9 @@ NO_OPERATIONS = [
 CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
 
 COMPOSED = [
+    Composed(lambda input, p, train: (lower_dropout(input, p, bool(train)), None), aten={
+        aten.native_dropout.default: None,
+    }),
     Composed(lower_rrelu, (F.rrelu, torch.rrelu), (), {
         aten.rrelu_with_noise_functional.default: lower_rrelu_with_noise,
         aten.rrelu_with_noise.default: lambda *args: lower_rrelu_with_noise(*args)[0],

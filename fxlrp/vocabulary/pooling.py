@@ -54,8 +54,10 @@ def adaptive_average_pool(dims: int) -> Operation:
         return AdaptiveAveragePool(a["output_size"]), None, None
 
     function = getattr(F, f"adaptive_avg_pool{dims}d")
+    inner = {getattr(aten, f"_adaptive_avg_pool{dims}d").default: lower} if dims > 1 else {}
     return Operation(
-        target, Kind.LINEAR, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS, channels=behind_batch
+        target, Kind.LINEAR, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS, channels=behind_batch,
+        aten=inner,
     )
 
 

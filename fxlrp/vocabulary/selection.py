@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fxlrp.steps.routing import unsort
 from fxlrp.steps.selection import AdaptiveMaxPool, Extremum, MaxPool
 from fxlrp.vocabulary.channel_moves import behind_batch, reduced
-from fxlrp.vocabulary.operation import Arguments, Kind, Operation, Sign, Unsupported, per_axis
+from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, per_axis
 from fxlrp.vocabulary.reduction import axes, bound_of_reduction, removed_axes
 
 aten = torch.ops.aten
@@ -121,10 +121,10 @@ OPERATIONS = [
     *(extremum(name) for name in ("max", "min")),
     Operation(
         aten.topk.default, Kind.ROUTING, functions=(torch.topk,), methods=("topk",), lower=lower_topk,
-        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, cuts=True,
+        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
     ),
     Operation(
         aten.sort.default, Kind.ROUTING, functions=(torch.sort,), methods=("sort",), lower=lower_sort,
-        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, cuts=True,
+        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
     ),
 ]

@@ -97,7 +97,7 @@ class LedgerWatcher(Watcher):
         if not isinstance(received, list):
             return item_sum(received, *here)
         # The final states of a recurrent layer have the batch elsewhere than its sequence.
-        states = (BatchAxis(*STATES, self.values.positions.batch),)
+        states = (BatchAxis(STATES.axis, STATES.outer, self.values.positions.batch),)
         recurrent = node_facts.kind is Kind.RECURRENT
         return added([item_sum(part, *(states if recurrent and index else here)) for index, part in received])
 
