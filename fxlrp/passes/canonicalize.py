@@ -248,7 +248,7 @@ def _is_atomic(node: fx.Node) -> bool:
         return node.op != "call_module"
     if node.op == "call_function" and hasattr(node.target, "__code__"):
         return False
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = _called(node).rstrip("_")  # an export makes what is done in place functional
     packet = getattr(torch.ops.aten, name, None) if name else None
     if packet is None or can_be_decomposed(name):
         return False

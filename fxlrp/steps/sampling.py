@@ -10,24 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.steps.declaration import primitive
-from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
+from fxlrp.steps.linear_operation import FixedOperation, Weight
 
 aten = torch.ops.aten
 
-BICUBIC = 2
-"""ATen's number of the interpolation whose weights may be negative."""
-
-
 @dataclass(frozen=True)
-class GridSample(LinearOperation):
+class GridSample(FixedOperation):
     """Samples of an image at the places of a grid, as ``F.grid_sample`` takes them; modes are ATen's numbers."""
 
     grid: Tensor
     mode: int
     padding: int
     align_corners: bool
-
-    held = True
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
         return grid_sample(x, self.grid, self.mode, self.padding, self.align_corners)
@@ -36,13 +30,8 @@ class GridSample(LinearOperation):
         return grid_sample_transpose(s, x, self.grid, self.mode, self.padding, self.align_corners)
 
 
-@dataclass(frozen=True)
-class FixedGridSample(FixedOperation, GridSample):
-    """The same with weights that are never negative: of the nearest place, or linear between places."""
-
-
 def _modes(mode: int, padding: int) -> tuple[str, str]:
-    return ("bilinear", "nearest", "bicubic")[mode], ("zeros", "border", "reflection")[padding]
+    return ("bilinear", "nearest")[mode], ("zeros", "border", "reflection")[padding]
 
 
 @primitive

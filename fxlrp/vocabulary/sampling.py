@@ -7,30 +7,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.steps.sampling import BICUBIC, FixedGridSample, GridSample, Resize, pool_indices, unpool_transpose
+from fxlrp.steps.sampling import GridSample, Resize, pool_indices, unpool_transpose
 from fxlrp.vocabulary.channel_moves import behind_batch
-from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign
+from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
 from fxlrp.vocabulary.routing import move
 from fxlrp.vocabulary.selection import max_pool
 
 aten = torch.ops.aten
 
-_MODES = {"bilinear": 0, "nearest": 1, "bicubic": BICUBIC}
+_MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 
 
 def lower_grid_sample(input: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros",
                       align_corners: bool | None = None) -> Any:
-    return aten.grid_sampler.default(input, grid, _MODES[mode], _PADDINGS[padding_mode], bool(align_corners))
+    return lower_grid_sampler(input, grid, _MODES[mode], _PADDINGS[padding_mode], bool(align_corners))
 
 
 def lower_grid_sampler(input: Any, grid: Any, mode: int, padding: int, align_corners: bool) -> Any:
+    if mode == _MODES["bicubic"]:
+        raise Unsupported("sampling a grid by bicubic interpolation, whose weights have both signs", final=True)
     return aten.grid_sampler.default(input, grid, mode, padding, align_corners)
 
 
 def bind_grid(a: Arguments, operand: str) -> Any:
-    sample = GridSample if a["interpolation_mode"] == BICUBIC else FixedGridSample
-    return sample(a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]), None, None
+    return GridSample(a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]), None, None
 
 
 def pooled_with_indices(dims: int) -> Any:

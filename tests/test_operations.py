@@ -1,0 +1,182 @@
+"""Operations of every family between two layers: the model's function, conserved, items alone, captured either way."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import assert_close, assert_explains
+from torch import nn
+
+import fxlrp
+
+SERIES, IMAGE, VECTOR = (3, 5, 6), (3, 2, 6, 6), (3, 6)
+INDEX = torch.tensor([0, 1, 0, 2, 1])
+POINTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def spread(h):
+    return INDEX[None, :, None].expand_as(h)
+
+
+def standardised(h):
+    var, mean = torch.var_mean(h, (1, 2), keepdim=True)
+    return (h - mean) / (var + 0.1).sqrt()
+
+
+def bilinear(h):
+    return F.bilinear(h, h.relu(), POINTS[:3, :, None] * POINTS[1:, None, :].flip(2)[:3], POINTS[0, :3])
+
+
+def blanked(h):
+    h = h.clone()
+    h[:, INDEX[:2]] = 0.5
+    h[h < -1] = 0.0
+    return h
+
+
+def grid(h):
+    return (POINTS[:, :4].reshape(1, 2, 4, 2).tanh() * 1.1).expand(h.shape[0], -1, -1, -1)
+
+
+FUNCTIONS = {
+    "var, named and counted": (lambda h: torch.var(h, dim=(1, 2), correction=0, keepdim=True) * h, SERIES),
+    "var_mean": (standardised, SERIES),
+    "std_mean": (lambda h: torch.cat(torch.std_mean(h, 1, unbiased=False), 1), SERIES),
+    "cosine similarity": (lambda h: F.cosine_similarity(h[:, :1], h[:, 1:], dim=-1), SERIES),
+    "pairwise distance": (lambda h: F.pairwise_distance(h[:, 0], h[:, 1], p=1, keepdim=True), SERIES),
+    "cdist": (lambda h: torch.cdist(h, POINTS), SERIES),
+    "cdist, largest difference": (lambda h: torch.cdist(h, POINTS, p=float("inf")), SERIES),
+    "bilinear": (bilinear, VECTOR),
+    "cross": (lambda h: torch.linalg.cross(h[..., :3], h[..., 3:]), SERIES),
+    "tensordot": (lambda h: torch.tensordot(h, POINTS.T, dims=1), SERIES),
+    "einsum of three": (lambda h: torch.einsum("bti,ij,bsj->bts", h, POINTS.T @ POINTS, h.tanh()), SERIES),
+    "einsum, a repeated axis": (lambda h: torch.einsum("bii->bi", h @ h.mT), SERIES),
+    "einsum, an ellipsis": (lambda h: torch.einsum("...nd,...d->...n", h, h.sum(-2)), SERIES),
+    "addmm with factors": (lambda h: torch.addmm(POINTS[:, 0], h, POINTS.T, beta=0.5, alpha=2.0), VECTOR),
+    "diagonal": (lambda h: torch.diagonal(h @ h.mT, dim1=1, dim2=2), SERIES),
+    "diag_embed": (lambda h: h @ torch.diag_embed(h[:, 0]), SERIES),
+    "tril": (lambda h: torch.tril(h @ h.mT) @ h, SERIES),
+    "rot90": (lambda h: torch.rot90(h, 3, (2, 3)) * torch.rot90(h, 1, (2, 3)).sigmoid(), IMAGE),
+    "circular padding": (lambda h: F.pad(h, (1, 2, 0, 3), mode="circular"), IMAGE),
+    "median": (lambda h: h.median(dim=1).values + h.median(dim=1, keepdim=True)[0][:, 0], SERIES),
+    "kthvalue": (lambda h: h.kthvalue(2, dim=-1).values, SERIES),
+    "quantile": (lambda h: torch.quantile(h, 0.3, dim=1, keepdim=True), SERIES),
+    "quantiles": (lambda h: torch.quantile(h, torch.tensor([0.1, 0.5], dtype=torch.float64), dim=1)[0], SERIES),
+    "prod": (lambda h: h.sigmoid().prod(1), SERIES),
+    "cumprod": (lambda h: torch.cumprod(1 - h.sigmoid(), dim=1), SERIES),
+    "cummax": (lambda h: torch.cummax(h, dim=1).values, SERIES),
+    "logcumsumexp": (lambda h: torch.logcumsumexp(h, dim=1), SERIES),
+    "logaddexp": (lambda h: torch.logaddexp(h[:, 0], h[:, 1]), SERIES),
+    "diff": (lambda h: torch.diff(h, n=2, dim=1, prepend=h[:, :1]), SERIES),
+    "lerp by a gate": (lambda h: torch.lerp(h.tanh(), h.flip(1), h.sigmoid()), SERIES),
+    "trapezoid": (lambda h: torch.trapezoid(h, dx=0.5, dim=1), SERIES),
+    "aminmax": (lambda h: torch.cat(torch.aminmax(h, dim=1), 1), SERIES),
+    "scatter_add": (lambda h: torch.zeros_like(h).scatter_add(1, spread(h), h), SERIES),
+    "scatter_add onto signal": (lambda h: h.tanh().scatter_add(1, spread(h), h), SERIES),
+    **{
+        f"scatter_reduce, {how}": (
+            lambda h, how=how: h.new_zeros(h.shape).scatter_reduce(1, spread(h), h, how, include_self=how == "sum"), SERIES
+        )
+        for how in ("sum", "mean", "amax", "amin", "prod")
+    },
+    "scatter": (lambda h: torch.zeros_like(h).scatter(-1, h.topk(2, -1).indices, h.topk(2, -1).values), SERIES),
+    "scatter a number": (lambda h: h.scatter(1, INDEX[None, :1, None].expand(h.shape[0], 1, 6), 0.5), SERIES),
+    "index_add": (lambda h: h.index_add(1, INDEX[:2], h[:, 3:], alpha=-0.5), SERIES),
+    "index_copy": (lambda h: h.index_copy(1, INDEX[:2], h[:, 3:].relu()), SERIES),
+    "index_fill": (lambda h: h.index_fill(1, INDEX[:2], 0.0), SERIES),
+    "index_put, summed": (
+        lambda h: h.new_zeros(h.shape).index_put((torch.arange(h.shape[0])[:, None], INDEX), h, accumulate=True), SERIES
+    ),
+    "places assigned": (blanked, SERIES),
+    "masked_scatter": (lambda h: h.masked_scatter((INDEX == 1)[None, :, None].expand_as(h), h[:, :2].tanh()), SERIES),
+    "take_along_dim": (lambda h: torch.take_along_dim(h, h.argsort(1)[:, :2], dim=1), SERIES),
+    "repeated by counts": (lambda h: torch.repeat_interleave(h, INDEX, dim=1), SERIES),
+    "columns of a mask": (lambda h: h[:, INDEX == 1], SERIES),
+    "grid_sample": (lambda h: F.grid_sample(h, grid(h), align_corners=False), IMAGE),
+    "grid_sample, nearest": (lambda h: F.grid_sample(h, grid(h), "nearest", "border", align_corners=True), IMAGE),
+    "max_unpool2d": (lambda h: F.max_unpool2d(*F.max_pool2d(h.relu(), 2, return_indices=True), 2), IMAGE),
+    "resizing with antialiasing": (
+        lambda h: F.interpolate(h, scale_factor=0.5, mode="bilinear", antialias=True), IMAGE
+    ),
+    "rrelu": (lambda h: F.rrelu(h, 0.1, 0.3), VECTOR),
+    "fmin": (lambda h: torch.fmin(h, h.flip(1)) + torch.fmax(h, POINTS[0]), VECTOR),
+    "power by a tensor": (lambda h: (h.abs() + 0.1) ** POINTS[0].abs(), VECTOR),
+    "power of a number": (lambda h: 2.0**h, VECTOR),
+    "remainder": (lambda h: h + torch.remainder(h, 1.0) - torch.floor(h), VECTOR),
+    "atan2": (lambda h: torch.atan2(h[:, :3], h[:, 3:]), VECTOR),
+}
+ABSORBS = ("bias", "constant", "padding", "stabilizer")
+
+
+class Between(nn.Module):
+    """A layer, a function, a layer; ``opened``: symbolic tracing cannot follow it."""
+
+    def __init__(self, function, shape, opened):
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.opened = function, opened
+        self.a = nn.Conv2d(2, 2, 1) if len(shape) == 4 else nn.Linear(6, 6)
+        self.double()
+        width = self.function(self.a(torch.randn(shape, dtype=torch.float64))).flatten(1).shape[1]
+        self.b = nn.Linear(width, 3).double()
+
+    def forward(self, x):
+        if self.opened and x.shape[1] < 1:
+            raise ValueError
+        return self.b(self.function(self.a(x)).flatten(1))
+
+
+@pytest.mark.parametrize("opened", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["symbolic", "export"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_operation_between_two_layers_is_explained(name, opened):
+    function, shape = FUNCTIONS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_explains(Between(function, shape, opened).eval(), x, absorbs=ABSORBS)
+
+
+@pytest.mark.parametrize("name", ["var_mean", "cdist", "einsum of three", "scatter_reduce, amax", "places assigned"])
+def test_export_explains_them_too(name):
+    function, shape = FUNCTIONS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_explains(Between(function, shape, True).eval(), x, absorbs=ABSORBS)
+
+
+def relevance_of(function, shape=VECTOR, **options):
+    model = Between(function, shape, False).eval()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return fxlrp.compile(model, **{"preset": "epsilon", "start": "logit", **options})(x, target=0).relevance
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shape"),
+    [
+        (lambda h: h.median(1).values, lambda h: h.sort(dim=1).values[:, 2], SERIES),
+        (lambda h: torch.quantile(h, 0.25, dim=1), lambda h: h.sort(dim=1).values[:, 1], SERIES),
+        (lambda h: torch.tensordot(h, POINTS.T, dims=1), lambda h: h @ POINTS.T, SERIES),
+        (lambda h: torch.einsum("bti,ij->btj", h, POINTS.T), lambda h: F.linear(h, POINTS), SERIES),
+        (lambda h: torch.addmm(POINTS[:, 0], h, POINTS.T, beta=1, alpha=1),
+         lambda h: F.linear(h, POINTS, POINTS[:, 0]), VECTOR),
+        (lambda h: torch.diff(h, dim=1), lambda h: h[:, 1:] - h[:, :-1], SERIES),
+        (lambda h: torch.rot90(h, 2, (2, 3)), lambda h: h.flip((2, 3)), IMAGE),
+        (lambda h: h.index_fill(1, INDEX[:1], 0.0), lambda h: torch.cat([0 * h[:, :1], h[:, 1:]], 1), SERIES),
+        (lambda h: F.pad(h, (1, 1), mode="circular"), lambda h: torch.cat([h[..., -1:], h, h[..., :1]], -1), SERIES),
+    ],
+)  # fmt: skip
+def test_two_spellings_of_one_function_get_the_same_relevance(one, other, shape):
+    assert_close(relevance_of(one, shape), relevance_of(other, shape), limit=1e-4)
+
+
+def test_every_factor_of_a_product_has_an_equal_part():
+    x = torch.tensor([[2.0, 3.0, 5.0]], dtype=torch.float64)
+    explanation = fxlrp.compile(Product().eval(), "epsilon", start="output")(x)
+    assert_close(explanation.relevance, torch.full((1, 3), 10.0, dtype=torch.float64), limit=1e-6)
+
+
+class Product(nn.Module):
+    def forward(self, x):
+        return x.prod(1, keepdim=True)
+
+
+def test_a_product_over_all_items_is_refused():
+    model = Between(lambda h: h * h.prod(), VECTOR, False).eval()
+    with pytest.raises(fxlrp.errors.FxlrpError, match="joins the items of a batch"):
+        fxlrp.compile(model, "conserving")(torch.randn(VECTOR, dtype=torch.float64))
