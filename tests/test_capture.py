@@ -1,5 +1,8 @@
 """Reading models: every spelling of an operation becomes the same graph, and means what the model means."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -336,11 +339,71 @@ def test_what_is_no_module_is_refused():
         fxlrp.compile(lambda x: x, "conserving")
 
 
-def test_a_weight_that_a_hook_computes_is_refused():
-    with pytest.warns(FutureWarning):
-        model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 3, 1)))
-    with pytest.raises(CaptureError, match=r"0 computes its weight in a hook.*parametrizations"):
-        fxlrp.compile(model.eval(), "conserving")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_a_hook_of_torch_computes_is_followed(wrap):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.Sequential(wrap(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        expected = model(x)
+    plain = copy.deepcopy(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), model[2])).eval()
+    plain[0].weight.data, plain[0].bias.data = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    explanation = fxlrp.compile(model, "conserving")(x, target=1)
+    assert_close(explanation.output, expected)
+    assert_close(explanation.relevance, fxlrp.compile(plain, "conserving")(x, target=1).relevance)
+
+
+def test_a_number_that_forward_makes_of_a_buffer_is_followed():
+    class WarmUp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.register_buffer("steps", torch.tensor(50))
+
+        def forward(self, x):
+            return self.layer(x) * min(1.0, self.steps.item() / 100)
+
+    model, x = WarmUp().eval(), torch.randn(2, 4)
+    explainer = fxlrp.compile(model, "conserving", start="logit")
+    assert_close(explainer(x).output, model(x))
+    model.steps.fill_(80)
+    assert_close(explainer(x).output, model(x))
+
+
+@pytest.mark.parametrize("form", ["program", "module"])
+def test_an_exported_program_is_explained_as_its_module_is(form):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(2, 3, 4, 4)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    explanation = fxlrp.compile(program if form == "program" else program.module(), "conserving")(x, target=1)
+    assert_close(explanation.relevance, fxlrp.compile(model, "conserving")(x, target=1).relevance)
+
+
+def test_a_quantised_model_is_refused_by_name():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)).eval(), {nn.Linear})
+    with pytest.raises(CaptureError, match=r"'0' is quantised.*model that it was made of"):
+        fxlrp.compile(model, "conserving")
+
+
+def test_a_batch_that_forward_makes_a_number_of_is_read_for_each_size():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            parts = x.view(x.shape[0], 2, 2, 4).reshape(-1, 2, 4).relu()
+            items = int(parts.shape[0] / (4 / 2))
+            return self.layer(parts.view(items, 4, 4).mean(1))
+
+    model = Windows().eval()
+    explainer = fxlrp.compile(model, "conserving", start="logit")
+    for size in (3, 2):
+        x = torch.randn(size, 4, 4)
+        assert_close(explainer(x).output, model(x))
 
 
 def test_forward_hooks_are_mentioned_and_run_by_verification_alone():

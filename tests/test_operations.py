@@ -74,7 +74,8 @@ FUNCTIONS = {
     "scatter_add onto signal": (lambda h: h.tanh().scatter_add(1, spread(h), h), SERIES),
     **{
         f"scatter_reduce, {how}": (
-            lambda h, how=how: h.new_zeros(h.shape).scatter_reduce(1, spread(h), h, how, include_self=how == "sum"), SERIES
+            lambda h, how=how: torch.zeros_like(h).scatter_reduce(1, spread(h), h, how, include_self=how == "sum"),
+            SERIES,
         )
         for how in ("sum", "mean", "amax", "amin", "prod")
     },

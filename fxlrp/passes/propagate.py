@@ -49,7 +49,10 @@ def _routing(values: Values, node: fx.Node, node_facts: Facts, relevance: Releva
         shares = Shares([moved])
         if operation.pads:
             shares.absorbed[PADDING] = lambda: outside(relevance, arguments["pad"])
-        if operation.loses:
+        if callable(operation.loses):
+            lost = operation.loses
+            shares.absorbed[CONSTANT] = lambda: lost(relevance, arguments)
+        elif operation.loses:
             shares.absorbed[CONSTANT] = lambda: relevance - moved
         return shares
     pieces = [(signal, moved[i]) for i, signal in enumerate(carries)]

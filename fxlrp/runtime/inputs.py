@@ -75,6 +75,8 @@ def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[In
             spec = _integers(node, forward) if facts(node).integer else _spec(node, forward)
             numbers = not facts(node).integer and bool(node.users) and all(map(_casts, node.users))
             specs.append(replace(spec, shape=shapes.get(str(node.target)), numbers=numbers))
+    if not all(spec.numbers for spec in specs):  # beside other inputs, integers that are cast are a mask
+        specs = [replace(spec, numbers=False) for spec in specs]
     return specs
 
 

@@ -14,22 +14,6 @@ from fxlrp.steps.linear_operation import FixedOperation, Weight
 
 aten = torch.ops.aten
 
-@dataclass(frozen=True)
-class GridSample(FixedOperation):
-    """Samples of an image at the places of a grid, as ``F.grid_sample`` takes them; modes are ATen's numbers."""
-
-    grid: Tensor
-    mode: int
-    padding: int
-    align_corners: bool
-
-    def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        return grid_sample(x, self.grid, self.mode, self.padding, self.align_corners)
-
-    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return grid_sample_transpose(s, x, self.grid, self.mode, self.padding, self.align_corners)
-
-
 def _modes(mode: int, padding: int) -> tuple[str, str]:
     return ("bilinear", "nearest")[mode], ("zeros", "border", "reflection")[padding]
 
@@ -44,6 +28,12 @@ def grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, align_corners:
 def grid_sample_transpose(s: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
     """The transpose of :func:`grid_sample` in the image, in the shape of ``x``."""
     return torch.func.vjp(lambda image: grid_sample(image, grid, mode, padding, align_corners), x)[1](s)[0]
+
+
+@primitive(linear="first")
+def outside_of_image(s: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
+    """The relevance of what was sampled outside of the image, where it is zero."""
+    return s * (1 - grid_sample(torch.ones_like(x), grid, mode, padding, align_corners))
 
 
 @primitive(linear="first")

@@ -92,7 +92,8 @@ class Operation:
         input_channels: for a layer ``(shape of its weight, arguments) ->`` how many channels, or features, it takes.
         cuts: routing that keeps a part of a value: another part is not the same value.
         pads: routing that puts constants around a value.
-        loses: routing that puts constants in the place of some elements.
+        loses: routing that puts constants in the place of some elements; or ``(relevance, arguments) ->`` what these
+            get, where the value is of another shape than its operand.
         parametric: it counts as a layer where branches are compared.
         activates: it is an activation, such as a ReLU.
     """
@@ -116,7 +117,7 @@ class Operation:
     input_channels: Callable[[Sequence[int], Arguments], int] | None = None
     cuts: bool = False
     pads: bool = False
-    loses: bool = False
+    loses: bool | Callable[[Any, Arguments], Any] = False
     parametric: bool = False
     activates: bool = False
 

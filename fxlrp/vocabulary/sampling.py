@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.steps.sampling import GridSample, Resize, pool_indices, unpool_transpose
+from fxlrp.steps.sampling import Resize, grid_sample_transpose, outside_of_image, pool_indices, unpool_transpose
 from fxlrp.vocabulary.channel_moves import behind_batch
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
 from fxlrp.vocabulary.routing import move
@@ -30,8 +30,8 @@ def lower_grid_sampler(input: Any, grid: Any, mode: int, padding: int, align_cor
     return aten.grid_sampler.default(input, grid, mode, padding, align_corners)
 
 
-def bind_grid(a: Arguments, operand: str) -> Any:
-    return GridSample(a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]), None, None
+def _grid(a: Arguments) -> tuple[Any, ...]:
+    return a["input"], a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]
 
 
 def pooled_with_indices(dims: int) -> Any:
@@ -75,9 +75,11 @@ def antialiased(name: str) -> Operation:
 
 
 OPERATIONS = [
-    Operation(
-        aten.grid_sampler.default, Kind.LINEAR, operands=("input",), bind=bind_grid, sign=Sign.KEEPS,
-        channels=behind_batch, functions=(torch.grid_sampler,), lower=lower_grid_sampler,
+    # A sample is its place, and relevance goes there by the weights alone: the values between which it lies are alike.
+    move(
+        aten.grid_sampler.default, lambda r, a: grid_sample_transpose(r, *_grid(a)), operands=("input",),
+        loses=lambda r, a: outside_of_image(r, *_grid(a)), channels=behind_batch, functions=(torch.grid_sampler,),
+        lower=lower_grid_sampler,
     ),
     move(
         aten.max_unpool2d.default, lambda r, a: unpool_transpose(r, a["indices"]), lower=lower_unpool,

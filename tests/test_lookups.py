@@ -1,0 +1,112 @@
+"""Integer inputs: where they are looked up, how they are moved before, and where their relevance belongs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import assert_close, assert_explains, assert_items_independent
+from torch import nn
+
+import fxlrp
+
+
+class Ids(nn.Module):
+    def __init__(self, look_up, width, **parts):
+        super().__init__()
+        torch.manual_seed(0)
+        self.look_up, self.head = look_up, nn.Linear(width, 3)
+        for name, part in parts.items():
+            self.register_buffer(name, part) if type(part) is torch.Tensor else setattr(self, name, part)
+        self.double().eval()
+
+    def forward(self, ids):
+        return self.head(self.look_up(self, ids))
+
+
+def table(rows=20, features=6):
+    return nn.Embedding(rows, features)
+
+
+LOOKUPS = {
+    "embedding": (lambda m, i: m.e(i).mean(1), 6, {"e": table()}),
+    "transposed": (lambda m, i: m.e(i.t()).mean(0), 6, {"e": table()}),
+    "each column in a table of its own": (
+        lambda m, i: torch.cat([e(i[:, k]) for k, e in enumerate(m.e)], 1), 10,
+        {"e": nn.ModuleList(table(20, 2) for _ in range(5))},
+    ),
+    "shifted by offsets": (lambda m, i: m.e(i + m.n).sum(1), 6, {"e": table(40), "n": torch.arange(0, 20, 4)}),
+    "a parameter indexed": (lambda m, i: m.w[i].mean(1), 6, {"w": nn.Parameter(torch.randn(20, 6))}),
+    "a vector indexed": (lambda m, i: m.w[i], 5, {"w": nn.Parameter(torch.randn(20))}),
+    "index_select of flat ids": (
+        lambda m, i: torch.index_select(m.w, 0, i.view(-1)).view(-1, 5, 6).mean(1), 6,
+        {"w": nn.Parameter(torch.randn(20, 6))},
+    ),
+    "one-hot": (lambda m, i: m.w(F.one_hot(i, 20).double().transpose(1, 2)).amax(2), 6, {"w": nn.Conv1d(20, 6, 3)}),
+    "bag, mean": (lambda m, i: m.e(i), 6, {"e": nn.EmbeddingBag(20, 6)}),
+    "bag, largest": (lambda m, i: m.e(i), 6, {"e": nn.EmbeddingBag(20, 6, mode="max")}),
+    "bag with padding": (lambda m, i: m.e(i), 6, {"e": nn.EmbeddingBag(20, 6, padding_idx=1)}),
+    "bag by offsets": (
+        lambda m, i: m.e(i.reshape(-1), torch.arange(0, i.numel(), 5)), 6, {"e": nn.EmbeddingBag(20, 6, mode="sum")}
+    ),
+}  # fmt: skip
+IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 1, 1, 19, 0], [3, 3, 3, 3, 3]])
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_relevance_begins_where_integers_are_looked_up(name):
+    look_up, width, parts = LOOKUPS[name]
+    explainer, _ = assert_explains(
+        Ids(look_up, width, **parts), IDS, start="logit", absorbs=("bias", "constant", "padding", "stabilizer")
+    )
+    assert explainer(IDS).relevance.shape[:2] == IDS.shape
+
+
+def test_relevance_of_a_column_is_where_the_column_is():
+    model = Ids(*LOOKUPS["each column in a table of its own"][:2], e=nn.ModuleList(table(20, 2) for _ in range(5)))
+    with torch.no_grad():
+        model.head.weight[:, 2:] = 0  # only the first column counts
+    relevance = fxlrp.token_relevance(fxlrp.compile(model, "epsilon", start="logit")(IDS).relevance)
+    assert (relevance[:, 0] != 0).all()
+    assert (relevance[:, 1:] == 0).all()
+
+
+def test_a_table_and_an_embedding_are_the_same_lookup():
+    weight = torch.randn(20, 6)
+    embedding = table()
+    embedding.weight.data = weight.clone()
+    one = Ids(lambda m, i: m.e(i).mean(1), 6, e=embedding)
+    other = Ids(lambda m, i: m.w[i].mean(1), 6, w=nn.Parameter(weight))
+    relevance = [fxlrp.compile(model, "epsilon", start="logit")(IDS).relevance for model in (one, other)]
+    assert_close(*relevance)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_that_are_computed_with_are_numbers(dtype):
+    class Bytes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.layer(x.float() / 255)
+
+    model, x = Bytes().eval(), torch.randint(1, 200, (3, 5)).to(dtype)
+    explainer = fxlrp.compile(model, "conserving", start="logit")
+    explanation = explainer(x)
+    assert_close(explanation.output, model(x))
+    assert explanation.relevance.is_floating_point()
+    assert_items_independent(explainer, x)
+
+
+def test_a_mask_beside_token_numbers_stays_a_mask():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.head = table(), nn.Linear(6, 3)
+
+        def forward(self, ids, mask):
+            return self.head((self.e(ids) * mask.float().unsqueeze(-1)).sum(1))
+
+    mask = torch.tensor([[1, 1, 1, 0, 0]] * 3)
+    explanation = fxlrp.compile(Masked().eval(), "conserving", start="logit")(IDS, mask)
+    assert (explanation.by_input["mask"] == 0).all()
+    assert (explanation.by_input["ids"][:, 3:] == 0).all()
