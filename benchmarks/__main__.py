@@ -1,17 +1,17 @@
 """``python -m benchmarks NAME``: every benchmark is a command."""
 
-from importlib import import_module
-
 import typer
 
-from benchmarks import runs
+from benchmarks import costs, coverage, kinds, optimizer, runs, speed, zoo
 
-TIMED = ("speed", "scaling", "optimizer", "kinds", "targets", "precision", "evaluation")
+TIMED = (speed.BENCHMARK, speed.SCALING, optimizer.BENCHMARK, kinds.BENCHMARK, costs.TARGETS, costs.PRECISION,
+         costs.EVALUATION)  # fmt: skip
+
 app = typer.Typer(help="Measure what models fxlrp explains, and how fast. Pages and CSV files lie in benchmarks/.")
-for name in (*TIMED, "coverage", "choose_timm_models"):
-    module = import_module(f"benchmarks.{name}")
-    run = runs.command(module.BENCHMARK) if name in TIMED else module.main
-    app.command(name.replace("_", "-"), help=module.BENCHMARK.about if name in TIMED else None)(run)
+for benchmark in TIMED:
+    app.command(benchmark.name, help=benchmark.about)(runs.command(benchmark))
+app.command("coverage")(coverage.main)
+app.command("choose-timm-models")(zoo.choose_timm_models)
 
 if __name__ == "__main__":
     app()

@@ -2,27 +2,32 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import polars as pl
 import typer
-from rich.console import Console
 
-from benchmarks.coverage_page import context
 from benchmarks.coverage_worker import PEER_STAGES, STAGES
 from benchmarks.csv_table import CsvTable
-from benchmarks.pages import page
+from benchmarks.pages import groups, in_order, page
 from benchmarks.peers import PEERS
 from benchmarks.provenance import CORES, MEMORY, commit, now, versions
-from benchmarks.runs import checked, interruptible
+from benchmarks.runs import HERE, checked, console, interruptible
 from benchmarks.workers import Failure, Row, Worker
 from benchmarks.zoo import ZOOS, smallest_classifiers
 
-HERE = Path(__file__).parent
 PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
+LIMITS = {"float32": 1e-4, "float64": 1e-10}
+NUMBERS = ("node_error", "total_error", "compile_s", "ratio")
+TEXTS = (
+    "zoo", "dtype", "peer", "group", "status", "stage", "reason", "capture", "joins_identity", "joins_projection",
+    "joins_merge", "worst_node", "absorbed", "outputs", "finite", "within_1_percent", "start", "how", "made", "date",
+)  # fmt: skip
+COLUMNS = dict.fromkeys(NUMBERS, pl.Float64) | dict.fromkeys(TEXTS, pl.String)
 
 
 def main(
@@ -59,7 +64,7 @@ def main(
         return fresh or not known or (retry_failed and known["status"] == "failed")
 
     todo = list(filter(due, wanted))
-    console, threads, numbers = Console(soft_wrap=True, highlight=False), max(1, CORES // jobs), count(1)
+    threads, numbers = max(1, CORES // jobs), count(1)
     console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
     made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
 
@@ -75,7 +80,7 @@ def main(
         (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
         console.print(f"written: {out / 'coverage.md'}")
 
-    with interruptible(write, console, "the same command goes on from here"):
+    with interruptible(write, "the same command goes on from here"):
         sweep(todo, jobs, start, enter)
 
 
@@ -97,13 +102,10 @@ def sweep(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter:
         return row | found
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = waiting = {pool.submit(measured, row) for row in todo}
+        futures = [pool.submit(measured, row) for row in todo]
         try:
-            while waiting:
-                # Not longer, so that Ctrl-C is heard where another thread gets the signal.
-                done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                for future in done:
-                    enter(future.result())
+            for future in as_completed(futures):
+                enter(future.result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(future.done() for future in futures):  # a thread may just be starting its worker
@@ -119,3 +121,46 @@ def _told(row: Row) -> str:
     if "peer" in row:
         return f"{head}Σ relevance / start {row['ratio']:.4g}"
     return f"{head}worst node {row['node_error']:.4g}, total {row['total_error']:.4g}, outputs {row['outputs']}"
+
+
+def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
+    """What the page may name; models come as the zoos have them, not as processes happened to end."""
+    frame, others = models.frame(COLUMNS), peers.frame(COLUMNS)
+    known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo].members()]
+    places = pl.DataFrame(known, schema=["zoo", "name"], orient="row").with_row_index("place")
+    ok, finite = pl.col("status") == "ok", pl.col("finite") == "True"
+    frame = frame.join(places, on=["zoo", "name"], how="left").sort("place", "dtype", nulls_last=True).with_columns(
+        limit=pl.col("dtype").replace_strict(LIMITS, return_dtype=pl.Float64),
+    ).with_columns(conserves=(ok & finite & (pl.col("total_error") <= pl.col("limit"))).fill_null(False))  # fmt: skip
+    others = in_order(in_order(others, "peer", PEERS), "name", ZOOS["torchvision"].members())
+    rows = pl.concat([frame.select("made", "date"), others.select("made", "date")])
+    return {
+        "dates": (rows["date"].min(), rows["date"].max()),
+        "made": [(how, len(some)) for how, some in groups(rows, "made").items()],
+        "summary": _summary(frame).rows(named=True),
+        "failed": frame.filter(~pl.col("conserves")).sort(ok, maintain_order=True).rows(named=True),
+        "zoos": [(zoo, [dtype for dtype in LIMITS if dtype in some["dtype"]], [
+            {row["dtype"]: row for row in rows.iter_rows(named=True)} for rows in groups(some, "name").values()
+        ]) for zoo, some in groups(frame, "zoo").items()],
+        "peers": others.rows(named=True),
+        "within": ["within 1 %", *(f"{(some['within_1_percent'] == 'True').sum()} of {len(some)}"
+                                   for some in groups(others, "peer").values())],
+        "settings": groups(others.filter(ok), "peer", "start", "how"),
+    }  # fmt: skip
+
+
+def _summary(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row per zoo and precision: how many of the models that run do what, and the worst errors."""
+    ok, constant = pl.col("status") == "ok", pl.col("absorbed").str.contains("^(constant [^;]*(; )?)*$")
+    return frame.group_by("zoo", "dtype", "limit", maintain_order=True).agg(
+        models=pl.len(),
+        run=ok.sum(),
+        identical=(ok & (pl.col("outputs") == "bit-identical")).sum(),
+        conserve=(ok & (pl.col("total_error") <= pl.col("limit"))).sum(),
+        at_every_node=(ok & (pl.col("node_error") <= pl.col("limit"))).sum(),
+        # max() would pass over NaN, which is the worst.
+        worst_total=pl.col("total_error").filter(ok).nan_max(),
+        worst_node=pl.col("node_error").filter(ok).nan_max(),
+        constants=(ok & constant).sum(),
+        finite=(ok & (pl.col("finite") == "True")).sum(),
+    )

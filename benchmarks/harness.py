@@ -5,17 +5,26 @@ machine, so the ratio of each to the yardstick's call of its round is taken, and
 yardstick in a second process: how far its ratio lies from 1 is what nothing explains.
 """
 
+import ctypes
+import gc
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from math import nan
+from pathlib import Path
+from pkgutil import resolve_name
 from statistics import median
+from typing import Any
 
 import torch
 
-from benchmarks.methods import Case
-from benchmarks.provenance import busy_cores, now, processor
+import fxlrp
+from benchmarks.methods import FORMATS, Case, Trial
+from benchmarks.provenance import busy_cores, commit, now, processor
 from benchmarks.workers import Failure, Row, Worker
 
 PLACEBO = "placebo"
@@ -23,13 +32,13 @@ PLACEBO = "placebo"
 
 @dataclass(frozen=True)
 class Settings:
-    """How methods of a module's ``METHODS``, the ``registry``, are timed.
+    """How methods are timed, which ``methods`` names: the module and its dictionary of them, with a colon between.
 
     Beside the first call, ``warmups`` do not count and ``rounds`` do. ``timeout``: seconds for one step of a worker;
     ``together``: how many take turns beside yardstick and placebo; ``device``: ``"cpu"`` or ``"cuda"``.
     """
 
-    registry: str
+    methods: str
     rounds: int = 15
     threads: int = 2
     timeout: float = 900
@@ -62,16 +71,12 @@ def measure(
         "busy": busy_cores(), "torch": torch.__version__, "yardstick": yardstick,
         "run": f"{case.model} {case.size} {case.batch} {datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}",
     }  # fmt: skip
-    starts = range(0, max(1, len(others)), settings.together)
-    groups, rows, number = [others[start : start + settings.together] for start in starts], {}, 0
-    groups[0].insert(0, PLACEBO)
-    while groups:
-        names, number = groups.pop(0), number + 1
+    size, rows = settings.together, {}
+    groups = [[PLACEBO, *others[:size]], *(others[start : start + size] for start in range(size, len(others), size))]
+    for number, names in enumerate(groups, start=1):  # groups are added on the way
         measured = _side_by_side([yardstick, *names], entries, case, settings, tell)
-        if number > 1:
-            del measured[yardstick]
-        for name, told in measured.items():
-            rows[name] = [{**common, "group": number, "method": name, **row} for row in told]
+        for name in names if number > 1 else measured:
+            rows[name] = [{**common, "group": number, "method": name, **row} for row in measured[name]]
         groups += [[name] for name in names if len(names) > 1 and rows[name][0]["stage"] not in ("", "yardstick")]
     # What failed early could not tell on which device.
     device = next((row["device_name"] for some in rows.values() for row in some if "device_name" in row), processor())
@@ -120,8 +125,8 @@ class TimedMethod(Worker):
     def __init__(self, name: str, entry: Entry, case: Case, settings: Settings) -> None:
         self.name, self.warmups, self.facts, self.calls = name, settings.warmups, {}, []
         self.failure: Failure | None = None
-        job = {"case": asdict(case), "method": entry.method, "registry": settings.registry, "device": settings.device}
-        super().__init__("benchmarks.timing_worker", job, settings.timeout, settings.threads, checkout=entry.checkout)
+        job = {"case": asdict(case), "method": entry.method, "methods": settings.methods, "device": settings.device}
+        super().__init__("benchmarks.harness", job, settings.timeout, settings.threads, checkout=entry.checkout)
 
     def prepare(self) -> None:
         """Do all up to the first call that counts."""
@@ -160,3 +165,89 @@ class TimedMethod(Worker):
                 "ratio_min": min(ratios), "ratio_max": max(ratios), "seconds": median(times), **({} if part else whole),
             })  # fmt: skip
         return rows
+
+
+class Tasks:
+    """What the process of a method can be asked to do: a step at a time."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        torch.set_num_threads(job["threads"])
+        self.job, self.device, self.memory = job, job["device"], Memory(job["device"])
+
+    def make(self) -> Row:
+        """The model and its images, and what the method needs that is not timed."""
+        case, self.method = Case(**self.job["case"]), resolve_name(self.job["methods"])[self.job["method"]]
+        if not self.method.suits(case.model, self.device):
+            raise ValueError(f"does not apply to {case.model} on {self.device}")
+        form = "channels-last" if self.method.channels_last else "contiguous"
+        model, images = (each.to(self.device, memory_format=FORMATS[form]) for each in self.method.subject(case))
+        trial = Trial(model, images, case.variant)
+        self.steps = self.method.steps(trial)
+        next(self.steps)
+        self.before = self.memory.start_over() or 0
+        package, checkout = self.method.package, Path(fxlrp.__file__).parents[1]
+        version = f"{fxlrp.__version__}, {commit(checkout)}" if package == "fxlrp" else metadata.version(package)
+        named = {"device_name": torch.cuda.get_device_name()} if self.device == "cuda" else {}
+        return {"version": f"{package} {version}", "memory_format": form, **named, **trial.facts}
+
+    def set_up(self) -> Row:
+        seconds, _, self.call = self._timed(lambda: next(self.steps))
+        return {"seconds": seconds}
+
+    def measure(self) -> Row:
+        """Seconds of one call, by the clock and of the processor; and of its parts, if it tells them."""
+        seconds, processor, result = self._timed(self.call)
+        parts = result if self.method.parts else {}
+        return {"seconds": sum(parts.values()) if parts else seconds, "processor": processor, "parts": parts}
+
+    def weigh(self) -> Row:
+        """MiB held between calls, at the peak of one more call, and at the peak of all, beyond model and images."""
+        most, between = self.memory.peak(), self.memory.start_over()
+        self._timed(self.call)
+        peak = self.memory.peak()
+        if between is None or peak is None:
+            return {}
+        sizes = {"held_mb": between - self.before, "call_mb": peak - between, "peak_mb": max(most, peak) - self.before}
+        return {name: max(0.0, size / 2**20) for name, size in sizes.items()}
+
+    def _timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
+        gc.collect()  # what earlier calls left in cycles is neither this one's time nor its memory
+        wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        wait()
+        began, processor = time.perf_counter(), time.process_time()
+        result = run()
+        wait()
+        return time.perf_counter() - began, time.process_time() - processor, result
+
+
+class Memory:
+    """Bytes that a process holds on a CPU, or torch's allocator on CUDA; ``None`` where the system does not tell."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+
+    def peak(self) -> int | None:
+        """Since `start_over`."""
+        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+
+    def start_over(self) -> int | None:
+        """Give back what is free, and let `peak` count from here; what is held is in use."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        with suppress(OSError, AttributeError):  # glibc keeps what was freed; other C libraries have no such call
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        held = _status("VmRSS")
+        with suppress(OSError):  # of a system without the file, which makes the high-water mark what is held now
+            Path("/proc/self/clear_refs").write_text("5")
+        return held
+
+
+def _status(name: str) -> int | None:
+    """An entry of this process's status, in bytes."""
+    with suppress(OSError):
+        entry = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(entry[1]) * 1024 if entry else None
+    return None

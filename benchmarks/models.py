@@ -1,7 +1,6 @@
 """The models that are timed, by name, on random weights that are worth explaining; and the noise they are given."""
 
 import re
-from typing import Any
 
 import torch
 import torchvision
@@ -10,11 +9,6 @@ from torchvision.models.resnet import BasicBlock
 
 MODELS = ("resnet50", "vgg16_bn", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
 _CIFAR = re.compile(r"cifar_resnet(\d+)")
-
-
-def subject(case: Any) -> tuple[nn.Module, Tensor]:
-    """The model and the images of a case."""
-    return build(case.model), noise(3, case.size, case.size, batch=case.batch)
 
 
 def build(name: str) -> nn.Module:

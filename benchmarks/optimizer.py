@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks.harness import PLACEBO
-from benchmarks.methods import Method, fxlrp_method
+from benchmarks.methods import fxlrp_method
 from benchmarks.pages import groups, in_order
 from benchmarks.runs import Benchmark, every
 from fxlrp.passes.optimize import EMITTED, NAMES, PASSES
@@ -17,19 +17,18 @@ WORTH = 0.03
 """An optimisation is kept if it wins this share of time or memory beyond the placebo on any model."""
 
 
-def variants() -> dict[str, Method]:
-    """Programs with all optimisations, with none, and without each one."""
-    chosen: dict[str, bool | list[str]] = {ALL: True, "none": False}
-    chosen |= {f"without {name}": [other for other in NAMES if other != name] for name in NAMES}
-    return {name: fxlrp_method(channels_last=True, optimize=names) for name, names in chosen.items()}
-
-
-METHODS = variants()
+METHODS = {
+    name: fxlrp_method(channels_last=True, optimize=chosen) for name, chosen in {
+        ALL: True, "none": False,
+        **{f"without {name}": [other for other in NAMES if other != name] for name in NAMES},
+    }.items()
+}  # fmt: skip
+"""Programs with all optimisations, with none, and without each one."""
 
 
 def context(frame: pl.DataFrame) -> dict[str, Any]:
     """What each optimisation wins at best, the figures of all programs by model, and what the names mean."""
-    frame = in_order(frame, "method", [ALL, PLACEBO, *METHODS])
+    frame = in_order(frame, "method", [PLACEBO, *METHODS])
     models = {key: [{**row, "what": what, "column": f"{what}, batch {row['batch']}"}
                     for row in rows.sort("batch", maintain_order=True).iter_rows(named=True)
                     for what in ("time", "memory")]
@@ -62,6 +61,6 @@ def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
 
 
 BENCHMARK = Benchmark(
-    "optimizer", "Time explainers with all optimisations, with none, and without each of them.", __name__,
+    "optimizer", "Time explainers with all optimisations, with none, and without each of them.", f"{__name__}:METHODS",
     every(MODELS, (1, 8)), context,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pages of Markdown: what ``texts/`` says of each benchmark, filled with what its rows say."""
+"""Pages of Markdown: what ``texts/`` says of each benchmark, filled with what its rows say; and pictures of these."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +10,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.harness import PLACEBO
 from benchmarks.workers import Row
+
+# The colours of Okabe and Ito, which differ for every kind of colour vision, and markers.
+STYLES = {
+    "fxlrp eager": ("#56B4E9", "o"), "fxlrp channels-last": ("#0072B2", "s"), "fxlrp inductor": ("#009E73", "D"),
+    "fxlrp cudagraphs": ("#009E73", "P"), "captum LRP": ("#F0E442", "v"), "autolrp": ("#E69F00", "^"),
+    "autolrp composite": ("#D55E00", "<"), "zennit EpsilonPlus": ("#CC79A7", ">"), "lxt": ("#999999", "X"),
+}  # fmt: skip
 
 
 def page(name: str, **context: Any) -> str:
@@ -45,10 +52,9 @@ def groups(frame: pl.DataFrame, *columns: str) -> dict[Any, pl.DataFrame]:
     return {key if len(columns) > 1 else key[0]: part for key, part in parts.items()}
 
 
-def in_order(frame: pl.DataFrame, column: str, values: Iterable[object]) -> pl.DataFrame:
+def in_order(frame: pl.DataFrame, column: str, values: Iterable[str]) -> pl.DataFrame:
     """Sorted by a column as ``values`` has them; others come last."""
-    ranks = {value: rank for rank, value in enumerate(values)}
-    return frame.sort(pl.Series([ranks.get(value, len(ranks)) for value in frame[column]]), maintain_order=True)
+    return frame.sort(pl.col(column).cast(pl.Enum([*values]), strict=False), nulls_last=True, maintain_order=True)
 
 
 def ratio(row: Row, digits: int = 2) -> str:
@@ -92,3 +98,45 @@ def _cases(whole: pl.DataFrame, parts: pl.DataFrame, facts: Mapping[str, str]) -
         del cells["device_name"]
     used = {name: column for name, column in cells.items() if any(column)}
     return table([*used], zip(*used.values(), strict=True))
+
+
+def draw(panels: Mapping[tuple[str, str], pl.DataFrame], path: Path, columns: int) -> bool:
+    """Draw one panel per device and title, with the least and largest ratio; return whether there was anything to draw.
+
+    Args:
+        panels: by device and title the rows, with their ``value`` on the axis: a number, drawn as lines, or a name.
+        path: of the picture.
+        columns: how many panels stand side by side.
+    """
+    from matplotlib.figure import Figure
+
+    known = pl.col("status") == "ok", pl.col("method").is_in(list(STYLES))
+    panels = {key: rows for key, frame in panels.items() if len(rows := frame.filter(*known))}
+    if not panels:
+        return False
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(1 + (4 if columns > 1 else 12) * columns, 1 + 3.4 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    for ax, ((device, title), rows) in zip(axes, panels.items(), strict=False):
+        values, names = list(rows["value"].unique(maintain_order=True)), isinstance(rows["value"][0], str)
+        methods = [name for name in STYLES if name in rows["method"]]
+        for index, name in enumerate(methods):
+            own, (colour, marker) = rows.filter(pl.col("method") == name), STYLES[name]
+            # What stands at a name stands side by side.
+            shift = (index - (len(methods) - 1) / 2) * 0.8 / len(methods)
+            at = [values.index(value) + shift for value in own["value"]] if names else own["value"]
+            ax.errorbar(at, own["ratio"], yerr=[own["ratio"] - own["ratio_min"], own["ratio_max"] - own["ratio"]],
+                        label=name, color=colour, marker=marker, linestyle="" if names else "-")  # fmt: skip
+        ax.axhline(1, color="black", linewidth=1, linestyle="--", label="autograd")
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter("{x:g}")  # powers of two as numbers
+        if not names:
+            ax.set_xscale("log", base=2)
+        ax.set_xticks(range(len(values)) if names else values, list(map(str, values)))
+        ax.minorticks_off()
+        ax.set_title(title, fontsize=10)
+        ax.set_ylabel(f"time / autograd, {device}")
+    handles = {name: handle for ax in figure.axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=110)
+    return True

@@ -1,13 +1,13 @@
 """Other implementations of LRP, each used as its own documentation does, and fxlrp beside them.
 
-Each explains the predicted class. Activations are taken out of place for them, which changes no value and saves them
-from errors that a user would work around in the same way.
+They are methods as in `benchmarks.methods`: what is yielded first says how the implementation is used; the call returns
+the output of the model, (batch, classes), and the relevance of the images. Each explains the predicted class.
 """
 
 import copy
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,69 +21,62 @@ from torchvision.models import VGG
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import fxlrp
+from benchmarks.methods import Method, Trial
 
 
 @dataclass(frozen=True)
-class Peer:
-    """An implementation of LRP.
+class Peer(Method):
+    """An implementation of LRP; ``start``: the relevance that enters for each image, or ``"one"`` for a whole call."""
 
-    Attributes:
-        steps: a generator function of model and images. It does what is not timed and yields how the peer is used; then
-            it does the set-up and yields what explains: from images to the output of the model (batch, classes) and the
-            relevance of the images.
-        package: its name on PyPI.
-        start: the relevance that enters: ``"logit"``, ``"probability"``, or ``"one"`` for the whole of one call.
-    """
-
-    steps: Callable[[nn.Module, Tensor], Iterator[Any]]
-    package: str
     start: str = "logit"
-
-    def prepared(self, model: nn.Module, images: Tensor) -> Iterator[Any]:
-        """The steps, of a model without activations in place."""
-        for module in model.modules():
-            if getattr(module, "inplace", False) is True and self.package not in ("fxlrp", "lxt"):
-                module.inplace = False
-        return self.steps(model, images)
 
     def shares(self, model: nn.Module, images: Tensor) -> tuple[Tensor, str]:
         """What arrives at the input over what entered, (batch,) in float64; and how the peer is used."""
-        how, explain = self.prepared(model, images)
+        explained = []
         # What propagates shares of one gets one image at a time.
-        batches = images.split(1) if self.start == "one" else [images]
-        explained = zip(*map(explain, batches), strict=True)
-        output, relevance = (torch.cat(tensors).detach().double() for tensors in explained)
+        for some in images.split(1) if self.start == "one" else [images]:
+            how, call = self.steps(Trial(model, some))
+            explained.append(call())
+        output, relevance = (torch.cat(tensors).detach().double() for tensors in zip(*explained, strict=True))
         arrived = relevance.flatten(1).sum(dim=1)
         return arrived if self.start == "one" else arrived / output.amax(dim=1), how
 
 
-def _fxlrp(model: nn.Module, images: Tensor) -> Iterator[Any]:
-    yield "preset conserving"
-    explainer = fxlrp.compile(model)
+def _out_of_place(model: nn.Module) -> nn.Module:
+    """Activations changed so: no value changes, and it saves from errors that a user would work around likewise."""
+    for module in model.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+    return model
 
-    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-        explanation = explainer(images)
+
+def _fxlrp(trial: Trial) -> Iterator[Any]:
+    yield "preset conserving"
+    explainer = fxlrp.compile(trial.model)
+
+    def explain() -> tuple[Tensor, Tensor]:
+        explanation = explainer(trial.images)
         return explanation.start[:, None], explanation.relevance
 
     yield explain
 
 
-def _zennit(composite: str, model: nn.Module, images: Tensor) -> Iterator[Any]:
+def _zennit(trial: Trial, composite: str) -> Iterator[Any]:
     import zennit.composites
     from zennit.attribution import Gradient
 
-    canonizer, applies = _zennit_canonizer(model, images)
+    canonizer, applies = _zennit_canonizer(_out_of_place(trial.model), trial.images)
     name = type(canonizer).__name__
     yield name if applies else f"no canonizer ({name} does not apply)"
     rules = getattr(zennit.composites, composite)(canonizers=[canonizer] if applies else None)
-    attributor = Gradient(model=model, composite=rules)
+    attributor = Gradient(model=trial.model, composite=rules)
     attributor.__enter__()  # its hooks stay on the model
 
     def at_predicted(output: Tensor) -> Tensor:
         return output * nn.functional.one_hot(output.argmax(dim=1), output.shape[1])
 
-    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-        output, relevance = attributor(images.clone(), at_predicted)
+    def explain() -> tuple[Tensor, Tensor]:
+        output, relevance = attributor(trial.images.clone(), at_predicted)
         return output.detach(), relevance
 
     yield explain
@@ -105,25 +98,26 @@ def _zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
     return kind(), False
 
 
-def _captum(model: nn.Module, images: Tensor) -> Iterator[Any]:
+def _captum(trial: Trial) -> Iterator[Any]:
     from captum.attr import LRP
 
     with torch.no_grad():
-        output = model(images)  # LRP must be told the class: finding it is not timed
+        output = _out_of_place(trial.model)(trial.images)  # LRP must be told the class: finding it is not timed
     yield "default rules (ε)"
-    method, target = LRP(model), output.argmax(dim=1)
-    yield lambda images: (output, method.attribute(images.clone(), target=target).detach())
+    method, target = LRP(trial.model), output.argmax(dim=1)
+    yield lambda: (output, method.attribute(trial.images.clone(), target=target).detach())
 
 
-def _autolrp(composite: bool, model: nn.Module, images: Tensor) -> Iterator[Any]:
+def _autolrp(trial: Trial, composite: bool) -> Iterator[Any]:
     """From the sum of the predicted logits: one pass for a batch, in which relevance adds up to one."""
     import autolrp
 
+    model = _out_of_place(trial.model)
     yield "LRPConfig.composite()" if composite else "BASE"
     config = autolrp.LRPConfig.composite() if composite else autolrp.LRPConfig()
 
-    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-        wrapped = autolrp.tensor(images)
+    def explain() -> tuple[Tensor, Tensor]:
+        wrapped = autolrp.tensor(trial.images)
         output = model(wrapped)
         output.gather(1, output.argmax(dim=1, keepdim=True)).sum().lrp(config=config)
         return output.detach().as_subclass(Tensor), wrapped.relevance.as_subclass(Tensor)
@@ -131,7 +125,7 @@ def _autolrp(composite: bool, model: nn.Module, images: Tensor) -> Iterator[Any]
     yield explain
 
 
-def _lxt(model: nn.Module, images: Tensor) -> Iterator[Any]:
+def _lxt(trial: Trial) -> Iterator[Any]:
     """The patches of ``lxt.efficient`` for torchvision's vision transformer, as its ``monkey_patch`` applies them.
 
     The package also imports its patches for language models, which fails beside versions of transformers that it does
@@ -151,9 +145,9 @@ def _lxt(model: nn.Module, images: Tensor) -> Iterator[Any]:
     for target, patch in patches.items():
         patch(target)
 
-    def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = images.clone().requires_grad_()
-        output = model(leaf)
+    def explain() -> tuple[Tensor, Tensor]:
+        leaf = trial.images.clone().requires_grad_()
+        output = trial.model(leaf)
         (gradient,) = torch.autograd.grad(output.amax(dim=1).sum(), leaf)
         return output.detach(), leaf.detach() * gradient
 
@@ -161,11 +155,11 @@ def _lxt(model: nn.Module, images: Tensor) -> Iterator[Any]:
 
 
 PEERS = {
-    "fxlrp": Peer(_fxlrp, "fxlrp", "probability"),
-    "autolrp": Peer(partial(_autolrp, False), "autolrp", "one"),
-    "autolrp composite": Peer(partial(_autolrp, True), "autolrp", "one"),
-    "zennit EpsilonPlus": Peer(partial(_zennit, "EpsilonPlus"), "zennit"),
-    "zennit EpsilonPlusFlat": Peer(partial(_zennit, "EpsilonPlusFlat"), "zennit"),
-    "captum": Peer(_captum, "captum"),
-    "lxt": Peer(_lxt, "lxt"),
+    "fxlrp": Peer(_fxlrp, "fxlrp", "fxlrp", start="probability"),
+    "autolrp": Peer(partial(_autolrp, composite=False), "peer", "autolrp", start="one"),
+    "autolrp composite": Peer(partial(_autolrp, composite=True), "peer", "autolrp", start="one"),
+    "zennit EpsilonPlus": Peer(partial(_zennit, composite="EpsilonPlus"), "peer", "zennit"),
+    "zennit EpsilonPlusFlat": Peer(partial(_zennit, composite="EpsilonPlusFlat"), "peer", "zennit"),
+    "captum": Peer(_captum, "peer", "captum"),
+    "lxt": Peer(_lxt, "peer", "lxt", models="vit_*"),
 }

@@ -6,6 +6,7 @@ import subprocess
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -22,17 +23,17 @@ def now() -> str:
 
 def versions(*packages: str) -> str:
     """The packages that are installed, with their versions."""
-    installed = {name.lower() for names in metadata.packages_distributions().values() for name in names}
-    return ", ".join(f"{package} {metadata.version(package)}" for package in packages if package in installed)
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages if find_spec(package))
 
 
 def commit(checkout: Path = ROOT) -> str:
     """Which state of fxlrp's code lies in ``checkout``."""
-    told, options = [], {"cwd": checkout, "capture_output": True, "text": True, "check": True}
-    for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", "fxlrp"]):
-        with suppress(OSError, subprocess.CalledProcessError):
-            told.append(subprocess.run(command, **options).stdout.strip())
-    return f"commit {told[0]}" + (" with changes" if told[-1] else "") if len(told) == 2 else "no commit"
+    commands = ["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", "fxlrp"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        head, changes = (subprocess.check_output(command, cwd=checkout, stderr=subprocess.DEVNULL, text=True).strip()
+                         for command in commands)  # fmt: skip
+        return f"commit {head}{' with changes' if changes else ''}"
+    return "no commit"
 
 
 def busy_cores(seconds: float = 0.5) -> float:

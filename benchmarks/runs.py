@@ -4,8 +4,8 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import polars as pl
@@ -19,7 +19,6 @@ from benchmarks.methods import Case, Method
 from benchmarks.models import is_model, native_size
 from benchmarks.pages import page, ratio, timing_context
 from benchmarks.provenance import CORES
-from benchmarks.timing_worker import registry
 
 HERE = Path(__file__).parent
 KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
@@ -34,6 +33,7 @@ BUSY = 0.25
 """So many cores in use by others spoil a measurement: threads that wait for one another wait for these."""
 LIMIT = 0.02
 """A case is slower than before if it is so by this share beyond the placebo."""
+console = Console(soft_wrap=True, highlight=False)
 
 Names = list[str] | None
 Cases = Callable[[Sequence[str] | None, Sequence[int] | None], list[Case]]
@@ -41,7 +41,7 @@ Cases = Callable[[Sequence[str] | None, Sequence[int] | None], list[Case]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One timing benchmark: its name, what its help says, the module whose ``METHODS`` it times, and its cases.
+    """One timing benchmark: its name, what its help says, the methods that it times as `Settings` has them, its cases.
 
     ``context`` makes what the page may name of the rows; ``facts`` are columns of its own, with the format of their
     figures; ``default`` names the methods that are timed unless others are asked for; ``draw`` makes a picture.
@@ -49,7 +49,7 @@ class Benchmark:
 
     name: str
     about: str
-    registry: str
+    methods: str
     cases: Cases
     context: Callable[[pl.DataFrame], dict[str, Any]] = lambda frame: {}
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -62,8 +62,8 @@ class Benchmark:
 def every(models: Sequence[str], batches: Sequence[int], variants: Sequence[str] = ("",)) -> Cases:
     """Each model in each batch and variant; models and batches may be asked for."""
     return lambda wanted, sizes: [
-        Case(name, batch, native_size(name), variant) for name, batch, variant
-        in product(checked(wanted or models, is_model, "model"), sizes or batches, variants)
+        Case(name, batch, native_size(name), variant)
+        for name in checked(wanted or models, is_model, "model") for batch in sizes or batches for variant in variants
     ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def listed(*cases: Case) -> Cases:
 
 def command(benchmark: Benchmark) -> Callable[..., None]:
     """The function of which typer makes the command."""
-    methods, _ = registry(benchmark.registry)
+    methods = resolve_name(benchmark.methods)
     default = list(benchmark.default or methods)
 
     def main(
@@ -100,29 +100,26 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         cases = [case for case in benchmark.cases(model, batch) if variant in case.variant]
         if not cases:
             raise typer.BadParameter("no case has this model, batch and variant")
-        settings = Settings(benchmark.registry, rounds, threads, timeout, together, device)
+        settings = Settings(benchmark.methods, rounds, threads, timeout, together, device)
         out.mkdir(parents=True, exist_ok=True)
-        name = benchmark.name.replace("-", "_") + ("_against" if against else "")
-        table, console = CsvTable(out / f"{name}.csv", KEY), Console(soft_wrap=True, highlight=False)
-        contests = [] if page_only else [
-            contest for case in cases for contest in _contests(methods, chosen, case, device, against)
-        ]  # fmt: skip
+        table = CsvTable(out / f"{benchmark.name}{'_against' if against else ''}.csv", KEY)
+        contests = [contest for case in cases for contest in _contests(methods, chosen, case, device, against)]
 
         def write() -> None:
             if not table.rows:
                 raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
-            write_files(benchmark, table, console, compared=bool(against))
+            write_files(benchmark, table, compared=bool(against))
 
-        with interruptible(write, console, "the same command with --only-missing goes on from here"):
-            for number, contest in enumerate(contests, start=1):
+        with interruptible(write, "the same command with --only-missing goes on from here"):
+            for number, contest in enumerate([] if page_only else contests, start=1):
                 console.print(f"{number} of {len(contests)}", end=" ")
-                _enter(*contest, settings, table, console, only_missing)
+                _enter(*contest, settings, table, only_missing)
 
     return main
 
 
 @contextmanager
-def interruptible(write: Callable[[], None], console: Console, advice: str) -> Iterator[None]:
+def interruptible(write: Callable[[], None], advice: str) -> Iterator[None]:
     """What measures; files are written at its end, also where Ctrl-C or SIGTERM comes first."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
     status = 0
@@ -147,17 +144,16 @@ def _contests(
 
 
 def _enter(
-    case: Case, compared: str, entries: Mapping[str, Entry], settings: Settings, table: CsvTable, console: Console,
-    only_missing: bool,
-) -> None:  # fmt: skip
+    case: Case, compared: str, entries: Mapping[str, Entry], settings: Settings, table: CsvTable, only_missing: bool
+) -> None:
     """Measure what is timed side by side, as a whole because ratios are of one run, and enter its rows."""
-    told = (case.model, case.variant, compared, f"batch {case.batch}, {case.size} × {case.size}")
     known = {**asdict(case), "device": settings.device, "compared": compared}
-    keys = [table.key_of({**known, "method": name}) for name in entries]
-    if only_missing and all(key in table.rows for key in keys):
-        console.print(*filter(None, told), "is there")
+    keys = {table.key_of({**known, "method": name}) for name in entries}
+    present = only_missing and keys <= table.rows.keys()
+    where = f"batch {case.batch}, {case.size} × {case.size}"
+    console.print(*filter(None, (case.model, case.variant, compared, where, present and "is there")))
+    if present:
         return
-    console.print(*filter(None, told))
     with console.status("") as status:
         rows = measure(case, entries, settings, status.update)
     parts = [key for key in table.rows if key[:-1] in {key[:-1] for key in keys}]
@@ -172,7 +168,7 @@ def _enter(
         console.print(f"  other work kept {rows[0]['busy']:.1f} cores busy: these ratios are worth little")
 
 
-def write_files(benchmark: Benchmark, table: CsvTable, console: Console, compared: bool = False) -> None:
+def write_files(benchmark: Benchmark, table: CsvTable, compared: bool = False) -> None:
     """The page, and the picture if there is one, of what the table has."""
     frame, path = table.frame(COLUMNS), table.path
     context = timing_context(frame, dict(benchmark.facts)) | (comparison if compared else benchmark.context)(frame)

@@ -1,6 +1,8 @@
-"""How fast explanations are, beside autograd and other implementations."""
+"""How fast explanations are, beside autograd and other implementations; and how that grows with what is explained."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
 from itertools import product
 from statistics import median
 from typing import Any
@@ -8,14 +10,41 @@ from typing import Any
 import polars as pl
 
 from benchmarks.harness import PLACEBO
-from benchmarks.methods import METHODS, YARDSTICK
+from benchmarks.methods import YARDSTICK, Case, Method, autograd, forward, forward_replayed, fxlrp_method
 from benchmarks.models import MODELS
-from benchmarks.pages import groups, in_order
-from benchmarks.plots import draw
-from benchmarks.runs import Benchmark, every
+from benchmarks.pages import draw, groups, in_order
+from benchmarks.peers import PEERS
+from benchmarks.runs import Benchmark, every, listed
 from benchmarks.workers import Row
 
-ORDER = [YARDSTICK, PLACEBO, *METHODS]
+CHANNELS_LAST = {"channels_last": True}
+INDUCTOR = {"channels_last": True, "backend": "inductor"}
+METHODS = {
+    YARDSTICK: Method(autograd, "model"),
+    "forward": Method(forward, "model"),
+    "forward channels-last": Method(forward, "model", channels_last=True),
+    "forward inductor": Method(partial(forward, compiled=True), "model", channels_last=True),
+    "forward cudagraph": Method(forward_replayed, "model", channels_last=True, device="cuda"),
+    "fxlrp eager": fxlrp_method(),
+    "fxlrp channels-last": fxlrp_method(**CHANNELS_LAST),
+    "fxlrp inductor": fxlrp_method(**INDUCTOR),
+    "fxlrp cudagraphs": fxlrp_method(**CHANNELS_LAST, device="cuda", backend="cudagraphs"),
+    "fxlrp channels-last evidence": fxlrp_method("evidence", **CHANNELS_LAST),
+    "fxlrp channels-last otsuki2024": fxlrp_method("otsuki2024", **CHANNELS_LAST),
+    "fxlrp inductor otsuki2024": fxlrp_method("otsuki2024", **INDUCTOR),
+    "fxlrp channels-last epsilon_plus": fxlrp_method("epsilon_plus", **CHANNELS_LAST),
+    "fxlrp channels-last epsilon": fxlrp_method("epsilon", **CHANNELS_LAST),
+    "fxlrp inductor epsilon_plus": fxlrp_method("epsilon_plus", **INDUCTOR),
+    "fxlrp inductor epsilon": fxlrp_method("epsilon", **INDUCTOR),
+    "fxlrp eager cp_lrp": fxlrp_method("cp_lrp", models="vit_*"),
+    "fxlrp inductor cp_lrp": fxlrp_method("cp_lrp", models="vit_*", backend="inductor"),
+    "zennit EpsilonPlus": PEERS["zennit EpsilonPlus"],
+    "captum LRP": PEERS["captum"],
+    "autolrp": PEERS["autolrp"],
+    "autolrp composite": PEERS["autolrp composite"],
+    "lxt": PEERS["lxt"],
+}
+ORDER = [PLACEBO, *METHODS]
 WAYS = {"eager": ("fxlrp eager", "fxlrp channels-last"), "compiled": ("fxlrp inductor", "fxlrp cudagraphs")}
 """The preset ``conserving``, by the way it runs."""
 SAME_RULES = [
@@ -30,6 +59,16 @@ ROOFS = {
     "fxlrp cudagraphs": "forward cudagraph",
 }  # fmt: skip
 """By method of fxlrp, the forward pass of the same kind: three of these are the least that z⁺ takes."""
+
+AXES = {
+    ("Depth: residual networks for 32 × 32 pictures, batch 4", "layers"):
+        {Case(f"cifar_resnet{depth}", 4, 32): depth for depth in (20, 56, 110, 302, 602, 1202)},
+    ("Resolution: resnet50, batch 1", "height and width"):
+        {Case("resnet50", 1, size): size for size in (112, 224, 448, 896)},
+    ("Batch: resnet50, 224 × 224", "batch"): {Case("resnet50", batch, 224): batch for batch in (1, 2, 4, 8, 16, 32)},
+}  # fmt: skip
+"""By title and label, what grows while all else stays as it is: the values by case."""
+GROWING = ("forward", "fxlrp eager", "fxlrp channels-last", "captum LRP", "autolrp composite", "zennit EpsilonPlus")
 
 
 def context(frame: pl.DataFrame) -> dict[str, Any]:
@@ -103,7 +142,33 @@ def _panels(frame: pl.DataFrame) -> dict[tuple[str, str], pl.DataFrame]:
     return {(device, f"batch {batch}"): rows for (device, batch), rows in groups(frame, "device_name", "batch").items()}
 
 
+def on_axes(frame: pl.DataFrame) -> dict[tuple[str, str, str], pl.DataFrame]:
+    """By device, title and label the rows, with their ``value`` on the axis."""
+    found = {}
+    for device, rows in groups(in_order(frame, "method", ORDER), "device_name").items():
+        for axis, cases in AXES.items():
+            values = pl.DataFrame([{**asdict(case), "value": value} for case, value in cases.items()])
+            placed = rows.join(values, on=["model", "batch", "size", "variant"], maintain_order="left")
+            found[(device, *axis)] = placed.sort("value", maintain_order=True)
+    return found
+
+
+def scaling_context(frame: pl.DataFrame) -> dict[str, Any]:
+    """What the page says of each device and axis: the rows, and once more those of fxlrp for its set-up."""
+    devices: dict[str, Any] = {}
+    for (device, *axis), rows in on_axes(frame).items():
+        ours = rows.filter(pl.col("method") == "fxlrp eager", pl.col("status") == "ok")
+        both = pl.concat([rows, ours.with_columns(method=pl.lit("set-up, fxlrp eager"))])
+        devices.setdefault(device, {})[tuple(axis)] = both.rows(named=True)
+    return {"devices": devices}
+
+
 BENCHMARK = Benchmark(
-    "speed", "Time models, explanations of them, and peers.", "benchmarks.methods", every(MODELS, (1, 8, 32)), context,
-    draw=lambda frame, path: draw(_panels(frame), path, columns=1),
+    "speed", "Time models, explanations of them, and peers.", "benchmarks.speed:METHODS", every(MODELS, (1, 8, 32)),
+    context, draw=lambda frame, path: draw(_panels(frame), path, columns=1),
+)  # fmt: skip
+SCALING = Benchmark(
+    "scaling", "Time explanations while depth, resolution or batch grows.", "benchmarks.speed:METHODS",
+    listed(*dict.fromkeys(case for cases in AXES.values() for case in cases)), scaling_context, default=GROWING,
+    draw=lambda frame, path: draw({key[:2]: rows for key, rows in on_axes(frame).items()}, path, columns=len(AXES)),
 )  # fmt: skip

@@ -65,7 +65,6 @@ def next_token(output: Tensor, target: Tensor | None) -> Tensor:
     return start
 
 
-# The longest that fits is the family.
 FAMILIES = (
     "alexnet", "convnext", "densenet", "efficientnet", "efficientnet_v2", "googlenet", "inception", "maxvit", "mnasnet",
     "mobilenet_v2", "mobilenet_v3", "regnet_x", "regnet_y", "resnet", "resnext", "shufflenet", "squeezenet", "swin",
@@ -74,20 +73,19 @@ FAMILIES = (
 
 
 def _classifiers() -> dict[str, str]:
-    return {name: _family(name) for name in list_models(module=torchvision.models)}
-
-
-def _family(name: str) -> str:
-    if name.startswith("vgg"):
-        return "vgg_bn" if name.endswith("_bn") else "vgg"
-    return max((family for family in FAMILIES if name.startswith(family)), key=len)
+    """The names, each with its family: the longest of ``FAMILIES`` that fits."""
+    return {
+        name: max((family for family in FAMILIES if name.startswith(family)), key=len) + "_bn" * name.endswith("_bn")
+        for name in list_models(module=torchvision.models)
+    }
 
 
 def smallest_classifiers() -> dict[str, str]:
     """The smallest of each torchvision family, with its family."""
-    sizes = {name: get_model_weights(name).DEFAULT.meta["num_params"] for name in _classifiers()}
-    smallest = {_family(name): name for name in sorted(sizes, key=sizes.get, reverse=True)}
-    return {smallest[family]: family for family in dict.fromkeys(_classifiers().values())}
+    families = _classifiers()
+    sizes = {name: get_model_weights(name).DEFAULT.meta["num_params"] for name in families}
+    smallest = {families[name]: name for name in sorted(sizes, key=sizes.get, reverse=True)}
+    return {smallest[family]: family for family in families.values()}
 
 
 def _classifier(name: str) -> Subject:
@@ -176,3 +174,24 @@ ZOOS = {
     "timm": Zoo(lambda: {entry["name"]: family for family, entry in _read(TIMM_SMALLEST).items()}, _timm),
     "transformers": Zoo(lambda: {name: entry["task"] for name, entry in _read(TRANSFORMERS).items()}, _transformer),
 }
+
+
+def choose_timm_models() -> None:
+    """Choose the smallest model of each timm family, a few minutes: so that all sweeps of coverage take the same."""
+    import timm
+    from rich.progress import track
+    from timm.models._registry import _model_to_module
+
+    rows = []
+    for name in track(timm.list_models(), "counting"):
+        try:
+            with torch.device("meta"):  # parameters are counted without memory for them
+                count = sum(int(p.numel()) for p in timm.create_model(name, pretrained=False).parameters())
+        except Exception:
+            count = None  # a family none of whose models can be built is kept: the sweep's row says why
+        rows.append((float("inf") if count is None else count, _model_to_module[name], name, count))
+    smallest = {}
+    for _, family, name, count in sorted(rows, key=lambda row: row[0]):
+        smallest.setdefault(family, {"name": name, "parameters": count})
+    TIMM_SMALLEST.write_text(json.dumps(smallest, indent=1, sort_keys=True) + "\n")
+    print(f"{len(smallest)} families of timm {timm.__version__}: {TIMM_SMALLEST}")

@@ -14,16 +14,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
-from benchmarks import coverage, harness, optimizer, runs, scaling, speed
+from benchmarks import coverage, harness, optimizer, runs, speed
 from benchmarks.__main__ import app
 from benchmarks.csv_table import CsvTable
-from benchmarks.harness import PLACEBO, Entry, Settings, measure
-from benchmarks.methods import METHODS as TIMED
+from benchmarks.harness import PLACEBO, Entry, Memory, Settings, measure
 from benchmarks.methods import Case, Method, Trial
 from benchmarks.models import CifarResNet, build, is_model, noise
 from benchmarks.peers import PEERS
+from benchmarks.speed import METHODS as TIMED
 from benchmarks.speed import quotient, starred_quotient
-from benchmarks.timing_worker import Memory
 from benchmarks.workers import Failure, Worker
 from fxlrp.passes.optimize import NAMES
 
@@ -50,7 +49,7 @@ def broken(trial):
 
 METHODS = {"yard": Method(once, "model"), "broken": Method(broken, "model"),
            "parts": Method(in_parts, "model", parts=True)}  # fmt: skip
-HERE = Settings("tests.test_speed_benchmark", rounds=3, warmups=0, threads=1, timeout=120)
+HERE = Settings("tests.test_speed_benchmark:METHODS", rounds=3, warmups=0, threads=1, timeout=120)
 
 
 def entries(*names):
@@ -83,7 +82,7 @@ def test_a_method_runs_another_checkout_of_which_it_needs_the_public_face_alone(
     (tmp_path / "fxlrp" / "__init__.py").write_text(
         "__version__ = 'other'\ndef compile(model, preset, **options): return lambda images: None\n"
     )
-    settings = Settings("benchmarks.methods", rounds=1, warmups=0, threads=1, timeout=120)
+    settings = Settings("benchmarks.speed:METHODS", rounds=1, warmups=0, threads=1, timeout=120)
     names = {"before": Entry("fxlrp eager", str(tmp_path)), "now": Entry("fxlrp eager")}
     rows = {row["method"]: row for row in measure(CASE, names, settings)}
     assert rows["before"]["version"] == rows[PLACEBO]["version"] == "fxlrp other, no commit"
@@ -250,7 +249,7 @@ def test_every_method_runs_where_it_applies(name):
         pytest.skip(f"{method.package} is not installed")
     form = torch.channels_last if method.channels_last else torch.contiguous_format
     images = noise(3, 32, 32).contiguous(memory_format=form)
-    _, call = method.steps(Trial(CASE, build("cifar_resnet8").to(memory_format=form), images))
+    _, call = method.steps(Trial(build("cifar_resnet8").to(memory_format=form), images))
     call()
     call()
 
@@ -269,8 +268,12 @@ def test_every_peer_tells_which_share_arrives(name):
 def test_autolrp_explains_a_batch_as_it_explains_each_image():
     pytest.importorskip("autolrp")
     images = noise(3, 32, 32, batch=3)
-    _, explain = PEERS["autolrp composite"].prepared(build("cifar_resnet8"), images)
-    together, apart = explain(images)[1], torch.cat([explain(images[i : i + 1])[1] for i in range(3)])
+
+    def relevance(images):
+        _, explain = PEERS["autolrp composite"].steps(Trial(build("cifar_resnet8"), images))
+        return explain()[1]
+
+    together, apart = relevance(images), torch.cat([relevance(image) for image in images.split(1)])
     shares = together.sum(dim=(1, 2, 3)) / apart.sum(dim=(1, 2, 3))
     torch.testing.assert_close(together, apart * shares[:, None, None, None], rtol=1e-3, atol=1e-6)
 
@@ -306,7 +309,7 @@ def written(folder, benchmark, rows, against=False):
     """The page of some rows."""
     table = CsvTable(folder / f"{benchmark.name}.csv", runs.KEY)
     table.add(rows)
-    runs.write_files(benchmark, table, runs.Console(quiet=True), against)
+    runs.write_files(benchmark, table, against)
     return table.path.with_suffix(".md").read_text()
 
 
@@ -420,7 +423,7 @@ def test_scaling_is_told_by_axis(tmp_path):
     rows = [row("captum LRP", batch=2, reason="no rule")]
     for batch in (1, 2):
         rows += [row("autograd", 1.0, batch=batch), row("fxlrp eager", 1.5, batch=batch)]
-    page = written(tmp_path, scaling.BENCHMARK, rows)
+    page = written(tmp_path, speed.SCALING, rows)
     assert "### Batch: resnet50, 224 × 224" in page
     assert "| 2 | 0.5 s | 1.50 (1.35–1.65) | fails | 1.50 + 2.50 |" in page
     assert "| 224 | 0.5 s | 1.50 (1.35–1.65) | 1.50 + 2.50 |" in page
