@@ -1,12 +1,12 @@
 """``python -m benchmarks NAME``: every benchmark is a command."""
 
+import signal
+
 import typer
 
-from benchmarks import costs, coverage, kinds, optimizer, runs, speed, zoo
+from benchmarks import costs, coverage, program, runs, speed, zoo
 
-TIMED = (speed.BENCHMARK, speed.SCALING, optimizer.BENCHMARK, kinds.BENCHMARK, costs.TARGETS, costs.PRECISION,
-         costs.EVALUATION)  # fmt: skip
-
+TIMED = (speed.SPEED, speed.SCALING, program.OPTIMIZER, program.KINDS, costs.TARGETS, costs.PRECISION, costs.EVALUATION)
 app = typer.Typer(help="Measure what models fxlrp explains, and how fast. Pages and CSV files lie in benchmarks/.")
 for benchmark in TIMED:
     app.command(benchmark.name, help=benchmark.about)(runs.command(benchmark))
@@ -14,4 +14,5 @@ app.command("coverage")(coverage.main)
 app.command("choose-timm-models")(zoo.choose_timm_models)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: no process is left running
     app()

@@ -14,33 +14,29 @@ from benchmarks import models
 from benchmarks.methods import FORMATS, Case, Method, Trial
 from benchmarks.runs import Benchmark, every, listed
 
-# Many explanations in one call, beside as many calls ---------------------------------------------
-
 COUNT, LAYER = 8, "layer3"
 """How many explanations, K; and the module whose channels are conditions."""
 
 
 def _explain_several(trial: Trial, together: bool) -> Iterator[Any]:
+    """K explanations in one call, or in K calls."""
     what, name = trial.variant.split(", ")
     model, images = (each.to(memory_format=FORMATS[name]) for each in (trial.model, trial.images))
     explainer = fxlrp.compile(model)
-    ways = [{"target": target} for target in range(COUNT)], {"target": range(COUNT)}
+    apart, at_once = [{"target": target} for target in range(COUNT)], [{"target": range(COUNT)}]
     if what == "conditions":
         conditions = [{LAYER: [channel]} for channel in range(COUNT)]
-        ways = [{"target": 0, "conditions": one} for one in conditions], {"target": 0, "conditions": conditions}
+        apart, at_once = ([{"target": 0, "conditions": some} for some in each] for each in (conditions, [conditions]))
 
-    def apart() -> list[Tensor]:
-        return [explainer(images, **options).relevance for options in ways[0]]
-
-    def at_once() -> Tensor:
-        return explainer(images, **ways[1]).relevance
+    def explained(calls: list[dict[str, Any]]) -> list[Tensor]:
+        return [explainer(images, **options).relevance for options in calls]
 
     if together:
-        found, expected = at_once(), torch.stack(apart(), dim=1)
+        (found,), expected = explained(at_once), torch.stack(explained(apart), dim=1)
         scale = expected.abs().flatten(2).amax(2).clamp(min=1e-30)
         trial.facts["difference"] = float(((found - expected).abs().flatten(2).amax(2) / scale).max())
     yield
-    yield at_once if together else apart
+    yield partial(explained, at_once if together else apart)
 
 
 SEVERAL = {
@@ -52,8 +48,6 @@ TARGETS = Benchmark(
     every(["resnet50"], [1], [f"{what}, {name}" for name in FORMATS for what in ("targets", "conditions")]),
     rounds=7, threads=1, facts={"difference": ".1e"},
 )  # fmt: skip
-
-# Lower precision, and what it does to an explanation ---------------------------------------------
 
 
 def _photographs(case: Case) -> tuple[nn.Module, Tensor]:
@@ -84,12 +78,11 @@ def _errors(explanation: fxlrp.Explanation, exact: fxlrp.Explanation) -> dict[st
     """How far heatmaps are from the exact ones, the worst image: relative to the largest value, and in ranks."""
     # Maps are compared as shares of what entered, because a probability itself is rounded as well.
     maps, wanted = (fxlrp.heatmap(e.relevance).double() / e.start.double()[:, None, None] for e in (explanation, exact))
-    ranks = [torch.stack([each.flatten().argsort().argsort().double() for each in pair])
-             for pair in zip(maps, wanted, strict=True)]  # fmt: skip
+    ranks = [each.flatten(1).argsort().argsort().double() for each in (maps, wanted)]
     lost = explanation.relevance.double().sum((1, 2, 3)) / explanation.start.double() - 1
     return {
         "difference": float(((maps - wanted).abs().amax((1, 2)) / wanted.abs().amax((1, 2))).max()),
-        "rank_correlation": min(float(torch.corrcoef(pair)[0, 1]) for pair in ranks),
+        "rank_correlation": min(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(*ranks, strict=True)),
         "lost": float(lost.abs().max()),
     }
 
@@ -105,9 +98,6 @@ PRECISION = Benchmark(
     listed(Case("efficientnet_lite0", 4, 224)), facts={"difference": ".1e", "rank_correlation": ".4f", "lost": ".1e"},
 )  # fmt: skip
 
-# Insertion and deletion beside the forward passes in them ----------------------------------------
-
-BATCH_SIZE = 32
 CASES = [
     Case(model, 1, size, f"{step} pixels, {ties}, {levels or 'all'} levels")
     for model, size, step in (("cifar_resnet56", 32, 16), ("resnet18", 224, 1000), ("resnet50", 224, 2000))
@@ -132,7 +122,7 @@ def _insert_and_delete(trial: Trial, metric: bool) -> Iterator[Any]:
     def measure() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PlateauWarning)
-            insertion_deletion(trial.model, trial.images, heat, 0, step=int(pixels), ties=ties, batch_size=BATCH_SIZE,
+            insertion_deletion(trial.model, trial.images, heat, 0, step=int(pixels), ties=ties, batch_size=32,
                                normalize=lambda x: (x - 0.45) / 0.22)  # fmt: skip
 
     counts: list[int] = []

@@ -1,32 +1,40 @@
 """Which models compile, how well they conserve, and what the peers keep: one row per model, each in its own process."""
 
+import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
+import torch
 import typer
+from psutil import virtual_memory
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from benchmarks.coverage_worker import PEER_STAGES, STAGES
-from benchmarks.csv_table import CsvTable
-from benchmarks.pages import groups, in_order, page
+import fxlrp
+from benchmarks.pages import CsvTable, groups, in_order, page
 from benchmarks.peers import PEERS
-from benchmarks.provenance import CORES, MEMORY, commit, now, versions
-from benchmarks.runs import HERE, checked, console, interruptible
-from benchmarks.workers import Failure, Row, Worker
-from benchmarks.zoo import ZOOS, smallest_classifiers
+from benchmarks.runs import HERE, checked, console
+from benchmarks.workers import CORES, Failure, Row, Worker, commit, now, versions
+from benchmarks.zoo import ZOOS, magnitude, smallest_classifiers
 
 PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
+STAGES = {"build": "build", "the model": "run", "compile": "compile", "explain": "explain", "ledger": "ledger"}
+"""What is asked for in turn, by the name of the stage; of a peer what ``PEER_STAGES`` says."""
+PEER_STAGES = {"build": "build", "the model": "run", "explain": "explain_by_peer"}
 LIMITS = {"float32": 1e-4, "float64": 1e-10}
-NUMBERS = ("node_error", "total_error", "compile_s", "ratio")
 TEXTS = (
     "zoo", "dtype", "peer", "group", "status", "stage", "reason", "capture", "joins_identity", "joins_projection",
     "joins_merge", "worst_node", "absorbed", "outputs", "finite", "within_1_percent", "start", "how", "made", "date",
 )  # fmt: skip
+NUMBERS = ("node_error", "total_error", "compile_s", "ratio")
 COLUMNS = dict.fromkeys(NUMBERS, pl.Float64) | dict.fromkeys(TEXTS, pl.String)
 
 
@@ -40,10 +48,10 @@ def main(
     page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once; they share the cores.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one stage of a model.")] = 1200,
-    memory: Annotated[float, typer.Option(help="GiB for one model.")] = round(0.9 * MEMORY, 1),
+    memory: Annotated[float, typer.Option(help="GiB for one model.")] = round(0.9 * virtual_memory().total / 2**30),
     out: Annotated[Path, typer.Option(help="The folder of coverage.md and the CSV files.")] = HERE,
 ) -> None:
-    """Sweep model zoos: what compiles, what conserves, and what the peers keep."""
+    """Sweep model zoos: what compiles, what conserves, and what the peers keep. A run goes on where one was stopped."""
     out.mkdir(parents=True, exist_ok=True)
     models = CsvTable(out / "coverage.csv", ("zoo", "name", "dtype"))
     shares = CsvTable(out / "coverage_peers.csv", ("name", "peer"))
@@ -70,18 +78,18 @@ def main(
 
     def start(row: Row) -> Worker:
         job = {"zoo": "torchvision", "dtype": "float32"} | row
-        return Worker("benchmarks.coverage_worker", job, timeout, threads, memory)
+        return Worker("benchmarks.coverage", job, timeout, threads, memory)
 
     def enter(row: Row) -> None:
         table(row).add([row | {"made": made, "date": now()}])
-        console.print(f"{next(numbers)} of {len(todo)}: {_told(row)}", markup=False)
+        what = f"{row['name']} ({row.get('peer') or row['dtype']})"
+        console.print(f"{next(numbers)} of {len(todo)}: {what}: {_told(row)}", markup=False)
 
-    def write() -> None:
+    try:
+        sweep(todo, jobs, start, enter)
+    finally:  # also where Ctrl-C comes first
         (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
         console.print(f"written: {out / 'coverage.md'}")
-
-    with interruptible(write, "the same command goes on from here"):
-        sweep(todo, jobs, start, enter)
 
 
 def sweep(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter: Callable[[Row], None]) -> None:
@@ -115,12 +123,97 @@ def sweep(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter:
 
 
 def _told(row: Row) -> str:
-    head = f"{row['name']} ({row.get('peer') or row['dtype']}): "
     if row["status"] != "ok":
-        return f"{head}failed at {row['stage']}: {row['reason'][:160]}"
+        return f"failed at {row['stage']}: {row['reason'][:160]}"
     if "peer" in row:
-        return f"{head}Σ relevance / start {row['ratio']:.4g}"
-    return f"{head}worst node {row['node_error']:.4g}, total {row['total_error']:.4g}, outputs {row['outputs']}"
+        return f"Σ relevance / start {row['ratio']:.4g}"
+    return f"worst node {row['node_error']:.4g}, total {row['total_error']:.4g}, outputs {row['outputs']}"
+
+
+class Tasks:
+    """What the process of a model can be asked to do: a stage at a time, each of which returns columns of the row."""
+
+    def __init__(self, job: Row) -> None:
+        self.job = job
+
+    def build(self) -> Row:
+        self.subject = ZOOS[self.job["zoo"]].load(self.job["name"]).to(getattr(torch, self.job["dtype"]))
+        return {"parameters": sum(p.numel() for p in self.subject.model.parameters())}
+
+    def run(self) -> Row:
+        self.output = self.subject.run()
+        if self.subject.output is None and isinstance(self.output, tuple | list):
+            self.subject = replace(self.subject, output=0)
+        if self.subject.start is None:
+            classes = _explained(self.output, self.subject.output).dim() == 2
+            self.subject = replace(self.subject, start="probability" if classes else magnitude)
+        return {}
+
+    def compile(self) -> Row:
+        began = time.perf_counter()
+        self.explainer = fxlrp.compile(self.subject.model, start=self.subject.start, output=self.subject.output)
+        self.compile_s = time.perf_counter() - began
+        return {"compile_s": self.compile_s}
+
+    def explain(self) -> Row:
+        explainer, subject, began = self.explainer, self.subject, time.perf_counter()
+        explanation, ended = explainer(*subject.inputs, **subject.keywords), time.perf_counter()
+        if explainer.capture != "symbolic":
+            # The capture may have waited for the first inputs, and then belongs to compiling: a second call tells.
+            explainer(*subject.inputs, **subject.keywords)
+            self.compile_s += max(0.0, (ended - began) - (time.perf_counter() - ended))
+        kinds = Counter(join.kind for join in explainer.joins)
+        return {
+            "capture": explainer.capture, "compile_s": self.compile_s,
+            **{f"joins_{kind}": kinds[kind] for kind in ("identity", "projection", "merge")},
+            "outputs": difference(explanation.output, self.output, subject.output),
+            "finite": all(bool(part.isfinite().all()) for part in tree_leaves(explanation.relevance)),
+        }  # fmt: skip
+
+    def ledger(self) -> Row:
+        """The errors of the ledger as shares of |start|, the worst of the batch."""
+        ledger = self.explainer.ledger(*self.subject.inputs, **self.subject.keywords)
+
+        def share(amount: Tensor) -> float:
+            return float((amount.abs() / ledger.start.abs()).max())
+
+        # max() would pass over NaN, which is the worst.
+        errors = [(share(row.error), row.node) for row in ledger]
+        worst, node = max(errors, key=lambda pair: (pair[0] != pair[0], pair[0]), default=(0.0, ""))
+        absorbed = (f"{reason} {share(amount):.3g}" for reason, amount in ledger.absorbed.items() if amount.any())
+        total = share(ledger.error)
+        return {"node_error": worst, "worst_node": node, "total_error": total, "absorbed": "; ".join(absorbed)}
+
+    def explain_by_peer(self) -> Row:
+        """How much of its start a peer's relevance amounts to at the input."""
+        peer, began = PEERS[self.job["peer"]], time.perf_counter()
+        shares, how = peer.shares(self.subject.model, *self.subject.inputs)
+        finite = bool(shares.isfinite().all())
+        return {
+            "seconds": time.perf_counter() - began,
+            "ratio": float(shares[(shares - 1).abs().argmax()]) if finite else float("nan"),
+            "ratios": " ".join(f"{share:.6g}" for share in shares.tolist()),
+            "within_1_percent": finite and bool(((shares - 1).abs() <= 0.01).all()),
+            "finite": finite, "start": peer.start, "how": how,
+        }  # fmt: skip
+
+    def peak(self) -> Row:
+        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def difference(ours: Any, theirs: Any, output: Any) -> str:
+    """``"bit-identical"``, or the largest difference between the outputs relative to the largest value."""
+    mine, wanted = ([leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (ours, theirs))
+    if len(mine) != len(wanted):
+        mine, wanted = [_explained(ours, output)], [_explained(theirs, output)]
+    pairs = list(zip(mine, wanted, strict=True))
+    if all(torch.equal(a, b) for a, b in pairs):
+        return "bit-identical"
+    return f"{max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs):.1e}"
+
+
+def _explained(structure: Any, output: Any) -> Tensor:
+    return structure if output is None or isinstance(structure, Tensor) else structure[output]
 
 
 def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
@@ -137,7 +230,19 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
     return {
         "dates": (rows["date"].min(), rows["date"].max()),
         "made": [(how, len(some)) for how, some in groups(rows, "made").items()],
-        "summary": _summary(frame).rows(named=True),
+        # One row per zoo and precision: how many of the models that run do what, and the worst errors.
+        "summary": frame.group_by("zoo", "dtype", "limit", maintain_order=True).agg(
+            models=pl.len(),
+            run=ok.sum(),
+            identical=(ok & (pl.col("outputs") == "bit-identical")).sum(),
+            conserve=(ok & (pl.col("total_error") <= pl.col("limit"))).sum(),
+            at_every_node=(ok & (pl.col("node_error") <= pl.col("limit"))).sum(),
+            # max() would pass over NaN, which is the worst.
+            worst_total=pl.col("total_error").filter(ok).nan_max(),
+            worst_node=pl.col("node_error").filter(ok).nan_max(),
+            constants=(ok & pl.col("absorbed").str.contains("^(constant [^;]*(; )?)*$")).sum(),
+            finite=(ok & finite).sum(),
+        ).rows(named=True),
         "failed": frame.filter(~pl.col("conserves")).sort(ok, maintain_order=True).rows(named=True),
         "zoos": [(zoo, [dtype for dtype in LIMITS if dtype in some["dtype"]], [
             {row["dtype"]: row for row in rows.iter_rows(named=True)} for rows in groups(some, "name").values()
@@ -147,20 +252,3 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
                                    for some in groups(others, "peer").values())],
         "settings": groups(others.filter(ok), "peer", "start", "how"),
     }  # fmt: skip
-
-
-def _summary(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per zoo and precision: how many of the models that run do what, and the worst errors."""
-    ok, constant = pl.col("status") == "ok", pl.col("absorbed").str.contains("^(constant [^;]*(; )?)*$")
-    return frame.group_by("zoo", "dtype", "limit", maintain_order=True).agg(
-        models=pl.len(),
-        run=ok.sum(),
-        identical=(ok & (pl.col("outputs") == "bit-identical")).sum(),
-        conserve=(ok & (pl.col("total_error") <= pl.col("limit"))).sum(),
-        at_every_node=(ok & (pl.col("node_error") <= pl.col("limit"))).sum(),
-        # max() would pass over NaN, which is the worst.
-        worst_total=pl.col("total_error").filter(ok).nan_max(),
-        worst_node=pl.col("node_error").filter(ok).nan_max(),
-        constants=(ok & constant).sum(),
-        finite=(ok & (pl.col("finite") == "True")).sum(),
-    )

@@ -10,7 +10,7 @@ import gc
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,14 +20,16 @@ from pkgutil import resolve_name
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 
 import fxlrp
 from benchmarks.methods import FORMATS, Case, Trial
-from benchmarks.provenance import busy_cores, commit, now, processor
-from benchmarks.workers import Failure, Row, Worker
+from benchmarks.workers import Failure, Row, Worker, commit, now, processor
 
 PLACEBO = "placebo"
+Entry = tuple[str, str]
+"""A method by its name among those that are timed, and the checkout of fxlrp that it runs, or ""."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,6 @@ class Settings:
     warmups: int = 2
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A method by its name in the registry, and the checkout of fxlrp that it runs, if that is another."""
-
-    method: str
-    checkout: str = ""
-
-
 def measure(
     case: Case, entries: Mapping[str, Entry], settings: Settings, tell: Callable[[str], None] = lambda text: None
 ) -> list[Row]:
@@ -68,7 +62,8 @@ def measure(
     entries = {yardstick: entries[yardstick], PLACEBO: entries[yardstick], **entries}
     common = {
         **asdict(case), "device": settings.device, "threads": settings.threads, "dtype": "float32", "date": now(),
-        "busy": busy_cores(), "torch": torch.__version__, "yardstick": yardstick,
+        "device_name": torch.cuda.get_device_name() if settings.device == "cuda" else processor(),
+        "busy": psutil.cpu_percent(0.5) / 100 * psutil.cpu_count(), "torch": torch.__version__, "yardstick": yardstick,
         "run": f"{case.model} {case.size} {case.batch} {datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}",
     }  # fmt: skip
     size, rows = settings.together, {}
@@ -78,9 +73,7 @@ def measure(
         for name in names if number > 1 else measured:
             rows[name] = [{**common, "group": number, "method": name, **row} for row in measured[name]]
         groups += [[name] for name in names if len(names) > 1 and rows[name][0]["stage"] not in ("", "yardstick")]
-    # What failed early could not tell on which device.
-    device = next((row["device_name"] for some in rows.values() for row in some if "device_name" in row), processor())
-    return [{**row, "device_name": device} for name in entries for row in rows[name]]
+    return [row for name in entries for row in rows[name]]
 
 
 def _side_by_side(
@@ -101,8 +94,7 @@ def _side_by_side(
     with ExitStack() as stack:
         for name in names:
             tell(f"{name}: set-up")
-            methods.append(TimedMethod(name, entries[name], case, settings))
-            stack.callback(methods[-1].close)
+            methods.append(stack.enter_context(closing(TimedMethod(name, entries[name], case, settings))))
             attempt(methods[-1], methods[-1].prepare)
         for number in range(settings.rounds):
             tell(f"round {number + 1} of {settings.rounds}")
@@ -125,8 +117,9 @@ class TimedMethod(Worker):
     def __init__(self, name: str, entry: Entry, case: Case, settings: Settings) -> None:
         self.name, self.warmups, self.facts, self.calls = name, settings.warmups, {}, []
         self.failure: Failure | None = None
-        job = {"case": asdict(case), "method": entry.method, "methods": settings.methods, "device": settings.device}
-        super().__init__("benchmarks.harness", job, settings.timeout, settings.threads, checkout=entry.checkout)
+        method, checkout = entry
+        job = {"case": asdict(case), "method": method, "methods": settings.methods, "device": settings.device}
+        super().__init__("benchmarks.harness", job, settings.timeout, settings.threads, checkout=checkout)
 
     def prepare(self) -> None:
         """Do all up to the first call that counts."""
@@ -148,9 +141,9 @@ class TimedMethod(Worker):
         """The row of the whole call, and one for each part, beside the yardstick's same part or its whole call."""
         if self.failure:
             return [{**self.facts, **self.failure.row}]
-        if failure := yardstick.failure:
-            reason = f"{yardstick.name}, the yardstick, failed at {failure.stage}: {failure.reason}"
-            return [Failure("yardstick", reason).row]
+        if yardstick.failure:
+            how = "failed at {stage}: {reason}".format(**yardstick.failure.row)
+            return [Failure("yardstick", f"{yardstick.name}, the yardstick, {how}").row]
         both = list(zip(self.calls, yardstick.calls, strict=True))
         processor = median(one["processor"] / (other["processor"] or nan) for one, other in both)
         times = " ".join(f"{call['seconds']:.4g}" for call in self.calls)
@@ -184,11 +177,10 @@ class Tasks:
         trial = Trial(model, images, case.variant)
         self.steps = self.method.steps(trial)
         next(self.steps)
-        self.before = self.memory.start_over() or 0
+        self.before = self.memory.start_over()
         package, checkout = self.method.package, Path(fxlrp.__file__).parents[1]
         version = f"{fxlrp.__version__}, {commit(checkout)}" if package == "fxlrp" else metadata.version(package)
-        named = {"device_name": torch.cuda.get_device_name()} if self.device == "cuda" else {}
-        return {"version": f"{package} {version}", "memory_format": form, **named, **trial.facts}
+        return {"version": f"{package} {version}", "memory_format": form, **trial.facts}
 
     def set_up(self) -> Row:
         seconds, _, self.call = self._timed(lambda: next(self.steps))
@@ -205,7 +197,7 @@ class Tasks:
         most, between = self.memory.peak(), self.memory.start_over()
         self._timed(self.call)
         peak = self.memory.peak()
-        if between is None or peak is None:
+        if peak is None:
             return {}
         sizes = {"held_mb": between - self.before, "call_mb": peak - between, "peak_mb": max(most, peak) - self.before}
         return {name: max(0.0, size / 2**20) for name, size in sizes.items()}
@@ -221,16 +213,20 @@ class Tasks:
 
 
 class Memory:
-    """Bytes that a process holds on a CPU, or torch's allocator on CUDA; ``None`` where the system does not tell."""
+    """Bytes that a process holds on a CPU, or torch's allocator on CUDA; no peak where the system does not tell it."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
 
     def peak(self) -> int | None:
         """Since `start_over`."""
-        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+        if self.cuda:
+            return torch.cuda.max_memory_allocated()
+        with suppress(OSError):
+            entry = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            return int(entry[1]) * 1024 if entry else None
 
-    def start_over(self) -> int | None:
+    def start_over(self) -> int:
         """Give back what is free, and let `peak` count from here; what is held is in use."""
         gc.collect()
         if self.cuda:
@@ -239,15 +235,7 @@ class Memory:
             return torch.cuda.memory_allocated()
         with suppress(OSError, AttributeError):  # glibc keeps what was freed; other C libraries have no such call
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        held = _status("VmRSS")
+        held = psutil.Process().memory_info().rss
         with suppress(OSError):  # of a system without the file, which makes the high-water mark what is held now
             Path("/proc/self/clear_refs").write_text("5")
         return held
-
-
-def _status(name: str) -> int | None:
-    """An entry of this process's status, in bytes."""
-    with suppress(OSError):
-        entry = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(entry[1]) * 1024 if entry else None
-    return None

@@ -45,14 +45,11 @@ def usable(model: nn.Module, *shape: int) -> nn.Module:
                 # One dimension: the scale of a norm or of a branch.
                 parameter.normal_(std=0.01) if parameter.dim() > 1 else parameter.fill_(1)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-        momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.train().momentum = None  # the plain average over the batches
         for seed in (2, 3) if norms else ():
             model(noise(*shape, seed=seed, batch=4))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     return model.eval()
 
 

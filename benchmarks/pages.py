@@ -1,4 +1,4 @@
-"""Pages of Markdown: what ``texts/`` says of each benchmark, filled with what its rows say; and pictures of these."""
+"""Rows in CSV files, and what is made of them: pages of Markdown, which ``texts/`` holds with gaps, and pictures."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +17,45 @@ STYLES = {
     "fxlrp cudagraphs": ("#009E73", "P"), "captum LRP": ("#F0E442", "v"), "autolrp": ("#E69F00", "^"),
     "autolrp composite": ("#D55E00", "<"), "zennit EpsilonPlus": ("#CC79A7", ">"), "lxt": ("#999999", "X"),
 }  # fmt: skip
+Panels = Mapping[tuple[str, str], pl.DataFrame]
+"""By device and title the rows, with their ``value`` on the axis: a number, drawn as lines, or a name."""
+
+
+class CsvTable:
+    """Rows by key, in memory and in a CSV file that is complete at any moment.
+
+    Cells are text, or ``None``, an empty one, where there is no value. The file may not exist yet, and may lack columns
+    of the key, which are empty then.
+    """
+
+    def __init__(self, path: Path, key: Sequence[str]) -> None:
+        self.path, self.key = path, tuple(key)
+        read = pl.read_csv(path, infer_schema=False).rows(named=True) if path.exists() else []
+        self.rows: dict[tuple[str, ...], dict[str, str | None]] = {self.key_of(row): row for row in read}
+
+    def key_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(_text(row.get(column)) or "" for column in self.key)
+
+    def add(self, rows: Iterable[Mapping[str, Any]], instead_of: Iterable[tuple[str, ...]] = ()) -> None:
+        """Add rows, or replace those with the same key and some others, and write the file."""
+        for key in instead_of:
+            self.rows.pop(key, None)
+        self.rows |= {self.key_of(row): {name: _text(value) for name, value in row.items()} for row in rows}
+        partial = self.path.with_suffix(".partial")
+        self._texts().write_csv(partial)
+        partial.replace(self.path)
+
+    def frame(self, types: dict[str, Any]) -> pl.DataFrame:
+        """The rows with at least these columns, others are text; a missing text is "", a missing number ``None``."""
+        return self._texts([*self.key, *types]).cast(types).with_columns(pl.col(pl.String).fill_null(""))
+
+    def _texts(self, more: Iterable[str] = ()) -> pl.DataFrame:
+        schema = dict.fromkeys([*(name for row in self.rows.values() for name in row), *more], pl.String)
+        return pl.DataFrame([*self.rows.values()], schema)
+
+
+def _text(value: Any) -> str | None:
+    return f"{value:.4g}" if isinstance(value, float) else None if value in (None, "") else str(value)
 
 
 def page(name: str, **context: Any) -> str:
@@ -36,14 +75,12 @@ def table(columns: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
     return "\n".join([head, "|" + "---|" * len(columns), *body])
 
 
-def grid(
-    rows: Iterable[Row], line: str, column: str, cell: Callable[[Row], str], head: str = "", last: Sequence[object] = ()
-) -> str:
+def grid(rows: Iterable[Row], line: str, column: str, cell: Callable[[Row], str], head: str = "") -> str:
     """A table with one line per value of ``line`` and one column per value of ``column``, in order of appearance."""
     cells = {(row[line], row[column]): cell(row) if row["status"] == "ok" else "fails" for row in rows}
     lines, columns = (list(dict.fromkeys(key[index] for key in cells)) for index in (0, 1))
     filled = [[name, *(cells.get((name, other), "") for other in columns)] for name in lines]
-    return table([head or line, *columns], [*filled, last] if last else filled)
+    return table([head or line, *columns], filled)
 
 
 def groups(frame: pl.DataFrame, *columns: str) -> dict[Any, pl.DataFrame]:
@@ -100,25 +137,21 @@ def _cases(whole: pl.DataFrame, parts: pl.DataFrame, facts: Mapping[str, str]) -
     return table([*used], zip(*used.values(), strict=True))
 
 
-def draw(panels: Mapping[tuple[str, str], pl.DataFrame], path: Path, columns: int) -> bool:
-    """Draw one panel per device and title, with the least and largest ratio; return whether there was anything to draw.
-
-    Args:
-        panels: by device and title the rows, with their ``value`` on the axis: a number, drawn as lines, or a name.
-        path: of the picture.
-        columns: how many panels stand side by side.
-    """
+def draw(panels: Panels, path: Path) -> bool:
+    """Draw the panels, with the least and largest ratio; return whether there was anything to draw."""
     from matplotlib.figure import Figure
 
     known = pl.col("status") == "ok", pl.col("method").is_in(list(STYLES))
     panels = {key: rows for key, frame in panels.items() if len(rows := frame.filter(*known))}
     if not panels:
         return False
+    names = isinstance(next(iter(panels.values()))["value"][0], str)
+    columns = 1 if names else 3
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(1 + (4 if columns > 1 else 12) * columns, 1 + 3.4 * lines), layout="constrained")
+    figure = Figure(figsize=(1 + (12 if names else 4) * columns, 1 + 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
     for ax, ((device, title), rows) in zip(axes, panels.items(), strict=False):
-        values, names = list(rows["value"].unique(maintain_order=True)), isinstance(rows["value"][0], str)
+        values = list(rows["value"].unique(maintain_order=True))
         methods = [name for name in STYLES if name in rows["method"]]
         for index, name in enumerate(methods):
             own, (colour, marker) = rows.filter(pl.col("method") == name), STYLES[name]

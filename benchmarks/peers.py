@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import ModuleType
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from benchmarks.methods import Method, Trial
 
 @dataclass(frozen=True)
 class Peer(Method):
-    """An implementation of LRP; ``start``: the relevance that enters for each image, or ``"one"`` for a whole call."""
+    """An implementation of LRP; ``start``: the relevance that enters for an image, or ``"one"`` for a whole call."""
 
     start: str = "logit"
 
@@ -65,10 +64,9 @@ def _zennit(trial: Trial, composite: str) -> Iterator[Any]:
     import zennit.composites
     from zennit.attribution import Gradient
 
-    canonizer, applies = _zennit_canonizer(_out_of_place(trial.model), trial.images)
-    name = type(canonizer).__name__
-    yield name if applies else f"no canonizer ({name} does not apply)"
-    rules = getattr(zennit.composites, composite)(canonizers=[canonizer] if applies else None)
+    how, canonizers = _zennit_canonizers(_out_of_place(trial.model), trial.images)
+    yield how
+    rules = getattr(zennit.composites, composite)(canonizers=canonizers)
     attributor = Gradient(model=trial.model, composite=rules)
     attributor.__enter__()  # its hooks stay on the model
 
@@ -82,8 +80,8 @@ def _zennit(trial: Trial, composite: str) -> Iterator[Any]:
     yield explain
 
 
-def _zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
-    """The canonizer of zennit for the model, and whether it applies: does something, and leaves the outputs."""
+def _zennit_canonizers(model: nn.Module, images: Tensor) -> tuple[str, list[Any] | None]:
+    """The canonizer of zennit for the model if it applies: does something, and leaves the outputs."""
     from zennit.canonizers import SequentialMergeBatchNorm
     from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
@@ -93,9 +91,9 @@ def _zennit_canonizer(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
     trial = copy.deepcopy(model)
     with torch.no_grad(), suppress(RuntimeError):
         before, done, after = model(images), kind().apply(trial), trial(images)
-        same = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
-        return kind(), bool(done) and same
-    return kind(), False
+        if done and torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
+            return kind.__name__, [kind()]
+    return f"no canonizer ({kind.__name__} does not apply)", None
 
 
 def _captum(trial: Trial) -> Iterator[Any]:
@@ -131,15 +129,10 @@ def _lxt(trial: Trial) -> Iterator[Any]:
     The package also imports its patches for language models, which fails beside versions of transformers that it does
     not know; then those for the vision transformer are imported alone.
     """
-    import lxt
-
-    try:
+    with suppress(ImportError):
         importlib.import_module("lxt.efficient")
-    except ImportError:
-        folder = Path(lxt.__file__).parent / "efficient"
-        for name, path in (("lxt.efficient", folder), ("lxt.efficient.models", folder / "models")):
-            sys.modules[name] = package = ModuleType(name)
-            package.__path__ = [str(path)]
+    for name in ("lxt.efficient", "lxt.efficient.models"):
+        sys.modules.setdefault(name, module_from_spec(find_spec(name)))
     patches = importlib.import_module("lxt.efficient.models.vit_torch").cp_LRP
     yield "cp_LRP"
     for target, patch in patches.items():

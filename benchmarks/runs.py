@@ -1,8 +1,6 @@
 """What all timing benchmarks share: the command, the sweep over cases, and the files that it writes."""
 
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,12 +11,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.csv_table import CsvTable
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
 from benchmarks.methods import Case, Method
 from benchmarks.models import is_model, native_size
-from benchmarks.pages import page, ratio, timing_context
-from benchmarks.provenance import CORES
+from benchmarks.pages import CsvTable, Panels, draw, page, ratio, timing_context
+from benchmarks.workers import CORES
 
 HERE = Path(__file__).parent
 KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
@@ -35,7 +32,6 @@ LIMIT = 0.02
 """A case is slower than before if it is so by this share beyond the placebo."""
 console = Console(soft_wrap=True, highlight=False)
 
-Names = list[str] | None
 Cases = Callable[[Sequence[str] | None, Sequence[int] | None], list[Case]]
 
 
@@ -44,7 +40,7 @@ class Benchmark:
     """One timing benchmark: its name, what its help says, the methods that it times as `Settings` has them, its cases.
 
     ``context`` makes what the page may name of the rows; ``facts`` are columns of its own, with the format of their
-    figures; ``default`` names the methods that are timed unless others are asked for; ``draw`` makes a picture.
+    figures; ``default`` names the methods that are timed unless others are asked for; ``panels`` are of its picture.
     """
 
     name: str
@@ -56,7 +52,7 @@ class Benchmark:
     rounds: int = 15
     threads: int = min(2, CORES)
     default: Sequence[str] = ()
-    draw: Callable[[pl.DataFrame, Path], bool] | None = None
+    panels: Callable[[pl.DataFrame], Panels] | None = None
 
 
 def every(models: Sequence[str], batches: Sequence[int], variants: Sequence[str] = ("",)) -> Cases:
@@ -80,9 +76,9 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
     default = list(benchmark.default or methods)
 
     def main(
-        model: Annotated[Names, typer.Option(help="Only this model; may be repeated.")] = None,
+        model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
         batch: Annotated[list[int] | None, typer.Option(min=1, help="Only this batch; may be repeated.")] = None,
-        method: Annotated[Names, typer.Option(help=f"May be repeated. Default: {', '.join(default)}.")] = None,
+        method: Annotated[list[str] | None, typer.Option(help=f"Repeatable. Default: {', '.join(default)}.")] = None,
         variant: Annotated[str, typer.Option(help="Only cases whose variant contains this.")] = "",
         against: Annotated[str, typer.Option(metavar="PATH", help="Another checkout: time fxlrp of both.")] = "",
         device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -90,12 +86,11 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = benchmark.threads,
         timeout: Annotated[float, typer.Option(min=1, help="Seconds for one call, or one set-up.")] = 900,
         together: Annotated[int, typer.Option(min=1, help="Methods that take turns, in groups.")] = 6,
-        only_missing: Annotated[bool, typer.Option("--only-missing", help="Skip what has all its rows.")] = False,
+        only_missing: Annotated[bool, typer.Option("--only-missing", help="Go on: skip what has its rows.")] = False,
         page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing, make the page anew.")] = False,
         out: Annotated[Path, typer.Option(help="The folder of the CSV file, the page and the picture.")] = HERE,
     ) -> None:
-        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise typer.BadParameter(f"no device {device} here")
+        checked([device], lambda name: name == "cpu" or (name == "cuda" and torch.cuda.is_available()), "device")
         chosen = checked(method or default, methods.__contains__, "method")
         cases = [case for case in benchmark.cases(model, batch) if variant in case.variant]
         if not cases:
@@ -104,32 +99,14 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         out.mkdir(parents=True, exist_ok=True)
         table = CsvTable(out / f"{benchmark.name}{'_against' if against else ''}.csv", KEY)
         contests = [contest for case in cases for contest in _contests(methods, chosen, case, device, against)]
-
-        def write() -> None:
-            if not table.rows:
-                raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
-            write_files(benchmark, table, compared=bool(against))
-
-        with interruptible(write, "the same command with --only-missing goes on from here"):
+        try:
             for number, contest in enumerate([] if page_only else contests, start=1):
                 console.print(f"{number} of {len(contests)}", end=" ")
                 _enter(*contest, settings, table, only_missing)
+        finally:  # also where Ctrl-C comes first
+            write_files(benchmark, table, compared=bool(against))
 
     return main
-
-
-@contextmanager
-def interruptible(write: Callable[[], None], advice: str) -> Iterator[None]:
-    """What measures; files are written at its end, also where Ctrl-C or SIGTERM comes first."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as if by Ctrl-C: nothing is left running
-    status = 0
-    try:
-        yield
-    except KeyboardInterrupt:
-        status = 130
-        console.print(f"interrupted: {advice}")
-    write()
-    raise typer.Exit(status)
 
 
 def _contests(
@@ -138,9 +115,9 @@ def _contests(
     """What is timed side by side, the yardstick first: all methods, or each of fxlrp's beside another checkout's."""
     suiting = [name for name in chosen if methods[name].suits(case.model, device)]
     if against:
-        return [(case, name, {"before": Entry(name, against), "now": Entry(name)})
+        return [(case, name, {"before": (name, against), "now": (name, "")})
                 for name in suiting if methods[name].kind == "fxlrp"]  # fmt: skip
-    return [(case, "", {name: Entry(name) for name in dict.fromkeys([next(iter(methods)), *suiting])})]
+    return [(case, "", {name: (name, "") for name in dict.fromkeys([next(iter(methods)), *suiting])})]
 
 
 def _enter(
@@ -170,10 +147,12 @@ def _enter(
 
 def write_files(benchmark: Benchmark, table: CsvTable, compared: bool = False) -> None:
     """The page, and the picture if there is one, of what the table has."""
+    if not table.rows:
+        raise typer.BadParameter(f"no rows: {table.path} is missing, or no method applies")
     frame, path = table.frame(COLUMNS), table.path
     context = timing_context(frame, dict(benchmark.facts)) | (comparison if compared else benchmark.context)(frame)
     path.with_suffix(".md").write_text(page("against" if compared else path.stem, **context))
-    drawn = benchmark.draw and not compared and benchmark.draw(frame, path.with_suffix(".png"))
+    drawn = benchmark.panels and not compared and draw(benchmark.panels(frame), path.with_suffix(".png"))
     console.print(f"written: {path}, .md{', .png' if drawn else ''}")
 
 

@@ -12,7 +12,7 @@ import polars as pl
 from benchmarks.harness import PLACEBO
 from benchmarks.methods import YARDSTICK, Case, Method, autograd, forward, forward_replayed, fxlrp_method
 from benchmarks.models import MODELS
-from benchmarks.pages import draw, groups, in_order
+from benchmarks.pages import Panels, groups, in_order
 from benchmarks.peers import PEERS
 from benchmarks.runs import Benchmark, every, listed
 from benchmarks.workers import Row
@@ -137,7 +137,8 @@ def _speeds(rows: pl.DataFrame) -> str:
     return ", ".join([*single, f"{rate:.1f}/s ({batch})"])
 
 
-def _panels(frame: pl.DataFrame) -> dict[tuple[str, str], pl.DataFrame]:
+def by_batch(frame: pl.DataFrame) -> Panels:
+    """By device and batch the rows, with their model on the axis."""
     frame = in_order(frame, "model", MODELS).sort("batch", maintain_order=True).with_columns(value=pl.col("model"))
     return {(device, f"batch {batch}"): rows for (device, batch), rows in groups(frame, "device_name", "batch").items()}
 
@@ -163,12 +164,12 @@ def scaling_context(frame: pl.DataFrame) -> dict[str, Any]:
     return {"devices": devices}
 
 
-BENCHMARK = Benchmark(
-    "speed", "Time models, explanations of them, and peers.", "benchmarks.speed:METHODS", every(MODELS, (1, 8, 32)),
-    context, draw=lambda frame, path: draw(_panels(frame), path, columns=1),
+SPEED = Benchmark(
+    "speed", "Time models, explanations of them, and peers.", f"{__name__}:METHODS", every(MODELS, (1, 8, 32)),
+    context, panels=by_batch,
 )  # fmt: skip
 SCALING = Benchmark(
-    "scaling", "Time explanations while depth, resolution or batch grows.", "benchmarks.speed:METHODS",
+    "scaling", "Time explanations while depth, resolution or batch grows.", f"{__name__}:METHODS",
     listed(*dict.fromkeys(case for cases in AXES.values() for case in cases)), scaling_context, default=GROWING,
-    draw=lambda frame, path: draw({key[:2]: rows for key, rows in on_axes(frame).items()}, path, columns=len(AXES)),
+    panels=lambda frame: {key[:2]: rows for key, rows in on_axes(frame).items()},
 )  # fmt: skip

@@ -1,7 +1,11 @@
-"""Worker processes: a worker does one thing at a time, as it is asked to; whatever ends it is a `Failure`."""
+"""Worker processes, each of which does one thing at a time, as it is asked to; and what they and their code are.
+
+Whatever ends a worker is a `Failure`.
+"""
 
 import importlib
 import os
+import platform
 import re
 import resource
 import signal
@@ -10,13 +14,16 @@ import sys
 import tempfile
 import warnings
 from contextlib import suppress
+from datetime import datetime, timezone
+from importlib import metadata
+from importlib.util import find_spec
 from multiprocessing import Pipe, connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import ROOT
-
 Row = dict[str, Any]
+ROOT = Path(__file__).parent.parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Failure(Exception):
@@ -24,23 +31,15 @@ class Failure(Exception):
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
-        self.stage, self.reason = stage, reason
-
-    @property
-    def row(self) -> Row:
-        return {"status": "failed", "stage": self.stage, "reason": self.reason}
+        self.row = {"status": "failed", "stage": stage, "reason": reason}
 
 
 class Worker:
     """A process that works when it is asked to, until `close`.
 
-    Args:
-        tasks: the module whose class ``Tasks`` is made of ``job`` and has a method for each thing to do.
-        job: what to work on.
-        timeout: seconds for one thing to do.
-        threads: of torch and of the libraries under it.
-        memory: the most GiB that it may ask the system for; ``None``: no limit.
-        checkout: another checkout of fxlrp, which the process imports in place of this one.
+    ``tasks``: the module whose class ``Tasks`` is made of ``job`` and has a method for each thing to do; ``timeout``:
+    seconds for one of these; ``threads``: of torch and of the libraries under it; ``memory``: the most GiB that it may
+    ask the system for; ``checkout``: another checkout of fxlrp, which the process imports in place of this one.
     """
 
     def __init__(
@@ -134,3 +133,29 @@ def one_line(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = re.sub(r"[^\s'\"(]*/(?:site|dist)-packages/", "", text).replace(f"{ROOT}/", "")
     return text if len(text) <= 600 else text[:600] + " …"
+
+
+def now() -> str:
+    return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M UTC}"
+
+
+def versions(*packages: str) -> str:
+    """The packages that are installed, with their versions."""
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages if find_spec(package))
+
+
+def commit(checkout: Path = ROOT) -> str:
+    """Which state of fxlrp's code lies in ``checkout``."""
+    commands = ["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", "fxlrp"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        head, changes = (subprocess.check_output(command, cwd=checkout, stderr=subprocess.DEVNULL, text=True).strip()
+                         for command in commands)  # fmt: skip
+        return f"commit {head}{' with changes' if changes else ''}"
+    return "no commit"
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    with suppress(OSError, TypeError):  # other systems have no such file, or no such line in it
+        return re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
+    return platform.processor() or platform.machine()

@@ -17,7 +17,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from benchmarks.models import noise, usable
 
 TIMM_SMALLEST = Path(__file__).parent / "timm_smallest.json"
-TRANSFORMERS = Path(__file__).parent / "small_transformers.json"
+TIMM = json.loads(TIMM_SMALLEST.read_text())
+TRANSFORMERS = json.loads((Path(__file__).parent / "small_transformers.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,9 @@ def class_map(output: Tensor, target: Tensor | None) -> Tensor:
 
 def next_token(output: Tensor, target: Tensor | None) -> Tensor:
     """Of (batch, tokens, vocabulary): the probability of the token predicted after the last one."""
-    probabilities, chosen = output[:, -1].softmax(dim=1).max(dim=1)
-    start = torch.zeros_like(output)
-    start[torch.arange(len(output)), -1, chosen] = probabilities
-    return start
+    probabilities = output[:, -1].softmax(dim=1)
+    chosen = probabilities * nn.functional.one_hot(probabilities.argmax(dim=1), output.shape[2])
+    return nn.functional.pad(chosen[:, None], (0, 0, output.shape[1] - 1, 0))
 
 
 FAMILIES = (
@@ -129,10 +129,6 @@ def _listed(task: str) -> Callable[[], dict[str, str]]:
     return lambda: dict.fromkeys(list_models(module=getattr(torchvision.models, task)), task)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
-
-
 def _timm(name: str) -> Subject:
     import timm
 
@@ -142,7 +138,7 @@ def _timm(name: str) -> Subject:
 
 
 def _transformer(name: str) -> Subject:
-    entry = _read(TRANSFORMERS)[name]
+    entry = TRANSFORMERS[name]
     task, kind = entry["task"], getattr(importlib.import_module("transformers"), entry["class"])
     torch.manual_seed(0)
     model = usable(kind(kind.config_class(**entry["options"])))
@@ -171,8 +167,8 @@ ZOOS = {
     "torchvision-segmentation": Zoo(_listed("segmentation"), _segmenter),
     "torchvision-video": Zoo(_listed("video"), _video),
     "torchvision-detection": Zoo(_listed("detection"), _backbone),
-    "timm": Zoo(lambda: {entry["name"]: family for family, entry in _read(TIMM_SMALLEST).items()}, _timm),
-    "transformers": Zoo(lambda: {name: entry["task"] for name, entry in _read(TRANSFORMERS).items()}, _transformer),
+    "timm": Zoo(lambda: {smallest["name"]: family for family, smallest in TIMM.items()}, _timm),
+    "transformers": Zoo(lambda: {name: entry["task"] for name, entry in TRANSFORMERS.items()}, _transformer),
 }
 
 
@@ -182,16 +178,15 @@ def choose_timm_models() -> None:
     from rich.progress import track
     from timm.models._registry import _model_to_module
 
-    rows = []
+    smallest: dict[str, dict[str, Any]] = {}
     for name in track(timm.list_models(), "counting"):
         try:
             with torch.device("meta"):  # parameters are counted without memory for them
                 count = sum(int(p.numel()) for p in timm.create_model(name, pretrained=False).parameters())
         except Exception:
             count = None  # a family none of whose models can be built is kept: the sweep's row says why
-        rows.append((float("inf") if count is None else count, _model_to_module[name], name, count))
-    smallest = {}
-    for _, family, name, count in sorted(rows, key=lambda row: row[0]):
-        smallest.setdefault(family, {"name": name, "parameters": count})
+        best = smallest.setdefault(_model_to_module[name], {"name": name, "parameters": count})
+        if count is not None and (best["parameters"] is None or count < best["parameters"]):
+            best.update(name=name, parameters=count)
     TIMM_SMALLEST.write_text(json.dumps(smallest, indent=1, sort_keys=True) + "\n")
     print(f"{len(smallest)} families of timm {timm.__version__}: {TIMM_SMALLEST}")

@@ -8,9 +8,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
-from benchmarks import kinds
+from benchmarks import program
 from benchmarks.__main__ import app
-from benchmarks.csv_table import CsvTable
+from benchmarks.pages import CsvTable
 from benchmarks.runs import COLUMNS
 from benchmarks.runs import KEY as KEY_OF_ROWS
 from fxlrp.errors import InputError, TargetError
@@ -158,15 +158,15 @@ def test_what_cannot_be_profiled_is_an_error(explainer, images):
 @pytest.mark.slow  # processes that start take most of it; the page and its sums are tested below
 def test_the_benchmark_writes_rows_and_their_sums(tmp_path):
     options = ["kinds", "--model", "cifar_resnet8", "--batch", "1", "--rounds", "1", "--threads", "1"]
-    options += ["--method", "conserving", "--method", "conserving" + kinds.PROFILE]
+    options += ["--method", "conserving", "--method", "conserving" + program.PROFILE]
     table = CsvTable(tmp_path / "kinds.csv", KEY_OF_ROWS)
-    case = {"device": "cpu", "model": "cifar_resnet8", "size": 32, "batch": 1, "method": "conserving" + kinds.PROFILE}
+    case = {"device": "cpu", "model": "cifar_resnet8", "size": 32, "batch": 1, "method": "conserving" + program.PROFILE}
     table.add([{**case, "part": "gate, forward", "status": "ok", "ratio": 9.0}])  # of an earlier run: it is replaced
     result = CliRunner().invoke(app, [*options, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     rows = CsvTable(table.path, KEY_OF_ROWS).rows.values()
-    assert {row["method"] for row in rows} == {"autograd", "placebo", "conserving", "conserving" + kinds.PROFILE}
-    own = [row for row in rows if row["method"] == "conserving" + kinds.PROFILE]
+    assert {row["method"] for row in rows} == {"autograd", "placebo", "conserving", "conserving" + program.PROFILE}
+    own = [row for row in rows if row["method"] == "conserving" + program.PROFILE]
     mine = {row["part"]: float(row["ratio"]) for row in own if row["part"]}
     assert {part.split(",")[0] for part in mine} >= {"convolution", "linear", "join", "normalisation"}
     page = (tmp_path / "kinds.md").read_text()
@@ -183,13 +183,13 @@ def test_the_page_has_every_kind_that_matters_and_sums_the_others(tmp_path):
         common = {"device": "cpu", "device_name": "Some CPU", "model": model, "size": 224, "batch": 1, "status": "ok"}
         yield {**common, "method": "conserving", "ratio": call}
         for kind, values in kinds_of.items():
-            for what, value in zip((kinds.FORWARD, kinds.PRODUCTS, kinds.REST), values, strict=True):
-                yield {**common, "method": "conserving" + kinds.PROFILE, "part": f"{kind}, {what}", "ratio": value}
+            for what, value in zip((program.FORWARD, program.PRODUCTS, program.REST), values, strict=True):
+                yield {**common, "method": "conserving" + program.PROFILE, "part": f"{kind}, {what}", "ratio": value}
 
     table = CsvTable(tmp_path / "kinds.csv", KEY_OF_ROWS)
     table.add(rows("resnet50", 1.625, convolution=(0.5, 0.75, 0.25), gate=(0.004, 0.0, 0.003)))
     table.add(rows("vgg16_bn", 1.0, convolution=(0.25, 0.5, 0.001), pooling=(0.004, 0.0, 0.0625)))
-    ((_, columns, lines),) = kinds.context(table.frame(COLUMNS))["tables"]
+    ((_, columns, lines),) = program.by_kind(table.frame(COLUMNS))["tables"]
     assert [columns, *lines] == [
         ["kind of node", "resnet50", "vgg16_bn"],
         ["convolution, relevance: products", "0.75", "0.50"],

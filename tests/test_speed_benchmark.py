@@ -14,12 +14,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxlrp
-from benchmarks import coverage, harness, optimizer, runs, speed
+from benchmarks import coverage, harness, program, runs, speed
 from benchmarks.__main__ import app
-from benchmarks.csv_table import CsvTable
-from benchmarks.harness import PLACEBO, Entry, Memory, Settings, measure
+from benchmarks.harness import PLACEBO, Memory, Settings, measure
 from benchmarks.methods import Case, Method, Trial
 from benchmarks.models import CifarResNet, build, is_model, noise
+from benchmarks.pages import CsvTable
 from benchmarks.peers import PEERS
 from benchmarks.speed import METHODS as TIMED
 from benchmarks.speed import quotient, starred_quotient
@@ -53,7 +53,7 @@ HERE = Settings("tests.test_speed_benchmark:METHODS", rounds=3, warmups=0, threa
 
 
 def entries(*names):
-    return {name: Entry(name) for name in names}
+    return {name: (name, "") for name in names}
 
 
 # The harness -------------------------------------------------------------------------------------
@@ -83,12 +83,12 @@ def test_a_method_runs_another_checkout_of_which_it_needs_the_public_face_alone(
         "__version__ = 'other'\ndef compile(model, preset, **options): return lambda images: None\n"
     )
     settings = Settings("benchmarks.speed:METHODS", rounds=1, warmups=0, threads=1, timeout=120)
-    names = {"before": Entry("fxlrp eager", str(tmp_path)), "now": Entry("fxlrp eager")}
+    names = {"before": ("fxlrp eager", str(tmp_path)), "now": ("fxlrp eager", "")}
     rows = {row["method"]: row for row in measure(CASE, names, settings)}
     assert rows["before"]["version"] == rows[PLACEBO]["version"] == "fxlrp other, no commit"
     assert rows["now"]["version"].startswith(f"fxlrp {fxlrp.__version__}")
     (tmp_path / "empty").mkdir()
-    (row, *_) = measure(CASE, {"before": Entry("fxlrp eager", str(tmp_path / "empty"))}, settings)
+    (row, *_) = measure(CASE, {"before": ("fxlrp eager", str(tmp_path / "empty"))}, settings)
     assert "empty holds no fxlrp" in row["reason"]
 
 
@@ -99,7 +99,7 @@ class FakeMethod(SimpleNamespace):
     alive = 0
 
     def __init__(self, name, entry, case, settings):
-        super().__init__(name=name, method=entry.method, facts={}, calls=[], failure=None, closed=False)
+        super().__init__(name=name, method=entry[0], facts={}, calls=[], failure=None, closed=False)
         FakeMethod.alive += 1
 
     def close(self):
@@ -323,7 +323,7 @@ ROWS = [
 
 
 def test_the_page_holds_what_the_rows_say(tmp_path):
-    page = written(tmp_path, speed.BENCHMARK, ROWS)
+    page = written(tmp_path, speed.SPEED, ROWS)
     assert "- CPU: Some CPU, 2 thread(s); torch 2.14.1, float32, 3 rounds; batch 1; height and width 224; 11" in page
     assert "The placebo is the yardstick in a second process: 1.020 to 1.020, single rounds 0.918 to 1.122." in page
     assert "| resnet50 | 1 | captum LRP | 2.00 | 1.50 (eager) | 1.33 | 1.00 (inductor) | 2.00 |" in page
@@ -389,17 +389,17 @@ def test_a_case_is_slower_only_beyond_the_placebo(tmp_path):
         for name, ratio in (("before", 1.0), (PLACEBO, placebo), ("now", now))
     ]
     rows += [row("before", compared="fxlrp inductor", reason="broke"), row("now", compared="fxlrp inductor")]
-    page = written(tmp_path, speed.BENCHMARK, rows, against=True)
+    page = written(tmp_path, speed.SPEED, rows, against=True)
     assert "beyond the placebo: 1 of 4 cases" in page
     assert "- **slower**: fxlrp eager resnet50, batch 1\n" in page
     assert "| fxlrp eager | resnet50 | 8 | now | 0.52 s | 1.040 (0.936–1.144) |" in page
 
 
 def test_every_optimisation_has_a_variant_and_a_line(tmp_path):
-    assert set(optimizer.METHODS) >= {"all", "none"}
+    assert set(program.OPTIMISED) >= {"all", "none"}
     for name in NAMES:
-        assert f"without {name}" in optimizer.METHODS
-    page = written(tmp_path, optimizer.BENCHMARK, [row("all", 1.0), row("none", 1.4), row("none", 1.6, batch=8)])
+        assert f"without {name}" in program.OPTIMISED
+    page = written(tmp_path, program.OPTIMIZER, [row("all", 1.0), row("none", 1.4), row("none", 1.6, batch=8)])
     assert "| none | 1.400 (1.260–1.540) | 200 / 100 | 1.600 (1.440–1.760) | 200 / 100 |" in page
     assert all(f"- `{name}`" in page for name in NAMES)
     assert "No placebo was measured" in page
@@ -411,7 +411,7 @@ def test_an_optimisation_is_worth_it_only_beyond_the_placebo(tmp_path):
         row("all", 1.0), row(PLACEBO, 1.02), row(f"without {first}", 1.1), row(f"without {second}", 1.04),
         row(f"without {third}", 0.9, held_mb=120.0), row("all", 1.0, batch=8), row(f"without {second}", 2.0, batch=8),
     ]  # fmt: skip
-    page = written(tmp_path, optimizer.BENCHMARK, rows)
+    page = written(tmp_path, program.OPTIMIZER, rows)
     none = "+0.0% (resnet50, batch 1)"
     assert f"| {first} | +7.1% (resnet50, batch 1) | {none} | {none} | yes |" in page
     assert f"| {second} | +1.8% (resnet50, batch 1) | +0.0% (resnet50, batch 1) | +0.0%" in page
