@@ -79,7 +79,7 @@ def assert_part_conserves(explainer, *inputs, conditions, absorbs=("condition",)
 
 
 @example(NetPlan([BlockPlan(groups=2, shared=True), BlockPlan(skip="padded", stride=2, nested=BlockPlan())]))
-@examples(fast=12, slow=100)
+@examples(fast=6, slow=100)
 @given(net_plans())
 def test_parts_of_random_residual_networks_add_up_and_conserve(plan):
     torch.manual_seed(0)

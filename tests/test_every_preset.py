@@ -53,8 +53,11 @@ class Products(nn.Module):
         return self.head(x * torch.sigmoid(self.gate(x)))
 
 
-LSTM = ("attnlrp", "guided_backprop")
-"""An LSTM is read by export, which takes its time; the other presets have it in the long run."""
+SAMPLES = {
+    "lstm": ("attnlrp", "guided_backprop"),  # is read by export, which takes its time
+    "gated": ("conserving", "attnlrp", "cp_lrp", "guided_backprop", "otsuki2024"),
+}
+"""By net the presets of the default run; the others have it in the long run."""
 
 NETS = {
     "residual": (
@@ -70,7 +73,7 @@ NETS = {
     "lstm": (lambda: Recurrent(final_states=True, num_layers=2), (3, 6, 4)),
 }  # fmt: skip
 RUNS = [
-    pytest.param(name, preset, marks=[pytest.mark.slow] if name == "lstm" and preset not in LSTM else [])
+    pytest.param(name, preset, marks=[] if preset in SAMPLES.get(name, fxlrp.PRESETS) else [pytest.mark.slow])
     for name in NETS
     for preset in fxlrp.PRESETS
 ]

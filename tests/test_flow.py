@@ -142,12 +142,18 @@ def test_arrows_carry_what_each_thing_receives_and_hands_on(plan):
             assert abs(into[thing.name] - flow.share(ledger.relevance)) < limit
 
 
-@pytest.mark.parametrize("view", [{"relevance": False}, {"forward": False}, {}], ids=["forward", "relevance", "both"])
-@pytest.mark.parametrize("depth", [1, 2, None])
-def test_all_relevance_passes_the_layers_of_a_chain_of_modules(view, depth):
+@pytest.fixture(scope="module")
+def chain():
+    """A network of modules in a chain, explained, and its ledger."""
     torch.manual_seed(0)
     explainer = fxlrp.compile(models.resnet18(num_classes=5).eval(), "conserving")
-    ledger = explainer.ledger(torch.rand(2, 3, 32, 32))
+    return explainer, explainer.ledger(torch.rand(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("view", [{"relevance": False}, {"forward": False}, {}], ids=["forward", "relevance", "both"])
+@pytest.mark.parametrize("depth", [1, 2, None])
+def test_all_relevance_passes_the_layers_of_a_chain_of_modules(chain, view, depth):
+    explainer, ledger = chain
     picture, _ = weighed(explainer, ledger, depth, **view)
     into, out = into_and_out_of(picture)
     forward = not view.get("relevance", True)

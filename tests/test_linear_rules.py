@@ -195,7 +195,7 @@ def test_an_operand_that_is_never_negative_gives_the_same_relevance(case):
     assert_close(known(x).relevance, explain(model, ZPlus(), relevance)(x.relu()).relevance)
 
 
-@examples(fast=60, slow=1000)
+@examples(fast=40, slow=1000)
 @given(
     dims=st.integers(1, 3), kernel=st.integers(1, 3), stride=st.integers(1, 3), padding=st.integers(0, 2),
     dilation=st.integers(1, 2), groups=st.sampled_from([1, 2]), transposed=st.booleans(),

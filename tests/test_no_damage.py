@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import itertools
 import sys
 import threading
 import types
@@ -215,9 +216,8 @@ def test_programs_and_plans_that_are_kept_are_bounded():
 
     explainer, x = fxlrp.compile(net(4)), torch.randn(2, 4)
     names = [row.node for row in explainer.ledger(x)]
-    for name in names:
-        for other in names[:6]:
-            explainer.relevance_of(x, nodes=[name, other])
+    for two in itertools.islice(itertools.product(names, names), plan.MOST_PROGRAMS + 3):
+        explainer.relevance_of(x, nodes=two)
     kept = explainer._engine.plan._programs
     assert len(kept) == plan.MOST_PROGRAMS
     before = graphs()

@@ -32,7 +32,7 @@ DTYPES = st.sampled_from(by_profile(fast=[torch.float64], slow=[torch.float64, t
 SEEDS = by_profile(fast=st.just(0), slow=st.integers(0, 5))
 
 
-@examples(fast=25, slow=600)
+@examples(fast=12, slow=600)
 @given(net_plans(), st.sampled_from(["ratio", "symmetric"]), st.booleans(), DTYPES, SEEDS)
 def test_every_node_conserves(plan, split, identity_skips, dtype, seed):
     model, x = build(plan, dtype, seed)
@@ -42,7 +42,7 @@ def test_every_node_conserves(plan, split, identity_skips, dtype, seed):
     assert_conserves(explainer, x, absorbs=("padding",) if split == "symmetric" else ())
 
 
-@examples(fast=25, slow=200)
+@examples(fast=12, slow=200)
 @given(net_plans())
 def test_every_node_conserves_under_gamma(plan):
     model, x = build(plan)
@@ -52,7 +52,7 @@ def test_every_node_conserves_under_gamma(plan):
         assert row.rule.startswith("Epsilon") or (row.absorbed == 0).all(), row.node
 
 
-@examples(fast=25, slow=200)
+@examples(fast=12, slow=200)
 @given(net_plans())
 def test_a_known_sign_of_relevance_changes_nothing(plan):
     model, x = build(plan)
@@ -63,14 +63,14 @@ def test_a_known_sign_of_relevance_changes_nothing(plan):
     assert_close(known(x).relevance, unknown(x).relevance, 1e-12)
 
 
-@examples(fast=25, slow=200)
+@examples(fast=12, slow=200)
 @given(net_plans())
 def test_items_of_a_batch_are_explained_independently(plan):
     model, x = build(plan)
     assert_items_independent(fxlrp.compile(model, "conserving"), x)
 
 
-@examples(fast=25, slow=200)
+@examples(fast=12, slow=200)
 @given(net_plans())
 def test_explaining_leaves_the_model_unchanged(plan):
     model, x = build(plan)
@@ -83,7 +83,7 @@ def test_explaining_leaves_the_model_unchanged(plan):
     assert torch.equal(explainer(x).relevance, explanation.relevance)
 
 
-@examples(fast=25, slow=200)
+@examples(fast=12, slow=200)
 @given(net_plans())
 def test_a_module_called_twice_is_explained_like_two_modules(plan):
     plan.blocks[0] = replace(plan.blocks[0], shared=True)
@@ -117,7 +117,7 @@ class TwoModules(torch.nn.Module):
         return part(x)
 
 
-@examples(fast=25, slow=200)
+@examples(fast=12, slow=200)
 @given(net_plans())
 def test_epsilon_on_a_bias_free_relu_network_is_gradient_times_input(plan):
     blocks = [plain(block) for block in plan.blocks]

@@ -51,7 +51,7 @@ def assert_equals_single_calls(explainer, *inputs, targets=(0, 2, 1), limit=1e-1
 # Every kind of network ------------------------------------------------------------------------------
 
 
-@examples(fast=25, slow=100)
+@examples(fast=12, slow=100)
 @given(net_plans(), st.sampled_from(["ratio", "symmetric", "signed"]))
 def test_random_residual_networks_are_explained_as_by_single_calls(plan, split):
     torch.manual_seed(0)

@@ -1,11 +1,7 @@
 """Timing benchmarks: methods take turns in processes of their own, failures are rows, pages come from rows alone."""
 
 import importlib.util
-import os
-import signal
-import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +13,7 @@ import fxlrp
 from benchmarks import coverage, harness, program, runs, speed
 from benchmarks.__main__ import app
 from benchmarks.harness import PLACEBO, Memory, Settings, measure
-from benchmarks.methods import Case, Method, Trial
+from benchmarks.methods import Case, Trial
 from benchmarks.models import CifarResNet, build, is_model, noise
 from benchmarks.pages import CsvTable
 from benchmarks.peers import PEERS
@@ -28,28 +24,7 @@ from fxlrp.passes.optimize import NAMES
 
 CASE = Case("cifar_resnet8", 2, 32)
 
-# What the workers of these tests run: they find it here by name. ---------------------------------
-
-
-def once(trial):
-    trial.facts["extra"] = 7
-    yield
-    yield lambda: trial.model(trial.images)
-
-
-def in_parts(trial):
-    yield
-    yield lambda: {"left": 1.0, "right": 2.0}
-
-
-def broken(trial):
-    yield
-    raise ValueError("no rule for this layer")
-
-
-METHODS = {"yard": Method(once, "model"), "broken": Method(broken, "model"),
-           "parts": Method(in_parts, "model", parts=True)}  # fmt: skip
-HERE = Settings("tests.test_speed_benchmark:METHODS", rounds=3, warmups=0, threads=1, timeout=120)
+HERE = Settings("tests.timed_methods:METHODS", rounds=3, warmups=0, threads=1, timeout=120)
 
 
 def entries(*names):
@@ -145,29 +120,12 @@ def test_all_fail_without_the_yardstick(monkeypatch, yardstick, reason):
     assert {row["group"] for row in rows.values()} == {1}
 
 
-class Tasks:
-    """Of a worker that hangs or dies, as it is asked to."""
-
-    def __init__(self, job):
-        pass
-
-    def start(self):
-        return {"started": True}
-
-    def hang(self):
-        time.sleep(60)
-
-    def die(self):
-        print("last words", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize(
     ("task", "reason"),
     [("hang", "took longer than 0 s"), ("die", "killed by SIGKILL, probably out of memory: last words")],
 )
 def test_a_worker_that_hangs_or_dies_fails(task, reason):
-    worker = Worker("tests.test_speed_benchmark", {}, timeout=60, threads=1)
+    worker = Worker("tests.worker_tasks", {}, timeout=60, threads=1)
     assert worker.ask("begin", "start") == {"started": True}
     worker.timeout = 0.2 if task == "hang" else 60
     with pytest.raises(Failure, match=reason) as failure:

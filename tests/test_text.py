@@ -1,5 +1,6 @@
 """Words in the colours of their relevance: sums are kept, the text is complete, every word is readable."""
 
+import functools
 import re
 import sys
 from types import SimpleNamespace
@@ -46,15 +47,22 @@ def pairs(lengths, other_lengths):
     return inputs
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model():
+    torch.manual_seed(0)
     return example.Similarity(TinyEncoder()).eval()
 
 
+@pytest.fixture(scope="module")
+def explain(model):
+    """Explainers by preset: a capture takes its time."""
+    return functools.cache(lambda preset: fxlrp.compile(model, preset, start="output"))
+
+
 @pytest.mark.parametrize("preset", ["conserving", "cp_lrp"])
-def test_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(model, preset):
+def test_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(model, explain, preset):
     inputs = pairs([7, 4, 5], [3, 6, 5])
-    explainer = fxlrp.compile(model, preset, start="output")
+    explainer = explain(preset)
     explanation, ledger = explainer(*inputs), explainer.ledger(*inputs)
     first, second = (fxlrp.token_relevance(explanation.by_input[name]) for name in ("input_ids", "other_ids"))
     assert first.shape == (3, 7)
@@ -73,9 +81,9 @@ def test_relevance_of_a_similarity_reaches_the_tokens_of_both_sentences(model, p
             assert torch.allclose(relevance.sum(1), explanation.start.to(relevance) / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_padded_batch_equals_single_sentences(model):
+def test_padded_batch_equals_single_sentences(explain):
     inputs, lengths = pairs([7, 4], [3, 6]), [(7, 3), (4, 6)]
-    explainer = fxlrp.compile(model, "conserving", start="output")
+    explainer = explain("conserving")
     together = explainer(*inputs).by_input
     for i, (one, other) in enumerate(lengths):
         alone = explainer(*(t[i : i + 1, :n] for t, n in zip(inputs, (one, one, other, other), strict=True))).by_input

@@ -35,7 +35,7 @@ def zennit():
 # Whole networks ------------------------------------------------------------------------------
 
 
-@runs("resnet18", ("vgg11_bn", "epsilon_gamma_box"), ("vgg11_bn", "epsilon_plus_flat"))
+@runs("resnet18", ("vgg11_bn", "epsilon_gamma_box"))
 def test_a_preset_is_the_stored_map_of_zennits_composite(name, composite):
     model, x = net(name)
     found = digest(fxlrp.compile(model, composite, start="one")(x, TARGETS).relevance)
