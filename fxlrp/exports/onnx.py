@@ -8,26 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxlrp.capture.exported import quiet
 from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import ExportError
 from fxlrp.common.extras import require
 from fxlrp.exports.archive import checked_path
+from fxlrp.exports.onnx_program import for_onnx
 from fxlrp.exports.portable import check_path, exported
 from fxlrp.exports.saved import check_results
 from fxlrp.runtime.engine import Engine
-from fxlrp.steps.pooling import (
-    AdaptiveAveragePool,
-    AveragePool,
-    Upsample,
-    adaptive_average_pool_transpose,
-    average_pool_transpose,
-    upsample_transpose,
-)
-from fxlrp.steps.primitives import primitive
-from fxlrp.steps.separable import by_axis_transpose
 
 METADATA = "fxlrp"
 """The key of the file's metadata under which its signature is, as JSON."""
@@ -39,7 +30,7 @@ def export_onnx(engine: Engine, path: str | os.PathLike[str], example_inputs: An
     onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
     require("onnxscript", "onnx")
     check_path(path, (".onnx",))
-    found = exported(engine, example_inputs, portable=without_backward_operations)
+    found = exported(engine, example_inputs, portable=for_onnx)
     names = [*(spec.name for spec in found.signature.inputs), *(["target"] if found.signature.takes_target else [])]
     # A name of ONNX is of one value.
     outputs = [{"target": "explained_class"}.get(name, name) for name in found.signature.outputs]
@@ -86,48 +77,3 @@ class OnnxSession:
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         given = {name: tensor.cpu().numpy() for name, tensor in zip(self.names, tensors, strict=True)}
         return [torch.as_tensor(value) for value in self.session.run(None, given)]
-
-
-def without_backward_operations(program: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a program in which the transposes of pooling and resizing are products with one matrix per axis.
-
-    torch has operations of its own for them; ONNX has none.
-    """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
-    for node in graph.nodes:
-        if node.target in _BY_AXIS:
-            node.target = _BY_AXIS[node.target]
-    return fx.GraphModule(program, graph, class_name="Relevance")
-
-
-@primitive
-def average_by_axis(
-    s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
-    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
-) -> Tensor:
-    """The transpose of average pooling as products with matrices."""
-    pool = AveragePool(kernel, stride, padding, ceil_mode, count_include_pad, divisor)
-    return by_axis_transpose(s, x, pool, "same")
-
-
-@primitive
-def adaptive_by_axis(s: Tensor, x: Tensor, dims: int) -> Tensor:
-    """The transpose of adaptive average pooling as products with matrices."""
-    return by_axis_transpose(s, x, AdaptiveAveragePool(list(s.shape[2:])), "same")
-
-
-@primitive
-def upsample_by_axis(
-    s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
-) -> Tensor:
-    """The transpose of upsampling as products with matrices."""
-    size = list(s.shape[2:]) if scales is None else None
-    return by_axis_transpose(s, x, Upsample(mode, size, align_corners, scales), "same")
-
-
-_BY_AXIS = {
-    average_pool_transpose: average_by_axis,
-    adaptive_average_pool_transpose: adaptive_by_axis,
-    upsample_transpose: upsample_by_axis,
-}

@@ -148,7 +148,8 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
         engine: what explains.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; ``None``: inputs
             like those of its last call.
-        portable: a pass over the program, before it is exported.
+        portable: makes the program that is exported out of the one that the rules wrote and the names of the
+            optimisations that ``compile`` was asked for; ``None``: they are as the explainer has them.
 
     Raises:
         ExportError: there is no example, or the explanation cannot be exported.
@@ -156,9 +157,10 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
     """
     prepared = engine.example(example_inputs)
     plan, tensors = prepared.plan, prepared.inputs
-    program = engine.program(prepared, Request(), packed=False).module
+    written = Request() if portable is None else Request(optimizations=plan.known_when_emitted)
+    program = engine.program(prepared, written, packed=False).module
     engine.weights.refresh()
-    program = program if portable is None else portable(program)
+    program = program if portable is None else portable(program, engine.recipe.optimizations)
     names = tuple(spec.name for spec in plan.inputs)
     inputs = example_batch(tensors)
     with torch.no_grad():

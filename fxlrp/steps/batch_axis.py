@@ -321,7 +321,7 @@ def _completed(
     if support is not None:
         even = even * support
     divisor = total.masked_fill(empty, float("inf"))
-    return share + even + magnitude * spread_items(lacking / divisor, share, batch_axis)
+    return share + (magnitude * spread_items(lacking / divisor, share, batch_axis) + even)
 
 
 def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
