@@ -169,7 +169,7 @@ class DivideWithoutTest(OptimizerPass):
 
     After::
 
-        s = divide_clamped(relevance, z)
+        s = divide_nonzero(relevance, z)
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
@@ -183,7 +183,7 @@ class DivideWithoutTest(OptimizerPass):
                 if a["epsilon"] and a["signed"]:
                     retarget(node, steps.divide_stabilized, a["relevance"], a["z"], a["epsilon"])
                 elif not a["epsilon"] and not a["signed"] and _is_multiplied_out(node, _terms(a["z"])):
-                    retarget(node, steps.divide_clamped, a["relevance"], a["z"])
+                    retarget(node, steps.divide_nonzero, a["relevance"], a["z"])
         without_dead_code(module.graph)
         return module
 

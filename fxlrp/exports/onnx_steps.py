@@ -2,7 +2,7 @@
 
 A runtime takes one pass over memory for each operator, and several for a choice by element (``Where``) and for a
 sign. So choices are written as clamps: ``clamp(k z, −1, 1)`` is the sign of ``z`` where ``k`` is as large as a number
-can be, and a denominator that is clamped from below divides zeros without a test.
+can be, and a denominator gets one added where it is zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fxlrp.passes.optimize.transposes import flipped
 from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, Upsample
-from fxlrp.steps.primitives import primitive
+from fxlrp.steps.primitives import primitive, smallest_denominator
 from fxlrp.steps.separable import by_axis_transpose
 
 
@@ -50,20 +50,25 @@ def divide_stabilized(relevance: Tensor, z: Tensor, epsilon: float) -> Tensor:
 
 
 @primitive
-def divide_clamped(relevance: Tensor, z: Tensor) -> Tensor:
+def divide_nonzero(relevance: Tensor, z: Tensor) -> Tensor:
     """``relevance / z`` where ``z`` is a sum of contributions none of which is negative.
 
-    Where it vanishes all of them do, and what the quotient is does not matter: it is multiplied by them. It must be
-    finite.
+    Where it vanishes all of them do, and what the quotient is does not matter, because it is multiplied by them. It
+    must not be large: convolutions by Winograd or Fourier round all of a tile to its largest value.
     """
-    return relevance / z.clamp(min=negligible(z.dtype))
+    return relevance / nonzero(z)
+
+
+def nonzero(z: Tensor) -> Tensor:
+    """``z``, nowhere negative, and one in place of what has vanished."""
+    return z + (z <= smallest_denominator(z.dtype)).to(z.dtype)
 
 
 @primitive
 def favoured_quotient(relevance: Tensor, z: Tensor, total: Tensor, factor: float, epsilon: float) -> Tensor:
     """What the γ rule shares out: ``relevance / (factor |z| + total)``, and zero where ``z`` is exactly zero."""
     denominator = total + z.abs() * factor
-    denominator = denominator + epsilon if epsilon else denominator.clamp(min=negligible(z.dtype))
+    denominator = denominator + epsilon if epsilon else nonzero(denominator)
     where = sign(z, 1.0)
     return relevance / denominator * where * where
 
