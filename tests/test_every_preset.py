@@ -54,7 +54,7 @@ class Products(nn.Module):
 
 
 SAMPLES = {
-    "lstm": ("attnlrp", "guided_backprop"),  # is read by export, which takes its time
+    "lstm": ("attnlrp", "guided_backprop"),  # goes step by step, which takes its time
     "gated": ("conserving", "attnlrp", "cp_lrp", "guided_backprop", "otsuki2024"),
 }
 """By net the presets of the default run; the others have it in the long run."""

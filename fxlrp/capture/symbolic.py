@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture.captured import Captured, attribute, flat_outputs, has_attribute, tensor_proxy
 from fxlrp.capture.double import Doubles, intercept, weight_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
+from fxlrp.capture.recurrent import returned
 from fxlrp.common.errors import CaptureError
 from fxlrp.vocabulary import VOCABULARY
 
@@ -161,7 +162,7 @@ class Tracer(fx.Tracer):
     def _called(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if m not in (self.submodule_paths or {}):  # in a list, where nn.Module does not see it
             return self._computed(m, args)(*args, **kwargs)
-        return self.call_module(m, m.forward, args, kwargs)
+        return returned(m, self.call_module(m, m.forward, args, kwargs))
 
     def _computed(self, m: nn.Module, args: Any) -> Callable[..., Any]:
         """The forward of a module, once its weights are computed."""

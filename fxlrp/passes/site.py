@@ -229,9 +229,14 @@ class Site:
 
     @cached_property
     def carries(self) -> list[bool]:
-        """For each operand that the operation can have, whether it carries signal."""
+        """For each operand that the operation can have, whether it carries signal; for a list, each of its entries."""
         signal = dict(self._facts.operands)
-        return [name in signal for name in operation_of(self._facts).operand_names()]
+        found = []
+        for name in operation_of(self._facts).operand_names():
+            value = self._arguments[name]
+            entries = [f"{name}[{i}]" for i in range(len(value))] if isinstance(value, list | tuple) else [name]
+            found += [entry in signal for entry in entries]
+        return found
 
     # ---------------------------------------------------------------------------------------------
 

@@ -13,21 +13,27 @@ from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Ask, Rule, Shares
 from fxlrp.rules.split import RatioSplit, SplitRule
 from fxlrp.steps.declaration import along, primitive
 from fxlrp.steps.dense import Dense
-from fxlrp.steps.lstm import Lstm, LstmStep, candidate_map, forward_steps, row_sums
+from fxlrp.steps.recurrence import GruStep, LstmStep, Recurrence, RnnStep, Weights, forward_steps, row_sums
 from fxlrp.vocabulary.operation import Kind
 
 _KEPT = (CONSTANT, STABILIZER, BIAS)
 
+Supports = list[Tensor | None]
+"""For each state before a step ones where it counts, (batch, 1), and zeros where it is a start from zero; ``None``: it
+carries signal."""
+
 
 class Recurrent(Rule):
-    """Through an LSTM to its sequence (Arras et al., WASSA 2017: the signal takes all, gates take nothing).
+    """Through an LSTM, GRU or RNN to its sequence and its initial states; gates take nothing (Arras et al., 2017).
 
-    At ``c = f ⊙ c' + i ⊙ g`` relevance splits by ``split``; at ``g = tanh(W x + U h')`` it goes on by
-    ``linear``. Initial states that are not zero absorb what they get.
+    LSTM: at ``c = f ⊙ c' + i ⊙ g`` relevance splits by ``split``; at ``g = tanh(W x + U h' + b)`` it goes on by
+    ``linear``. GRU: the same at ``h = z ⊙ h' + (1 − z) ⊙ n``; at ``n = tanh((W x + b) + r ⊙ (U h' + b'))`` it splits
+    once more, and goes on in each term by ``linear``. RNN: by ``linear``. Initial states that carry no signal and are
+    not zero absorb what they get.
 
     Args:
-        linear: the rule of the candidate's linear map.
-        split: the rule of the sum that makes the cell state.
+        linear: the rule of the linear maps.
+        split: the rule of the sums.
     """
 
     kinds = (Kind.RECURRENT,)
@@ -40,93 +46,176 @@ class Recurrent(Rule):
     def keeps_sign(self) -> bool:  # type: ignore[override]
         return self.linear.keeps_sign and self.split.keeps_sign
 
-    def __call__(self, relevance: list[tuple[int, Tensor]], lstm: Lstm) -> Shares:
-        """Share relevance of the outputs out over the sequence.
+    def __call__(
+        self, relevance: list[tuple[int, Tensor]], call: Recurrence, carries: list[bool] | None = None
+    ) -> Shares:
+        """Share relevance of the outputs out over the sequence and the states.
 
         Args:
-            relevance: pairs of an output's index (0: the sequence, 1 and 2: the final h and c) and
-                its relevance.
-            lstm: the call.
+            relevance: pairs of an output's index (0: the sequence, then the final states) and its relevance.
+            call: the call.
+            carries: whether the sequence and each initial state carry signal, and so receive; ``None``: the sequence.
         """
 
-        def lstm_relevance(parts: Any, x: Any, states: Any, weights: Any, *form: Any) -> list[Tensor]:
-            return self._back(parts, Lstm(x, states, weights, *form))
+        def recurrent_relevance(parts: Any, carries: Any, *form: Any) -> list[Tensor]:
+            return self._back(parts, carries, Recurrence(*form))
 
-        def lstm_part(parts: Any, x: Any, states: Any, weights: Any, *form: Any, whole: Any) -> Any:
-            return self._back_along(parts, whole[0], Lstm(x, states, weights, *form))
+        def recurrent_part(parts: Any, carries: Any, *form: Any, whole: Any) -> Any:
+            return self._back_along(parts, whole[0], carries, Recurrence(*form))
 
-        form = (lstm.biases, lstm.layers, lstm.both, lstm.batch_first)
-        back = primitive(lstm_relevance)
-        along(back)(lstm_part)
-        results = back(relevance, lstm.x, lstm.states, lstm.weights, *form)
-        return Shares([results[0]], {reason: partial(results.__getitem__, i + 1) for i, reason in enumerate(_KEPT)})
+        form = (
+            call.cell, call.x, call.states, call.weights, call.biases, call.layers, call.both, call.batch_first
+        )  # fmt: skip
+        back = primitive(recurrent_relevance)
+        along(back)(recurrent_part)
+        receives = [True] + [False] * len(call.states) if carries is None else carries
+        results = back(relevance, receives, *form)
+        operands = [results[i] for i, receiving in enumerate(receives) if receiving]
+        first = len(receives)
+        return Shares(
+            operands, {reason: partial(results.__getitem__, first + i) for i, reason in enumerate(_KEPT)}  # type: ignore[arg-type]
+        )
 
     def at(self, relevance: Any, ask: Ask) -> Shares:
-        return self(relevance, ask("bound"))
+        return self(relevance, ask("bound"), ask("carries"))
 
     def _back_along(
-        self, parts: list[tuple[int, Tensor]], whole: list[tuple[int, Tensor]], lstm: Lstm
+        self, parts: list[tuple[int, Tensor]], whole: list[tuple[int, Tensor]], carries: list[bool], call: Recurrence
     ) -> list[Tensor]:
         """For a part of the relevance: the derivative at the whole, because a rescaled step is not linear."""
         outputs = [index for index, _ in whole]
 
         def back(*values: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self._back(list(zip(outputs, values, strict=True)), lstm))
+            return tuple(self._back(list(zip(outputs, values, strict=True)), carries, call))
 
         at, direction = (tuple(value for _, value in some) for some in (whole, parts))
         tangents: tuple[Tensor, ...] = torch.func.jvp(back, at, direction)[1]
         return list(tangents)
 
-    def _back(self, parts: list[tuple[int, Tensor]], lstm: Lstm) -> list[Tensor]:
-        directions = 2 if lstm.both else 1
-        x = lstm.x.transpose(0, 1) if lstm.batch_first else lstm.x
-        runs = forward_steps(lstm, x)
-        hidden = lstm.states[0].shape[2]
-        arriving = [x.new_zeros(x.shape[1], hidden * directions) for _ in x]
-        last = [[torch.zeros_like(state[0]) for _ in state] for state in lstm.states]
+    def _back(self, parts: list[tuple[int, Tensor]], carries: list[bool], call: Recurrence) -> list[Tensor]:
+        """The relevance of the sequence and of each state, then what is absorbed, by reason."""
+        x = call.x.transpose(0, 1) if call.batch_first else call.x
+        runs = forward_steps(call, x)
+        hidden = call.states[0].shape[2]
+        arriving = [x.new_zeros(x.shape[1], hidden * call.directions) for _ in x]
+        states = [[torch.zeros_like(one) for one in state] for state in call.states]
         kept = {reason: x.new_zeros(x.shape[1]) for reason in _KEPT}
         for index, part in parts:
             if index == 0:
-                steps = part.unbind(1 if lstm.batch_first else 0)
+                steps = part.unbind(1 if call.batch_first else 0)
                 arriving = [a + b for a, b in zip(arriving, steps, strict=True)]
             else:
-                last[index - 1] = [a + b for a, b in zip(last[index - 1], part.unbind(0), strict=True)]
-        for layer in reversed(range(lstm.layers)):
-            handed = [torch.zeros_like(step.x) for step in runs[layer * directions]]
-            for direction in range(directions):
-                at = layer * directions + direction
-                span = slice(direction * hidden, (direction + 1) * hidden)
-                outputs = [r[:, span] for r in arriving]
-                shares = self._direction(
-                    runs[at], outputs, last[0][at], last[1][at], candidate_map(lstm, at), kept, backwards=direction == 1
-                )
+                states[index - 1] = [a + b for a, b in zip(states[index - 1], part.unbind(0), strict=True)]
+        for layer in reversed(range(call.layers)):
+            handed = [torch.zeros_like(step.x) for step in runs[layer * call.directions]]
+            for direction in range(call.directions):
+                at = layer * call.directions + direction
+                outputs = [r[:, direction * hidden : (direction + 1) * hidden] for r in arriving]
+                one = _Direction(self, call.weights_of(at), kept)
+                final = [state[at] for state in states]
+                shares, initial = one.back(runs[at], outputs, final, carries[1:], backwards=direction == 1)
+                for state, share in zip(states, initial, strict=True):
+                    state[at] = share
                 handed = [a + b for a, b in zip(handed, shares, strict=True)]
             arriving = handed
-        return [torch.stack(arriving, dim=1 if lstm.batch_first else 0), *kept.values()]
+        results = [torch.stack(arriving, dim=1 if call.batch_first else 0), *map(torch.stack, states)]
+        constant = [share for share, receives in zip([arriving, *states], carries, strict=True) if not receives]
+        kept[CONSTANT] = sum((row_sums(share) for share in constant), kept[CONSTANT])
+        return [*results, *kept.values()]
 
-    def _direction(
-        self, steps: list[LstmStep], outputs: list[Tensor], to_h: Tensor, to_c: Tensor,
-        candidate: tuple[Tensor, Tensor | None], kept: dict[str, Tensor], *, backwards: bool,
-    ) -> list[Tensor]:
-        """The relevance of each step's input; ``kept`` collects what is absorbed, by reason."""
-        weight, bias = candidate
+
+class _Direction:
+    """One layer in one direction.
+
+    Args:
+        rule: how relevance is shared.
+        weights: the parameters.
+        kept: collects what is absorbed, by reason.
+    """
+
+    def __init__(self, rule: Recurrent, weights: Weights, kept: dict[str, Tensor]) -> None:
+        self.rule = rule
+        self.weights = weights
+        self.kept = kept
+
+    def back(
+        self, steps: list[Any], outputs: list[Tensor], states: list[Tensor], carries: list[bool], *, backwards: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The relevance of each step's input, and of the initial states."""
         shares: list[Tensor] = [torch.empty(0)] * len(steps)
-        order = range(len(steps)) if backwards else reversed(range(len(steps)))
-        first = len(steps) - 1 if backwards else 0
+        order = list(range(len(steps)) if backwards else reversed(range(len(steps))))
         for t in order:
-            step = steps[t]
-            starts = t == first and not step.h.any() and not step.c.any()
-            support = {"skip_support": torch.zeros_like(step.c)} if starts else {}
-            split = self.split(outputs[t] + to_h + to_c, step.kept, step.added, **support)
-            to_kept, to_added = split.operands
-            both = torch.cat([step.x, step.h], dim=1)
-            carriers = torch.cat([torch.ones_like(step.x), torch.zeros_like(step.h)], dim=1) if starts else None
-            assert to_added is not None
-            through = self.linear(Dense(), both, weight, bias, to_added, support=carriers)
-            for reason, amount in (*split.absorbed.items(), *through.absorbed.items()):
-                kept[reason] = kept[reason] + row_sums(amount())
-            share = through.only
-            shares[t], to_h = share[:, : step.x.shape[1]], share[:, step.x.shape[1] :]
-            to_c = torch.zeros_like(to_h) if to_kept is None else to_kept
-        kept[CONSTANT] = kept[CONSTANT] + row_sums(to_h + to_c)
-        return shares
+            supports: Supports = [None] * len(states)
+            if t == order[-1]:
+                before = (steps[t].h, getattr(steps[t], "c", None))
+                supports = [
+                    None if carried else state.any(dim=1, keepdim=True).to(state.dtype)
+                    for state, carried in zip(before, carries, strict=False)
+                ]
+            states[0] = outputs[t] + states[0]
+            shares[t], states = self._through(steps[t], states, supports)
+        return shares, states
+
+    def _through(self, step: Any, states: list[Tensor], supports: Supports) -> tuple[Tensor, list[Tensor]]:
+        """From the states after a step to its input and the states before it."""
+        if isinstance(step, LstmStep):
+            return self._through_lstm(step, *states, *supports)
+        if isinstance(step, GruStep):
+            return self._through_gru(step, *states, *supports)
+        return self._through_both(step, self.weights, *states, *supports)
+
+    def _through_lstm(
+        self, step: LstmStep, to_h: Tensor, to_c: Tensor, h_support: Tensor | None, c_support: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        if self.weights.projection is not None:
+            to_h = self._linear(step.squashed, self.weights.projection, None, to_h)
+        to_c, to_added = self._split(to_h + to_c, step.kept, step.added, c_support)
+        share, (to_h,) = self._through_both(step, self.weights.gate(2, 4), to_added, h_support)
+        return share, [to_h, to_c]
+
+    def _through_gru(self, step: GruStep, to_h: Tensor, support: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        weights = self.weights.gate(2, 3)
+        to_kept, to_added = self._split(to_h, step.kept, step.added, support)
+        share = torch.zeros_like(step.x)
+        if support is not None:  # from a start from zero the second term is a constant: a part of the bias
+            bias = step.of_state if weights.input_bias is None else step.of_state + weights.input_bias
+            share = self._linear(step.x, weights.input, bias, to_added * (1 - support))
+            to_added = to_added * support
+        to_state, to_input = self._split(to_added, step.of_state, step.of_input, support)
+        share = share + self._linear(step.x, weights.input, weights.input_bias, to_input)
+        to_h = to_kept + self._linear(step.h, weights.hidden, weights.hidden_bias, to_state)
+        return share, [to_h]
+
+    def _through_both(
+        self, step: LstmStep | RnnStep, weights: Weights, relevance: Tensor, support: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Through one linear map of input and state."""
+        weight, bias = weights.joint
+        carriers = None
+        if support is not None:
+            carriers = torch.cat([torch.ones_like(step.x), support.expand_as(step.h)], dim=1)
+        share = self._linear(torch.cat([step.x, step.h], dim=1), weight, bias, relevance, carriers)
+        to_x, to_h = share.tensor_split([step.x.shape[1]], dim=1)
+        return to_x, [to_h]
+
+    def _linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor, support: Tensor | None = None
+    ) -> Tensor:
+        shares = self.rule.linear(Dense(), x, weight, bias, relevance, support=support)
+        self._keep(shares)
+        return shares.only
+
+    def _split(
+        self, relevance: Tensor, old: Tensor, new: Tensor, support: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Between what comes from before and what is new, as between skip and residual."""
+        shares = self.rule.split(
+            relevance, old, new, skip_support=None if support is None else support.expand_as(old)
+        )  # fmt: skip
+        self._keep(shares)
+        to_old, to_new = (torch.zeros_like(old) if share is None else share for share in shares.operands)
+        return to_old, to_new
+
+    def _keep(self, shares: Shares) -> None:
+        for reason, amount in shares.absorbed.items():
+            self.kept[reason] = self.kept[reason] + row_sums(amount())
