@@ -282,7 +282,7 @@ def test_every_unknown_operation_is_named_with_its_module_and_line():
     with pytest.raises(UnknownOperationError) as caught:
         fxlrp.compile(Outer().eval(), "conserving")
     message = str(caught.value)
-    for part in ("lgamma", "'inner'", "Tensor.erfinv", "module CrossMapLRN2d", "'norm'", "test_capture.py:", "register"):
+    for part in ("lgamma", "'inner'", "Tensor.erfinv", "module CrossMapLRN2d", "'norm'", "test_capture.py:"):
         assert part in message
 
 
