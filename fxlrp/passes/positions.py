@@ -16,15 +16,11 @@ from torch import fx
 
 from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts
-from fxlrp.steps.batch_axis import BatchAxis, Position
+from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import batch_reshaped, batch_summed, in_front
 
 FRONT = Position(0)
-
-STATES = Position(1)
-"""Where the batch is in the final states of a recurrent layer, (layers · directions, batch, hidden)."""
-
 
 class Positions:
     """Follows the batch through the forward graph.
@@ -42,7 +38,20 @@ class Positions:
 
     def batch_axis(self, node: fx.Node) -> BatchAxis | None:
         """What sums over the items of ``node`` need; ``None`` where its first axis is the batch."""
+        return self._axis(self.of(node))
+
+    def states_axis(self, node: fx.Node) -> BatchAxis:
+        """The same of the final states of a recurrent layer."""
+        axis = self._axis(self._of_states(node))
+        assert axis is not None
+        return axis
+
+    def _of_states(self, node: fx.Node) -> Any:
+        """They are (layers · directions, batch, features), wherever the batch is in the sequence."""
         position = self.of(node)
+        return Position(1) if position is None else behind_places(position)
+
+    def _axis(self, position: Any) -> BatchAxis | None:
         if position is None:
             return None
         owners = () if isinstance(position, Position) else (position[2],)
@@ -67,7 +76,7 @@ class Positions:
         source = node_facts.operands[0][1]
         before = self.of(source)
         if node.target is getitem and facts(source).kind is Kind.RECURRENT and node.args[1] != 0:
-            return STATES
+            return self._of_states(source)
         if node_facts.kind in (Kind.JOIN, Kind.GATE) and (before is None or in_front(before)):
             # An operand of fewer axes is broadcast: the other one says where the batch is.
             other = self.of(node_facts.operands[1][1])

@@ -53,6 +53,12 @@ def swapped(position: Position, first: int, second: int, rank: int) -> Position:
 
 
 @primitive
+def behind_places(position: Position) -> Position:
+    """In the states of a recurrent layer whose sequence has the batch at ``position``."""
+    return Position(1, *position[1:])
+
+
+@primitive
 def inserted(position: Position, dim: int, rank: int) -> Position:
     """After ``unsqueeze(dim)`` or ``stack`` of values of rank ``rank``."""
     return Position(position[0] + (dim % (rank + 1) <= position[0]), *position[1:])

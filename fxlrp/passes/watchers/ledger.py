@@ -9,12 +9,11 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import Facts, facts
-from fxlrp.passes.positions import STATES
 from fxlrp.passes.relevance_flows import Flows, Relevance
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.rules.rule import CONDITION, Shares, added
-from fxlrp.steps.batch_axis import BatchAxis, item_sum
+from fxlrp.steps.batch_axis import item_sum
 from fxlrp.vocabulary import Kind
 
 
@@ -97,7 +96,7 @@ class LedgerWatcher(Watcher):
         if not isinstance(received, list):
             return item_sum(received, *here)
         # The final states of a recurrent layer have the batch elsewhere than its sequence.
-        states = (BatchAxis(STATES.axis, STATES.outer, self.values.positions.batch),)
         recurrent = node_facts.kind is Kind.RECURRENT
-        return added([item_sum(part, *(states if recurrent and index else here)) for index, part in received])
+        states = (self.values.positions.states_axis(node),) if recurrent else here
+        return added([item_sum(part, *(states if index else here)) for index, part in received])
 
