@@ -21,6 +21,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from fxlrp.capture.recurrent import take_padded
+
 MOST_OBJECTS = 50_000
 """How many objects beside modules are doubled. What a model holds beyond that, such as a data set, is shared."""
 
@@ -189,6 +191,7 @@ def without_hooks(model: nn.Module) -> nn.Module:
     doubles = Doubles()
     doubles.keep(model.buffers())
     double: nn.Module = doubles.of(model)
+    take_padded(doubles.modules())
     for module in doubles.modules():
         attributes = vars(module)
         attributes["_compiled_call_impl"] = functools.partial(_call, module)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
+
+from fxlrp.capture.recurrent import packing_functions
 
 CAPTURING = threading.RLock()
 """One model of the process is read at a time: torch.export is not made for several."""
@@ -69,17 +73,34 @@ def _length(value: Any) -> Any:
     return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
 
 
-def _places(model: nn.Module, numbers: bool) -> Iterator[tuple[dict[str, Any], str]]:
-    """The tables, and the names in them, under which the code of a model finds functions to follow."""
+def _tables(model: nn.Module) -> list[dict[str, Any]]:
+    """The globals of the code of a model."""
     tables: dict[int, dict[str, Any]] = {}
     for module in model.modules():
         code = getattr(inspect.unwrap(module.forward), "__globals__", None)
         if code is not None and not str(code.get("__name__", "")).startswith("torch."):
             tables[id(code)] = code
-    yield from ((table, "len") for table in tables.values() if "len" not in table)
+    return list(tables.values())
+
+
+def _packing(tables: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
+    """Where code finds the functions that pack sequences, under whatever name, and what stands in their place."""
+    stand_ins = {id(function): (function, ours) for function, ours in packing_functions().items()}
+    for function, ours in stand_ins.values():
+        setattr(ours, _ORIGINAL, function)
+    for table in tables:
+        yield from ((table, name, stand_ins[id(f)][1]) for name, f in list(table.items()) if id(f) in stand_ins)
+    modules = [vars(module) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)]
+    for function, ours in stand_ins.values():
+        yield from ((table, function.__name__, ours) for table in modules if table.get(function.__name__) is function)
+
+
+def _places(tables: list[dict[str, Any]], numbers: bool) -> Iterator[tuple[dict[str, Any], str]]:
+    """The tables, and the names in them, under which the code of a model finds functions to follow."""
+    yield from ((table, "len") for table in tables if "len" not in table)
     if not numbers:
         return
-    for table in [vars(math), *tables.values()]:
+    for table in [vars(math), *tables]:
         yield from ((table, name) for name, value in list(table.items()) if id(value) in _FUNCTIONS)
     for (_, name), table in list(getattr(_symbolic_trace, "_wrapped_fns_to_patch", {}).items()):
         if name in table:
@@ -92,17 +113,18 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
 
     Args:
         model: whose code is followed.
-        numbers: whether functions of numbers are; an export follows them by itself.
+        numbers: whether functions of numbers are; an export follows them by itself, and packs sequences.
     """
     undo: list[tuple[dict[str, Any], str, Any]] = []
     distribution: Any = torch.distributions.Distribution
     checked = vars(distribution)["_validate_args"]
     try:
         distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
-        for table, name, answer in _ANSWERED:
+        tables = _tables(model)
+        for table, name, answer in [*_ANSWERED, *([] if numbers else _packing(tables))]:
             undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
             table[name] = answer
-        for table, name in list(_places(model, numbers)):
+        for table, name in list(_places(tables, numbers)):
             function = table.get(name)
             undo.append((table, name, getattr(function, _ORIGINAL, function)))
             table[name] = _length if function is None else _stand_in(undo[-1][2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Ask, Rule, Shares
 from fxlrp.rules.split import RatioSplit, SplitRule
 from fxlrp.steps.declaration import along, primitive
 from fxlrp.steps.dense import Dense
-from fxlrp.steps.recurrence import GruStep, LstmStep, Recurrence, RnnStep, Weights, forward_steps, row_sums
+from fxlrp.steps.recurrence import GruStep, LstmStep, Recurrence, RnnStep, Weights, row_sums, run
 from fxlrp.vocabulary.operation import Kind
 
 _KEPT = (CONSTANT, STABILIZER, BIAS)
@@ -63,9 +64,7 @@ class Recurrent(Rule):
         def recurrent_part(parts: Any, carries: Any, *form: Any, whole: Any) -> Any:
             return self._back_along(parts, whole[0], carries, Recurrence(*form))
 
-        form = (
-            call.cell, call.x, call.states, call.weights, call.biases, call.layers, call.both, call.batch_first
-        )  # fmt: skip
+        form = tuple(getattr(call, each.name) for each in fields(call))
         back = primitive(recurrent_relevance)
         along(back)(recurrent_part)
         receives = [True] + [False] * len(call.states) if carries is None else carries
@@ -94,8 +93,7 @@ class Recurrent(Rule):
 
     def _back(self, parts: list[tuple[int, Tensor]], carries: list[bool], call: Recurrence) -> list[Tensor]:
         """The relevance of the sequence and of each state, then what is absorbed, by reason."""
-        x = call.x.transpose(0, 1) if call.batch_first else call.x
-        runs = forward_steps(call, x)
+        x, runs = call.sequence, run(call).steps
         hidden = call.states[0].shape[2]
         arriving = [x.new_zeros(x.shape[1], hidden * call.directions) for _ in x]
         states = [[torch.zeros_like(one) for one in state] for state in call.states]
@@ -111,7 +109,7 @@ class Recurrent(Rule):
             for direction in range(call.directions):
                 at = layer * call.directions + direction
                 outputs = [r[:, direction * hidden : (direction + 1) * hidden] for r in arriving]
-                one = _Direction(self, call.weights_of(at), kept)
+                one = _Direction(self, call, at, kept)
                 final = [state[at] for state in states]
                 shares, initial = one.back(runs[at], outputs, final, carries[1:], backwards=direction == 1)
                 for state, share in zip(states, initial, strict=True):
@@ -129,13 +127,15 @@ class _Direction:
 
     Args:
         rule: how relevance is shared.
-        weights: the parameters.
+        call: the call of all layers.
+        at: which one.
         kept: collects what is absorbed, by reason.
     """
 
-    def __init__(self, rule: Recurrent, weights: Weights, kept: dict[str, Tensor]) -> None:
+    def __init__(self, rule: Recurrent, call: Recurrence, at: int, kept: dict[str, Tensor]) -> None:
         self.rule = rule
-        self.weights = weights
+        self.call = call
+        self.weights = call.weights_of(at)
         self.kept = kept
 
     def back(
@@ -143,18 +143,27 @@ class _Direction:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The relevance of each step's input, and of the initial states."""
         shares: list[Tensor] = [torch.empty(0)] * len(steps)
-        order = list(range(len(steps)) if backwards else reversed(range(len(steps))))
-        for t in order:
-            supports: Supports = [None] * len(states)
-            if t == order[-1]:
-                before = (steps[t].h, getattr(steps[t], "c", None))
-                supports = [
-                    None if carried else state.any(dim=1, keepdim=True).to(state.dtype)
-                    for state, carried in zip(before, carries, strict=False)
-                ]
-            states[0] = outputs[t] + states[0]
-            shares[t], states = self._through(steps[t], states, supports)
+        for t in range(len(steps)) if backwards else reversed(range(len(steps))):
+            supports = self._supports(steps[t], carries, self.call.begun(t, backwards))
+            active = self.call.active(t)
+            if active is None:
+                shares[t], states = self._through(steps[t], [outputs[t] + states[0], *states[1:]], supports)
+                continue
+            # Without a step an item's output is a constant, and its states are those before.
+            self.kept[CONSTANT] = self.kept[CONSTANT] + row_sums(outputs[t] * ~active)
+            here = [state * active for state in [outputs[t] + states[0], *states[1:]]]
+            shares[t], before = self._through(steps[t], here, supports)
+            states = [old + state * ~active for old, state in zip(before, states, strict=True)]
         return shares, states
+
+    def _supports(self, step: Any, carries: list[bool], begun: Tensor | bool) -> Supports:
+        states = [step.h, step.c] if isinstance(step, LstmStep) else [step.h]
+        if begun is True:
+            return [None] * len(states)
+        return [
+            None if carried else (state.any(dim=1, keepdim=True) | begun).to(state.dtype)
+            for state, carried in zip(states, carries, strict=True)
+        ]
 
     def _through(self, step: Any, states: list[Tensor], supports: Supports) -> tuple[Tensor, list[Tensor]]:
         """From the states after a step to its input and the states before it."""

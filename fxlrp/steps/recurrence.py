@@ -44,6 +44,7 @@ class Recurrence:
         states: the initial h, of an LSTM h and c, each (layers · directions, batch, features).
         weights: for each layer and direction W_ih and W_hh, if ``biases`` b_ih and b_hh, if it projects W_hr.
         biases, layers, both, batch_first: as ``nn.LSTM`` has them; ``both``: in both directions.
+        lengths: (batch,), how many steps each item has, the rest being padding; ``None``: all.
     """
 
     cell: str
@@ -54,6 +55,12 @@ class Recurrence:
     layers: int
     both: bool
     batch_first: bool
+    lengths: Tensor | None = None
+
+    @property
+    def sequence(self) -> Tensor:
+        """The sequence, steps first."""
+        return self.x.transpose(0, 1) if self.batch_first else self.x
 
     @property
     def directions(self) -> int:
@@ -67,6 +74,16 @@ class Recurrence:
         plain = 4 if self.biases else 2
         biases = own[2:4] if self.biases else [None, None]
         return Weights(*own[:2], *biases, *own[plain:])
+
+    def active(self, t: int) -> Tensor | None:
+        """Which items have a step ``t``, (batch, 1); ``None``: all."""
+        return None if self.lengths is None else (t < self.lengths)[:, None]
+
+    def begun(self, t: int, backwards: bool) -> Tensor | bool:
+        """Which items had a step before the step ``t``."""
+        if not backwards:
+            return t > 0
+        return t + 1 < len(self.sequence) if self.lengths is None else (t + 1 < self.lengths)[:, None]
 
 
 class LstmStep(NamedTuple):
@@ -142,34 +159,76 @@ CELLS: Mapping[str, Callable[[Tensor, States, Weights], tuple[Step, States]]] = 
 """What one step does, by the name of ATen's operation."""
 
 
-def forward_steps(call: Recurrence, x: Tensor) -> list[list[Any]]:
-    """Every layer and direction run over ``x``, (steps, batch, features): what each step computed, in order of time."""
+class Run(NamedTuple):
+    """What was run: of each layer and direction what each step computed, in the order of time, and the results.
+
+    ``outputs`` are the sequence as ``nn.LSTM`` gives it and the final states.
+    """
+
+    steps: list[list[Any]]
+    outputs: list[Tensor]
+
+
+def run(call: Recurrence) -> Run:
+    """Run every layer and direction."""
     runs = []
-    inputs = list(x.unbind(0))
+    final = []
+    inputs = list(call.sequence.unbind(0))
     for layer in range(call.layers):
         outputs = []
         for direction in range(call.directions):
             at = layer * call.directions + direction
-            states = [state[at] for state in call.states]
-            steps, hidden = _run(CELLS[call.cell], inputs, states, call.weights_of(at), direction == 1)
+            steps, hidden, states = _run(call, inputs, at, backwards=direction == 1)
             runs.append(steps)
             outputs.append(hidden)
+            final.append(states)
         inputs = [torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True)]
-    return runs
+    sequence = torch.stack(inputs, dim=1 if call.batch_first else 0)
+    return Run(runs, [sequence, *(torch.stack(states) for states in zip(*final, strict=True))])
 
 
 def _run(
-    cell: Callable[..., tuple[Step, States]], inputs: list[Tensor], states: States, weights: Weights, backwards: bool
-) -> tuple[list[Step], list[Tensor]]:
+    call: Recurrence, inputs: list[Tensor], at: int, *, backwards: bool
+) -> tuple[list[Step], list[Tensor], States]:
+    """One layer in one direction; at steps that an item does not have its states stay, and its output is zero."""
+    cell, weights, states = CELLS[call.cell], call.weights_of(at), [state[at] for state in call.states]
     steps: dict[int, Step] = {}
     hidden: dict[int, Tensor] = {}
     for t in reversed(range(len(inputs))) if backwards else range(len(inputs)):
+        before, active = states, call.active(t)
         steps[t], states = cell(inputs[t], states, weights)
         hidden[t] = states[0]
-    return [steps[t] for t in range(len(inputs))], [hidden[t] for t in range(len(inputs))]
+        if active is not None:
+            hidden[t] = hidden[t] * active
+            states = [torch.where(active, new, old) for new, old in zip(states, before, strict=True)]
+    return [steps[t] for t in range(len(inputs))], [hidden[t] for t in range(len(inputs))], states
 
 
 def row_sums(amount: Tensor | list[Tensor]) -> Tensor:
     """The sum over features, one number per item: of (batch, features), or of several such."""
     parts = amount if isinstance(amount, list) else [amount]
     return torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0)
+
+
+OF_LENGTHS = (
+    "recurrence(Tensor input, Tensor lengths, Tensor[] hx, Tensor[] params, str cell, bool has_biases, int num_layers, "
+    "bool bidirectional) -> Tensor[]"
+)
+"""The schema of a recurrent layer over padded sequences of several lengths, (batch, steps, features).
+
+ATen has one over packed sequences alone, whose items have no axis of their own.
+"""
+
+
+def of_lengths(
+    input: Tensor, lengths: Tensor, hx: list[Tensor], params: list[Tensor], cell: str, has_biases: bool,
+    num_layers: int, bidirectional: bool,
+) -> list[Tensor]:
+    """The operation of :data:`OF_LENGTHS`: the sequence and the final states."""
+    lengths = lengths.to(input.device)
+    return run(Recurrence(cell, input, hx, params, has_biases, num_layers, bidirectional, True, lengths)).outputs
+
+
+_LIBRARY: Any = torch.library.Library("fxlrp", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(OF_LENGTHS)
+_LIBRARY.impl("recurrence", of_lengths, "CompositeImplicitAutograd")

@@ -23,11 +23,17 @@ def bind(cell: str, a: Arguments, operand: str) -> Recurrence:
     return Recurrence(cell, a["input"], states, list(a["params"]), *form)
 
 
+def bind_of_lengths(a: Arguments, operand: str) -> Recurrence:
+    form = (a["has_biases"], a["num_layers"], a["bidirectional"], True)
+    lengths = a["lengths"].to(a["input"].device)
+    return Recurrence(a["cell"], a["input"], list(a["hx"]), list(a["params"]), *form, lengths)
+
+
 def batch_of_sequence(position: Any, a: Arguments) -> Any:
     """Where the sequence has it; a state alone does not tell."""
     if a["operand"] == "input":
         return position
-    return batch_axis.Position(0 if a["batch_first"] else 1)
+    return batch_axis.Position(0 if a.get("batch_first", True) else 1)
 
 
 def layer(cell: str) -> Operation:
@@ -103,7 +109,12 @@ def _check_plain(module: Any) -> None:
         raise Unsupported("a recurrent layer whose weights are computed")  # torch.export follows how they are
 
 
-OPERATIONS = [*LAYERS.values()]
+OF_LENGTHS = Operation(
+    torch.ops.fxlrp.recurrence.default, Kind.RECURRENT, operands=("input", "hx"), bind=bind_of_lengths,
+    outputs_many=True, parametric=True, batch=batch_of_sequence, channels=last,
+)
+
+OPERATIONS = [*LAYERS.values(), OF_LENGTHS]
 COMPOSED = [*STEPS.values()]
 MODULES = {
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), lower_layer),
