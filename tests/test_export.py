@@ -33,11 +33,11 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, width=8, size=12):
+    def __init__(self, width=8, size=12, blocks=1):
         super().__init__()
         self.size = size
         self.stem = nn.Conv2d(3, width, 4, stride=4)
-        self.blocks = nn.ModuleList([Block(width), Block(width)])
+        self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
         self.head = nn.Linear(width, 5)
 
     def forward(self, x):
@@ -48,9 +48,9 @@ class Encoder(nn.Module):
         return self.head(x.mean(1))
 
 
-def make_model():
+def make_model(blocks=1):
     torch.manual_seed(0)
-    return Encoder().double().eval()
+    return Encoder(blocks=blocks).double().eval()
 
 
 def make_x():
@@ -60,6 +60,12 @@ def make_x():
 @pytest.fixture
 def model():
     return make_model()
+
+
+@pytest.fixture
+def deep():
+    """Two blocks: a capture takes twice as long."""
+    return make_model(blocks=2)
 
 
 @pytest.fixture
@@ -75,20 +81,21 @@ def explainer(model):
 # When it is captured --------------------------------------------------------------------------------
 
 
-def test_it_is_captured_at_the_first_call(model, x, explainer):
-    before = snapshot(model, x)
+def test_it_is_captured_at_the_first_call(deep, x):
+    explainer = fxlrp.compile(deep, "conserving")
+    before = snapshot(deep, x)
     assert_conserves(explainer, x)
-    assert torch.equal(explainer(x).output, model(x))
+    assert torch.equal(explainer(x).output, deep(x))
     assert explainer.capture == "export"
-    assert_unchanged(before, snapshot(model, x))
+    assert_unchanged(before, snapshot(deep, x))
 
 
-def test_it_is_captured_at_once_from_example_inputs(model, x):
-    explainer = fxlrp.compile(model, "conserving", example_inputs=x)
+def test_it_is_captured_at_once_from_example_inputs(deep, x):
+    explainer = fxlrp.compile(deep, "conserving", example_inputs=x)
     assert explainer.capture == "export"
     assert {join.kind for join in explainer.joins} == {"identity"}
     assert len(explainer.joins) == 4
-    by_name = fxlrp.compile(model, "conserving", example_inputs={"x": x[:1]})
+    by_name = fxlrp.compile(deep, "conserving", example_inputs={"x": x[:1]})
     assert_close(by_name(x).relevance, explainer(x).relevance)
 
 
@@ -144,9 +151,9 @@ def test_what_was_fixed_is_told(explainer, x):
         explainer(x[..., 0])
 
 
-def test_module_names_survive(model, x):
+def test_module_names_survive(deep, x):
     explainer = fxlrp.compile(
-        model, "conserving", rules={"blocks.1.*": Epsilon(1e-3)}, checkpoints=("blocks.1", "blocks.0.mlp"),
+        deep, "conserving", rules={"blocks.1.*": Epsilon(1e-3)}, checkpoints=("blocks.1", "blocks.0.mlp"),
         example_inputs=x,
     )
     rules = {row.path: row.rule for row in explainer.ledger(x) if row.kind == "linear"}
@@ -155,7 +162,7 @@ def test_module_names_survive(model, x):
     assert rules["blocks.1.attention.out_proj"] == "Epsilon(0.001)"  # a module that is never called
     assert explainer(x).checkpoints["blocks.1"].shape == (3, 9, 8)
     with pytest.raises(PatternError, match=r"blocks\.7"):
-        fxlrp.compile(model, "conserving", rules={"blocks.7": Epsilon()}, example_inputs=x)
+        fxlrp.compile(deep, "conserving", rules={"blocks.7": Epsilon()}, example_inputs=x)
 
 
 def test_it_follows_the_models_weights(model, explainer, x):
