@@ -25,7 +25,7 @@ def batch_permuted(position: Any, a: Arguments) -> Any:
 
 def batch_swapped(position: Any, a: Arguments) -> Any:
     dims = a["dim0"], a["dim1"]
-    return position if in_front(position, *dims) else batch_axis.swapped(position, *dims, rank(a, *dims))
+    return position if in_front(position) and 0 not in dims else batch_axis.swapped(position, *dims, rank(a, *dims))
 
 
 def batch_inserted(position: Any, a: Arguments) -> Any:
