@@ -12,11 +12,12 @@ from fxlrp.passes.lookups import index_of, trail
 
 SHAPE_METHODS = frozenset({
     "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "is_contiguous", "is_floating_point",
-    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "type", "__len__",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "__len__", "is_complex",
+    "is_conj",
 })  # fmt: skip
 SHAPE_FUNCTIONS = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "is_floating_point", "numel",
-    "len", "sym_size", "sym_numel", "sym_stride", "zero", "fill",
+    "len", "sym_size", "sym_numel", "sym_stride", "zero", "fill", "is_complex", "is_conj",
 })  # fmt: skip
 VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices", "real", "imag"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
@@ -59,17 +60,18 @@ def signal_nodes(captured: Captured) -> tuple[set[fx.Node], set[fx.Node]]:
 
 
 def _is_floating(node: fx.Node) -> bool:
-    """Whether a node's values are floating point, as far as the capture knows."""
+    """Whether a node's values are floating point or complex, as far as the capture knows."""
     value = node.meta.get("val")
     if isinstance(value, list | tuple):
         value = value[0] if value else None
-    return value is None or (isinstance(value, torch.Tensor) and value.is_floating_point())
+    return value is None or (isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()))
 
 
 def _asks(node: fx.Node) -> bool:
     """Whether a node asks for a shape, a boolean or an index."""
     if node.op == "call_method":
-        return node.target in SHAPE_METHODS or node.target in QUESTIONS
+        names_type = node.target == "type" and len(node.args) == 1 and not node.kwargs
+        return names_type or node.target in SHAPE_METHODS or node.target in QUESTIONS
     if node.target is getattr:
         return node.args[1] not in VALUE_ATTRIBUTES
     if node.op != "call_function":

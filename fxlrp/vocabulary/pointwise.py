@@ -103,6 +103,12 @@ def _is_device(value: Any) -> bool:
     return node is not None and node.target is getattr and node.args[1] == "device"
 
 
+def lower_type(input: Any, dtype: Any, non_blocking: bool = False) -> Any:
+    if not isinstance(dtype, torch.dtype):
+        raise Unsupported("type() by the name of a type: give a torch.dtype")
+    return aten.to.dtype(input, dtype)
+
+
 def lower_to_copy(self: Any, *, dtype: Any = None, **layout: Any) -> Any:
     return self if dtype is None else aten.to.dtype(self, dtype)
 
@@ -399,6 +405,7 @@ COMPOSED = [
     Composed(partial(lower_paired, aten.hypot.default), (torch.hypot,), ("hypot",)),
     Composed(partial(lower_paired, aten.xlogy.Tensor), (torch.xlogy, torch.special.xlogy), ("xlogy",),
              {aten.xlogy.Scalar_Other: None, aten.xlogy.Scalar_Self: None}),
+    Composed(lower_type, methods=("type",)),
     *(Composed(cast_to(dtype), methods=(name,)) for name, dtype in CASTS.items()),
 ]
 
