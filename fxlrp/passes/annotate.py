@@ -78,8 +78,10 @@ def _annotate(node: fx.Node, node_facts: Facts) -> None:
     if node_facts.kind is Kind.PRODUCT:
         node_facts.values = _values(node_facts)
     below = any(source.layers for source in sources)
-    node_facts.first = operation.parametric and not below
-    node_facts.layers = operation.parametric or below
+    layer = operation.parametric
+    node_facts.parametric = layer(arguments) if callable(layer) else layer
+    node_facts.first = node_facts.parametric and not below
+    node_facts.layers = node_facts.parametric or below
 
 
 def _signal_operands(node: fx.Node, operation: Operation | None) -> tuple[tuple[str, fx.Node], ...]:

@@ -138,7 +138,7 @@ class Assign(Pass):
             return preset.activated, f"{reason}: activated"
         if convolution and preset.convolution is not None:
             return preset.convolution, f"{reason}: convolution"
-        if not operation_of(node_facts).parametric and preset.pooling is not None:
+        if not node_facts.parametric and preset.pooling is not None:
             return preset.pooling, f"{reason}: pooling"
         return preset.linear, reason
 

@@ -61,8 +61,7 @@ class FindDepth(Pass):
 
 
 def _is_layer(node: fx.Node) -> bool:
-    operation = facts(node).operation
-    return facts(node).kind is Kind.LINEAR and operation is not None and operation.parametric
+    return facts(node).kind is Kind.LINEAR and facts(node).parametric
 
 
 def _mark_activated(graph: fx.Graph) -> None:

@@ -45,7 +45,8 @@ class Facts:
         nonnegative: whether it is known to have no negative element.
         padded: whether a part of it carries no signal: padding, or a concatenated constant.
         filled: whether padding in it may hold other values than zero.
-        layers: whether a layer (a parametric operation) lies between it and an input,
+        parametric: whether it is a layer, as its operation says.
+        layers: whether a layer lies between it and an input,
             itself included.
         first: whether it is a layer with no other before it.
         bound: how it is bounded.
@@ -70,6 +71,7 @@ class Facts:
     nonnegative: bool = False
     padded: bool = False
     filled: bool = False
+    parametric: bool = False
     layers: bool = False
     first: bool = False
     bound: Bound = Bound.NONE

@@ -178,5 +178,4 @@ def is_projection(way: set[fx.Node]) -> bool:
 
 
 def _is_layer(node: fx.Node) -> bool:
-    operation = facts(node).operation
-    return operation is not None and operation.parametric
+    return facts(node).parametric

@@ -24,7 +24,7 @@ def tensor_of(node: Any, forward: fx.GraphModule) -> torch.Tensor | None:
 def weight_shape(node: fx.Node, forward: fx.GraphModule) -> torch.Size | None:
     """The shape of a layer's weight; ``None`` for what is no layer with a tensor of the model for its weight."""
     operation = facts(node).operation
-    if operation is None or not operation.parametric:
+    if operation is None or not facts(node).parametric:
         return None
     weight = tensor_of(operation.arguments(node.args, node.kwargs).get("weight"), forward)
     return None if weight is None else weight.shape

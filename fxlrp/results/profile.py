@@ -112,4 +112,4 @@ def kind_of(node_facts: Facts) -> str:
         return str(node_facts.kind)
     if operation.name.startswith("conv"):
         return "convolution"
-    return "linear" if operation.parametric or operation.name in ("matmul", "einsum") else POOLING
+    return "linear" if node_facts.parametric or operation.name in ("matmul", "einsum") else POOLING

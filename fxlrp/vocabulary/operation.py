@@ -94,7 +94,7 @@ class Operation:
         pads: routing that puts constants around a value.
         loses: routing that puts constants in the place of some elements; or ``(relevance, arguments) ->`` what these
             get, where the value is of another shape than its operand.
-        parametric: it counts as a layer where branches are compared.
+        parametric: it counts as a layer where branches are compared; it may depend on the arguments.
         activates: it is an activation, such as a ReLU.
     """
 
@@ -118,7 +118,7 @@ class Operation:
     cuts: bool = False
     pads: bool = False
     loses: bool | Callable[[Any, Arguments], Any] = False
-    parametric: bool = False
+    parametric: bool | Callable[[Arguments], bool] = False
     activates: bool = False
 
     @property
