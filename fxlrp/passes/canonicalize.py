@@ -24,12 +24,14 @@ from fxlrp.capture.decompositions import can_be_decomposed
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
-from fxlrp.passes.building import Builder, identifier, target_name
+from fxlrp.passes.building import identifier, target_name
+from fxlrp.passes.complex_calls import ComplexBuilder, holds_complex, of_constant
 from fxlrp.passes.facts import KEY, Facts, Origin, facts
 from fxlrp.passes.lookups import table_index
-from fxlrp.passes.refusals import check_fixed, check_real
+from fxlrp.passes.refusals import check_fixed, check_real_output
 from fxlrp.passes.signal import signal_nodes
 from fxlrp.vocabulary import VOCABULARY, Unsupported
+from fxlrp.vocabulary.complex_values import ComplexPair
 from fxlrp.vocabulary.embedding import lower_table
 from fxlrp.vocabulary.routing import lower_getitem
 
@@ -60,7 +62,7 @@ class _Canonicalizer:
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.graph = fx.Graph()
-        self.builder = Builder(self.graph)
+        self.builder = ComplexBuilder(self.graph)
         self.builder.label = self._label
         self.builder.name = self._name
         self.signal, self.integers = signal_nodes(captured)
@@ -71,13 +73,11 @@ class _Canonicalizer:
         self.current: fx.Node
 
     def run(self) -> fx.GraphModule:
-        needed, depends = _needed(self.captured.graph), _dependent(self.captured.graph)
+        needed = _needed(self.captured.graph)
         for node in self.captured.graph.nodes:
             if node in needed or node.op == "placeholder":
                 self.current = node
                 check_fixed(node, origin_of(node))
-                if node in depends:
-                    check_real(node, origin_of(node))
                 self._visit(node)
         if self.unknown:
             raise UnknownOperationError(
@@ -95,6 +95,9 @@ class _Canonicalizer:
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
             values = self._map(node.args[0])
+            if not self.unknown:
+                check_real_output(values[0])
+            values = [value.value() if isinstance(value, ComplexPair) else value for value in values]
             self._label(self.graph.output([v.node if isinstance(v, fx.Proxy) else v for v in values]))
         elif node.op == "placeholder":
             new = self.graph.placeholder(str(node.target), node.type, *node.args[:1])
@@ -106,8 +109,7 @@ class _Canonicalizer:
         elif node in self.signal or node.op == "call_module":
             self._lower(node)
         else:
-            value = self.builder.create_proxy(node.op, node.target, self._map(node.args), self._map(node.kwargs))
-            self.aliases.bind(node, value)
+            self.aliases.bind(node, self.builder.constant(node, self._map(node.args), self._map(node.kwargs)))
 
     def _lower(self, node: fx.Node) -> None:
         args, kwargs = self._map(node.args), self._map(node.kwargs)
@@ -118,6 +120,8 @@ class _Canonicalizer:
                 return
             lower, overwrites = self._spelling(node)
             value = lower(*args, **kwargs)
+            if holds_complex(node.meta.get("val")) and not isinstance(value, ComplexPair):
+                raise Unsupported("makes complex values of the input, of which nothing is known")
             self.aliases.bind(node, value)
             if overwrites or kwargs.get("inplace", False):
                 self.aliases.overwrite(node)
@@ -126,7 +130,7 @@ class _Canonicalizer:
             self.unknown.append((what, where + (f": {reason}" if str(reason) else "")))
             self.final = self.final or getattr(reason, "final", False) or _is_atomic(node)
             # A stand-in, so that all that is unknown can be told at once.
-            self.aliases.bind(node, self.builder.create_proxy("call_function", _unknown, args, {}))
+            self.aliases.bind(node, self.builder.stand_in(node, _unknown, args))
 
     def _spelling(self, node: fx.Node) -> tuple[Callable[..., Any], bool]:
         """How a call is lowered, and whether it overwrites its first argument."""
@@ -139,6 +143,8 @@ class _Canonicalizer:
         if target is getattr:
             if node.args[1] in SELECTED:
                 return (lambda value, name: operator.getitem(value, SELECTED[name])), False
+            if (lowering := VOCABULARY.composed_method(str(node.args[1]))) is not None:
+                return lambda value, name: lowering(value), False
             operation = VOCABULARY.method(str(node.args[1]))
             if operation is None:
                 raise Unsupported
@@ -182,7 +188,8 @@ class _Canonicalizer:
             self._label(node)
             # Of a buffer as of a parameter: a lowering may ask for its shape, which is no part of the graph.
             tensor = nn.Parameter(self.captured.tensor(name).detach(), requires_grad=False)
-            self.tensors[name] = tensor_proxy(self.builder, node, name, tensor)
+            proxy = tensor_proxy(self.builder, node, name, tensor)
+            self.tensors[name] = of_constant(proxy) if tensor.is_complex() else proxy
         return self.tensors[name]
 
     def _map(self, value: Any) -> Any:
@@ -276,15 +283,6 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
             needed.add(node)
             needed.update(node.all_input_nodes)
     return needed
-
-
-def _dependent(graph: fx.Graph) -> set[fx.Node]:
-    """What depends on an input, be it by values or only by shapes."""
-    depends: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source in depends for source in node.all_input_nodes):
-            depends.add(node)
-    return depends
 
 
 def _overwrites(node: fx.Node) -> bool:

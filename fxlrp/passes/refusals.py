@@ -1,4 +1,4 @@
-"""What no explanation can be of, found in the captured graph: randomness, and complex values that carry signal."""
+"""What no explanation can be of, found in the captured graph: randomness, and complex outputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import fx
 
 from fxlrp.common.errors import CaptureError
 from fxlrp.passes.facts import Origin
+from fxlrp.vocabulary.complex_values import ComplexPair
 
 _RANDOM = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "normal",
@@ -34,18 +35,16 @@ def check_fixed(node: fx.Node, origin: Origin) -> None:
         )
 
 
-def check_real(node: fx.Node, origin: Origin) -> None:
-    """Raise where a value that depends on the input is complex, as far as the capture knows.
+def check_real_output(value: Any) -> None:
+    """Raise where what is to be explained is complex.
 
     Raises:
         CaptureError: it is.
     """
-    value = node.meta.get("val")
-    entries = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(entry, torch.Tensor) and entry.is_complex() for entry in entries):
+    if isinstance(value, ComplexPair):
         raise CaptureError(
-            f"{called(node)}(){where(origin)} makes complex values of the input, and there are no rules for them: FFT, "
-            "STFT and complex products cannot be explained. Compute them before the model, and explain what follows"
+            "the model returns complex values, and relevance is of a real one: say with output= which, such as "
+            "output=lambda output: output.abs()"
         )
 
 

@@ -2,7 +2,9 @@
 
 from fxlrp.vocabulary import (
     attention,
+    complex_values,
     embedding,
+    fourier,
     linear,
     normalisation,
     order,
@@ -24,7 +26,7 @@ VOCABULARY = Vocabulary()
 
 FAMILIES = (
     embedding, linear, pooling, reduction, pointwise, normalisation, routing, selection, attention, recurrent,
-    rearrangement, scattering, order, similarity, sampling,
+    rearrangement, scattering, order, similarity, sampling, complex_values, fourier,
 )  # fmt: skip
 
 for family in FAMILIES:

@@ -13,6 +13,7 @@ from fxlrp.steps import batch_axis
 from fxlrp.steps.convolution import Convolution, TransposedConvolution
 from fxlrp.steps.deformable import DeformableConvolution
 from fxlrp.steps.dense import Dense
+from fxlrp.steps.fourier import fourier_matrix
 from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.matrix_product import EinsteinSum, GroupedProduct, MatrixProduct
 from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
@@ -124,6 +125,11 @@ def bind_grouped(a: Arguments, operand: str) -> Bindings:
     return GroupedProduct(a["offs"]), a["mat2"], None
 
 
+def has_weights(a: Arguments) -> bool:
+    """Whether a matrix product is a layer. The matrix of a Fourier transform is none: no rule for first layers fits."""
+    return getattr(a["other"], "target", None) is not fourier_matrix
+
+
 def lower_einsum(equation: str, *operands: Any) -> Any:
     """Einstein sums of one or two tensors; of more, two at a time from the left; diagonals of repeated axes first."""
     tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
@@ -217,7 +223,7 @@ OPERATIONS: list[Operation] = [
     Operation(
         aten.matmul.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("self", "other"),
         functions=(torch.matmul, operator.matmul, torch.bmm, torch.mm), methods=("matmul", "bmm", "mm", "__matmul__"),
-        lower=lower_matmul, bind=bind_matmul, parametric=True, channels=last,
+        lower=lower_matmul, bind=bind_matmul, parametric=has_weights, channels=last,
         aten={
             aten.bmm.default: lower_matmul, aten.mm.default: lower_matmul, aten.mv.default: lower_matmul,
             aten.baddbmm.default: lower_baddbmm,
