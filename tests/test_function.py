@@ -247,7 +247,7 @@ def test_a_state_of_earlier_calls_is_refused():
         assert model.__dict__.get("kept") is None
 
 
-def test_complex_values_are_refused_and_never_taken_for_constants():
+def test_complex_values_are_never_taken_for_constants():
     class Beside(nn.Module):
         def __init__(self, path):
             super().__init__()
@@ -261,8 +261,20 @@ def test_complex_values_are_refused_and_never_taken_for_constants():
         lambda x: torch.fft.fft(x).real,
         lambda x: torch.complex(x[:, :4], x[:, 4:]).real.repeat(1, 2),
         lambda x: torch.view_as_complex(x.reshape(-1, 4, 2)).abs().repeat(1, 2),
+        lambda x: torch.fft.ifft(x.type(torch.complex64)).real * 8,
     ):
-        assert_refused(Beside(path), torch.rand(2, 16), "complex")
+        x = torch.rand(2, 16)
+        relevance = assert_explains(Beside(path).eval(), x)(x).relevance
+        assert relevance[:, :8].abs().sum() > 0.05 * relevance.abs().sum()
+    assert_refused(Beside(lambda x: torch.fft.fft(x).tanh().real), torch.rand(2, 16), "complex")
+
+
+def test_a_cast_by_type_carries_signal():
+    class Typed(Between):
+        def forward(self, x):
+            return self.last(self.first(x).type(torch.float64).float())
+
+    assert_explains(Typed(None).eval(), torch.randn(3, 4))
 
 
 # Following the model ------------------------------------------------------------------------------
