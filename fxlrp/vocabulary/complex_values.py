@@ -192,7 +192,7 @@ def power(z: ComplexPair, exponent: Any) -> ComplexPair:
 
 def cast(value: Any, dtype: Any) -> ComplexPair:
     if dtype not in PARTS:
-        raise Unsupported("a cast of complex values to a type that is real, or not written out: take .real, or name the type")
+        raise Unsupported("a cast of complex values to a real type, or to one that is not written out: take .real")
     return ComplexPair(*(None if part is None else aten.to.dtype(part, PARTS[dtype]) for part in parts(value)))
 
 
