@@ -18,7 +18,7 @@ from fxlrp.common.version import __version__
 if TYPE_CHECKING:
     from fxlrp import presets, rules, vocabulary
     from fxlrp.common import errors
-    from fxlrp.compiler import compile, quantus_explain
+    from fxlrp.compiler import capture, compile, quantus_explain
     from fxlrp.explainer import Explainer
     from fxlrp.exports import SavedExplainer, load
     from fxlrp.interop.smoothgrad import smooth
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     from fxlrp.results.explanation import Explanation
     from fxlrp.results.ledger import Ledger
     from fxlrp.rules import starts
+    from fxlrp.runtime.captures import CapturedModel
 
 __all__ = [
-    "PRESETS", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "SavedExplainer", "__version__",
-    "compile", "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain", "region_map", "rules",
-    "smooth", "stage_map", "starts", "token_relevance", "vocabulary",
+    "PRESETS", "CapturedModel", "Explainer", "Explanation", "Join", "JoinKind", "Ledger", "Preset", "SavedExplainer",
+    "__version__", "capture", "compile", "errors", "heatmap", "load", "presets", "quantize_heat", "quantus_explain",
+    "region_map", "rules", "smooth", "stage_map", "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip
 
 _HOMES = {
-    "compiler": ("compile", "quantus_explain"),
+    "compiler": ("capture", "compile", "quantus_explain"),
     "explainer": ("Explainer",),
     "exports": ("SavedExplainer", "load"),
     "interop.smoothgrad": ("smooth",),
@@ -49,6 +50,7 @@ _HOMES = {
     "presets": ("PRESETS", "Preset"),
     "results.explanation": ("Explanation",),
     "results.ledger": ("Ledger",),
+    "runtime.captures": ("CapturedModel",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import InitVar
+from dataclasses import InitVar, replace
 from typing import Any, Concatenate, ParamSpec, cast
 
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from torch import nn
 
 from fxlrp.explainer import Explainer
 from fxlrp.interop import quantus
+from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.recipe import Recipe
 
@@ -23,6 +24,8 @@ def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[nn.Module, P]
 
     def compile(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> Explainer:
         asked = recipe(*args, **kwargs)
+        if isinstance(model, CapturedModel) and asked.output is None:
+            asked = replace(asked, output=model.output)
         return Explainer(Engine(model, asked, cast("dict[str, Any]", kwargs).get("example_inputs")))
 
     model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module)
@@ -53,7 +56,7 @@ The model is read by symbolic tracing where that can follow it, and else by ``to
 from example inputs: those given here, or those of the explainer's first call.
 
 Args:
-    model: any module in eval mode. It is not changed.
+    model: any module in eval mode, an exported program, or what :func:`fxlrp.capture` gave. It is not changed.
     {}
 
 Raises:
@@ -63,6 +66,26 @@ Raises:
 """
 
 compile = _compiler(Recipe)
+
+
+def capture(model: Any, *inputs: Any, output: Any = None, **named: Any) -> CapturedModel:
+    """Read a model once, to be compiled several times: with other presets, rules, starts or foils.
+
+    Args:
+        model: as :func:`compile` takes it.
+        *inputs: an example of what it takes, (batch, ...), for models that symbolic tracing cannot follow; without,
+            those are read at the first call of an explainer.
+        output: which of its outputs to explain, as :func:`compile` takes it.
+        **named: examples by name.
+
+    Raises:
+        TrainingModeError, CaptureError, InputError: as :func:`compile` and a call of the explainer.
+    """
+    captured = CapturedModel(model, output)
+    engine = Engine(captured, Recipe(output=output))
+    if inputs or named:
+        engine.prepare(inputs, named)
+    return captured
 
 
 def quantus_explain(

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-import fxlrp.capture.symbolic
-from fxlrp.capture import Captured, attribute, tensor_proxy
+from fxlrp.capture import Captured, attribute, symbolic, tensor_proxy
 from fxlrp.capture.decompositions import can_be_decomposed
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import plain_name, safe_name
@@ -36,7 +35,7 @@ from fxlrp.vocabulary.embedding import lower_table
 from fxlrp.vocabulary.routing import lower_getitem
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, fxlrp.capture.symbolic.__file__))
+_NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, symbolic.__file__))
 
 SEVERAL = (nn.Sequential, nn.MultiheadAttention)
 """Modules of torch that are more than one operation."""

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.capture import Call, OneBatchError, Snapshot, as_module, bind, input_counts, unwrapped
+from fxlrp.capture import Call, OneBatchError, Snapshot, bind, input_counts, unwrapped
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import CaptureError, ExportError, FxlrpError, NotCapturedError, PropagationError
 from fxlrp.passes.optimize import can_pack
 from fxlrp.passes.request import Program, Request, Results
 from fxlrp.rules.starts import OF_CALLER
 from fxlrp.runtime.backends import Eager
+from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.finite import check_finite
 from fxlrp.runtime.inputs import (
     arguments_of,
@@ -57,8 +58,9 @@ class Engine:
         TrainingModeError, CaptureError, PatternError: the model cannot be explained as asked.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, example_inputs: Any = None) -> None:
-        self._given = as_module(model)
+    def __init__(self, model: nn.Module | CapturedModel, recipe: Recipe, example_inputs: Any = None) -> None:
+        self.captures = model if isinstance(model, CapturedModel) else CapturedModel(model, shared=False)
+        self._given = self.captures.given
         model = unwrapped(self._given)
         recipe.check(model)
         self.recipe = recipe
@@ -172,7 +174,7 @@ class Engine:
             self._discard(plan)
             if plan.captured.way == "export":  # a number that was made of a size may have been kept: read for these
                 try:
-                    self._use(exported(self.model, self.recipe, *bind(self.model, inputs, dict(named)),
+                    self._use(exported(self.captures, self.recipe, *bind(self.model, inputs, dict(named)),
                                        self.weights.dtype, fixed=True))
                 except CaptureError:
                     raise reason from None
@@ -287,7 +289,7 @@ class Engine:
     def _trace(self) -> None:
         """Capture the model symbolically, where that is possible."""
         try:
-            self._use(traced(self.model, self.recipe))
+            self._use(traced(self.captures, self.recipe))
         except CaptureError as reason:
             if not may_export(reason):
                 raise
@@ -304,6 +306,7 @@ class Engine:
         if not change:
             return
         try:
+            self.captures.forget()
             self.weights.model = unwrapped(self._given)
             self.recipe.check(self.model)
             for plan in list(self._plans):
@@ -344,11 +347,11 @@ class Engine:
     def _exported(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan as torch.export reads the model; where sizes cannot stay free, for these alone."""
         try:
-            return exported(self.model, self.recipe, call, tensors, self.weights.dtype)
+            return exported(self.captures, self.recipe, call, tensors, self.weights.dtype)
         except OneBatchError:
             if tensors[0].shape[0] == 1:  # nothing would show whether items are explained as if they were alone
                 raise
-            return exported(self.model, self.recipe, call, tensors, self.weights.dtype, fixed=True)
+            return exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True)
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,10 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture import Call, Captured, check_model, export, trace
+from fxlrp.capture import Call, Captured
 from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.common.errors import CaptureError, UnknownOperationError
 from fxlrp.passes.annotate import Annotate
@@ -30,6 +29,7 @@ from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
 from fxlrp.passes.request import Program, Request
 from fxlrp.rules import starts
+from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
@@ -234,35 +234,32 @@ def _by_name_only(parameter: inspect.Parameter) -> bool:
     return parameter.kind is parameter.KEYWORD_ONLY
 
 
-def traced(model: nn.Module, recipe: Recipe) -> Plan:
+def traced(captures: CapturedModel, recipe: Recipe) -> Plan:
     """The plan of a model that symbolic tracing can follow.
 
     Raises:
         UntraceableError: it cannot.
         UnknownOperationError: it can, but what it finds is not in the vocabulary.
     """
-    return Plan(trace(model, recipe.output), recipe)
+    return Plan(captures.traced(recipe.output), recipe)
 
 
 def exported(
-    model: nn.Module, recipe: Recipe, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None, *,
+    captures: CapturedModel, recipe: Recipe, call: Call, tensors: Sequence[Tensor], dtype: torch.dtype | None = None, *,
     fixed: bool = False,
-) -> Plan:
+) -> Plan:  # fmt: skip
     """The plan of a model as ``torch.export`` reads it from example inputs.
 
     Args:
-        model: the model.
+        captures: the model.
         recipe: what was asked for.
         call: how the model is called.
         tensors: the example inputs.
         dtype: the floating point type to read the model in, where that is not its own.
         fixed: whether to read it for these sizes alone.
     """
-    check_model(model)
-    read = model if dtype is None else copy.deepcopy(model).to(dtype)
-    captured = export(read, call, tensors, recipe.output, fixed=fixed)
-    captured.model = model
-    return Plan(captured, recipe, call, dtype or dtype_of(model))
+    captured = captures.exported(call, tensors, recipe.output, dtype=dtype, fixed=fixed)
+    return Plan(captured, recipe, call, dtype or dtype_of(captures.model))
 
 
 def may_export(reason: CaptureError) -> bool:

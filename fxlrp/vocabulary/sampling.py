@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from fxlrp.steps.sampling import Resize, grid_sample_transpose, outside_of_image, pool_indices, unpool_transpose
+from fxlrp.steps.sampling import Resize, grid_sample_transpose, outside_of_image, unpool_transpose
 from fxlrp.vocabulary.channel_moves import behind_batch
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
 from fxlrp.vocabulary.routing import move
@@ -36,16 +37,7 @@ def _grid(a: Arguments) -> tuple[Any, ...]:
 
 def pooled_with_indices(dims: int) -> Any:
     """The lowering of max pooling that returns its indices, which carry no signal."""
-    pool = max_pool(dims)
-
-    def lower(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-              ceil_mode: bool = False, return_indices: bool = True) -> Any:
-        values = pool.call(input, kernel_size, stride, padding, dilation, ceil_mode)
-        if not return_indices:
-            return values
-        return values, pool_indices(input, dims, *values.node.args[1:])
-
-    return lower
+    return partial(max_pool(dims).call, return_indices=True)
 
 
 def lower_unpool(input: Any, indices: Any, output_size: Any, *form: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fxlrp.steps.routing import unsort
+from fxlrp.steps.sampling import pool_indices
 from fxlrp.steps.selection import AdaptiveMaxPool, Extremum, MaxPool
 from fxlrp.vocabulary.channel_moves import behind_batch, reduced
 from fxlrp.vocabulary.operation import Arguments, Bound, Kind, Operation, Sign, Unsupported, per_axis
@@ -20,10 +21,12 @@ def max_pool(dims: int) -> Operation:
     target = getattr(aten, f"max_pool{dims}d").default
 
     def lower(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-              ceil_mode: bool = False) -> Any:
+              ceil_mode: bool = False, return_indices: bool = False) -> Any:
         kernel = per_axis(kernel_size, dims)
         stride = kernel if stride in (None, []) else per_axis(stride, dims)
-        return target(input, kernel, stride, per_axis(padding, dims), per_axis(dilation, dims), ceil_mode)
+        form = (kernel, stride, per_axis(padding, dims), per_axis(dilation, dims), ceil_mode)
+        values = target(input, *form)
+        return (values, pool_indices(input, dims, *form)) if return_indices else values
 
     def bind(a: Arguments, operand: str) -> MaxPool:
         kernel = per_axis(a["kernel_size"], dims)

@@ -1,0 +1,123 @@
+"""What was read of a model: each graph once, for whoever compiles the model."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.capture import Call, Captured, Snapshot, as_module, check_model, export, trace, unwrapped
+from fxlrp.common.errors import CaptureError
+
+MOST_CAPTURES = 16
+"""How many graphs of a model are kept; the oldest goes first."""
+
+
+class CapturedModel:
+    """A model and the graphs that were read of it, to be given to :func:`fxlrp.compile` in place of the model.
+
+    Reading a large model takes most of the time of a first explanation. What is compiled of one captured model, with
+    whichever preset, rules or start, reads it once. A model that was changed since is read again.
+
+    Args:
+        model: a module in eval mode, or an exported program. It is not changed.
+        output: which of its outputs to explain, as :func:`fxlrp.compile` takes it.
+        shared: whether several explainers are compiled of it.
+
+    Attributes:
+        given: the model as it was given, as a module.
+        output: as above.
+    """
+
+    def __init__(self, model: Any, output: Any = None, *, shared: bool = True) -> None:
+        self.given: nn.Module = as_module(model)
+        self.output = output
+        self._snapshot = Snapshot(self.given) if shared and isinstance(self.given, nn.Module) else None
+        self._lock = threading.RLock()
+        self._kept: list[tuple[Any, Any]] = []  # a graph, or the error by which there is none
+
+    def __repr__(self) -> str:
+        return f"CapturedModel({type(self.given).__name__}, graphs={len(self._kept)})"
+
+    @property
+    def model(self) -> nn.Module:
+        """The model inside of what only runs it elsewhere or faster."""
+        return unwrapped(self.given)
+
+    def traced(self, output: Any) -> Captured:
+        """The graph that symbolic tracing reads.
+
+        Raises:
+            CaptureError: it cannot follow the model.
+        """
+        with self._lock:
+            self._follow()
+            found = next((value for key, value in self._kept if key == ("symbolic", id(output))), None)
+            if found is None:
+                try:
+                    found = trace(self.model, output)
+                except CaptureError as error:
+                    found = error
+                self._keep(("symbolic", id(output)), found)
+            if isinstance(found, CaptureError):
+                raise found
+            captured: Captured = found
+            return captured
+
+    def exported(
+        self, call: Call, tensors: Sequence[Tensor], output: Any, *, dtype: torch.dtype | None, fixed: bool
+    ) -> Captured:  # fmt: skip
+        """The graph that ``torch.export`` reads of a call.
+
+        Args:
+            call: how the model is called.
+            tensors: the example inputs.
+            output: which output to explain.
+            dtype: the floating point type to read the model in; ``None``: its own.
+            fixed: whether to read it for these sizes alone.
+
+        Raises:
+            CaptureError: the model cannot be exported.
+        """
+        with self._lock:
+            self._follow()
+            key = ("export", call.key, id(output), dtype, fixed)
+            for known, captured in self._kept:
+                if known == key and _fits(captured, call, tensors):
+                    return captured
+            check_model(self.model)
+            read = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
+            found = export(read, call, tensors, output, fixed=fixed)
+            found.model = self.model
+            self._keep(key, found)
+            return found
+
+    def forget(self) -> None:
+        """Keep nothing: the model was changed."""
+        with self._lock:
+            self._kept.clear()
+            if self._snapshot is not None:
+                self._snapshot = Snapshot(self.given)
+
+    def _follow(self) -> None:
+        if self._snapshot is not None and self._snapshot.change():
+            self.forget()
+
+    def _keep(self, key: Any, value: Any) -> None:
+        self._kept.append((key, value))
+        del self._kept[:-MOST_CAPTURES]
+
+
+def _fits(captured: Captured, call: Call, tensors: Sequence[Tensor]) -> bool:
+    """Whether a graph serves tensors of these shapes."""
+    for name, tensor in zip(call.graph_names, tensors, strict=True):
+        shape = captured.shapes.get(name)
+        if shape is None or len(shape) != tensor.dim():
+            return False
+        if any(isinstance(size, int) and size != own for size, own in zip(shape[1:], tensor.shape[1:], strict=True)):
+            return False
+    return captured.serves_batch(tensors[0].shape[0])

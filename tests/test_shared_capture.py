@@ -1,0 +1,100 @@
+"""fxlrp.capture: a model is read once, whatever is compiled of it."""
+
+import pytest
+import torch
+from checks import assert_close
+from torch import nn
+
+import fxlrp
+from fxlrp.errors import CaptureError
+from fxlrp.runtime import captures
+
+
+class Opened(nn.Module):
+    """Symbolic tracing cannot follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        if x.shape[1] < 1:
+            raise ValueError
+        return self.head(self.first(x).relu())
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often torch.export read a model."""
+    calls = []
+    export = captures.export
+    monkeypatch.setattr(captures, "export", lambda *a, **k: calls.append(1) or export(*a, **k))
+    return calls
+
+
+def test_a_captured_model_is_read_once(counted):
+    model, x = Opened().eval(), torch.randn(3, 4)
+    captured = fxlrp.capture(model, x)
+    for options in ({}, {"preset": "attnlrp"}, {"preset": "conserving", "start": "logit"}):
+        explanation = fxlrp.compile(captured, **options)(x, target=1)
+        assert_close(explanation.relevance, fxlrp.compile(twin(model), **options)(x, target=1).relevance)
+    assert len(counted) == 1 + 3
+
+
+def twin(model):
+    same = Opened().eval()
+    same.load_state_dict(model.state_dict())
+    return same
+
+
+def test_a_traced_model_is_captured_without_examples():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    captured = fxlrp.capture(model)
+    first, second = (fxlrp.compile(captured, preset) for preset in ("conserving", "epsilon"))
+    x = torch.randn(2, 4)
+    assert not torch.equal(first(x, target=0).relevance, second(x, target=0).relevance)
+
+
+def test_the_output_that_was_chosen_is_that_of_what_is_compiled():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return {"a": self.a(x), "b": self.b(x)}
+
+    model, x = Two().eval(), torch.randn(2, 4)
+    captured = fxlrp.capture(model, x, output="b")
+    expected = fxlrp.compile(model, "conserving", output="b")(x, target=1)
+    assert_close(fxlrp.compile(captured, "conserving")(x, target=1).relevance, expected.relevance)
+
+
+def test_a_model_that_was_changed_is_read_again(counted):
+    model, x = Opened().eval(), torch.randn(3, 4)
+    captured = fxlrp.capture(model, x)
+    model.head = nn.Linear(6, 5).eval()
+    assert fxlrp.compile(captured, start="logit")(x).output.shape == (3, 5)
+    assert len(counted) == 2
+
+
+def test_other_sizes_are_read_when_they_come(counted):
+    class Fixed(Opened):
+        def forward(self, x):
+            return super().forward(x.reshape(x.shape[0], 4)[:, : int(x.shape[1])])
+
+    model = Fixed().eval()
+    captured = fxlrp.capture(model, torch.randn(3, 4))
+    for batch in (3, 5, 2):
+        x = torch.randn(batch, 4)
+        assert_close(fxlrp.compile(captured, "conserving")(x).output, model(x))
+    assert len(counted) <= 2
+
+
+def test_what_cannot_be_captured_says_so_at_once():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(CaptureError, match="Control flow"):
+        fxlrp.capture(Branching().eval(), torch.randn(2, 3))
