@@ -11,7 +11,7 @@ import torch
 from cli_models import TINY
 from PIL import Image
 
-from fxlrp.runtime import plan
+from fxlrp.runtime import captures
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -30,16 +30,16 @@ def _seed():
 def exported_once(monkeypatch):
     """A model that is compiled several times is exported once: for tests of what comes after the capture."""
     captured = {}
-    export = plan.export
+    export = captures.export
 
-    def once(model, call, tensors, output):
+    def once(model, call, tensors, output, *, fixed):
         forms = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        key = id(model), call.key, forms, str(output)
-        if key not in captured:
-            captured[key] = model, export(model, call, tensors, output)  # the model is kept, so that its id is its own
+        key = id(model), call.key, forms, str(output), fixed
+        if key not in captured:  # the model is kept, so that its id is its own
+            captured[key] = model, export(model, call, tensors, output, fixed=fixed)
         return copy.copy(captured[key][1])
 
-    monkeypatch.setattr(plan, "export", once)
+    monkeypatch.setattr(captures, "export", once)
 
 
 @pytest.fixture
