@@ -162,19 +162,23 @@ def test_relevance_of_two_inputs_is_the_gradient():
 
 
 class States(nn.Module):
-    """All that an LSTM returns."""
+    """All that a recurrent layer returns."""
 
-    def __init__(self, **options):
+    def __init__(self, kind=nn.LSTM, **options):
         super().__init__()
-        self.lstm = nn.LSTM(4, 5, **options)
+        self.rnn = kind(4, 5, **options)
 
     def forward(self, x):
-        steps, (h, c) = self.lstm(x)
-        return torch.cat([steps.flatten(1), h.transpose(0, 1).flatten(1), c.transpose(0, 1).flatten(1)], dim=1)
+        steps, final = self.rnn(x)
+        final = final if isinstance(final, tuple) else (final,)
+        return torch.cat([steps.flatten(1), *(state.transpose(0, 1).flatten(1) for state in final)], dim=1)
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}, {"bias": False}], ids=str)
-def test_relevance_of_an_lstm_is_the_gradient(options):
+@pytest.mark.parametrize("options", [
+    {}, {"bidirectional": True}, {"num_layers": 2}, {"bias": False}, {"proj_size": 3},
+    {"kind": nn.GRU, "bidirectional": True}, {"kind": nn.RNN},
+], ids=str)  # fmt: skip
+def test_relevance_of_a_recurrent_layer_is_the_gradient(options):
     assert_is_the_gradient(States(batch_first=True, **options), torch.randn(3, 4, 4, dtype=DOUBLE))
 
 

@@ -27,6 +27,7 @@ from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_out
 from fxlrp.capture.decompositions import decompositions
 from fxlrp.capture.double import without_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
+from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
 from fxlrp.vocabulary.linear import spelled_out
 
@@ -91,7 +92,7 @@ def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, 
     if fixed:
         tries = [(own, None, False)]
     refused: Exception | None = None
-    with functions_followed(model, numbers=False):
+    with functions_followed(model, numbers=False), lengths_kept(model):
         for examples, batch, free in tries:
             try:
                 program = _export(flat, examples, _axes(call, examples, batch, free=free))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -87,6 +89,42 @@ def _of_thread(function: Callable[..., Any], ours: Callable[..., Any], thread: i
         return (ours if threading.get_ident() == thread else function)(*args, **kwargs)
 
     return followed
+
+
+class _Kept:
+    """A method of the tensors of an export that makes a list or an array of one, which has no size yet.
+
+    The lengths of items stay a tensor in the thread that captures; all else is as it was.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method, self.thread = method, threading.get_ident()
+
+    def __get__(self, tensor: Any, owner: Any) -> Any:
+        lengths = tensor is not None and tensor.dim() == 1 and isinstance(tensor.shape[0], torch.SymInt)
+        if lengths and not tensor.is_floating_point() and threading.get_ident() == self.thread:
+            return lambda *args, **kwargs: tensor
+        return self.method.__get__(tensor, owner)
+
+
+_LISTS = {name: vars(FakeTensor).get(name) for name in ("tolist", "numpy")}
+"""The methods, as far as the tensors of an export have them of their own."""
+
+
+@contextmanager
+def lengths_kept(model: nn.Module) -> Iterator[None]:
+    """Within, ``lengths.tolist()`` and ``lengths.numpy()`` are the lengths, for a model that may pack sequences."""
+    names = _LISTS if any(isinstance(module, nn.RNNBase) for module in model.modules()) else {}
+    try:
+        for name, own in names.items():
+            setattr(FakeTensor, name, _Kept(own or getattr(Tensor, name)))
+        yield
+    finally:
+        for name, own in names.items():
+            if own is not None:
+                setattr(FakeTensor, name, own)
+            elif name in vars(FakeTensor):
+                delattr(FakeTensor, name)
 
 
 class _OverPadded(nn.RNNBase):

@@ -21,11 +21,15 @@ from fxlrp.rules.starts import resolve_target
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.inputs import InputSpec
 from fxlrp.steps.primitives import primitive
+from fxlrp.steps.recurrence import of_lengths
 
 PREDICTED = -1
 """The target that stands for the predicted class."""
 
 _PLAIN = (dict, list, tuple)
+
+_OF_LENGTHS: Any = torch.ops.fxlrp.recurrence.default
+"""The one operation of fxlrp's own in programs: a file that runs without fxlrp has its steps instead."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,8 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
     try:
         with torch.no_grad(), quiet():
             found = torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
+            if any(node.target is _OF_LENGTHS for node in found.graph.nodes):
+                found = found.run_decompositions({_OF_LENGTHS: of_lengths})
     except Exception as error:
         reason = str(error).strip().split("\n\n")[0]
         raise ExportError(f"this explanation cannot be exported by torch.export: {reason}") from error

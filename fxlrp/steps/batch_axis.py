@@ -92,6 +92,12 @@ def indexed(
     return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), *position[1:])
 
 
+@primitive
+def selected(position: Position, dim: int, index: Tensor, shape: Sequence[int], batch: int) -> Position:
+    """After ``index_select``."""
+    return indexed(position, [None] * (dim % len(shape)) + [index.reshape(-1)], shape, batch)
+
+
 def _by_axis(indices: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:
     """The axis that each tensor indexes; a mask of several axes is no list of entries."""
     axis = 0

@@ -56,6 +56,13 @@ def batch_indexed(position: Any, a: Arguments) -> Any:
     return batch_axis.indexed(position, indices, a["self"].shape, a["batch"])
 
 
+def batch_selected(position: Any, a: Arguments) -> Any:
+    """After ``index_select``: an index of one axis."""
+    if in_front(position) and a["dim"] != 0:
+        return position
+    return batch_axis.selected(position, a["dim"], a["index"], a["self"].shape, a["batch"])
+
+
 def batch_summed(position: Any, a: Arguments) -> Any:
     """What is summed onto the axis of the batch is of the item in whose place it is."""
     dim = a["dim"]

@@ -19,6 +19,7 @@ from fxlrp.vocabulary.batch import (
     batch_permuted,
     batch_removed,
     batch_reshaped,
+    batch_selected,
     batch_stacked,
     batch_swapped,
 )
@@ -318,7 +319,8 @@ CHOICES = [
          batch=batch_indexed, channels=indexed,
          lower=lower_index, cuts=True),
     move(aten.index_select.default, lambda r, a: back.unindex_select(r, a["self"].shape, a["dim"], a["index"]),
-         methods=("index_select",), functions=(torch.index_select,), lower=lower_index_select, cuts=True),
+         batch=batch_selected, methods=("index_select",), functions=(torch.index_select,), lower=lower_index_select,
+         cuts=True),
     move(aten.gather.default, lambda r, a: back.ungather(r, a["self"].shape, a["dim"], a["index"]),
          methods=("gather",), functions=(torch.gather,), lower=lower_gather, cuts=True),
     move(aten.where.self, back_where, operands=("self", "other"), functions=(torch.where,), lower=lower_where,
