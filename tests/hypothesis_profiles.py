@@ -15,7 +15,7 @@ _SHARED = {
     "suppress_health_check": [HealthCheck.too_slow],
 }
 
-settings.register_profile("fast", max_examples=15, **_SHARED)
+settings.register_profile("fast", max_examples=10, **_SHARED)
 settings.register_profile("slow", max_examples=200, **_SHARED)
 
 

@@ -21,6 +21,8 @@ TORCHVISION = {
     "inception_v3": (0, 0, 0),
     "vit_b_16": (24, 0, 0),
 }
+LONG = ("regnet_y_400mf", "densenet121")
+"""Joins as in ResNet-50, and none as in Inception: for the long run."""
 TIMM = {"resnetv2_50": (12, 4, 0), "hrnet_w18_small": (18, 5, 23), "dla34": (8, 4, 0)}
 
 
@@ -29,10 +31,13 @@ def kinds(model):
     return count["identity"], count["projection"], count["merge"]
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in TORCHVISION]
+)
 def test_joins_of_torchvision_models(name):
     options = {"init_weights": False} if name == "inception_v3" else {}
-    model = torchvision.models.get_model(name, weights=None, **options)
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None, **options)
     assert kinds(model) == TORCHVISION[name]
 
 

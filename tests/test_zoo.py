@@ -44,7 +44,7 @@ def test_torchvision_conserves(name):
         assert torch.equal(explainer(x).output, model(x))
 
 
-@pytest.mark.parametrize("name", [pytest.param("googlenet", marks=pytest.mark.slow), "inception_v3"])
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
 def test_an_input_that_the_model_rearranges_conserves(name):
     model = torchvision.models.get_model(name, weights=None, transform_input=True, init_weights=False).eval()
     assert_conserves(fxlrp.compile(model, "conserving"), torch.randn(1, 3, 128, 128))
@@ -100,7 +100,7 @@ def test_a_trained_efficientnet_lite_conserves(lite0, sample_photographs):
     assert [join.kind for join in explainer.joins] == ["identity"] * 9
 
 
-@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("depth", [20, pytest.param(56, marks=pytest.mark.slow)])
 def test_trained_cifar_resnets_conserve(shared, depth):
     model = trained_cifar_resnet(shared, depth)
     x = torch.cat([cifar_images(shared, 4), probes(32)])
