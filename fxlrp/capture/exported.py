@@ -221,6 +221,7 @@ def _captured(
             sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
             if sizes[0].isdigit() and not fixed:  # and torch need not say so
                 raise _one_batch_size(model)
+            sizes[0] = "batch" if fixed else sizes[0]  # which batches are served is told by itself
             shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
         elif node.op == "get_attr":
             name = str(node.target)
