@@ -6,7 +6,7 @@ from checks import assert_close, assert_explains
 from torch import nn
 
 import fxlrp
-from fxlrp.steps.batch_axis import BatchAxis, Position, indexed, reshaped, spread_items, sum_items
+from fxlrp.steps.batch_axis import BatchAxis, OwnedPosition, Position, indexed, reshaped, spread_items, sum_items
 from fxlrp.steps.matrix_product import grouped_product, grouped_transpose
 
 
@@ -68,10 +68,10 @@ def test_owners_are_followed_and_summed():
 
 
 def test_a_reshape_that_mixes_owners_is_refused():
-    position = Position(0, 1, torch.tensor([0, 0, 1, 1]))
+    position = OwnedPosition(0, 1, torch.tensor([0, 0, 1, 1]))
     assert reshaped(position, [4, 3], [2, 2, 3], 2).owners.tolist() == [0, 1]
     with pytest.raises(ValueError, match="mixed by a reshape"):
-        reshaped(Position(0, 1, torch.tensor([0, 1, 1, 1])), [4, 3], [2, 2, 3], 2)
+        reshaped(OwnedPosition(0, 1, torch.tensor([0, 1, 1, 1])), [4, 3], [2, 2, 3], 2)
 
 
 def test_the_grouped_product_and_its_transpose():

@@ -16,7 +16,7 @@ from torch import fx
 
 from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts
-from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places
+from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, owners_in
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import batch_reshaped, batch_summed, in_front
 
@@ -54,7 +54,7 @@ class Positions:
     def _axis(self, position: Any) -> BatchAxis | None:
         if position is None:
             return None
-        owners = () if isinstance(position, Position) else (position[2],)
+        owners = () if isinstance(position, Position) else (owners_in(position),)
         return BatchAxis(position[0], position[1], self.batch, *owners)
 
     def of(self, node: fx.Node) -> Any:

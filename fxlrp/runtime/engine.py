@@ -349,10 +349,16 @@ class Engine:
         """The plan as torch.export reads the model; where sizes cannot stay free, for these alone."""
         try:
             return exported(self.captures, self.recipe, call, tensors, self.weights.dtype)
-        except OneBatchError:
+        except OneBatchError as reason:
             if tensors[0].shape[0] == 1:  # nothing would show whether items are explained as if they were alone
                 raise
-            return exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True)
+            plan = exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True)
+            try:
+                self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
+            except CaptureError as error:
+                error.args = (f"{error}\n({reason})",)
+                raise
+            return plan
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""

@@ -22,11 +22,21 @@ from fxlrp.steps.primitives import smallest_denominator
 
 
 class Position(NamedTuple):
-    """Where the batch is: in axis ``axis``, after a factor of ``outer``, or told by the ``owners`` of its entries."""
+    """Where the batch is: in axis ``axis``, after a factor of ``outer``."""
 
     axis: int
     outer: int = 1
-    owners: Tensor | None = None
+
+
+class OwnedPosition(NamedTuple):
+    """Where entries of several items are, in axis ``axis``; ``owners`` tells the item of each."""
+
+    axis: int
+    outer: int
+    owners: Tensor
+
+
+AnyPosition = Position | OwnedPosition
 
 
 class BatchAxis(NamedTuple):
@@ -38,50 +48,61 @@ class BatchAxis(NamedTuple):
     owners: Tensor | None = None
 
 
+def _at(axis: int, position: AnyPosition) -> Any:
+    """The position in another axis."""
+    return type(position)(axis, *position[1:])
+
+
 @primitive
-def permuted(position: Position, dims: Sequence[int], rank: int) -> Position:
+def owners_in(position: AnyPosition) -> Tensor | None:
+    """The owners that a position tells; ``None``: it tells none."""
+    return position.owners if isinstance(position, OwnedPosition) else None
+
+
+@primitive
+def permuted(position: AnyPosition, dims: Sequence[int], rank: int) -> AnyPosition:
     """After ``permute(dims)``."""
-    return Position([d % rank for d in dims].index(position[0]), *position[1:])
+    return _at([d % rank for d in dims].index(position[0]), position)
 
 
 @primitive
-def swapped(position: Position, first: int, second: int, rank: int) -> Position:
+def swapped(position: AnyPosition, first: int, second: int, rank: int) -> AnyPosition:
     """After ``transpose(first, second)``."""
     first, second = first % rank, second % rank
     axis = {first: second, second: first}.get(position[0], position[0])
-    return Position(axis, *position[1:])
+    return _at(axis, position)
 
 
 @primitive
-def behind_places(position: Position) -> Position:
+def behind_places(position: AnyPosition) -> AnyPosition:
     """In the states of a recurrent layer whose sequence has the batch at ``position``."""
-    return Position(1, *position[1:])
+    return _at(1, position)
 
 
 @primitive
-def inserted(position: Position, dim: int, rank: int) -> Position:
+def inserted(position: AnyPosition, dim: int, rank: int) -> AnyPosition:
     """After ``unsqueeze(dim)`` or ``stack`` of values of rank ``rank``."""
-    return Position(position[0] + (dim % (rank + 1) <= position[0]), *position[1:])
+    return _at(position[0] + (dim % (rank + 1) <= position[0]), position)
 
 
 @primitive
-def removed(position: Position, dims: int | Sequence[int] | None, rank: int) -> Position:
+def removed(position: AnyPosition, dims: int | Sequence[int] | None, rank: int) -> AnyPosition:
     """After the axes ``dims`` were reduced, selected or squeezed away."""
     gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
-    return Position(position[0] - sum(d < position[0] for d in gone), *position[1:])
+    return _at(position[0] - sum(d < position[0] for d in gone), position)
 
 
 @primitive
 def indexed(
-    position: Position, indices: Sequence[Tensor | None], shape: Sequence[int], batch: int
-) -> Position:
+    position: AnyPosition, indices: Sequence[Tensor | None], shape: Sequence[int] = (), batch: int = 1
+) -> AnyPosition:
     """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
     given = dict(_by_axis(indices))
     if position[0] in given and all(index.dim() == 1 for index in given.values()) and batch > 1:
         picked = sorted(given)
         apart = picked[-1] - picked[0] >= len(picked)
         owners = owners_of(position, shape[position[0]], batch)[given[position[0]]]
-        return Position(0 if apart else picked[0], 1, owners)
+        return OwnedPosition(0 if apart else picked[0], 1, owners)
     masks = (torch.bool, torch.uint8)
     kept: list[bool] = []
     for index in indices:
@@ -89,11 +110,11 @@ def indexed(
     picked = [axis for axis, stays in enumerate(kept) if not stays]
     rank = max(1 if index.dtype in masks else index.dim() for index in indices if index is not None)
     behind = picked[0] < position[0] or picked[-1] - picked[0] >= len(picked)
-    return Position(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), *position[1:])
+    return _at(position[0] - sum(axis < position[0] for axis in picked) + (rank if behind else 0), position)
 
 
 @primitive
-def selected(position: Position, dim: int, index: Tensor, shape: Sequence[int], batch: int) -> Position:
+def selected(position: AnyPosition, dim: int, index: Tensor, shape: Sequence[int], batch: int) -> AnyPosition:
     """After ``index_select``."""
     return indexed(position, [None] * (dim % len(shape)) + [index.reshape(-1)], shape, batch)
 
@@ -110,35 +131,35 @@ def _by_axis(indices: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:
         axis += several
 
 
-def owners_of(position: Position | BatchAxis, size: int, batch: int) -> Tensor:
+def owners_of(position: AnyPosition | BatchAxis, size: int, batch: int) -> Tensor:
     """The item that each of the ``size`` entries of the batch's axis is of."""
-    if position[-1] is not None and isinstance(position[-1], Tensor):
+    if isinstance(position[-1], Tensor):
         return position[-1]
     entries = torch.arange(size)
     return entries // (size // (position[1] * batch)) % batch
 
 
 @primitive
-def summed(position: Position, dim: int, rank: int) -> Position:
+def summed(position: AnyPosition, dim: int, rank: int) -> AnyPosition:
     """After a sum of what an index says onto zeros along ``dim``: entries are of whose place they are in."""
     return Position(position[0]) if dim % rank == position[0] else position
 
 
 @primitive
-def expanded(position: Position, rank: int, new_rank: int) -> Position:
+def expanded(position: AnyPosition, rank: int, new_rank: int) -> AnyPosition:
     """After axes were put in front."""
-    return Position(position[0] + new_rank - rank, *position[1:])
+    return _at(position[0] + new_rank - rank, position)
 
 
 @primitive
-def reshaped(position: Position, before: Sequence[int], after: Sequence[int], batch: int) -> Position:
+def reshaped(position: AnyPosition, before: Sequence[int], after: Sequence[int], batch: int) -> AnyPosition:
     """After a reshape from the shape ``before`` to ``after``."""
     if batch == 1:  # a shape does not tell where a single item is, and sums need not know
         return Position(0)
     outer = position[1]  # how many elements of the leading axes lie before an item's index
     for size in before[: position[0]]:
         outer *= size
-    if position[2] is not None:
+    if isinstance(position, OwnedPosition):
         return _reshaped_owners(position, before, after, outer)
     leading = 1
     for axis, size in enumerate(after):
@@ -148,26 +169,28 @@ def reshaped(position: Position, before: Sequence[int], after: Sequence[int], ba
     raise ValueError(f"the batch of {batch} is torn apart by a reshape from {tuple(before)} to {tuple(after)}")
 
 
-def _reshaped_owners(position: Position, before: Sequence[int], after: Sequence[int], outer: int) -> Position:
+def _reshaped_owners(
+    position: OwnedPosition, before: Sequence[int], after: Sequence[int], outer: int
+) -> OwnedPosition:
     """The owners after a reshape that keeps their axis, joins it with those behind it, or cuts it into equal groups."""
-    owners: Any = position[2]
+    owners = position.owners
     size, leading = before[position[0]], 1
     for axis, new in enumerate(after):
         if leading == outer and new % size == 0:
-            return Position(axis, 1, owners.repeat_interleave(new // size))
+            return OwnedPosition(axis, 1, owners.repeat_interleave(new // size))
         if leading == outer and new > 1 and size % new == 0:
             groups = owners.reshape(new, -1)
             if not is_compiling() and bool((groups != groups[:, :1]).any()):
                 break
-            return Position(axis, 1, groups[:, 0])
+            return OwnedPosition(axis, 1, groups[:, 0])
         leading *= new
     raise ValueError(f"entries of several items are mixed by a reshape from {tuple(before)} to {tuple(after)}")
 
 
 @primitive
-def einsum_position(position: Position, term: str, result: str) -> Position:
+def einsum_position(position: AnyPosition, term: str, result: str) -> AnyPosition:
     """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
-    return Position(result.index(term[position[0]]), position[1])
+    return _at(result.index(term[position[0]]), position)
 
 
 @primitive(linear="first", reads=True)
