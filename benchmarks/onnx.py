@@ -19,7 +19,7 @@ from torch import nn
 
 import fxlrp
 from benchmarks.models import build, noise
-from benchmarks.provenance import CORES, busy_cores, commit, processor, versions
+from benchmarks.workers import CORES, busy_cores, commit, processor, versions
 from fxlrp.extras import require
 
 MODELS = ("efficientnet_lite0", "resnet50", "vit_b_16")
