@@ -19,7 +19,7 @@ from torch import nn
 
 import fxlrp
 from benchmarks.models import build, noise
-from benchmarks.workers import CORES, busy_cores, commit, processor, versions
+from benchmarks.workers import CORES, commit, processor, versions
 from fxlrp.extras import require
 
 MODELS = ("efficientnet_lite0", "resnet50", "vit_b_16")
@@ -36,7 +36,8 @@ def main(
     """Time exported explanations in onnxruntime, beside their models."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{processor()}, {threads} threads, batch {batch}, {rounds} rounds, preset {preset}, {commit()}")
-    console.print(f"{versions('torch', 'onnxruntime')}; other work keeps {busy_cores():.1f} cores busy")
+    busy = require("psutil", "bench").cpu_percent(0.5) / 100 * CORES
+    console.print(f"{versions('torch', 'onnxruntime')}; other work keeps {busy:.1f} cores busy")
     with TemporaryDirectory() as folder:
         for name in model or MODELS:
             net, x = _subject(name), noise(3, 224, 224, batch=batch)
