@@ -71,6 +71,7 @@ class Engine:
         self._current_program: fx.GraphModule | None = None
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
+        self._mixes = False
         self._eager = Eager()
         self._backend = recipe.new_backend()
         self._verifier = Verifier(model, self.weights, recipe.output, recipe.verify)
@@ -169,8 +170,7 @@ class Engine:
         try:
             output = self._verifier.check(plan, tensors, autocast)
         except DifferentFunctionError as reason:
-            single = plan.captured.way == "export" and tensors[0].shape[0] == 1
-            if plan.captured.fixed or single:  # of one item nothing shows whether another batch changes the function
+            if plan.captured.fixed or (plan.captured.way == "export" and not self._may_fix(tensors)):
                 raise
             self._discard(plan)
             if plan.captured.way == "export":  # a number that was made of a size may have been kept: read for these
@@ -182,6 +182,9 @@ class Engine:
             else:  # symbolic tracing took a way through forward() that the model does not take: torch.export takes it
                 self._untraceable = reason
             return self._plan_of(inputs, named)
+        except CaptureError:
+            self._mixes = True
+            raise
         if output is not None and plan.learn_start(output):
             self._drop_programs(plan, most=0)
             self._use(plan)
@@ -312,7 +315,7 @@ class Engine:
             self.recipe.check(self.model)
             for plan in list(self._plans):
                 self._discard(plan)
-            self._untraceable, self.last = None, None
+            self._untraceable, self.last, self._mixes = None, None, False
             self._verifier = Verifier(self.model, self.weights, self.recipe.output, self.recipe.verify)
             self.input_counts = input_counts(self.model)
             self._trace()
@@ -350,15 +353,25 @@ class Engine:
         try:
             return exported(self.captures, self.recipe, call, tensors, self.weights.dtype)
         except OneBatchError as reason:
-            if tensors[0].shape[0] == 1:  # nothing would show whether items are explained as if they were alone
+            if not self._may_fix(tensors):
                 raise
             plan = exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True)
             try:
                 self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
             except CaptureError as error:
+                self._mixes = True
                 error.args = (f"{error}\n({reason})",)
                 raise
             return plan
+
+    def _may_fix(self, tensors: list[Tensor]) -> bool:
+        """Whether the model may be read for the sizes of these inputs alone.
+
+        Of one item nothing shows whether another batch changes the function: several must have been explained before,
+        each as if it were alone.
+        """
+        shown = tensors[0].shape[0] > 1 or any(plan.captured.fixed for plan in self._plans)
+        return shown and not self._mixes
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""
