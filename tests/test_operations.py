@@ -181,3 +181,12 @@ def test_a_product_over_all_items_is_refused():
     model = Between(lambda h: h * h.prod(), VECTOR, False).eval()
     with pytest.raises(fxlrp.errors.FxlrpError, match="joins the items of a batch"):
         fxlrp.compile(model, "conserving")(torch.randn(VECTOR, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["max_unpool2d", "diag_embed", "grid_sample", "scatter", "tril"])
+def test_zeros_beside_values_absorb_what_they_get(name):
+    function, shape = FUNCTIONS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    explainer = fxlrp.compile(Between(function, shape, False).eval(), "evidence", start="logit")
+    ledger = explainer.ledger(x)
+    assert (ledger.error.abs() <= 1e-10 * ledger.start.abs().clamp(min=1)).all()

@@ -42,6 +42,12 @@ def unpool_transpose(relevance: Tensor, indices: Tensor) -> Tensor:
     return relevance.flatten(2).gather(2, indices.flatten(2)).reshape(indices.shape)
 
 
+@primitive(linear="first")
+def unpool_rest(relevance: Tensor, indices: Tensor) -> Tensor:
+    """The relevance of the zeros to which no value was put."""
+    return relevance.flatten(2).scatter(2, indices.flatten(2), 0).reshape(relevance.shape)
+
+
 @dataclass(frozen=True)
 class Resize(FixedOperation):
     """Interpolation with antialiasing; ``name`` is ATen's, such as ``"_upsample_bilinear2d_aa"``."""

@@ -37,6 +37,12 @@ def lower_diag_embed(input: Any, offset: int = 0, dim1: int = -2, dim2: int = -1
     return aten.diag_embed.default(input, offset, dim1, dim2)
 
 
+def off_diagonal(r: Any, a: Arguments) -> Any:
+    """The relevance of the zeros beside a diagonal."""
+    form = (a["offset"], a["dim1"], a["dim2"])
+    return r - torch.diag_embed(torch.diagonal(r, *form), *form)
+
+
 def batch_of_diagonal(position: Any, a: Arguments) -> Any:
     """The two axes of a diagonal go, and it comes last."""
     dims = [a["dim1"], a["dim2"]]
@@ -66,7 +72,7 @@ OPERATIONS = [
     ),
     move(
         aten.diag_embed.default, lambda r, a: torch.diagonal(r, a["offset"], a["dim1"], a["dim2"]), channels=lost,
-        functions=(torch.diag_embed,), methods=("diag_embed",), lower=lower_diag_embed,
+        functions=(torch.diag_embed,), methods=("diag_embed",), lower=lower_diag_embed, loses=off_diagonal,
     ),
 ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxlrp.steps.sampling import Resize, grid_sample_transpose, outside_of_image, unpool_transpose
+from fxlrp.steps.sampling import Resize, grid_sample_transpose, outside_of_image, unpool_rest, unpool_transpose
 from fxlrp.vocabulary.channel_moves import behind_batch
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
 from fxlrp.vocabulary.routing import move
@@ -75,7 +75,7 @@ OPERATIONS = [
     ),
     move(
         aten.max_unpool2d.default, lambda r, a: unpool_transpose(r, a["indices"]), lower=lower_unpool,
-        channels=behind_batch, pads=False,
+        loses=lambda r, a: unpool_rest(r, a["indices"]), channels=behind_batch,
     ),
     antialiased("_upsample_bilinear2d_aa"),
 ]
