@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 
 import numpy.typing as npt
 from torch import nn
+from torch.export import ExportedProgram
 
 from fxlrp.explainer import Explainer
 from fxlrp.interop import quantus
@@ -17,18 +18,20 @@ from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.recipe import Recipe
 
 P = ParamSpec("P")
+Model = nn.Module | CapturedModel | ExportedProgram
+"""What can be compiled."""
 
 
-def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[nn.Module, P], Explainer]:
+def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[Model, P], Explainer]:
     """A function with the parameters of ``recipe``, which so are written once, after the model."""
 
-    def compile(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> Explainer:
+    def compile(model: Model, *args: P.args, **kwargs: P.kwargs) -> Explainer:
         asked = recipe(*args, **kwargs)
         if isinstance(model, CapturedModel) and asked.output is None:
             asked = replace(asked, output=model.output)
         return Explainer(Engine(model, asked, cast("dict[str, Any]", kwargs).get("example_inputs")))
 
-    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module)
+    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Model)
     compile.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [model, *map(_plain, inspect.signature(recipe, eval_str=True).parameters.values())],
         return_annotation=Explainer,
@@ -68,7 +71,7 @@ Raises:
 compile = _compiler(Recipe)
 
 
-def capture(model: Any, *inputs: Any, output: Any = None, **named: Any) -> CapturedModel:
+def capture(model: nn.Module | ExportedProgram, *inputs: Any, output: Any = None, **named: Any) -> CapturedModel:
     """Read a model once, to be compiled several times: with other presets, rules, starts or foils.
 
     Args:

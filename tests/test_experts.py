@@ -33,6 +33,20 @@ class Looped(Experts):
         return self.head(result.view(batch, tokens, features).mean(1))
 
 
+class Masked(Experts):
+    """One expert for each token; results are written where the tokens were."""
+
+    def forward(self, x):
+        batch, tokens, features = x.shape
+        x = x.reshape(-1, features)
+        share, chosen = self.router(x).softmax(-1).max(-1)
+        result = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mine = chosen == i
+            result[mine] = expert(x[mine]) * share[mine, None]
+        return self.head(result.view(batch, tokens, features).mean(1))
+
+
 class Dense(Experts):
     """Every expert takes every token; a gate with zeros."""
 
@@ -43,11 +57,12 @@ class Dense(Experts):
         return self.head((every * (chosen * scores.softmax(-1)).unsqueeze(-1)).sum(-2).mean(1))
 
 
+@pytest.mark.parametrize("kind", [Looped, Masked])
 @pytest.mark.parametrize("preset", ["conserving", "epsilon", "attnlrp", "evidence"])
-def test_experts_in_a_loop_are_explained(preset):
+def test_experts_in_a_loop_are_explained(preset, kind):
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     assert_explains(
-        Looped(), x, preset=preset, start="logit", absorbs=("bias", "constant", "padding", "stabilizer")
+        kind(), x, preset=preset, start="logit", absorbs=("bias", "constant", "padding", "stabilizer")
     )
 
 

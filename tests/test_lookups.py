@@ -34,6 +34,8 @@ LOOKUPS = {
         {"e": nn.ModuleList(table(20, 2) for _ in range(5))},
     ),
     "shifted by offsets": (lambda m, i: m.e(i + m.n).sum(1), 6, {"e": table(40), "n": torch.arange(0, 20, 4)}),
+    "written over": (lambda m, i: m.e(i.masked_fill(i < 3, 0)).mean(1), 6, {"e": table()}),
+    "hashed": (lambda m, i: m.e(i % 7).sum(1), 6, {"e": table(7)}),
     "a parameter indexed": (lambda m, i: m.w[i].mean(1), 6, {"w": nn.Parameter(torch.randn(20, 6))}),
     "a vector indexed": (lambda m, i: m.w[i], 5, {"w": nn.Parameter(torch.randn(20))}),
     "index_select of flat ids": (
@@ -41,6 +43,7 @@ LOOKUPS = {
         {"w": nn.Parameter(torch.randn(20, 6))},
     ),
     "one-hot": (lambda m, i: m.w(F.one_hot(i, 20).double().transpose(1, 2)).amax(2), 6, {"w": nn.Conv1d(20, 6, 3)}),
+    "one-hot codes added up": (lambda m, i: F.one_hot(i, 20).sum(1).double(), 20, {}),
     "bag, mean": (lambda m, i: m.e(i), 6, {"e": nn.EmbeddingBag(20, 6)}),
     "bag, largest": (lambda m, i: m.e(i), 6, {"e": nn.EmbeddingBag(20, 6, mode="max")}),
     "bag with padding": (lambda m, i: m.e(i), 6, {"e": nn.EmbeddingBag(20, 6, padding_idx=1)}),
@@ -58,6 +61,25 @@ def test_relevance_begins_where_integers_are_looked_up(name):
         Ids(look_up, width, **parts), IDS, start="logit", absorbs=("bias", "constant", "padding", "stabilizer")
     )
     assert explainer(IDS).relevance.shape[:2] == IDS.shape
+
+
+def test_what_is_put_around_numbers_is_in_their_relevance():
+    model = Ids(lambda m, i: m.e(F.pad(i, (1, 0), value=7)).mean(1), 6, e=table())
+    explainer, _ = assert_explains(model, IDS, start="logit")
+    assert explainer(IDS).relevance.shape == (3, 6, 6)
+
+
+def test_a_mask_that_chooses_numbers_is_not_taken_for_them():
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.head = table(), nn.Linear(6, 3)
+
+        def forward(self, keep, ids):
+            return self.head(self.e(torch.where(keep > 0, ids, 0)).mean(1))
+
+    with pytest.raises(fxlrp.errors.CaptureError, match="does not depend on the input"):
+        fxlrp.compile(Chosen().eval(), "conserving", start="logit")(torch.ones_like(IDS), IDS)
 
 
 def test_relevance_of_a_column_is_where_the_column_is():

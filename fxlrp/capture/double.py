@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import inspect
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -194,18 +193,12 @@ def without_hooks(model: nn.Module) -> nn.Module:
     take_padded(doubles.modules())
     for module in doubles.modules():
         attributes = vars(module)
-        attributes["_compiled_call_impl"] = functools.partial(_call, module)
+        attributes["_compiled_call_impl"] = None
         attributes["_forward_hooks"] = OrderedDict()
         attributes["_forward_pre_hooks"] = OrderedDict(enumerate(weight_hooks(module)))
         for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
             attributes[flags] = OrderedDict()
     return double
-
-
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A call whose arguments are looked at first: a TypeError that the model expects leaves torch.export as it was."""
-    inspect.signature(module.forward).bind(*args, **kwargs)
-    return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 COMPUTING = (BasePruningMethod, SpectralNorm, WeightNorm)

@@ -46,8 +46,7 @@ class Facts:
         padded: whether a part of it carries no signal: padding, or a concatenated constant.
         filled: whether padding in it may hold other values than zero.
         parametric: whether it is a layer, as its operation says.
-        layers: whether a layer lies between it and an input,
-            itself included.
+        layers: whether a layer lies between it and an input, itself included.
         first: whether it is a layer with no other before it.
         bound: how it is bounded.
         gate: for a gate, the position of the operand that is the gate.

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.passes.facts import facts
 from fxlrp.steps.batch_axis import Position
 from fxlrp.steps.declaration import primitive
-from fxlrp.vocabulary import VOCABULARY, Kind
+from fxlrp.vocabulary import VOCABULARY, Kind, Operation
 
 aten = torch.ops.aten
 
@@ -38,16 +38,23 @@ def name_of(node: fx.Node) -> str:
 
 
 def is_moved(node: fx.Node) -> bool:
-    """Whether a node only moves or casts its first argument."""
+    """Whether a node only moves, casts or overwrites its first argument."""
     if node.op not in ("call_function", "call_method"):
         return False
     if name_of(node) in _CASTS or node.target is operator.getitem:
         return True
-    by_name = VOCABULARY.method(str(node.target)) if node.op == "call_method" else VOCABULARY.function(node.target)
-    if by_name is None and isinstance(node.target, torch._ops.OpOverload):
-        canonical = VOCABULARY.overload(node.target)
-        by_name = None if canonical is None else VOCABULARY.canonical(canonical)
-    return by_name is not None and by_name.kind is Kind.ROUTING
+    operation = _operation(node)
+    # The first argument of `where` is the mask.
+    return operation is not None and operation.kind is Kind.ROUTING and operation.name != "where"
+
+
+def _operation(node: fx.Node) -> Operation | None:
+    """What the vocabulary knows of a node of the captured or of the canonical graph."""
+    if node.op == "call_method":
+        return VOCABULARY.method(str(node.target))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return VOCABULARY.canonical(VOCABULARY.overload(node.target))
+    return VOCABULARY.function(node.target)
 
 
 def _goes_on(node: fx.Node) -> bool:
@@ -155,16 +162,29 @@ def place(node: fx.Node, relevance: Any, source: Any, again: Any) -> Any:
         source: the input.
         again: calls a node of the forward graph again, with another first argument.
     """
-    moves = [moved for moved in trail(_indices(node)) if moved.op != "placeholder" and is_moved(moved)]
-    moves = [moved for moved in moves if name_of(moved) not in _CASTS]
-    if not moves:
-        return relevance
+    moves = [moved for moved in trail(_indices(node)) if moved.op != "placeholder" and _changes_place(moved)]
+    operations = [_operation(moved) for moved in moves]
+    if not moves or any(operation is not None and operation.pads for operation in operations):
+        return relevance  # with what was put around the numbers
     if all(name_of(moved) in _SWAPS for moved in moves) and len(moves) % 2:
         return relevance.transpose(0, 1)
     numbers = numbered(source)
     for moved in reversed(moves):
         numbers = again(moved, numbers)
     return gathered(relevance, numbers, source)
+
+
+def _changes_place(node: fx.Node) -> bool:
+    """Whether a node moves numbers: one that casts or shifts them, or writes over some, leaves each in its place."""
+    operation = _operation(node)
+    writes = operation is not None and bool(operation.loses or len(operation.operand_names()) > 1)
+    return is_moved(node) and name_of(node) not in _CASTS and not writes
+
+
+def is_counted_as_it_is(node: fx.Node) -> bool:
+    """Whether a lookup is by the numbers of its input themselves, none of them shifted or written over."""
+    nodes = [moved for moved in trail(_indices(node)) if moved.op != "placeholder"]
+    return all(name_of(moved) in _CASTS or _changes_place(moved) for moved in nodes)
 
 
 @primitive

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.capture import Call, Captured, Snapshot, as_module, check_model, export, trace, unwrapped
-from fxlrp.common.errors import CaptureError
 
 MOST_CAPTURES = 16
 """How many graphs of a model are kept; the oldest goes first."""
@@ -38,7 +37,7 @@ class CapturedModel:
         self.output = output
         self._snapshot = Snapshot(self.given) if shared and isinstance(self.given, nn.Module) else None
         self._lock = threading.RLock()
-        self._kept: list[tuple[Any, Any]] = []  # a graph, or the error by which there is none
+        self._kept: list[tuple[Any, Captured]] = []
 
     def __repr__(self) -> str:
         return f"CapturedModel({type(self.given).__name__}, graphs={len(self._kept)})"
@@ -56,17 +55,13 @@ class CapturedModel:
         """
         with self._lock:
             self._follow()
-            found = next((value for key, value in self._kept if key == ("symbolic", id(output))), None)
-            if found is None:
-                try:
-                    found = trace(self.model, output)
-                except CaptureError as error:
-                    found = error
-                self._keep(("symbolic", id(output)), found)
-            if isinstance(found, CaptureError):
-                raise found
-            captured: Captured = found
-            return captured
+            key = ("symbolic", output)
+            for known, captured in self._kept:
+                if known == key:
+                    return captured
+            found = trace(self.model, output)
+            self._keep(key, found)
+            return found
 
     def exported(
         self, call: Call, tensors: Sequence[Tensor], output: Any, *, dtype: torch.dtype | None, fixed: bool
@@ -85,7 +80,7 @@ class CapturedModel:
         """
         with self._lock:
             self._follow()
-            key = ("export", call.key, id(output), dtype, fixed)
+            key = ("export", call.key, output, dtype, fixed)
             for known, captured in self._kept:
                 if known == key and _fits(captured, call, tensors):
                     return captured
@@ -107,9 +102,10 @@ class CapturedModel:
         if self._snapshot is not None and self._snapshot.change():
             self.forget()
 
-    def _keep(self, key: Any, value: Any) -> None:
-        self._kept.append((key, value))
-        del self._kept[:-MOST_CAPTURES]
+    def _keep(self, key: Any, captured: Captured) -> None:
+        if self._snapshot is not None:  # an explainer of its own keeps what it needs
+            self._kept.append((key, captured))
+            del self._kept[:-MOST_CAPTURES]
 
 
 def _fits(captured: Captured, call: Call, tensors: Sequence[Tensor]) -> bool:

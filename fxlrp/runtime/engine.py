@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from fxlrp.capture import Call, OneBatchError, Snapshot, bind, input_counts, unwrapped
 from fxlrp.common.compiling import is_compiling
@@ -58,7 +59,9 @@ class Engine:
         TrainingModeError, CaptureError, PatternError: the model cannot be explained as asked.
     """
 
-    def __init__(self, model: nn.Module | CapturedModel, recipe: Recipe, example_inputs: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module | ExportedProgram | CapturedModel, recipe: Recipe, example_inputs: Any = None
+    ) -> None:
         self.captures = model if isinstance(model, CapturedModel) else CapturedModel(model, shared=False)
         self._given = self.captures.given
         model = unwrapped(self._given)
@@ -71,7 +74,7 @@ class Engine:
         self._current_program: fx.GraphModule | None = None
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
-        self._mixes = False
+        self._may_differ = False  # whether a comparison failed: then no graph is read for single sizes
         self._eager = Eager()
         self._backend = recipe.new_backend()
         self._verifier = Verifier(model, self.weights, recipe.output, recipe.verify)
@@ -183,7 +186,7 @@ class Engine:
                 self._untraceable = reason
             return self._plan_of(inputs, named)
         except CaptureError:
-            self._mixes = True
+            self._may_differ = True
             raise
         if output is not None and plan.learn_start(output):
             self._drop_programs(plan, most=0)
@@ -315,7 +318,7 @@ class Engine:
             self.recipe.check(self.model)
             for plan in list(self._plans):
                 self._discard(plan)
-            self._untraceable, self.last, self._mixes = None, None, False
+            self._untraceable, self.last, self._may_differ = None, None, False
             self._verifier = Verifier(self.model, self.weights, self.recipe.output, self.recipe.verify)
             self.input_counts = input_counts(self.model)
             self._trace()
@@ -359,7 +362,7 @@ class Engine:
             try:
                 self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
             except CaptureError as error:
-                self._mixes = True
+                self._may_differ = True
                 error.args = (f"{error}\n({reason})",)
                 raise
             return plan
@@ -371,7 +374,7 @@ class Engine:
         each as if it were alone.
         """
         shown = tensors[0].shape[0] > 1 or any(plan.captured.fixed for plan in self._plans)
-        return shown and not self._mixes
+        return shown and not self._may_differ
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
         """The plan for calls like this one; captured now where there is none."""

@@ -25,6 +25,7 @@ from fxlrp.common.errors import InputError
 from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import channels, tensor_of, weight_shape
+from fxlrp.passes.lookups import is_counted_as_it_is
 from fxlrp.vocabulary import Kind
 
 
@@ -87,6 +88,7 @@ def _casts(user: fx.Node) -> bool:
 
 def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
     lookups = [n for n in forward.graph.nodes if n.op == "call_function" and facts(n).source is placeholder]
+    lookups = [n for n in lookups if is_counted_as_it_is(n)]
     tables = [tensor_of(lookup.args[0], forward) for lookup in lookups]
     entries = [table.shape[0] for table in tables if table is not None]
     return InputSpec(str(placeholder.target), integer=True, entries=min(entries, default=None))

@@ -146,6 +146,12 @@ def summed(position: AnyPosition, dim: int, rank: int) -> AnyPosition:
 
 
 @primitive
+def written(position: AnyPosition) -> AnyPosition:
+    """After values were written to places: entries are of the item in whose place they are."""
+    return Position(0) if isinstance(position, OwnedPosition) else position
+
+
+@primitive
 def expanded(position: AnyPosition, rank: int, new_rank: int) -> AnyPosition:
     """After axes were put in front."""
     return _at(position[0] + new_rank - rank, position)

@@ -63,6 +63,11 @@ def batch_selected(position: Any, a: Arguments) -> Any:
     return batch_axis.selected(position, a["dim"], a["index"], a["self"].shape, a["batch"])
 
 
+def batch_written(position: Any, a: Arguments) -> Any:
+    """What is written to places stands where they are; of what it is written over, nothing moves."""
+    return position if in_front(position) else batch_axis.written(position)
+
+
 def batch_summed(position: Any, a: Arguments) -> Any:
     """What is summed onto the axis of the batch is of the item in whose place it is."""
     dim = a["dim"]

@@ -36,7 +36,8 @@ def lower_table(table: Any, index: Any) -> Any:
 def lower_one_hot(input: Any, num_classes: int = -1) -> Any:
     if num_classes == -1:
         raise Unsupported("one_hot without num_classes: how many there are would depend on the input", final=True)
-    return aten.one_hot.default(input, num_classes)
+    # Numbers from here on: what adds up or moves codes before it casts them carries their signal as well.
+    return aten.to.dtype(aten.one_hot.default(input, num_classes), torch.float32)
 
 
 def lower_embedding_bag(input: Any, weight: Any, offsets: Any = None, max_norm: Any = None, norm_type: float = 2.0,

@@ -111,12 +111,11 @@ def with_mean(name: str) -> Any:
     """``var_mean`` and ``std_mean``: both moments at once."""
     measure = deviation(getattr(aten, name).correction)
 
-    def lower(input: Any, *args: Any, keepdim: bool = False, **options: Any) -> Any:
-        dim = options.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
-        kept = keepdim or (len(args) > 2 and bool(args[2]))
-        return measure(input, *args, keepdim=keepdim, **options) if len(args) < 3 else measure(input, *args), (
-            aten.mean.dim(input, axes(dim), kept)
-        )
+    def lower(input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *,
+              correction: Any = None) -> Any:
+        if isinstance(dim, bool):
+            dim, unbiased = None, dim
+        return measure(input, dim, unbiased, keepdim, correction=correction), aten.mean.dim(input, axes(dim), keepdim)
 
     return lower
 

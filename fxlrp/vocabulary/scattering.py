@@ -9,7 +9,7 @@ import torch
 from fxlrp.steps import routing as back
 from fxlrp.steps import scattering
 from fxlrp.steps.scattering import IndexSum, PlacedSum, ScatterSum
-from fxlrp.vocabulary.batch import batch_summed
+from fxlrp.vocabulary.batch import batch_summed, batch_written
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
 from fxlrp.vocabulary.pointwise import is_scalar
 
@@ -105,7 +105,8 @@ def lower_repeat_by_counts(input: Any, repeats: Any, dim: int | None = None, *, 
 def writes(target: Any, transpose: Any, *operands: str, loses: bool = False) -> Operation:
     """What puts values in the place of others."""
     sign = Sign.ANY if loses else Sign.KEEPS
-    return Operation(target, Kind.ROUTING, operands=operands, transpose=transpose, sign=sign, loses=loses)
+    return Operation(target, Kind.ROUTING, operands=operands, transpose=transpose, sign=sign, loses=loses,
+                     batch=batch_written)
 
 
 def bind_scatter(a: Arguments, operand: str) -> Any:
@@ -121,10 +122,12 @@ def bind_places(a: Arguments, operand: str) -> Any:
 
 
 OPERATIONS = [
-    Operation(aten.scatter_add.default, Kind.LINEAR, operands=("src",), bind=bind_scatter, sign=Sign.KEEPS),
+    Operation(aten.scatter_add.default, Kind.LINEAR, operands=("src",), bind=bind_scatter, sign=Sign.KEEPS,
+              batch=batch_summed),
     Operation(aten.index_add.default, Kind.LINEAR, operands=("source",), bind=bind_index, sign=Sign.KEEPS,
               batch=batch_summed),
-    Operation(aten._index_put_impl.default, Kind.LINEAR, operands=("values",), bind=bind_places, sign=Sign.KEEPS),
+    Operation(aten._index_put_impl.default, Kind.LINEAR, operands=("values",), bind=bind_places, sign=Sign.KEEPS,
+              batch=batch_written),
     writes(aten.scatter.src, lambda r, a: scattering.unscatter(r, a["dim"], a["index"], a["src"]), "self", "src"),
     writes(aten.scatter.value, lambda r, a: scattering.unscatter_value(r, a["dim"], a["index"]), "self", loses=True),
     writes(aten.index_copy.default, lambda r, a: scattering.uncopy_index(r, a["dim"], a["index"]), "self", "source"),
