@@ -190,3 +190,11 @@ def test_zeros_beside_values_absorb_what_they_get(name):
     explainer = fxlrp.compile(Between(function, shape, False).eval(), "evidence", start="logit")
     ledger = explainer.ledger(x)
     assert (ledger.error.abs() <= 1e-10 * ledger.start.abs().clamp(min=1)).all()
+
+
+def test_a_rule_is_given_by_any_spelling_of_a_quotient():
+    model = Between(lambda h: torch.div(h, 1 + h.sigmoid(), rounding_mode=None), VECTOR, False).eval()
+    x = torch.randn(VECTOR, dtype=torch.float64)
+    keys = (torch.ops.aten.div.Tensor, torch.div)
+    found = [fxlrp.compile(model, "conserving", rules={key: fxlrp.rules.Halves()})(x).relevance for key in keys]
+    assert_close(*found)

@@ -101,7 +101,8 @@ def indexed(
     if position[0] in given and all(index.dim() == 1 for index in given.values()) and batch > 1:
         picked = sorted(given)
         apart = picked[-1] - picked[0] >= len(picked)
-        owners = owners_of(position, shape[position[0]], batch)[given[position[0]]]
+        chosen = given[position[0]]
+        owners = owners_of(position, shape[position[0]], batch, chosen.device)[chosen]
         return OwnedPosition(0 if apart else picked[0], 1, owners)
     masks = (torch.bool, torch.uint8)
     kept: list[bool] = []
@@ -131,11 +132,11 @@ def _by_axis(indices: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:
         axis += several
 
 
-def owners_of(position: AnyPosition | BatchAxis, size: int, batch: int) -> Tensor:
+def owners_of(position: AnyPosition, size: int, batch: int, device: torch.device) -> Tensor:
     """The item that each of the ``size`` entries of the batch's axis is of."""
-    if isinstance(position[-1], Tensor):
-        return position[-1]
-    entries = torch.arange(size)
+    if isinstance(position, OwnedPosition):
+        return position.owners
+    entries = torch.arange(size, device=device)
     return entries // (size // (position[1] * batch)) % batch
 
 
@@ -215,9 +216,9 @@ def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.d
     rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
     if batch_axis is None:
         return rows
-    _, outer, batch, *owners = batch_axis
-    if owners and owners[0] is not None:
-        return rows.new_zeros(batch).index_add(0, owners[0].to(rows.device), rows)
+    _, outer, batch, owners = BatchAxis(*batch_axis)
+    if owners is not None:
+        return rows.new_zeros(batch).index_add(0, owners, rows)
     return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
 
 
@@ -237,12 +238,12 @@ def spread_items(value: Tensor, like: Tensor, batch_axis: BatchAxis | None) -> T
     """``value``, (batch,), in a shape that broadcasts to ``like``."""
     if batch_axis is None:
         return value.reshape(-1, *[1] * (like.dim() - 1))
-    axis, outer, batch, *owners = batch_axis
+    axis, outer, batch, owners = BatchAxis(*batch_axis)
     if batch == 1:
         return value.reshape([1] * like.dim())
     size = like.shape[axis]
-    if owners and owners[0] is not None:
-        value = value.index_select(0, owners[0].to(value.device))
+    if owners is not None:
+        value = value.index_select(0, owners)
     elif size != batch:
         value = value.reshape(1, batch, 1).expand(outer, batch, size // (outer * batch)).reshape(size)
     shape = [1] * like.dim()
@@ -372,7 +373,7 @@ def _is_empty(total: Tensor, received: Tensor, share: Tensor) -> Tensor:
 
 def _carriers(share: Tensor, support: Tensor | None, batch_axis: BatchAxis | None, received: Tensor) -> Tensor | int:
     """How many elements of an item carry signal."""
-    if support is None and batch_axis is not None and len(batch_axis) > 3 and batch_axis[3] is not None:
+    if support is None and batch_axis is not None and BatchAxis(*batch_axis).owners is not None:
         return sum_items(torch.ones_like(share), batch_axis).clamp(min=1)
     return share.numel() // received.shape[0] if support is None else sum_items(support, batch_axis).clamp(min=1)
 

@@ -1,6 +1,7 @@
 """The vocabulary: every operation that fxlrp knows, once, with all its spellings."""
 
 from fxlrp.vocabulary import (
+    arithmetic,
     attention,
     complex_values,
     embedding,
@@ -25,8 +26,8 @@ VOCABULARY = Vocabulary()
 """The table that the compiler reads. ``register`` adds to it."""
 
 FAMILIES = (
-    embedding, linear, pooling, reduction, pointwise, normalisation, routing, selection, attention, recurrent,
-    rearrangement, scattering, order, similarity, sampling, complex_values, fourier,
+    embedding, linear, pooling, reduction, arithmetic, pointwise, normalisation, routing, selection, attention,
+    recurrent, rearrangement, scattering, order, similarity, sampling, complex_values, fourier,
 )  # fmt: skip
 
 for family in FAMILIES:

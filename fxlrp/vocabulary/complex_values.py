@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from fxlrp.steps.fourier import complex_of
+from fxlrp.vocabulary.arithmetic import is_scalar, lower_add, lower_div, lower_mul, lower_sub
 from fxlrp.vocabulary.operation import Composed, Kind, Operation, Unsupported
-from fxlrp.vocabulary.pointwise import cast_to, is_scalar, lower_add, lower_div, lower_mul, lower_sub
+from fxlrp.vocabulary.pointwise import cast_to
 
 aten = torch.ops.aten
 

@@ -9,9 +9,9 @@ import torch
 from fxlrp.steps import routing as back
 from fxlrp.steps import scattering
 from fxlrp.steps.scattering import IndexSum, PlacedSum, ScatterSum
+from fxlrp.vocabulary.arithmetic import is_scalar
 from fxlrp.vocabulary.batch import batch_summed, batch_written
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
-from fxlrp.vocabulary.pointwise import is_scalar
 
 aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fxlrp.vocabulary.arithmetic import lower_sub
 from fxlrp.vocabulary.operation import Composed
-from fxlrp.vocabulary.pointwise import lower_sub
 from fxlrp.vocabulary.reduction import lower_norm
 
 aten = torch.ops.aten
