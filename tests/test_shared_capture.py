@@ -98,3 +98,17 @@ def test_what_cannot_be_captured_says_so_at_once():
 
     with pytest.raises(CaptureError, match="Control flow"):
         fxlrp.capture(Branching().eval(), torch.randn(2, 3))
+
+
+def test_another_output_is_another_graph(counted):
+    class Both(Opened):
+        def forward(self, x):
+            return {"features": self.first(x), "scores": super().forward(x)}
+
+    model, x = Both().eval(), torch.randn(3, 4)
+    captured = fxlrp.capture(model, x, output="scores")
+    for output in ("features", "scores", lambda out: -out["scores"]):
+        options = {"preset": "conserving", "output": output, "start": "logit"}
+        found, expected = (fxlrp.compile(given, **options)(x, target=1) for given in (captured, model))
+        assert_close(found.relevance, expected.relevance)
+    assert len(counted) == 3 + 3
