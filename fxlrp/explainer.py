@@ -155,7 +155,9 @@ class Explainer(nn.Module):
         if prepared.conditions is not None and prepared.conditions.several:
             raise ConditionError("a ledger is of one condition, a dict: ask for one at a time")
         request = Request(ledger=True)
-        return ledger_of(self._engine.run(prepared, request), self._engine.program(prepared, request).ledger_heads)
+        results = self._engine.run(prepared, request)
+        arrived = prepared.plan.arrived(results.relevance, prepared.inputs)
+        return ledger_of(results, self._engine.program(prepared, request).ledger_heads, arrived)
 
     # What is compiled -----------------------------------------------------------------------------
 

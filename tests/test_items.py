@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import fxlrp
 from fxlrp.steps.batch_axis import (
     BatchAxis,
     Position,
@@ -188,3 +190,51 @@ def test_a_batch_of_one_is_all_there_is_wherever_it_is_said_to_be(start, axis, o
     assert torch.equal(item_sum(value, items), value.sum().reshape(1))
     assert torch.equal(spread_items(torch.ones(1), value, items).expand(value.shape), torch.ones(value.shape))
     assert reshaped(Position(axis, outer), [1] * 4, value.shape, 1) == Position(0)
+
+
+class Together(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+
+class ByList(Together):
+    def forward(self, x):
+        return self.head(torch.cat([part.unsqueeze(0) for part in list(self.body(x))]).tanh().mean(1))
+
+
+class ByNumber(Together):
+    def forward(self, x):
+        return torch.stack([self.head(self.body(x[item]).relu().mean(0)) for item in range(len(x))])
+
+
+class BySplit(Together):
+    def forward(self, x):
+        return torch.cat([self.head(self.body(part).relu().mean(1)) for part in x.split(1)])
+
+
+class BySlice(Together):
+    def forward(self, x):
+        parts = [self.body(x[item : item + 1]).relu().transpose(1, 2).softmax(1) for item in range(x.size(0))]
+        return self.head(torch.cat(parts).mean(2))
+
+
+class ByHalves(Together):
+    def forward(self, x):
+        first, second = x.chunk(2)
+        return self.head(torch.cat([self.body(first).relu(), self.body(second).relu()]).mean(1))
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence", "attnlrp"])
+@pytest.mark.parametrize("kind", [ByList, ByNumber, BySplit, BySlice, ByHalves])
+def test_items_that_are_taken_one_by_one_keep_what_is_theirs(kind, preset):
+    torch.manual_seed(0)
+    explainer = fxlrp.compile(kind().double().eval(), preset)
+    x = torch.randn(4, 5, 4, dtype=torch.float64)
+    explanation, ledger = explainer(x), explainer.ledger(x)
+    assert float(ledger.error.abs().max()) < 1e-9
+    for row in ledger.rows:
+        torch.testing.assert_close(row.received, row.handed_on + row.absorbed, atol=1e-9, rtol=0)
+    for item in range(4):
+        one = x[[item, item]] if kind is ByHalves else x[[item]]  # one item has no halves
+        torch.testing.assert_close(explainer(one).relevance[0], explanation.relevance[item])

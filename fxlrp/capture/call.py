@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.common.errors import InputError
+from fxlrp.common.items import FRONT, Items
 
 
 class _Tensor:
@@ -36,12 +37,14 @@ class Call:
         floating: for each, whether it holds floating point numbers.
         leaves: all that was given, flattened, ``TENSOR`` in place of each tensor.
         structure: how the leaves make up the arguments.
+        items: which axis of each tensor is the batch.
     """
 
     names: tuple[str, ...]
     floating: tuple[bool, ...]
     leaves: tuple[Any, ...]
     structure: pytree.TreeSpec
+    items: Items = FRONT
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` with ``tensors`` in their places."""
@@ -65,10 +68,16 @@ class Call:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for calls that are alike."""
-        return self.names, self.floating, tuple(map(repr, self.leaves)), str(self.structure)
+        return self.names, self.floating, tuple(map(repr, self.leaves)), str(self.structure), self.items
+
+    def count(self, tensors: Sequence[Tensor]) -> int:
+        """How many items there are in tensors."""
+        return self.items.count(self.graph_names, tensors)
 
 
-def bind(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call, list[Tensor]]:
+def bind(
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], items: Items = FRONT
+) -> tuple[Call, list[Tensor]]:
     """Understand the arguments of a call as the model's ``forward`` would.
 
     Raises:
@@ -100,7 +109,7 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple
     if not tensors:
         given = next(iter([*bound.args, *bound.kwargs.values()]), None)
         raise InputError(f"an input must be a tensor, not {type(given).__name__}")
-    return Call(tuple(names), tuple(floating), tuple(leaves), structure), tensors
+    return Call(tuple(names), tuple(floating), tuple(leaves), structure, items), tensors
 
 
 def input_counts(model: nn.Module) -> tuple[int, float]:

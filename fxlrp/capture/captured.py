@@ -15,8 +15,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.answers import Questions
 from fxlrp.capture.double import COMPUTING
 from fxlrp.common.errors import CaptureError, TrainingModeError
+from fxlrp.common.items import FRONT, Items
 
 Tensors = dict[str, torch.Tensor]
 
@@ -52,6 +54,8 @@ class Captured:
         example_batch: the batch of the examples that it was read from; 0: none were needed.
         numbers: buffers of one element of which forward() made Python numbers, and those.
         asks_batch: whether forward() asks for the size of the batch in a way that could not stay free.
+        items: which axis of each input is the batch.
+        questions: what forward() asked of the values of integers, with the answers for which this graph was read.
     """
 
     graph: fx.Graph
@@ -65,6 +69,8 @@ class Captured:
     example_batch: int = 0
     asks_batch: bool = False
     numbers: Mapping[str, float] = field(default_factory=dict)
+    items: Items = FRONT
+    questions: Questions | None = None
 
     def changed_number(self) -> str:
         """The name of a buffer that no longer holds the number that was made of it; none: ``""``."""
@@ -75,6 +81,13 @@ class Captured:
     def fixed(self) -> bool:
         """Whether it was read for one size of the batch alone."""
         return self.batches[0] == self.batches[1]
+
+    def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these inputs take the way through the model that was read."""
+        names = [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
+        if not self.serves_batch(self.items.count(names, tensors)):
+            return False
+        return self.questions is None or self.questions.alike(tensors, self.tensor)
 
     def serves_batch(self, size: int) -> bool:
         """Whether a batch of this size takes the way through the model that was read."""
@@ -197,6 +210,17 @@ def as_module(model: Any) -> Any:
     return fx.GraphModule(model, graph, "ExportedModel").eval()
 
 
+def _hooks(module: nn.Module) -> list[Any]:
+    """The hooks of a module that torch itself did not put there to compute a weight."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [hook for hook in hooks if not isinstance(hook, COMPUTING)]
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether any module of a model has hooks of its user."""
+    return any(map(_hooks, model.modules()))
+
+
 def check_model(model: nn.Module) -> None:
     """Raise where a model cannot be explained as it is: not a module, in training mode, quantised."""
     if not isinstance(model, nn.Module):
@@ -232,10 +256,6 @@ def check_model(model: nn.Module) -> None:
         raise TrainingModeError(
             f"{', '.join(training[:3])}{more} in training mode; call model.eval() before fxlrp.compile(model)"
         )
-    hooked = []
-    for name, module in model.named_modules():
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        if any(not isinstance(hook, COMPUTING) for hook in hooks):
-            hooked.append(name or type(module).__name__)
+    hooked = [name or type(module).__name__ for name, module in model.named_modules() if _hooks(module)]
     if hooked:
         warnings.warn(f"the forward hooks of {', '.join(hooked[:3])} are not part of the explanation", stacklevel=3)

@@ -201,6 +201,30 @@ def without_hooks(model: nn.Module) -> nn.Module:
     return double
 
 
+def with_hooks(model: nn.Module) -> nn.Module:
+    """A double whose hooks run, on what the double has: for a forward() that reads what a hook kept."""
+    doubles = Doubles()
+    doubles.keep(model.buffers())
+    double: nn.Module = doubles.of(model)
+    take_padded(doubles.modules())
+    for module in doubles.modules():
+        vars(module)["_compiled_call_impl"] = None
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number, hook in hooks.items():
+                hooks[number] = _on_doubles(hook, doubles)
+    return double
+
+
+def _on_doubles(hook: Any, doubles: Doubles) -> Any:
+    """A function whose variables from around it are those of the doubles."""
+    if not isinstance(hook, types.FunctionType) or hook.__closure__ is None:
+        return hook
+    cells = tuple(types.CellType(doubles.of(cell.cell_contents)) for cell in hook.__closure__)
+    double = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
+    double.__kwdefaults__ = hook.__kwdefaults__
+    return double
+
+
 COMPUTING = (BasePruningMethod, SpectralNorm, WeightNorm)
 """Hooks by which torch itself computes a weight before a call."""
 

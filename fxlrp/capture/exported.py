@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.answers import Answers, Questions
 from fxlrp.capture.call import Call
-from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs
+from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs, has_hooks
 from fxlrp.capture.decompositions import decompositions
-from fxlrp.capture.double import without_hooks
+from fxlrp.capture.double import to_run, with_hooks, without_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
 from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
+from fxlrp.common.items import FRONT, Items
 from fxlrp.vocabulary.linear import spelled_out
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
@@ -36,6 +39,17 @@ UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 
 _REPEATED = re.compile(r"@\d+")
 _PREFIX = "model"
+
+
+class _Told:
+    """What a forward() that was read asked; no attribute of the module, for torch.export puts those back."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+
+    @property
+    def count(self) -> int:
+        return len(self.answers.asked)
 
 
 class _Flat(nn.Module):
@@ -48,18 +62,34 @@ class _Flat(nn.Module):
         self.model = model
         self.call = (call, output)
         self.refusal: CaptureError | None = None
+        self.known: list[Any] | None = None
+        self.told = _Told()
         self.training = False
 
     def forward(self, *tensors: Tensor) -> list[Any]:
         call, output = self.call
         args, kwargs = call.arguments(tensors)
-        returned = self.model(*args, **kwargs)
+        asked: list[Tensor] = []
+        if self.known is None:
+            returned = self.model(*args, **kwargs)
+        else:
+            with Answers(self.known) as answers:
+                returned = self.model(*args, **kwargs)
+            asked = answers.asked
+            self.told.answers = answers
         try:
             outputs, self.returns = flat_outputs(returned, output)
         except CaptureError as error:  # torch.export would wrap it
             self.refusal = error
             raise
-        return outputs
+        return [*outputs, *asked]
+
+    def ask(self, tensors: Sequence[Tensor]) -> None:
+        """Note what forward() asks of integers, and the answers for these inputs."""
+        args, kwargs = self.call[0].arguments(tensors)
+        with torch.no_grad(), Answers() as answers:
+            to_run(self.model)(*args, **kwargs)
+        self.known = answers.given
 
 
 def export(
@@ -82,36 +112,89 @@ def export(
 
 
 def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, fixed: bool) -> Captured:
-    flat = _Flat(without_hooks(model), call, output)
-    usual, own = example_batch(tensors), tuple(tensor.detach() for tensor in tensors)
+    try:
+        return _read_double(model, without_hooks(model), call, tensors, output, fixed)
+    except OneBatchError:
+        raise
+    except CaptureError as error:
+        if not isinstance(error.__cause__, AttributeError | LookupError | TypeError) or not has_hooks(model):
+            raise
+        try:  # forward() may read what a hook keeps
+            return _read_double(model, with_hooks(model), call, tensors, output, fixed)
+        except CaptureError:
+            raise error from error.__cause__
+
+
+def _read_double(
+    model: nn.Module, double: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, fixed: bool
+) -> Captured:
+    flat = _Flat(double, call, output)
+    own = tuple(tensor.detach() for tensor in tensors)
+    usual = example_batch(tensors, call.graph_names, call.items)
     # Not every model lets the length of a sequence stay free, and some take another way for some sizes of the batch.
     frees = [True, False] if any(not floating for floating in call.floating) else [False]
     size = Dim("batch", min=1, max=2**31)
     tries: list[tuple[tuple[Tensor, ...], Any, bool]] = [(usual, size, free) for free in frees]
-    tries += [(usual, Dim.AUTO, False)] + [(own, Dim.AUTO, False)] * (own[0].shape[0] > 1)
+    tries += [(usual, Dim.AUTO, False)] + [(own, Dim.AUTO, False)] * (call.count(own) > 1)
+    if call.items.whole:  # no axis is known to be free
+        tries = [(own, Dim.AUTO, True), (own, None, False)]
     if fixed:
         tries = [(own, None, False)]
-    refused: Exception | None = None
     with functions_followed(model, numbers=False), lengths_kept(model):
-        for examples, batch, free in tries:
-            try:
-                program = _export(flat, examples, _axes(call, examples, batch, free=free))
-                captured = _captured(model, call, flat, program, examples, asks_batch=batch is Dim.AUTO, fixed=fixed)
-                if examples is own or captured.serves_batch(own[0].shape[0]):
-                    return captured
-            except CaptureError as error:
-                if refused is None:
-                    raise
-                raise error from refused
-            except Exception as error:
-                if flat.refusal is not None:
-                    raise flat.refusal from None
-                refused = refused or error
-                if batch is not Dim.AUTO and not free and not _is_of_sizes(error):
-                    break
-    if refused is None:
-        return captured  # for other batches than this one, which a comparison with the model will tell
-    raise _refused(flat.model, refused) from refused
+        captured, refused = _first(model, call, flat, tries, own, fixed)
+        if refused is not None and _is_of_values(refused):
+            answered, again = _first(model, call, flat, tries, own, fixed, asking=True)
+            captured, refused = (answered, None) if again is None else (captured, refused)
+    if refused is not None:
+        raise _refused(flat.model, refused) from refused
+    assert captured is not None
+    return captured
+
+
+def _first(
+    model: nn.Module, call: Call, flat: _Flat, tries: Sequence[tuple[tuple[Tensor, ...], Any, bool]],
+    own: tuple[Tensor, ...], fixed: bool, *, asking: bool = False,
+) -> tuple[Captured | None, Exception | None]:  # fmt: skip
+    """What the first of several ways to read the model gives that serves its own inputs, or why the first one failed.
+
+    Args:
+        model: the model.
+        call: how it is called.
+        flat: the model as it is read.
+        tries: examples, what the axis of the batch is, and whether other axes stay free.
+        own: the inputs.
+        fixed: whether all sizes are those of the examples.
+        asking: whether what forward() asks of integers is answered as for the examples.
+    """
+    refused: Exception | None = None
+    captured: Captured | None = None
+    for examples, batch, free in tries:
+        try:
+            if asking:
+                flat.ask(examples)
+            program = _export(flat, examples, _axes(call, examples, batch, free=free))
+            asks_batch = batch is Dim.AUTO
+            captured = _captured(model, call, flat, program, examples, asks_batch=asks_batch, fixed=fixed)
+            if captured.questions is not None and captured.questions.of_signal:
+                return None, refused or ValueError("data-dependent")
+            if examples is own or captured.serves(own):
+                return captured, None
+        except CaptureError as error:
+            if refused is None:
+                raise
+            raise error from refused
+        except Exception as error:
+            if flat.refusal is not None:
+                raise flat.refusal from None
+            refused = refused or error
+            if batch is not Dim.AUTO and not free and not (_is_of_sizes(error) or asking):
+                break
+    return captured, refused  # for other batches than this one, which a comparison with the model will tell
+
+
+def _is_of_values(error: Exception) -> bool:
+    """Whether an export failed because Python asks for a value."""
+    return "data-dependent" in str(error) or isinstance(error, GuardOnDataDependentSymNode)
 
 
 def _is_of_sizes(error: Exception) -> bool:
@@ -125,24 +208,33 @@ def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.expor
         return program.run_decompositions(decompositions())
 
 
-def example_batch(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def example_batch(
+    tensors: Sequence[Tensor], names: Sequence[str] = (), items: Items = FRONT
+) -> tuple[Tensor, ...]:
     """The examples, with a batch that hardly any other axis is as long as.
 
     A batch of one would be taken for a constant, and one that equals another axis, of an input or
     of what the model makes of it, for that axis.
     """
-    batch = tensors[0].shape[0]
-    taken = {size for tensor in tensors for size in tensor.shape[1:]}
+    if items.whole:
+        return tuple(tensor.detach() for tensor in tensors)
+    names = names or [""] * len(tensors)
+    axes = [items.axis_of(name, tensor.dim()) for name, tensor in zip(names, tensors, strict=True)]
+    sizes = zip(axes, (tensor.shape for tensor in tensors), strict=True)
+    taken = {size for axis, shape in sizes for size in (*shape[:axis], *shape[axis + 1 :])}
     wanted = next(prime for prime in UNUSUAL if prime not in taken)
-    index = torch.arange(wanted) % batch
-    return tuple(tensor.detach()[index.to(tensor.device)] for tensor in tensors)
+    index = torch.arange(wanted) % tensors[0].shape[axes[0]]
+    return tuple(items.picked(names, [tensor.detach() for tensor in tensors], index))
 
 
 def _axes(call: Call, examples: Sequence[Tensor], batch: Any, *, free: bool) -> tuple[dict[int, Any], ...]:
-    axes = []
-    for floating, example in zip(call.floating, examples, strict=True):
-        more = {} if floating or not free else dict.fromkeys(range(1, example.dim()), Dim.AUTO)
-        axes.append({0: batch, **more})
+    """Which axes of each input stay free, and how."""
+    axes: list[dict[int, Any]] = []
+    items = call.items
+    for name, floating, example in zip(call.graph_names, call.floating, examples, strict=True):
+        opened = free and (items.whole or not floating)
+        more: dict[int, Any] = dict.fromkeys(range(example.dim()), Dim.AUTO) if opened else {}
+        axes.append(more if items.whole else {**more, items.axis_of(name, example.dim()): batch})
     return tuple(axes)
 
 
@@ -165,7 +257,7 @@ def quiet() -> Iterator[None]:
 def _refused(model: nn.Module, error: Exception) -> CaptureError:
     reason = str(error).strip().split("\n\n")[0].split("\n  - ")[0]
     where = _blamed(model, error)
-    if "batch" in str(error) and "pecializ" in str(error):
+    if "batch" in str(error) and "pecializ" in str(error) and not _is_of_values(error):
         return _one_batch_size(model, where)
     return CaptureError(
         f"{type(model).__name__} cannot be captured by torch.export{where}: {reason}\n"
@@ -214,14 +306,18 @@ def _captured(
     types = {path: type(part) for path, part in model.named_modules()}
     inputs = iter(call.graph_names)
     shapes: dict[str, Shape] = {}
+    questions: Questions | None = None
+    items = call.items
     for node in module.graph.nodes:
         if node.op == "placeholder":
             name = next(inputs)
             new = graph.placeholder(name)
             sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
-            if sizes[0].isdigit() and not fixed:  # and torch need not say so
-                raise _one_batch_size(model)
-            sizes[0] = "batch" if fixed else sizes[0]  # which batches are served is told by itself
+            if not items.whole:
+                axis = items.axis_of(name, len(sizes))
+                if sizes[axis].isdigit() and not fixed:  # and torch need not say so
+                    raise _one_batch_size(model)
+                sizes[axis] = "batch"  # which batches are served is told by itself
             shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
         elif node.op == "get_attr":
             name = str(node.target)
@@ -237,8 +333,12 @@ def _captured(
                 constants[name] = value.detach()
             new = graph.get_attr(name)
         elif node.op == "output":
-            (outputs,) = node.args
-            new = graph.output([nodes[v] if isinstance(v, fx.Node) else v for v in outputs])
+            (returned,) = node.args
+            outputs = [nodes[v] if isinstance(v, fx.Node) else v for v in returned]
+            outputs, asked = outputs[: len(outputs) - flat.told.count], outputs[len(outputs) - flat.told.count :]
+            if asked:
+                questions = Questions(graph, asked, flat.told.answers.given)
+            new = graph.output(outputs)
         else:
             new = graph.node_copy(node, lambda n: nodes[n])
             if node.target is torch.ops.aten.squeeze.default:
@@ -261,21 +361,23 @@ def _captured(
     integers = frozenset(
         name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
     )
-    size = examples[0].shape[0]
+    size = 0 if items.whole else call.count(examples)
+    batches = (1, math.inf) if items.whole else (size, size) if fixed else _batches(program, call)
     return Captured(
         graph, model, flat.returns, constants, "export", integers, shapes,
-        (size, size) if fixed else _batches(program), size, asks_batch or fixed,
+        batches, size, asks_batch or fixed, items=items, questions=questions,
     )
 
 
-def _batches(program: torch.export.ExportedProgram) -> tuple[int, float]:
+def _batches(program: torch.export.ExportedProgram, call: Call) -> tuple[int, float]:
     """The smallest and the largest batch for which the model takes the way that was read.
 
     torch takes two for the smallest that it can leave free; whether one is alike, a comparison with the model tells.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    size = next(value for value in inputs if isinstance(value, Tensor)).shape[0]
+    first = next(value for value in inputs if isinstance(value, Tensor))
+    size = first.shape[call.items.axis_of(call.graph_names[0], first.dim())]
     limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
     if limits is None:
         return 1, math.inf

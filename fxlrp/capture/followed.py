@@ -52,6 +52,23 @@ class _Unchecked:
         return self.before and threading.get_ident() != self.thread
 
 
+def _left_in_order(call_module: Callable[..., Any]) -> Callable[..., Any]:
+    """``Tracer.call_module`` that leaves the stack of modules as it was where a call raises, as a model may expect."""
+
+    @functools.wraps(call_module)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = list(self.module_stack.items())
+        try:
+            return call_module(self, *args, **kwargs)
+        except BaseException:
+            self.module_stack.clear()
+            self.module_stack.update(before)
+            raise
+
+    setattr(called, _ORIGINAL, call_module)
+    return called
+
+
 def _stand_in(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def followed(*args: Any, **kwargs: Any) -> Any:
@@ -117,9 +134,12 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
     """
     undo: list[tuple[dict[str, Any], str, Any]] = []
     distribution: Any = torch.distributions.Distribution
+    tracer: Any = fx.Tracer
+    call_module = getattr(tracer.call_module, _ORIGINAL, tracer.call_module)
     checked = vars(distribution)["_validate_args"]
     try:
         distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
+        tracer.call_module = _left_in_order(call_module)
         tables = _tables(model)
         for table, name, answer in [*_ANSWERED, *([] if numbers else _packing(tables))]:
             undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
@@ -132,6 +152,7 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
     finally:
         _put_back(undo)
         distribution._validate_args = getattr(checked, "before", checked)
+        tracer.call_module = call_module
 
 
 def _put_back(undo: list[tuple[dict[str, Any], str, Any]]) -> None:

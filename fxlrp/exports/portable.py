@@ -159,6 +159,11 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
         ExportError: there is no example, or the explanation cannot be exported.
         InputError: an example does not fit the model.
     """
+    if not engine.recipe.items.in_front:
+        raise ExportError(
+            f"explainers of batch={engine.recipe.items.told!r} are not exported: the files that are made take inputs "
+            "with the batch in front"
+        )
     prepared = engine.example(example_inputs)
     plan, tensors = prepared.plan, prepared.inputs
     written = Request() if portable is None else Request(optimizations=plan.known_when_emitted)

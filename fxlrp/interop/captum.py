@@ -78,8 +78,9 @@ def attribute(
     found = relevance if isinstance(inputs, tuple) else relevance[0]
     if not return_convergence_delta:
         return found
-    arrived = torch.stack([item_sum(value) for value in relevance]).sum(dim=0)
-    return found, (explanation.start.double() - arrived).to(explanation.start.dtype)
+    by_item = explanation.by_item
+    arrived = torch.stack([item_sum(value) for value in list(by_item.by_input.values())[: len(several)]]).sum(dim=0)
+    return found, (by_item.start.double() - arrived).to(by_item.start.dtype)
 
 
 def further_arguments(additional_forward_args: Any) -> tuple[Any, ...]:

@@ -50,6 +50,11 @@ def smooth(
     _check(several, samples, noise, batch_size)
     further = further_arguments(additional_forward_args)
     clean = explainer.explain((*several, *further), target=target)
+    if not clean.items.in_front:
+        raise InputError(
+            f"noisy copies are made along the first axis, and the batch is elsewhere (batch={clean.items.told!r}): "
+            "explain noisy inputs one by one"
+        )
     target = clean.target if target is None else target
 
     scales = [noise * _range(value) for value in several]

@@ -102,6 +102,9 @@ class _Canonicalizer:
             new = self.graph.placeholder(str(node.target), node.type, *node.args[:1])
             self._label(new)
             facts(new).integer = node in self.integers
+            items = self.captured.items
+            facts(new).batch = None if items.whole else items.axis_of(str(node.target))
+            facts(new).fixed = self.captured.fixed
             self.aliases.bind(node, self.builder.proxy_of(new))
         elif node.op == "get_attr":
             self.aliases.bind(node, self.tensor(str(node.target)))

@@ -24,7 +24,7 @@ from fxlrp.passes.values import Values
 from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWatcher, NodeWatcher, Watcher
 from fxlrp.passes.writer import Writer
 from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, log_odds_against, resolve_target
-from fxlrp.steps.batch_axis import select_target, total
+from fxlrp.steps.batch_axis import Position, row_sums, select_target, total
 from fxlrp.vocabulary import Kind
 
 
@@ -59,9 +59,11 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
     target, number = writer.argument("target"), writer.argument("number") if request.targets == "several" else None
     rivals = [writer.argument("against")] if request.against else []
     begins: Callable[..., Any] = log_odds_against if request.against else start
-    values.positions.batch = writer.batch_size()
+    positions, first = values.positions, facts(writer.inputs[0])
+    positions.batch, positions.whole, positions.fixed = writer.batch_size(), first.batch is None, first.fixed
     writer.scope(output, "start", role="start")
-    beginning, explained = _beginning(writer, values.value(output), begins, target, number, rivals)
+    axis = _output_axis(values, output)
+    beginning, explained = _beginning(writer, values.value(output), begins, target, number, rivals, axis)
     flows = Flows(writer)
     flows.begin(output, beginning, negative=begins not in NONNEGATIVE)
     _sweep(writer, values, flows, watchers)
@@ -71,13 +73,13 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
         relevance=[_arrived(node, values, flows) for node in writer.inputs],
         output=list(writer.outputs[1:]),
         target=explained,
-        start=total(beginning, *values.where(output)),
+        start=_entered(beginning, values, output),
         **{name: value for watcher in watchers for name, value in watcher.results(flows).items()},
     )
     writer.returns(results.present())
     if request.conditions:
         write_parts(writer.graph, beginning.node)
-    return Program(writer.assemble(), [] if ledger is None else ledger.heads, conditions.points)
+    return Program(writer.assemble(), [] if ledger is None else ledger.heads, conditions.points, axis)
 
 
 def _sweep(writer: Writer, values: Values, flows: Flows, watchers: Sequence[Watcher]) -> None:
@@ -106,9 +108,13 @@ def _sweep(writer: Writer, values: Values, flows: Flows, watchers: Sequence[Watc
 
 
 def _beginning(
-    writer: Writer, output: Any, start: Callable[..., Any], target: Any, number: Any | None, rivals: Sequence[Any]
-) -> tuple[Any, Any]:
+    writer: Writer, output: Any, start: Callable[..., Any], target: Any, number: Any | None, rivals: Sequence[Any],
+    axis: int | None,
+) -> tuple[Any, Any]:  # fmt: skip
     """The relevance that enters, and the class that it explains."""
+    if axis:  # a start is of (batch, ...)
+        entered, explained = _beginning(writer, output.movedim(axis, 0), start, target, number, rivals, 0)
+        return entered.movedim(0, axis), explained
     if number is not None:
         starts = writer.call_module("start", SeveralStarts(start), output, target, *rivals)
         return select_target(starts, number), select_target(target, number)
@@ -116,6 +122,19 @@ def _beginning(
     if isinstance(start, nn.Module):
         return writer.call_module("start", start, output, explained), explained
     return start(output, explained, *rivals), explained
+
+
+def _output_axis(values: Values, output: fx.Node) -> int | None:
+    """The axis of the batch in the output; ``None``: its rows are no items."""
+    if values.positions.whole:
+        return None
+    position = values.positions.of(output)
+    return position.axis if isinstance(position, Position) and position.outer == 1 else 0
+
+
+def _entered(beginning: Any, values: Values, output: fx.Node) -> Any:
+    """The relevance that entered: (batch,); where all is one item, one sum for each row of the output."""
+    return row_sums(beginning) if values.positions.whole else total(beginning, *values.where(output))
 
 
 def _arrived(node: fx.Node, values: Values, flows: Flows) -> Any:

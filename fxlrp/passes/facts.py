@@ -41,6 +41,8 @@ class Facts:
         operands: the arguments that carry signal, as (schema name, node), in order.
         signal: whether it carries values of an input.
         integer: whether it is an input of integers.
+        batch: for an input, which of its axes is the batch; ``None``: all inputs together are one item.
+        fixed: for an input, whether its graph is of one size of the batch alone.
         source: for an embedding lookup, the input that it looks up.
         nonnegative: whether it is known to have no negative element.
         padded: whether a part of it carries no signal: padding, or a concatenated constant.
@@ -66,6 +68,8 @@ class Facts:
     operands: tuple[tuple[str, fx.Node], ...] = ()
     signal: bool = False
     integer: bool = False
+    batch: int | None = 0
+    fixed: bool = False
     source: fx.Node | None = None
     nonnegative: bool = False
     padded: bool = False

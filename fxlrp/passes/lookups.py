@@ -139,6 +139,7 @@ def position(node: fx.Node) -> Position | None:
     swapped, flat = False, False
     for moved in trail(_indices(node)):
         if moved.op == "placeholder":
+            swapped ^= facts(moved).batch == 1
             break
         name = name_of(moved)
         swapped ^= name in _SWAPS

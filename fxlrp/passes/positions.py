@@ -15,12 +15,22 @@ import torch
 from torch import fx
 
 from fxlrp.passes import lookups
-from fxlrp.passes.facts import facts
-from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, owners_in
+from fxlrp.passes.facts import facts, operation_of
+from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, joined, owners_in
 from fxlrp.vocabulary import Arguments, Kind
-from fxlrp.vocabulary.batch import batch_reshaped, batch_summed, in_front
+from fxlrp.vocabulary.batch import (
+    batch_of_piece,
+    batch_parted,
+    batch_reshaped,
+    batch_summed,
+    batch_unbound,
+    in_front,
+)
 
 FRONT = Position(0)
+ONE_ITEM = BatchAxis(0, 1, 1)
+"""Of a value all of which is one item."""
+_PARTING = (batch_parted, batch_unbound)
 
 class Positions:
     """Follows the batch through the forward graph.
@@ -28,23 +38,25 @@ class Positions:
     Args:
         value: the emitted value of a forward node.
         arguments: its arguments, as emitted values.
+
+    Attributes:
+        batch: the number of items, an emitted value.
+        whole: whether there is no batch: all inputs together are one item.
+        fixed: whether the graph is of one size of the batch alone.
     """
 
     def __init__(self, value: Callable[[fx.Node], Any], arguments: Callable[[fx.Node], Arguments]) -> None:
         self.value = value
         self.arguments = arguments
         self.batch: Any = None
+        self.whole = self.fixed = False
         self._found: dict[fx.Node, Any] = {}
 
     def batch_axis(self, node: fx.Node) -> BatchAxis | None:
         """What sums over the items of ``node`` need; ``None`` where its first axis is the batch."""
+        if self.whole:
+            return ONE_ITEM
         return self._axis(self.of(node))
-
-    def states_axis(self, node: fx.Node) -> BatchAxis:
-        """The same of the final states of a recurrent layer."""
-        axis = self._axis(self._of_states(node))
-        assert axis is not None
-        return axis
 
     def _of_states(self, node: fx.Node) -> Any:
         """They are (layers · directions, batch, features), wherever the batch is in the sequence."""
@@ -58,7 +70,9 @@ class Positions:
         return BatchAxis(position[0], position[1], self.batch, *owners)
 
     def of(self, node: fx.Node) -> Any:
-        """The position of the batch in ``node``; ``None``: the first axis is the batch, no more and no less."""
+        """The position of the batch in ``node``; ``None``: the first axis is the batch, or there is no batch."""
+        if self.whole:
+            return None
         waiting = [node]  # no recursion: models may be a thousand layers deep
         while waiting[-1] not in self._found and facts(waiting[-1]).operands:
             waiting.append(facts(waiting[-1]).operands[0][1])
@@ -70,7 +84,9 @@ class Positions:
     def _moved(self, node: fx.Node) -> Any:
         node_facts = facts(node)
         if node_facts.kind is Kind.INPUT:
-            return lookups.position(node) if node_facts.source is not None else None
+            if node_facts.source is not None:
+                return lookups.position(node)
+            return Position(node_facts.batch) if node_facts.batch else None
         if not node_facts.operands:
             return None
         source = node_facts.operands[0][1]
@@ -81,6 +97,12 @@ class Positions:
             # An operand of fewer axes is broadcast: the other one says where the batch is.
             other = self.of(node_facts.operands[1][1])
             return before if other is None or in_front(other) else other
+        if node.target is getitem and facts(source).operands and operation_of(facts(source)).batch in _PARTING:
+            return self._of_piece(node, source)
+        if node_facts.operation is not None and node_facts.operation.name in ("cat", "stack"):
+            positions = [self.of(operand) for _, operand in node_facts.operands]
+            if any(isinstance(position, fx.Proxy) for position in positions):
+                return self._joined(node, positions)
         if node.target is getitem or node_facts.operation is None or node_facts.operation.batch is None:
             return before
         move = node_facts.operation.batch
@@ -89,9 +111,30 @@ class Positions:
         arguments = self.arguments(node)
         arguments["output"] = self.value(node)
         arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
+        arguments["fixed"] = self.fixed
         after = move(FRONT if before is None else before, arguments)
         merges = move in (batch_reshaped, batch_summed)
         return None if before is None and in_front(after) and not merges else after
+
+    def _of_piece(self, node: fx.Node, source: fx.Node) -> Any:
+        """In one of the pieces into which ``source`` takes a value apart."""
+        before, together = self.of(facts(source).operands[0][1]), self.of(source)
+        arguments = self.arguments(source) | {
+            "output": self.value(source), "batch": self.batch, "fixed": self.fixed, "together": together,
+            "unbinds": operation_of(facts(source)).name == "unbind",
+        }  # fmt: skip
+        index: Any = node.args[1]
+        return batch_of_piece(FRONT if before is None else before, arguments, index, self.value(node))
+
+    def _joined(self, node: fx.Node, positions: list[Any]) -> Any:
+        """After ``cat`` or ``stack`` of values that may be of one item each."""
+        operation = operation_of(facts(node))
+        arguments = operation.arguments(node.args, node.kwargs)
+        parts = [self.value(operand) for _, operand in facts(node).operands]
+        if len(parts) < len(arguments["tensors"]):
+            return positions[0]  # with constants, which belong to nobody
+        known = [FRONT if position is None else position for position in positions]
+        return joined(known, parts, arguments["dim"], self.batch, stacks=operation.name == "stack")
 
     def _keeps_batch(self, node: fx.Node) -> bool:
         """Whether a reshape of a value with the batch in front is known to leave it there."""
@@ -125,4 +168,4 @@ class Positions:
         if not isinstance(source, fx.Node):
             return False
         node_facts = facts(source)
-        return source.op == "placeholder" or (node_facts.signal and self.of(source) is None)
+        return node_facts.batch == 0 and (source.op == "placeholder" or (node_facts.signal and self.of(source) is None))

@@ -85,8 +85,10 @@ class Program:
         module: the graph module.
         ledger_heads: what is known of each ledger row before the graph runs.
         points: where conditions are applied.
+        output_axis: which axis of the explained output is the batch; ``None``: its rows are no items.
     """
 
     module: fx.GraphModule
     ledger_heads: list[LedgerHead] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    output_axis: int | None = 0

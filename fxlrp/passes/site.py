@@ -14,7 +14,7 @@ from fxlrp.passes.layers import with_norms
 from fxlrp.passes.values import Values
 from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.rule import Shares, given
-from fxlrp.steps.batch_axis import BatchAxis
+from fxlrp.steps.batch_axis import BatchAxis, rows_of
 from fxlrp.steps.derivative import vector_jacobian
 from fxlrp.vocabulary import Arguments, Bound, Kind
 from fxlrp.vocabulary.attention import attention_of
@@ -93,12 +93,22 @@ class Site:
     @cached_property
     def batch_axis(self) -> BatchAxis | None:
         """Where the batch is in ``x``; ``None``: in front."""
-        return self._values.positions.batch_axis(self._operand)
+        return self._axis(self._operand)
 
     @cached_property
     def received_batch_axis(self) -> BatchAxis | None:
         """Where the batch is in the relevance that the node received; ``None``: in front."""
-        return self._values.positions.batch_axis(self._node)
+        return self._axis(self._node)
+
+    def _axis(self, node: fx.Node) -> Any:
+        """Where what belongs together is in a value.
+
+        Where all inputs are one item, a layer that maps rows, such as the nodes of a graph, each by itself keeps in
+        each row what is missing there: graphs side by side do not share it.
+        """
+        operation, positions = self._facts.operation, self._values.positions
+        by_rows = operation is not None and (operation.name == "linear" or operation.is_convolution)
+        return rows_of(self._values.value(node)) if positions.whole and by_rows else positions.batch_axis(node)
 
     @cached_property
     def broadcasts(self) -> bool:

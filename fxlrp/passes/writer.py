@@ -48,13 +48,16 @@ class Writer:
         return self.builder.proxy_of(node)
 
     def batch_size(self) -> Any:
-        """The number of items, read off the first input."""
+        """The number of items, read off the first input; one where all inputs together are one item."""
+        axis = facts(self.inputs[0]).batch
+        if axis is None:
+            return 1
         with self.graph.inserting_after(self._last_argument):
             shape = self.graph.create_node(
                 "call_function", getattr, (self.copies[self.inputs[0]], "shape"), {}, "input_shape"
             )
         with self.graph.inserting_after(shape):
-            size = self.graph.create_node("call_function", getitem, (shape, 0), {}, "batch")
+            size = self.graph.create_node("call_function", getitem, (shape, axis), {}, "batch")
         for node in (shape, size):
             node.meta[KEY] = Facts(facts(self._last_argument).origin)
         return self.builder.proxy_of(size)

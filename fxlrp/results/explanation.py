@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.common.compiling import is_compiling
+from fxlrp.common.items import FRONT, Items
 from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
 from fxlrp.rules.starts import log_odds_against, told, unit_of
@@ -40,6 +41,8 @@ class Explanation:
         inputs: the names of the inputs, in the order of ``relevance``.
         given: the inputs themselves, in the order of ``relevance``: what relevance is shown on.
         start_name: what entered at the output: ``"probability"``, ``"logit"``, …
+        items: which axis of each input is the batch. Where all inputs are one item, as a graph is, relevance is like
+            them, targets have their axis in front of it, and ``target`` and ``start`` are (rows of the output,).
     """
 
     relevance: Any
@@ -50,12 +53,20 @@ class Explanation:
     inputs: tuple[str, ...] = ()
     given: tuple[Tensor, ...] = ()
     start_name: str = ""
+    items: Items = FRONT
 
     @property
     def by_input(self) -> dict[str, Tensor]:
         """Relevance by the name of the input."""
         several = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
         return dict(zip(self.inputs, several, strict=True))
+
+    @property
+    def by_item(self) -> Explanation:
+        """The same with the batch in front of everything; inputs that are one item together make a batch of one."""
+        from fxlrp.results.explanation_data import by_item
+
+        return by_item(self)
 
     @property
     def pictures(self) -> Tensor | None:
@@ -170,7 +181,7 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
     relevance, inputs = results.relevance, prepared.inputs
     if not is_compiling():
         for part, given in zip(relevance, inputs, strict=True):
-            if given.dim() > 2 and given.is_floating_point():
+            if given.dim() > 2 and given.is_floating_point() and prepared.plan.items.in_front:
                 setattr(part, CHANNEL_AXIS, 2 if prepared.targets == "several" or prepared.conditions_several else 1)
     return Explanation(
         relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
@@ -181,6 +192,7 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
         inputs=tuple(spec.name for spec in prepared.plan.inputs),
         start_name=told(prepared.plan.start if prepared.against is None else log_odds_against),
         given=tuple(inputs),
+        items=prepared.plan.items,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.common.errors import InputError
+from fxlrp.common.items import FRONT, Items
 from fxlrp.results.files import frame_writers, header, json_writer, npz_writer, polars, to_array, write
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def arrays(explanation: Explanation) -> Arrays:
 
 def frame(explanation: Explanation) -> Any:
     """See :meth:`Explanation.to_frame`."""
-    tables = polars()
+    tables, explanation = polars(), explanation.by_item
     several = explanation.start.dim() > 1
     count, targets = (*explanation.start.shape, 1)[:2]
     columns: dict[str, Any] = {"item": np.repeat(np.arange(count), targets)}
@@ -42,8 +43,9 @@ def frame(explanation: Explanation) -> Any:
     columns["target"] = None if explanation.target is None else to_array(explanation.target).reshape(-1)
     columns["start"] = to_array(explanation.start).reshape(-1)
     columns["start_name"] = [explanation.start_name] * (count * targets)
-    axes = explanation.start.dim()
-    sums = [part.detach().double().flatten(axes).sum(axes) for part in explanation.by_input.values()]
+    shape = explanation.start.shape
+    axes = len(shape)
+    sums = [part.detach().double().reshape(*shape, -1).sum(axes) for part in explanation.by_input.values()]
     columns["sum"] = to_array(torch.stack(sums).sum(0)).reshape(-1)
     for name, value in _tensors(explanation).items():
         if name.partition(".")[0] in ("relevance", "checkpoint") and value.shape[:axes] == explanation.start.shape:
@@ -56,12 +58,13 @@ def frame(explanation: Explanation) -> Any:
 
 def save(explanation: Explanation, path: str | os.PathLike[str], labels: Mapping[str, Sequence[str]]) -> Path:
     """See :meth:`Explanation.save`."""
-    count = len(explanation.start)
+    count = len(explanation.by_item.start)
     for name, texts in labels.items():
         if len(texts) != count:
             raise InputError(f"{name}= has {len(texts)} texts, and the explanation {count} items")
+    layout = {} if explanation.items.in_front else {"batch": explanation.items.told}
     about = {**header(KIND), "inputs": list(explanation.inputs), "start_name": explanation.start_name,
-             "unit": explanation.unit}  # fmt: skip
+             "unit": explanation.unit, **layout}  # fmt: skip
 
     def write_json(beside: Path) -> None:
         found = arrays(explanation)
@@ -133,6 +136,7 @@ def _explanation(about: dict[str, Any], tensors: dict[str, Tensor]) -> Explanati
         relevance=tensors["relevance"] if len(inputs) == 1 else tuple(several[name] for name in inputs),
         output=tensors.get("output", part("output")), target=tensors.get("target"), start=tensors["start"],
         checkpoints=part("checkpoint"), inputs=inputs, start_name=about["start_name"],
+        items=Items.of(about.get("batch", 0)),
     )  # fmt: skip
 
 
@@ -155,8 +159,39 @@ def _step(key: Any) -> str:
     return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
 
 
+def by_item(explanation: Explanation) -> Explanation:
+    """See :attr:`Explanation.by_item`."""
+    items = explanation.items
+    if items.in_front:
+        return explanation
+    if items.whole:
+        rows = len(explanation.start)
+        fields = {name: pytree.tree_map(_as_one, getattr(explanation, name))
+                  for name in ("relevance", "output", "checkpoints", "given")}  # fmt: skip
+        start, target = explanation.start.sum(0, keepdim=True), explanation.target if rows == 1 else None
+        return replace(explanation, **fields, start=start, target=target, items=FRONT)
+
+    def moved(parts: Any, axes: int) -> tuple[Any, ...]:
+        each = []
+        for name, part in zip(explanation.inputs, parts, strict=True):
+            axis = items.axis_of(name, part.dim() - axes + 1)
+            each.append(part.movedim(tuple(range(axis, axis + axes)), tuple(range(axes))))
+        return tuple(each)
+
+    relevance = moved(explanation.by_input.values(), explanation.start.dim())
+    return replace(
+        explanation, relevance=relevance if len(relevance) > 1 else relevance[0], items=FRONT,
+        given=moved(explanation.given, 1) if explanation.given else (),
+    )  # fmt: skip
+
+
+def _as_one(value: Any) -> Any:
+    return value.unsqueeze(0) if isinstance(value, Tensor) else value
+
+
 def item(explanation: Explanation, index: int) -> Explanation:
     """The explanation of one item, a batch of one."""
+    explanation = explanation.by_item
     count = len(explanation.start)
 
     def one(value: Any) -> Any:
@@ -171,6 +206,7 @@ def joined(explanations: Sequence[Explanation], axis: int = 0) -> Explanation:
     Raises:
         InputError: they have tensors of different shapes.
     """
+    explanations = [each.by_item for each in explanations]
     first = explanations[0]
 
     def together(name: str, *parts: Any) -> Any:

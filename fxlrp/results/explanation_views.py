@@ -23,8 +23,9 @@ _MOST_ITEMS = 4
 def text(explanation: Explanation) -> str:
     """What it explains, and its sums, in a few lines; never the numbers of the tensors."""
     try:
+        explained, explanation = explanation, explanation.by_item
         lines = [f"Explanation of {', '.join(explanation.inputs) or 'inputs'}, start: {explanation.start_name or '?'}"]
-        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in explanation.by_input.items())
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in explained.by_input.items())
         lines.append(f"  relevance: {shapes}; checkpoints: {', '.join(explanation.checkpoints) or 'none'}")
         lines += [f"  {' '.join(line)}" for line in _facts(explanation)]
         return "\n".join(lines)
@@ -54,6 +55,7 @@ def plot(
     from fxlrp.maps.plots import Panel
     from fxlrp.maps.plots import plot as plotted
 
+    explanation = explanation.by_item
     axes, count = explanation.start.dim(), len(explanation.start)
     chosen = range(min(count, _MOST_ITEMS)) if items is None else list(items)
     if wrong := [item for item in chosen if not -count <= item < count]:
@@ -92,7 +94,8 @@ def _title(explanation: Explanation, index: tuple[int, ...]) -> str:
 def _facts(explanation: Explanation) -> list[tuple[str, ...]]:
     """A line for each of the first items: the class, what entered, what arrived."""
     start, axes = explanation.start.detach(), explanation.start.dim()
-    sums = torch.stack([part.detach().double().flatten(axes).sum(axes) for part in explanation.by_input.values()])
+    parts = explanation.by_input.values()
+    sums = torch.stack([part.detach().double().reshape(*start.shape, -1).sum(axes) for part in parts])
     arrived = sums.sum(0)
     lines: list[tuple[str, ...]] = []
     for item in range(min(len(start), _MOST_ITEMS)):

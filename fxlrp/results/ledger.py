@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from fxlrp.common.text_tables import html_table, table
 from fxlrp.passes.request import Results
 from fxlrp.passes.watchers.ledger import LedgerHead
 from fxlrp.rules.rule import REASONS
-from fxlrp.steps.batch_axis import item_sum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,15 +163,17 @@ class Ledger:
         return f"{100 * self.share(amount):.4f} %" if bool(self.start.any()) else f"{float(amount.mean()):.4g}"
 
 
-def ledger_of(results: Results, heads: Sequence[LedgerHead]) -> Ledger:
+def ledger_of(results: Results, heads: Sequence[LedgerHead], arrived: Tensor) -> Ledger:
     """The ledger that a program computed.
 
     Args:
         results: of a program that keeps a ledger.
         heads: what was known of each row before it ran.
+        arrived: (batch,), the relevance of all inputs.
     """
     start = results.start.double()
-    relevance = torch.stack([item_sum(part) for part in results.relevance]).sum(dim=0)
+    if len(start) != len(arrived):  # all inputs are one item, and a start entered at each row of the output
+        start = start.sum().reshape(1)
     rows = []
     absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}
     for head, (received, handed, rescaled, *rest) in zip(heads, results.ledger, strict=True):
@@ -186,4 +186,4 @@ def ledger_of(results: Results, heads: Sequence[LedgerHead]) -> Ledger:
         rows.append(
             Row(head.node, head.path, head.kind, head.rule, received, to, handed_on, kept, by_reason, rescaled)
         )
-    return Ledger(rows, start, relevance, absorbed)
+    return Ledger(rows, start, arrived, absorbed)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.capture import Call, Captured, Snapshot, as_module, check_model, export, trace, unwrapped
+from fxlrp.common.items import FRONT, Items
 
 MOST_CAPTURES = 16
 """How many graphs of a model are kept; the oldest goes first."""
@@ -47,7 +48,7 @@ class CapturedModel:
         """The model inside of what only runs it elsewhere or faster."""
         return unwrapped(self.given)
 
-    def traced(self, output: Any) -> Captured:
+    def traced(self, output: Any, items: Items = FRONT) -> Captured:
         """The graph that symbolic tracing reads.
 
         Raises:
@@ -55,11 +56,12 @@ class CapturedModel:
         """
         with self._lock:
             self._follow()
-            key = ("symbolic", output)
+            key = ("symbolic", output, items)
             for known, captured in self._kept:
                 if known == key:
                     return captured
             found = trace(self.model, output)
+            found.items = items
             self._keep(key, found)
             return found
 
@@ -114,6 +116,6 @@ def _fits(captured: Captured, call: Call, tensors: Sequence[Tensor]) -> bool:
         shape = captured.shapes.get(name)
         if shape is None or len(shape) != tensor.dim():
             return False
-        if any(isinstance(size, int) and size != own for size, own in zip(shape[1:], tensor.shape[1:], strict=True)):
+        if any(isinstance(size, int) and size != own for size, own in zip(shape, tensor.shape, strict=True)):
             return False
-    return captured.serves_batch(tensors[0].shape[0])
+    return captured.serves(tensors)

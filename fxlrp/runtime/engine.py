@@ -70,7 +70,6 @@ class Engine:
         self.weights = Weights(model)
         self.plan: Plan | None = None
         self.last: Seen | None = None
-        self.input_counts = input_counts(model)
         self._current_program: fx.GraphModule | None = None
         self._plans: list[Plan] = []
         self._untraceable: CaptureError | None = None
@@ -82,12 +81,18 @@ class Engine:
         self._trace()
         if example_inputs is not None:
             args, kwargs = arguments_of(example_inputs)
-            self._plan_for(*bind(model, args, kwargs))
+            self._plan_for(*bind(model, args, kwargs, recipe.items))
 
     @property
     def model(self) -> nn.Module:
         """The model that is explained."""
         return self.weights.model
+
+    @property
+    def input_counts(self) -> tuple[float, float]:
+        """How many inputs the model cannot do without, and how many it takes; of one item none is a target."""
+        least, most = input_counts(self.model)
+        return (most if self.recipe.items.whole else least), most
 
     @property
     def backend_name(self) -> str:
@@ -147,7 +152,7 @@ class Engine:
         """
         if is_compiling():
             plan, tensors = self.captured_plan("an explainer that is compiled"), list(inputs)
-            check_inputs(plan.inputs, tensors, self.weights.example())
+            check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)
         else:
             check_kinds((inputs, dict(named)))
             with self._lock:
@@ -157,29 +162,30 @@ class Engine:
         classes = None
         if not (target is None and against is None) and not is_compiling():
             classes = plan.class_count(tensors)
-        wanted = check_target(target, first.shape[0], classes, first.device)
-        rivals = None if against is None else check_against(against, wanted, first.shape[0], classes, first.device)
+        count = 0 if target is None and against is None else plan.starts(tensors)
+        wanted = check_target(target, count, classes, first.device)
+        rivals = None if against is None else check_against(against, wanted, count, classes, first.device)
         return Prepared(plan, tensors, wanted, rivals, read_conditions(conditions), self._is_half(first))
 
     def _plan_of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Plan, list[Tensor]]:
         """The plan that serves a call, verified for it, and the tensors that it takes; all checked."""
         plan, tensors = self.plan, list(inputs)
         if plan is None or not plan.fits(inputs, named, self.weights.dtype_now()):
-            call, tensors = bind(self.model, inputs, dict(named))
+            call, tensors = bind(self.model, inputs, dict(named), self.recipe.items)
             plan = self._plan_for(call, tensors)
         self.weights.refresh(self.recorded)
-        check_inputs(plan.inputs, tensors, self.weights.example())
+        check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)
         autocast = torch.is_autocast_enabled(tensors[0].device.type)
         try:
             output = self._verifier.check(plan, tensors, autocast)
         except DifferentFunctionError as reason:
-            if plan.captured.fixed or (plan.captured.way == "export" and not self._may_fix(tensors)):
+            call, _ = bind(self.model, inputs, dict(named), self.recipe.items)
+            if plan.captured.fixed or (plan.captured.way == "export" and not self._may_fix(call, tensors)):
                 raise
             self._discard(plan)
             if plan.captured.way == "export":  # a number that was made of a size may have been kept: read for these
                 try:
-                    self._use(exported(self.captures, self.recipe, *bind(self.model, inputs, dict(named)),
-                                       self.weights.dtype, fixed=True))
+                    self._use(exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True))
                 except CaptureError:
                     raise reason from None
             else:  # symbolic tracing took a way through forward() that the model does not take: torch.export takes it
@@ -247,7 +253,8 @@ class Engine:
                 if count is None:
                     results = Results(**run(*inputs, target, *prepared.rivals, *(mask[0] for mask in kept)))
                 else:
-                    results = run_slices(run, inputs, target, kept, count, chunk, prepared.rivals)
+                    axes = plan.slice_axes(inputs)
+                    results = run_slices(run, inputs, target, kept, count, axes, chunk, prepared.rivals)
         except FxlrpError:
             raise
         except Exception as error:
@@ -320,7 +327,6 @@ class Engine:
                 self._discard(plan)
             self._untraceable, self.last, self._may_differ = None, None, False
             self._verifier = Verifier(self.model, self.weights, self.recipe.output, self.recipe.verify)
-            self.input_counts = input_counts(self.model)
             self._trace()
         except FxlrpError as error:
             note = f"{change} was changed since the model was compiled, by forward() itself or from outside"
@@ -356,7 +362,7 @@ class Engine:
         try:
             return exported(self.captures, self.recipe, call, tensors, self.weights.dtype)
         except OneBatchError as reason:
-            if not self._may_fix(tensors):
+            if not self._may_fix(call, tensors):
                 raise
             plan = exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True)
             try:
@@ -367,13 +373,13 @@ class Engine:
                 raise
             return plan
 
-    def _may_fix(self, tensors: list[Tensor]) -> bool:
+    def _may_fix(self, call: Call, tensors: list[Tensor]) -> bool:
         """Whether the model may be read for the sizes of these inputs alone.
 
         Of one item nothing shows whether another batch changes the function: several must have been explained before,
         each as if it were alone.
         """
-        shown = tensors[0].shape[0] > 1 or any(plan.captured.fixed for plan in self._plans)
+        shown = call.items.whole or call.count(tensors) > 1 or any(plan.captured.fixed for plan in self._plans)
         return shown and not self._may_differ
 
     def _plan_for(self, call: Call, tensors: list[Tensor]) -> Plan:
@@ -387,7 +393,7 @@ class Engine:
             return self._use(self._exported(call, tensors))
         except CaptureError as error:
             for plan in served:  # captured for other sizes: was it the sizes?
-                check_inputs(plan.inputs, tensors, self.weights.example())
+                check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)
             if self._untraceable is not None:
                 error.args = (f"{error}\n({self._untraceable})",)
             raise

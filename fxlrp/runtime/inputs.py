@@ -22,6 +22,7 @@ from fxlrp.capture import Call
 from fxlrp.capture.captured import Shape
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import InputError
+from fxlrp.common.items import FRONT, Items
 from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import channels, tensor_of, weight_shape
@@ -135,13 +136,16 @@ def check_kinds(values: Any) -> None:
             )
 
 
-def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None) -> None:
+def check_inputs(
+    specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor | None, items: Items = FRONT
+) -> None:
     """Raise where the inputs cannot be what the model takes.
 
     Args:
         specs: what is known of each input.
         inputs: the inputs.
         like: a tensor of the model, for dtype and device; ``None`` where it has none.
+        items: which axis of each input is the batch.
     """
     if len(inputs) != len(specs):
         names = ", ".join(spec.name for spec in specs)
@@ -156,11 +160,12 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Any], like: Tensor
         if value.is_meta:
             raise InputError(f"input {spec.name} is on the meta device: it has no values to explain")
         _check_dtype(spec, value, like)
-        _check_shape(spec, value)
+        _check_shape(spec, value, items, alone=len(specs) == 1)
         _check_captured_shape(spec, value, free)
-        batch = value.shape[0] if batch is None else batch
-        if value.shape[0] != batch:
-            raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, another one of {batch}")
+        size = items.count([spec.name], [value])
+        batch = size if batch is None else batch
+        if size != batch:
+            raise InputError(f"input {spec.name} has a batch of {size}, another one of {batch}")
         if not is_compiling():
             _check_values(spec, value)
 
@@ -194,12 +199,13 @@ def _check_values(spec: InputSpec, value: Tensor) -> None:
             raise InputError(f"input {spec.name} holds {wrong}, and its embedding has entries 0 to {last}")
 
 
-def _check_shape(spec: InputSpec, value: Tensor) -> None:
+def _check_shape(spec: InputSpec, value: Tensor, items: Items, *, alone: bool) -> None:
     shape = tuple(value.shape)
     if spec.rank is not None and len(shape) != spec.rank:
-        hint = "; give a batch of one as x.unsqueeze(0)" if len(shape) == spec.rank - 1 else ""
+        hint = "; give a batch of one as x.unsqueeze(0)" if len(shape) == spec.rank - 1 and items.in_front else ""
         raise InputError(f"input {spec.name} has shape {shape}, and the model takes {spec.rank} axes{hint}")
-    if len(shape) < (1 if spec.integer else 2):
+    # A number for each item is an input beside others.
+    if not items.whole and len(shape) < (1 if spec.integer or not alone else 2):
         raise InputError(f"input {spec.name} has shape {shape}; the first axis must be the batch")
     if spec.axis is not None and shape[spec.axis] != spec.size:
         what = "channels" if spec.axis == 1 else "features"
@@ -215,7 +221,8 @@ def _check_captured_shape(spec: InputSpec, value: Tensor, free: dict[str, tuple[
     if spec.shape is None:
         return
     shape = tuple(value.shape)
-    fixed = ", ".join(["batch", *(str(size) if isinstance(size, int) else "any" for size in spec.shape[1:])])
+    sizes = [str(size) if isinstance(size, int) or size == "batch" else "any" for size in spec.shape]
+    fixed = ", ".join(sizes)
     captured = f"the model was captured for ({fixed})"
     again = "compile it again for another shape, with example_inputs= of that shape"
     if len(shape) != len(spec.shape):
@@ -224,30 +231,38 @@ def _check_captured_shape(spec: InputSpec, value: Tensor, free: dict[str, tuple[
         if isinstance(wanted, int):
             if size != wanted:
                 raise InputError(f"input {spec.name} has shape {shape}, and {captured}; axis {axis} is fixed: {again}")
-        elif axis > 0 and free.setdefault(wanted, (spec.name, size))[1] != size:
+        elif wanted != "batch" and free.setdefault(wanted, (spec.name, size))[1] != size:
             other, length = free[wanted]
             raise InputError(f"input {spec.name} is {size} long in axis {axis}, and input {other} is {length}")
 
 
 _OF_GRAPHS = (
-    ". Nodes of a graph are no batch: give a batch of graphs, (batch, nodes, features), and keep the edges in a buffer"
+    ". Nodes of a graph are no batch: give compile(…, batch=None), which makes one item of all inputs, nodes and edges"
 )
 
 
 def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
     """Raise where inputs cannot be examples to capture a model from."""
-    batch = tensors[0].shape[:1]
     for name, tensor in zip(call.names, tensors, strict=True):
         if tensor.is_meta:
             raise InputError(f"input {name} is on the meta device: it has no values to explain")
-        if tensor.dim() == 0 or tensor.shape[:1] != batch:
-            raise InputError(
-                f"input {name} has shape {tuple(tensor.shape)}: the first axis of every tensor must be the batch"
-                + (f", {batch[0]} here" if batch else "")
-                + ("" if tensor.is_floating_point() else _OF_GRAPHS)
-            )
+        if not call.items.whole:
+            _check_batch(name, tensor, call, tensors)
         if 0 in tensor.shape:
             raise InputError(f"input {name} is empty: its shape is {tuple(tensor.shape)}")
+
+
+def _check_batch(name: str, tensor: Tensor, call: Call, tensors: Sequence[Tensor]) -> None:
+    """Raise where an example has not as many items as the first."""
+    items = call.items
+    batch = items.count(call.names, tensors) if tensors[0].dim() else 0
+    if tensor.dim() == 0 or items.count([name], [tensor]) != batch:
+        where = ("first", "second")[items.axis_of(name)] if items.axis_of(name) < 2 else f"{items.axis_of(name) + 1}th"
+        raise InputError(
+            f"input {name} has shape {tuple(tensor.shape)}: the {where} axis of every tensor must be the batch"
+            + (f", {batch} here" if batch else "")
+            + ("" if tensor.is_floating_point() else _OF_GRAPHS)
+        )
 
 
 def forward_shapes(forward: fx.GraphModule, inputs: Sequence[Tensor]) -> Shapes:

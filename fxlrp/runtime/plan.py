@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture import Call, Captured
 from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.common.errors import CaptureError, UnknownOperationError
+from fxlrp.common.items import Items
 from fxlrp.passes.annotate import Annotate
 from fxlrp.passes.assign import Assign
 from fxlrp.passes.canonicalize import canonicalize
@@ -27,12 +28,14 @@ from fxlrp.passes.fitting_start import fitting_start
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
+from fxlrp.passes.positions import ONE_ITEM
 from fxlrp.passes.request import Program, Request
 from fxlrp.rules import starts
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.weights import dtype_of
+from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
 
 _SERIALS = count()
@@ -99,6 +102,48 @@ class Plan:
     def _casts(self) -> bool:
         cast = torch.ops.aten.to.dtype
         return any(node.target is cast and facts(node).signal for node in self.forward.graph.nodes)
+
+    @property
+    def items(self) -> Items:
+        """Which axis of each input is the batch."""
+        return self.captured.items
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs."""
+        return [spec.name for spec in self.inputs]
+
+    def count(self, tensors: Sequence[Tensor]) -> int:
+        """How many items there are in inputs."""
+        return self.items.count(self.names, tensors)
+
+    def shape_of_items(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        """The shape of an input without the batch."""
+        shape = tuple(tensor.shape)
+        if self.items.whole:
+            return shape
+        axis = self.items.axis_of(name, tensor.dim())
+        return shape[:axis] + shape[axis + 1 :]
+
+    def slice_axes(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Where relevance of several targets has the axis for them: behind the batch; in front where there is none."""
+        if self.items.whole:
+            return [0] * len(tensors)
+        return [self.items.axis_of(name, x.dim()) + 1 for name, x in zip(self.names, tensors, strict=True)]
+
+    def arrived(self, relevance: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        """The relevance of all inputs together, (batch,), in float64."""
+        axes: list[Any] = [ONE_ITEM] * len(tensors)
+        if not self.items.whole:
+            count = self.count(tensors)
+            axes = [BatchAxis(axis - 1, 1, count) for axis in self.slice_axes(tensors)]
+        return torch.stack([item_sum(part, axis) for part, axis in zip(relevance, axes, strict=True)]).sum(dim=0)
+
+    def starts(self, tensors: Sequence[Tensor]) -> int:
+        """How many targets there may be: one per item; where all is one item, one per row of the output."""
+        if not self.items.whole:
+            return self.count(tensors)
+        return next(iter(self.shapes(tensors)[self.explained]), 1)
 
     @property
     def joins(self) -> list[Join]:
@@ -194,7 +239,7 @@ class Plan:
         if self.call is None:
             return True
         fits = all(map(InputSpec.fits_capture, self.inputs, tensors))
-        return fits and (not tensors[0].dim() or self.captured.serves_batch(tensors[0].shape[0]))
+        return fits and (not tensors[0].dim() or self.captured.serves(tensors))
 
     def fits(self, inputs: Sequence[Any], named: Mapping[str, Any], dtype: torch.dtype | None) -> bool:
         """Whether a call is plainly one that this graph serves: one tensor for each input, in order."""
@@ -241,7 +286,7 @@ def traced(captures: CapturedModel, recipe: Recipe) -> Plan:
         UntraceableError: it cannot.
         UnknownOperationError: it can, but what it finds is not in the vocabulary.
     """
-    return Plan(captures.traced(recipe.output), recipe)
+    return Plan(captures.traced(recipe.output, recipe.items), recipe)
 
 
 def exported(

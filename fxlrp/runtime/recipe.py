@@ -11,6 +11,7 @@ from torch import nn
 
 from fxlrp.capture import check_model
 from fxlrp.common.errors import PatternError, RuleError, StartError
+from fxlrp.common.items import Items
 from fxlrp.passes.assign import check_preset, override
 from fxlrp.passes.optimize import chosen
 from fxlrp.presets import Preset, preset_named
@@ -58,10 +59,14 @@ class Recipe:
         verify: when the model itself is run beside its explanation, to see that both are one function and that no
             item of a batch depends on another: ``"first"``, at the first call of each kind (shapes, types, a batch
             of one or of several), which costs about two forward passes; ``"always"``; or ``"never"``.
+        batch: which axis of the inputs tells items apart: 0; 1 for sequence-first inputs; a dict of axes by the name
+            of the input, 0 for others; or ``None``: all inputs together are one item, as the nodes and edges of a
+            graph are. Then a start enters at each row of the output.
 
     Raises:
         RuleError, PatternError: a preset, rule, split or name does not fit, or ``verify`` is no such word.
         StartError: a start is neither a name nor a callable.
+        InputError: ``batch`` is no axis.
         OptimizeError: an optimisation that is asked for is not known.
         BackendError: a backend that is asked for is not known, or cannot run here.
     """
@@ -79,13 +84,14 @@ class Recipe:
     differentiable: bool = False
     optimize: bool | Sequence[str] = True
     verify: str = "first"
+    batch: int | Mapping[str, int] | None = 0
 
     def __post_init__(self, example_inputs: Any) -> None:
         check_preset(self.chosen_preset)
         for key, rule in (self.rules or {}).items():
             override(key, rule)
         # What a name stands for is found once, and so are errors in it.
-        _ = self.chosen_split, self.chosen_start, self.optimizations
+        _ = self.chosen_split, self.chosen_start, self.optimizations, self.items
         backend_named(self.backend)
         if self.verify not in MODES:
             raise RuleError(f"verify={self.verify!r}: choose one of {', '.join(map(repr, MODES))}")
@@ -129,6 +135,11 @@ class Recipe:
     def optimizations(self) -> tuple[str, ...]:
         """The names of the optimisations that ``optimize`` means."""
         return chosen(self.optimize)
+
+    @cached_property
+    def items(self) -> Items:
+        """What ``batch`` means."""
+        return Items.of(self.batch)
 
     def new_backend(self) -> Backend:
         """A backend that has compiled nothing yet."""

@@ -32,7 +32,8 @@ def check_chunk(chunk: Any) -> None:
 
 def run_slices(
     program: Callable[..., Mapping[str, Any]], inputs: Sequence[Tensor], target: Tensor | None,
-    masks: Sequence[Tensor], count: int, chunk: int | None = None, rivals: Sequence[Tensor] = (),
+    masks: Sequence[Tensor], count: int, axes: Sequence[int], chunk: int | None = None,
+    rivals: Sequence[Tensor] = (),
 ) -> Results:  # fmt: skip
     """Run a program for several slices.
 
@@ -43,6 +44,7 @@ def run_slices(
         target: (batch, slices); or (batch,), or ``None``, shared as well.
         masks: each (slices, ...); or (1, ...), shared.
         count: the number of slices.
+        axes: for each input, where the axis of slices is put in its relevance.
         chunk: how many of them to compute at once, which bounds the memory; each chunk computes
             what its slices share anew. ``None``: all.
         rivals: none, or (batch, rivals), which all slices share.
@@ -56,7 +58,7 @@ def run_slices(
     several = target is not None and target.dim() == 2
     shared = [None] * (len(inputs) + 1)
     out_dims: Any = Results(
-        relevance=1, output=None, target=1 if several else None, start=1, checkpoints=1  # type: ignore[arg-type]
+        list(axes), output=None, target=1 if several else None, start=1, checkpoints=1  # type: ignore[arg-type]
     )
 
     def results(*arguments: Any) -> Results:
@@ -75,16 +77,18 @@ def run_slices(
             raise RuleError(
                 f"this cannot be computed for several targets or conditions at once; explain them one by one: {error}"
             ) from error
-    joined = chunks[0] if len(chunks) == 1 else _joined(chunks, several=several)
+    joined = chunks[0] if len(chunks) == 1 else _joined(chunks, list(axes), several=several)
     if not several and joined.target is not None:
         joined = joined._replace(target=joined.target.unsqueeze(1).expand(-1, count))
     return joined
 
 
-def _joined(chunks: Sequence[Results], *, several: bool) -> Results:
+def _joined(chunks: Sequence[Results], axes: list[int], *, several: bool) -> Results:
     first = chunks[0]
-    along = [(chunk.relevance, chunk.start, chunk.checkpoints, chunk.target if several else ()) for chunk in chunks]
-    relevance, start, checkpoints, targets = pytree.tree_map(lambda *values: torch.cat(values, dim=1), *along)
+    along = [(chunk.start, chunk.checkpoints, chunk.target if several else ()) for chunk in chunks]
+    start, checkpoints, targets = pytree.tree_map(lambda *values: torch.cat(values, dim=1), *along)
+    of_inputs = zip(*(chunk.relevance for chunk in chunks), strict=True)
+    relevance = [torch.cat(parts, dim=axis) for parts, axis in zip(of_inputs, axes, strict=True)]
     return first._replace(
         relevance=relevance, start=start, checkpoints=checkpoints, target=targets if several else first.target
     )

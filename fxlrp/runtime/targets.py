@@ -16,7 +16,7 @@ LARGEST = 2**63
 
 
 def separate_target(
-    counts: tuple[int, float], inputs: tuple[Any, ...], named: dict[str, Any], target: Any
+    counts: tuple[float, float], inputs: tuple[Any, ...], named: dict[str, Any], target: Any
 ) -> tuple[tuple[Any, ...], Any]:
     """Inputs and target, where a target may follow the inputs as the last positional argument.
 
@@ -31,7 +31,7 @@ def separate_target(
     return inputs, target
 
 
-def _ends_with_target(counts: tuple[int, float], inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
+def _ends_with_target(counts: tuple[float, float], inputs: tuple[Any, ...], named: dict[str, Any]) -> bool:
     """Whether the last positional argument is one more than the inputs, and so the target."""
     required, most = counts
     if len(inputs) + len(named) <= required or len(inputs) < 2:

@@ -29,7 +29,10 @@ class Position(NamedTuple):
 
 
 class OwnedPosition(NamedTuple):
-    """Where entries of several items are, in axis ``axis``; ``owners`` tells the item of each."""
+    """Where entries of several items are, in axis ``axis``; ``owners`` tells the item of each.
+
+    One owner alone is that of everything, whatever the axis.
+    """
 
     axis: int
     outer: int
@@ -46,6 +49,10 @@ class BatchAxis(NamedTuple):
     outer: int
     batch: int
     owners: Tensor | None = None
+
+
+def _has_one_owner(position: AnyPosition) -> bool:
+    return isinstance(position, OwnedPosition) and position.owners.numel() == 1
 
 
 def _at(axis: int, position: AnyPosition) -> Any:
@@ -88,6 +95,8 @@ def inserted(position: AnyPosition, dim: int, rank: int) -> AnyPosition:
 @primitive
 def removed(position: AnyPosition, dims: int | Sequence[int] | None, rank: int) -> AnyPosition:
     """After the axes ``dims`` were reduced, selected or squeezed away."""
+    if _has_one_owner(position):
+        return _at(0, position)
     gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
     return _at(position[0] - sum(d < position[0] for d in gone), position)
 
@@ -97,7 +106,7 @@ def indexed(
     position: AnyPosition, indices: Sequence[Tensor | None], shape: Sequence[int] = (), batch: int = 1
 ) -> AnyPosition:
     """After an index with tensors (``None``: the axis is kept); what axes that lie apart pick moves in front."""
-    given = dict(_by_axis(indices))
+    given = {} if _has_one_owner(position) else dict(_by_axis(indices))
     if position[0] in given and all(index.dim() == 1 for index in given.values()) and batch > 1:
         picked = sorted(given)
         apart = picked[-1] - picked[0] >= len(picked)
@@ -135,9 +144,66 @@ def _by_axis(indices: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:
 def owners_of(position: AnyPosition, size: int, batch: int, device: torch.device) -> Tensor:
     """The item that each of the ``size`` entries of the batch's axis is of."""
     if isinstance(position, OwnedPosition):
-        return position.owners
+        return position.owners.expand(size)
     entries = torch.arange(size, device=device)
     return entries // (size // (position[1] * batch)) % batch
+
+
+@primitive
+def sliced(
+    position: AnyPosition, dim: int, shape: Sequence[int], batch: int, start: int | None, end: int | None, step: int = 1
+) -> AnyPosition:
+    """After a slice along ``dim`` of a value of this shape; of the batch's axis, items are left."""
+    if batch == 1 or _has_one_owner(position) or dim % len(shape) != position[0]:
+        return position
+    owners = owners_of(position, shape[position[0]], batch, torch.device("cpu"))
+    return OwnedPosition(position[0], 1, owners[start:end:step])
+
+
+@primitive
+def picked(
+    position: AnyPosition, dim: int, shape: Sequence[int], batch: int, index: int, piece: Tensor
+) -> AnyPosition:
+    """After one entry of ``dim`` was picked, or all of them were taken apart: of the batch's axis, one item is left.
+
+    Args:
+        position: where the batch was.
+        dim: the axis that is gone.
+        shape: of the value.
+        batch: the number of items.
+        index: which entry.
+        piece: it.
+    """
+    if batch == 1 or dim % len(shape) != position[0]:
+        return removed(position, dim, len(shape))
+    return OwnedPosition(0, 1, owners_of(position, shape[position[0]], batch, piece.device)[index].reshape(1))
+
+
+@primitive
+def joined(
+    positions: Sequence[AnyPosition], parts: Sequence[Tensor], dim: int, batch: int, *, stacks: bool = False
+) -> AnyPosition:
+    """After parts were put behind each other along ``dim``, or stacked: also where each is of another item."""
+    first = positions[0]
+    if batch == 1 or not any(isinstance(position, OwnedPosition) for position in positions):
+        return inserted(first, dim, parts[0].dim()) if stacks else first
+    dim %= parts[0].dim() + stacks
+    owners, along = [], []
+    for position, part in zip(positions, parts, strict=True):
+        one = _has_one_owner(position)
+        owners.append(owners_of(position, 1 if one else part.shape[position[0]], batch, part.device))
+        along.append(not (stacks or one) and position[0] == dim)
+    alike = all(torch.equal(entries, owners[0]) for entries in owners) and len({p[0] for p in positions}) == 1
+    if alike and not along[0]:
+        return inserted(first, dim, parts[0].dim()) if stacks else first
+    whose = []
+    for entries, part, there in zip(owners, parts, along, strict=True):
+        if not there and bool((entries != entries[0]).any()):
+            raise ValueError("values of several items are put beside values of others")
+        whose.append(entries if there else entries[:1].expand(1 if stacks else part.shape[dim]))
+    found = torch.cat(whose)
+    in_order = torch.arange(batch, device=found.device)
+    return Position(dim) if torch.equal(found, in_order) else OwnedPosition(dim, 1, found)
 
 
 @primitive
@@ -181,6 +247,8 @@ def _reshaped_owners(
 ) -> OwnedPosition:
     """The owners after a reshape that keeps their axis, joins it with those behind it, or cuts it into equal groups."""
     owners = position.owners
+    if _has_one_owner(position):
+        return position
     size, leading = before[position[0]], 1
     for axis, new in enumerate(after):
         if leading == outer and new % size == 0:
@@ -197,7 +265,7 @@ def _reshaped_owners(
 @primitive
 def einsum_position(position: AnyPosition, term: str, result: str) -> AnyPosition:
     """Where the batch is after an Einstein sum whose operand ``term`` has it at ``position``."""
-    return _at(result.index(term[position[0]]), position)
+    return _at(0 if _has_one_owner(position) else result.index(term[position[0]]), position)
 
 
 @primitive(linear="first", reads=True)
@@ -211,12 +279,16 @@ def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.d
     """Sum over everything but the batch; ``batch_axis`` ``None``: the first axis is the batch."""
     if batch_axis is not None and batch_axis[2] == 1:
         return value.sum(dtype=dtype).reshape(1)
+    owners = None if batch_axis is None else BatchAxis(*batch_axis).owners
+    if batch_axis is not None and owners is not None and owners.numel() == 1:
+        whole = value.sum(dtype=dtype).reshape(1)
+        return whole.new_zeros(batch_axis[2]).index_add(0, owners, whole)
     axis = 0 if batch_axis is None else batch_axis[0] % value.dim()
     dims = [d for d in range(value.dim()) if d != axis]
     rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
     if batch_axis is None:
         return rows
-    _, outer, batch, owners = BatchAxis(*batch_axis)
+    _, outer, batch, _ = BatchAxis(*batch_axis)
     if owners is not None:
         return rows.new_zeros(batch).index_add(0, owners, rows)
     return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
@@ -226,6 +298,18 @@ def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.d
 def total(relevance: Tensor, batch_axis: BatchAxis | None = None) -> Tensor:
     """The sum over everything but the batch: (batch,)."""
     return item_sum(relevance, batch_axis).to(relevance.dtype)
+
+
+@primitive
+def rows_of(value: Tensor) -> BatchAxis:
+    """Each entry of the first axis as an item of its own; a vector is one."""
+    return BatchAxis(0, 1, value.shape[0] if value.dim() > 1 else 1)
+
+
+@primitive(linear="first")
+def row_sums(relevance: Tensor) -> Tensor:
+    """The sum over each entry of the first axis: (rows,); of a single number, (1,)."""
+    return total(relevance) if relevance.dim() else relevance.reshape(1)
 
 
 @primitive(linear="first")
@@ -241,6 +325,8 @@ def spread_items(value: Tensor, like: Tensor, batch_axis: BatchAxis | None) -> T
     axis, outer, batch, owners = BatchAxis(*batch_axis)
     if batch == 1:
         return value.reshape([1] * like.dim())
+    if owners is not None and owners.numel() == 1:
+        return value.index_select(0, owners).reshape([1] * like.dim())
     size = like.shape[axis]
     if owners is not None:
         value = value.index_select(0, owners)

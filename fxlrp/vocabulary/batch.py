@@ -48,6 +48,64 @@ def batch_removed(position: Any, a: Arguments) -> Any:
     return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
 
+def _may_be_batch(position: Any, dim: int) -> bool:
+    """Whether ``dim`` may be the axis of the batch."""
+    if not isinstance(position, batch_axis.Position):
+        return True
+    return dim == position.axis if dim >= 0 else not in_front(position, dim)
+
+
+def batch_picked(position: Any, a: Arguments) -> Any:
+    """After ``select``; of a batch of which the size is known, an item is left."""
+    if not (a["fixed"] and _may_be_batch(position, a["dim"])):
+        return batch_removed(position, a)
+    return batch_axis.picked(position, a["dim"], a["self"].shape, a["batch"], a["index"], a["output"])
+
+
+def batch_sliced(position: Any, a: Arguments) -> Any:
+    """After a slice."""
+    if not _may_be_batch(position, a["dim"]):
+        return position
+    step = a.get("step", 1)
+    return batch_axis.sliced(position, a["dim"], a["self"].shape, a["batch"], a["start"], a["end"], step)
+
+
+def batch_narrowed(position: Any, a: Arguments) -> Any:
+    """After ``narrow``."""
+    if not _may_be_batch(position, a["dim"]):
+        return position
+    start = a["start"]
+    return batch_axis.sliced(position, a["dim"], a["self"].shape, a["batch"], start, start + a["length"])
+
+
+def batch_parted(position: Any, a: Arguments) -> Any:
+    """After a split: where the batch is in each piece is told of the piece, :func:`batch_of_piece`."""
+    return position
+
+
+def batch_unbound(position: Any, a: Arguments) -> Any:
+    """After ``unbind``; of a batch of which the size is known each piece tells whose it is, :func:`batch_of_piece`."""
+    return position if a["fixed"] and _may_be_batch(position, a["dim"]) else batch_removed(position, a)
+
+
+def batch_of_piece(position: Any, a: Arguments, index: int, piece: Any) -> Any:
+    """In one of the pieces of a value.
+
+    Args:
+        position: that of the value before it was taken apart.
+        a: the arguments of what took it apart; ``together``, the position that holds for all pieces.
+        index: the number of the piece.
+        piece: it.
+    """
+    shape, dim, batch = a["self"].shape, a["dim"], a["batch"]
+    if not _may_be_batch(position, dim):
+        return a["together"]
+    if a["unbinds"]:
+        return batch_axis.picked(position, dim, shape, batch, index, piece) if a["fixed"] else a["together"]
+    before = sum(a["output"][earlier].shape[dim] for earlier in range(index))
+    return batch_axis.sliced(position, dim, shape, batch, before, before + piece.shape[dim])
+
+
 def batch_indexed(position: Any, a: Arguments) -> Any:
     indices = a["indices"]
     together = "".join("k" if index is None else "i" for index in indices).strip("k").count("k") == 0

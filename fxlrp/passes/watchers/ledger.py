@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxlrp.passes.facts import Facts, facts
+from fxlrp.passes.facts import facts
 from fxlrp.passes.relevance_flows import Flows, Relevance
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers.base import Watcher
 from fxlrp.rules.rule import CONDITION, Shares, added
 from fxlrp.steps.batch_axis import item_sum
-from fxlrp.vocabulary import Kind
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LedgerWatcher(Watcher):
     def shared(self, node: fx.Node, received: Relevance, shares: Shares) -> None:
         node_facts = facts(node)
         here = self.values.where(node)
-        total = self._total_received(node, node_facts, received)
+        total = self._total_received(node, received)
         handed: dict[str, Any] = {}
         for (_, operand), share in zip(node_facts.operands, shares.operands, strict=True):
             if share is not None:
@@ -91,12 +91,10 @@ class LedgerWatcher(Watcher):
         self.heads.append(head)
         self.amounts.append(amounts)
 
-    def _total_received(self, node: fx.Node, node_facts: Facts, received: Relevance) -> Any:
-        here = self.values.where(node)
+    def _total_received(self, node: fx.Node, received: Relevance) -> Any:
         if not isinstance(received, list):
-            return item_sum(received, *here)
-        # The final states of a recurrent layer have the batch elsewhere than its sequence.
-        recurrent = node_facts.kind is Kind.RECURRENT
-        states = (self.values.positions.states_axis(node),) if recurrent else here
-        return added([item_sum(part, *(states if index else here)) for index, part in received])
+            return item_sum(received, *self.values.where(node))
+        # Results may have the batch elsewhere than their node: states of a recurrent layer, items taken apart.
+        entries = {entry.args[1]: entry for entry in node.users if entry.target is getitem}
+        return added([item_sum(part, *self.values.where(entries[index])) for index, part in received])
 

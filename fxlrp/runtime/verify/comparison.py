@@ -26,7 +26,7 @@ class Comparison:
     def __init__(self, sides: Sides, inputs: list[Tensor]) -> None:
         self.sides = sides
         self.inputs = inputs
-        self.batch = inputs[0].shape[0]
+        self.batch = sides.plan.count(inputs)
         self._coarsest = self._coarsest_digit()
 
     def agree(self, ours: Tensor, theirs: Tensor, inputs: list[Tensor] | None = None) -> bool:

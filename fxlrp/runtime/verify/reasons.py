@@ -65,8 +65,9 @@ def mixes_items(model: nn.Module, item: int, batch: int) -> CaptureError:
     return CaptureError(
         f"{type(model).__name__} mixes the items of a batch: item {item} alone has another output "
         f"than in the batch of {batch}, and its explanation would depend on the others. Give one item at "
-        "a time if the model is meant for it; if the first axis of its input is not the batch (a "
-        "transformer or LSTM without batch_first), let forward() move it"
+        "a time if the model is meant for it; if the first axis of its input is not the batch, say which one is: "
+        "compile(…, batch=1) for a transformer or LSTM without batch_first, batch=None for a graph, whose nodes are "
+        "one item together; or let forward() move it"
     )
 
 
@@ -101,7 +102,7 @@ def _is_of_batch(comparison: Comparison) -> bool:
     """Whether model and graph agree on as many items as the model was captured with."""
     sides, inputs = comparison.sides, comparison.inputs
     index = torch.arange(sides.plan.captured.example_batch) % comparison.batch
-    many = [x[index.to(x.device)] for x in inputs]
+    many = sides.plan.items.picked(sides.plan.names, inputs, index)
     return comparison.agree(sides.graph(many)[0], sides.model(many)[0], many)
 
 

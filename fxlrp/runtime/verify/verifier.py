@@ -59,7 +59,9 @@ class Verifier:
         if self._mode == "never" or is_compiling():
             return None
         key = self._key(plan, inputs, autocast)
-        if self._mode == "first" and key in self._verified:
+        # Answers about all items of a batch may be others for one of them.
+        answered = plan.captured.questions is not None and plan.count(inputs) > 1
+        if self._mode == "first" and key in self._verified and not answered:
             self._verified.move_to_end(key)
             return None
         sides = Sides(self._model, self._weights, self._output, plan)
@@ -71,8 +73,9 @@ class Verifier:
         return explained
 
     def _key(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> Hashable:
-        forms = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
-        batch = inputs[0].shape[0]
+        named = zip(plan.names, inputs, strict=True)
+        forms = tuple((plan.shape_of_items(name, x), x.dtype, x.device) for name, x in named)
+        batch = plan.count(inputs)
         kind = batch if plan.captured.asks_batch else batch == 1
         return plan.serial, forms, kind, autocast, self._weights.dtype, self._weights.device
 
@@ -86,7 +89,8 @@ def _checked(comparison: Comparison) -> Tensor:
     if random_state() != before and not comparison.same_for_seeds():
         raise reasons.is_random(sides.of)
     explained: Tensor = model[0]
-    if explained.dim() == 0 or explained.shape[0] != batch:
+    axis = sides.plan.plain.output_axis
+    if axis is not None and (explained.dim() <= axis or explained.shape[axis] != batch):
         raise reasons.has_no_batch(explained, batch)
     touched = snapshot.touched() or _versions(double) != versions
     if touched and _remembers(comparison, double):
@@ -119,13 +123,15 @@ def _model_outputs(sides: Sides, inputs: list[Tensor], double: nn.Module) -> lis
 def _check_items(comparison: Comparison, explained: Tensor) -> None:
     """Raise where the first or the last item has another output when it is alone."""
     sides, inputs, batch = comparison.sides, comparison.inputs, comparison.batch
+    plan = sides.plan
+    axis, order = plan.plain.output_axis or 0, torch.arange(batch)
     for item in (0, batch - 1):
         try:
-            alone = sides.model([x[item : item + 1] for x in inputs])[0]
-            within = explained[item : item + 1]
+            alone = sides.model(plan.items.picked(plan.names, inputs, order[item : item + 1]))[0]
+            within = explained.narrow(axis, item, 1)
         except Exception:  # it is written for one batch size: do the items answer alike at other places?
-            alone = sides.model([x.roll(-item - 1, 0) for x in inputs])[0]
-            within = explained.roll(-item - 1, 0)
+            alone = sides.model(plan.items.picked(plan.names, inputs, order.roll(-item - 1)))[0]
+            within = explained.roll(-item - 1, axis)
         if alone.numel() != within.numel() or not comparison.agree(alone.reshape(within.shape), within):
             raise reasons.mixes_items(sides.of, item, batch)
 

@@ -1,0 +1,146 @@
+"""What forward() asks of the values of integers: how many groups there are, whether a mask hides anything.
+
+``int(groups.max())``, ``if mask.any()``, ``lengths.tolist()``: Python goes on with the answer, and a graph cannot. The
+answers for the examples are read once, and the graph is that of the way through forward() that they lead to. The
+questions stay with it: at each call they are asked again, and where an answer is another one, so is the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+_QUESTIONS = frozenset(
+    {Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist}
+)
+_ROWS = frozenset({Tensor.unbind, torch.unbind})
+"""What Python iterates over; where it is not known how many rows there are, they are an answer too."""
+
+
+class DifferentQuestionsError(RuntimeError):
+    """What is asked while the model is read is not what was asked before."""
+
+
+class Answers(TorchFunctionMode):
+    """Within, questions about integers are noted with their answers, or answered as they were before.
+
+    Args:
+        known: the answers that were noted; ``None``: the model is run, and they are noted now.
+
+    Attributes:
+        given: the answers, in order.
+        asked: while they are known, the tensors that are asked about, in order.
+    """
+
+    def __init__(self, known: Sequence[Any] | None = None) -> None:
+        super().__init__()
+        self.known = known
+        self.given: list[Any] = []
+        self.asked: list[Tensor] = []
+        self._next = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        asks = func in _QUESTIONS or func in _ROWS
+        if not (asks and args and isinstance(args[0], Tensor) and _counts(args[0])):
+            return func(*args, **(kwargs or {}))
+        if self.known is None:
+            answer = func(*args, **(kwargs or {}))
+            self.given.append([row.clone() for row in answer] if func in _ROWS else answer)
+            return answer
+        if self._next >= len(self.known):
+            raise DifferentQuestionsError("forward() asks more when it is read than when it is run")
+        answer = self.known[self._next]
+        self._next += 1
+        if func in _ROWS and isinstance(args[0].shape[0], int):
+            return func(*args, **(kwargs or {}))  # the rows are in the graph
+        self.asked.append(args[0])
+        self.given.append(answer)
+        return answer
+
+
+def _counts(value: Tensor) -> bool:
+    return not value.is_floating_point() and not value.is_complex()
+
+
+class Questions:
+    """The part of a graph that leads to what was asked about, and the answers for which the graph was read.
+
+    Args:
+        graph: a captured graph whose output is a list.
+        asked: its nodes that were asked about.
+        answers: the answer of each: a number, numbers in lists, or rows.
+
+    Attributes:
+        of_signal: whether a number is asked for that values of the model decide, such as the sign of a sum: a branch
+            that moves with what is explained.
+    """
+
+    def __init__(self, graph: fx.Graph, asked: Sequence[fx.Node], answers: Sequence[Any]) -> None:
+        self.graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        self.graph.graph_copy(graph, copies)
+        self.graph.output([copies[node] for node in asked])
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        self.answers = list(answers)
+        self.of_signal = self._of_signal()
+
+    def _of_signal(self) -> bool:
+        (asked,) = next(node for node in self.graph.nodes if node.op == "output").args
+        waiting = [node for node, answer in zip(asked, self.answers, strict=True) if not _are_rows(answer)]
+        seen = set()
+        while waiting:
+            node = waiting.pop()
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and not _counts(value):
+                return True
+            if node not in seen and not str(node.target).startswith("aten.sym_"):
+                seen.add(node)
+                waiting.extend(node.all_input_nodes)
+        return False
+
+    def alike(self, tensors: Sequence[Tensor], tensor: Callable[[str], Tensor]) -> bool:
+        """Whether the answers for these inputs are those for which the graph was read.
+
+        Args:
+            tensors: the inputs.
+            tensor: gives a tensor of the model by its name.
+        """
+        like = next((x for x in tensors if x.is_floating_point()), None)
+        values = _Interpreter(self.graph, tensor, like)
+        try:
+            with torch.no_grad():
+                found = values.run(*tensors)
+        except (RuntimeError, IndexError):  # it holds for other sizes
+            return False
+        return all(map(_same, found, self.answers))
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, graph: fx.Graph, tensor: Callable[[str], Tensor], like: Tensor | None) -> None:
+        super().__init__(fx.GraphModule({}, fx.Graph()), graph=graph)
+        self.extra_traceback = False
+        self._tensor, self._like = tensor, like
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value, like = self._tensor(str(target)), self._like
+        if like is None:
+            return value
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+
+def _are_rows(answer: Any) -> bool:
+    return isinstance(answer, list) and bool(answer) and isinstance(answer[0], Tensor)
+
+
+def _same(value: Tensor, answer: Any) -> bool:
+    if _are_rows(answer):
+        return len(value) == len(answer) and all(map(torch.equal, value, answer))
+    if isinstance(answer, list):
+        return bool(value.tolist() == answer)
+    return value.numel() == 1 and bool(value == answer)

@@ -1,0 +1,117 @@
+"""What forward() asks of integers: answered as for the inputs, and asked again at each call."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxlrp
+from fxlrp.errors import CaptureError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+
+class Longest(Net):
+    def forward(self, x, lengths):
+        places = torch.arange(int(lengths.max()))
+        hidden = self.body(x[:, : int(lengths.max())]).relu() * (places < lengths[:, None])[..., None]
+        return self.head(hidden.sum(1))
+
+
+class Hidden(Net):
+    def forward(self, x, mask):
+        hidden = self.body(x).relu()
+        if mask.any():
+            hidden = hidden.masked_fill(mask[..., None], 0.0)
+        return self.head(hidden.mean(1))
+
+
+class Cut(Net):
+    def forward(self, x, lengths):
+        return self.head(torch.stack([self.body(item[:length]).relu().mean(0)
+                                      for item, length in zip(x, lengths.tolist(), strict=True)]))  # fmt: skip
+
+
+class Hit(Net):
+    """Experts that some token chose, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(4, 3)
+        self.experts = nn.ModuleList(nn.Linear(4, 6) for _ in range(3))
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        flat = x.reshape(-1, width)
+        chosen = nn.functional.one_hot(self.router(flat).argmax(-1), 3).T
+        out = flat.new_zeros(len(flat), 6)
+        for expert in (chosen.sum(1) > 0).nonzero():
+            (token,) = torch.where(chosen[expert].squeeze(0))
+            out.index_add_(0, token, self.experts[expert](flat[token]))
+        return self.head(out.reshape(batch, tokens, 6).mean(1))
+
+
+def made(kind):
+    torch.manual_seed(0)
+    return kind().double().eval()
+
+
+X = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+LENGTHS = torch.tensor([5, 3, 4])
+
+
+def checked(explainer, *inputs):
+    """The relevance of the first input: the output is the model's, and each item is explained as if alone."""
+    explanation = explainer(*inputs, target=1)
+    ledger = explainer.ledger(*inputs, target=1)
+    assert float(ledger.error.abs().max()) < 1e-9
+    relevance = next(iter(explanation.by_input.values()))
+    for item in range(len(inputs[0])):
+        alone = explainer(*(value[item : item + 1] for value in inputs), target=1)
+        torch.testing.assert_close(next(iter(alone.by_input.values()))[0], relevance[item])
+    return relevance
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence"])
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [(Longest, (X, LENGTHS)), (Hidden, (X, torch.arange(5) >= LENGTHS[:, None])), (Cut, (X, LENGTHS)), (Hit, (X,))],
+)
+def test_answers_lead_through_the_model(kind, inputs, preset):
+    checked(fxlrp.compile(made(kind), preset), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "others"),
+    [
+        (Longest, (X, LENGTHS), (X, torch.tensor([2, 1, 2]))),
+        (Hidden, (X, torch.zeros(3, 5, dtype=torch.bool)), (X, torch.arange(5) >= LENGTHS[:, None])),
+        (Hit, (X[:1, :1],), (X,)),
+    ],
+)
+def test_another_answer_is_another_graph(kind, inputs, others):
+    model = made(kind)
+    explainer = fxlrp.compile(model, "conserving")
+    explainer(*inputs)
+    torch.testing.assert_close(explainer(*others).output, model(*others))
+    assert len(explainer._engine._plans) == 2
+    explainer(*inputs)
+    assert len(explainer._engine._plans) == 2
+
+
+def test_a_mask_that_hides_gives_nothing_to_what_it_hides():
+    mask = torch.arange(5) >= LENGTHS[:, None]
+    assert not checked(fxlrp.compile(made(Hidden), "conserving"), X, mask)[mask].any()
+
+
+def test_a_branch_on_what_is_explained_is_refused():
+    class Sign(Net):
+        def forward(self, x):
+            x = self.body(x)
+            return self.head((x if x.sum() > 0 else -x).mean(1))
+
+    with pytest.raises(CaptureError, match="Control flow on tensor values"):
+        fxlrp.compile(made(Sign), "conserving")(X)

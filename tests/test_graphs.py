@@ -1,0 +1,137 @@
+"""``batch=None``: all inputs together are one item, as the nodes and edges of a graph are."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxlrp
+from fxlrp.errors import ExportError, InputError, TargetError
+
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 6], [1, 2, 0, 4, 5, 3, 2, 6]])
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+PRESETS = ("conserving", "evidence", "attnlrp", "epsilon")
+
+
+class GraphNet(nn.Module):
+    """Two rounds of messages along weighted edges; a class for each graph, or for each node."""
+
+    def __init__(self, pooled: bool = True):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.pooled = pooled
+
+    def forward(self, x, edge_index, edge_weight, groups=None):
+        x = F.relu(self.round(self.first(x), edge_index, edge_weight))
+        x = F.relu(self.round(self.second(x), edge_index, edge_weight)) + x
+        if self.pooled:
+            x = torch.zeros(int(groups.max()) + 1, 8, dtype=x.dtype).index_add(0, groups, x)
+        return self.head(x)
+
+    def round(self, x, edge_index, edge_weight):
+        messages = x[edge_index[0]] * edge_weight[:, None]
+        return x.new_zeros(x.shape).index_add(0, edge_index[1], messages)
+
+
+def graph(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(7, 4, generator=generator, dtype=dtype), EDGES, torch.rand(8, generator=generator, dtype=dtype)
+
+
+def net(pooled=True):
+    torch.manual_seed(0)
+    return GraphNet(pooled).double().eval()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_relevance_of_nodes_and_edges_is_what_started(preset):
+    explainer = fxlrp.compile(net(), preset, batch=None)
+    explanation = explainer(*graph(), GROUPS)
+    of = explanation.by_input
+    assert {name: tuple(part.shape) for name, part in of.items()} == {
+        "x": (7, 4), "edge_index": (2, 8), "edge_weight": (8,), "groups": (7,),
+    }  # fmt: skip
+    assert explanation.start.shape == explanation.target.shape == (2,)  # one a graph
+    assert bool(of["edge_weight"].abs().sum() > 0)
+    assert not of["edge_index"].any()  # the edges are structure
+    ledger = explainer.ledger(*graph(), GROUPS)
+    assert ledger.start.shape == (1,)
+    assert float(ledger.error.abs().max()) < 1e-9 * float(ledger.start.abs())
+    arrived = sum(float(part.sum()) for part in of.values())
+    assert arrived == pytest.approx(float(ledger.relevance), abs=1e-12)
+    if preset in ("conserving", "evidence"):
+        assert arrived == pytest.approx(float(explanation.start.sum()), abs=1e-9)
+
+
+def test_a_batch_of_graphs_gives_what_its_graphs_give():
+    explainer = fxlrp.compile(net(), "conserving", batch=None)
+    x, edges, weights = graph()
+    inside = GROUPS[edges[0]] == GROUPS[edges[1]]  # no edge between the graphs
+    edges, weights = edges[:, inside], weights[inside]
+    together = explainer(x, edges, weights, GROUPS)
+    for number, first in ((0, 0), (1, 3)):
+        nodes, own = number == GROUPS, GROUPS[edges[0]] == number
+        groups = torch.zeros(int(nodes.sum()), dtype=torch.long)
+        alone = explainer(x[nodes], edges[:, own] - first, weights[own], groups)
+        torch.testing.assert_close(together.relevance[0][nodes], alone.relevance[0])
+        torch.testing.assert_close(together.relevance[2][own], alone.relevance[2])
+        torch.testing.assert_close(together.start[number : number + 1], alone.start)
+
+
+def test_each_node_has_a_target():
+    explainer = fxlrp.compile(net(pooled=False), "conserving", batch=None, start="logit")
+    targets = torch.arange(7) % 3
+    explanation = explainer(*graph(), target=targets)
+    output = explanation.output
+    torch.testing.assert_close(explanation.start, output.gather(1, targets[:, None])[:, 0])
+    with pytest.raises(TargetError, match=r"\(7,\)"):
+        explainer(*graph(), target=torch.tensor([1, 2]))
+    one = fxlrp.compile(net(pooled=False), "conserving", batch=None, start="logit", output=lambda out: out[[2]])
+    far = one(*graph(), target=1)
+    assert far.start.shape == (1,)
+    assert not far.relevance[0][3:6].any()  # no way leads from there to node 2
+
+
+def test_several_targets_have_their_axis_in_front():
+    explainer = fxlrp.compile(net(), "conserving", batch=None)
+    several = explainer(*graph(), GROUPS, target=[0, 2], chunk=1)
+    assert [tuple(part.shape) for part in several.relevance] == [(2, 7, 4), (2, 2, 8), (2, 8), (2, 7)]
+    assert several.start.shape == (2, 2)
+    for place, target in enumerate((0, 2)):
+        torch.testing.assert_close(several.relevance[0][place], explainer(*graph(), GROUPS, target=target).relevance[0])
+
+
+def test_other_sizes_need_no_other_explainer():
+    explainer = fxlrp.compile(net(pooled=False), "conserving", batch=None)
+    explainer(*graph())
+    edges = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    explanation = explainer(torch.randn(4, 4).double(), edges, torch.rand(3).double())
+    assert explanation.relevance[0].shape == (4, 4)
+    assert len(explainer._engine._plans) == 1
+
+
+def test_as_data_it_is_a_batch_of_one(tmp_path):
+    pytest.importorskip("polars")
+    explanation = fxlrp.compile(net(), batch=None)(*graph(), GROUPS)
+    frame = explanation.to_frame()
+    assert len(frame) == 1
+    assert frame["sum"][0] == pytest.approx(float(explanation.start.sum()))
+    assert "item 0" in repr(explanation)
+    path = explanation.save(tmp_path / "graph.npz")
+    again = fxlrp.Explanation.read(path)
+    np.testing.assert_array_equal(again.to_frame()["relevance.x"][0], frame["relevance.x"][0])
+
+
+def test_what_such_an_explainer_cannot_do_says_so(tmp_path):
+    explainer = fxlrp.compile(net(pooled=False), batch=None)
+    explainer(*graph())
+    with pytest.raises(ExportError, match="batch=None"):
+        explainer.save(tmp_path / "graph.pt2")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="batch=None"):
+        fxlrp.smooth(explainer, graph()[0], additional_forward_args=graph()[1:])
+    with pytest.raises(InputError, match=r"batch=-1: give the axis"):
+        fxlrp.compile(net(), batch=-1)
+    with pytest.raises(InputError, match=r"give compile\(…, batch=None\)"):
+        fxlrp.compile(net(pooled=False))(*graph())
