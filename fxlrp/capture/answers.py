@@ -92,17 +92,8 @@ class Questions:
 
     def _of_signal(self) -> bool:
         (asked,) = next(node for node in self.graph.nodes if node.op == "output").args
-        waiting = [node for node, answer in zip(asked, self.answers, strict=True) if not _are_rows(answer)]
-        seen = set()
-        while waiting:
-            node = waiting.pop()
-            value = node.meta.get("val")
-            if isinstance(value, Tensor) and not _counts(value):
-                return True
-            if node not in seen and not str(node.target).startswith("aten.sym_"):
-                seen.add(node)
-                waiting.extend(node.all_input_nodes)
-        return False
+        answered = zip(asked, self.answers, strict=True)
+        return any(_is_of_signal(node) for node, answer in answered if not _are_rows(answer))
 
     def alike(self, tensors: Sequence[Tensor], tensor: Callable[[str], Tensor]) -> bool:
         """Whether the answers for these inputs are those for which the graph was read.
@@ -132,6 +123,23 @@ class _Interpreter(fx.Interpreter):
         if like is None:
             return value
         return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+
+def _is_of_signal(asked: fx.Node) -> bool:
+    """Whether a value is computed from a floating point input, or from what is looked up for integers."""
+    waiting, seen, inputs, tables = [asked], set(), False, False
+    while waiting:
+        node = waiting.pop()
+        if node in seen or str(node.target).startswith("aten.sym_"):
+            continue
+        seen.add(node)
+        value = node.meta.get("val")
+        floating = isinstance(value, Tensor) and not _counts(value)
+        if node.op == "placeholder" and floating:
+            return True
+        inputs, tables = inputs or node.op == "placeholder", tables or (node.op == "get_attr" and floating)
+        waiting.extend(node.all_input_nodes)
+    return inputs and tables
 
 
 def _are_rows(answer: Any) -> bool:

@@ -388,7 +388,7 @@ def _batches(program: torch.export.ExportedProgram, call: Call) -> tuple[int, fl
 def _not_empty(cat: fx.Node) -> list[fx.Node]:
     """What is concatenated, without the empty vectors that torch lets stand for any empty tensor (a new cache)."""
     parts: Any = cat.args[0]
-    return [part for part in parts if tuple(part.meta["val"].shape) != (0,)]
+    return [part for part in parts if list(map(str, part.meta["val"].shape)) != ["0"]]  # a size may be a symbol
 
 
 def _module_stack(node: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:
