@@ -115,3 +115,40 @@ def test_a_branch_on_what_is_explained_is_refused():
 
     with pytest.raises(CaptureError, match="Control flow on tensor values"):
         fxlrp.compile(made(Sign), "conserving")(X)
+
+
+class Kept(Net):
+    """What a mask keeps is as long as the mask says, and its size is asked for."""
+
+    def forward(self, x, edges):
+        edges = edges[:, edges[0] != edges[1]]
+        weight = torch.ones(edges.shape[1], dtype=x.dtype)
+        messages = self.body(x)[edges[0]] * (weight / weight.max())[:, None]
+        return self.head(torch.zeros(len(x), 6, dtype=x.dtype).index_add(0, edges[1], messages).relu())
+
+
+def test_what_a_mask_keeps_is_known_for_the_mask():
+    explainer = fxlrp.compile(made(Kept), "conserving", batch=None)
+    for edges in ([[0, 1, 2], [1, 1, 0]], [[0, 1, 2, 2], [1, 2, 0, 2]], [[2, 1, 1], [0, 0, 0]]):
+        explanation = explainer(X[0], torch.tensor(edges))
+        torch.testing.assert_close(explanation.relevance[0].sum(), explanation.start.sum())
+
+
+class Dims(Net):
+    """Numbers of a constant tensor."""
+
+    def forward(self, x):
+        return self.head(self.body(x - x.mean(dim=torch.arange(1, x.dim()).tolist(), keepdim=True)).relu().mean(1))
+
+
+class Sizes(Net):
+    """How much of each item counts is read off a mask that is all ones."""
+
+    def forward(self, x):
+        counts = torch.ones(x.shape[:2]).sum(1).long()
+        return torch.stack([self.head(self.body(x[item, :count]).mean(0)) for item, count in enumerate(counts)])
+
+
+@pytest.mark.parametrize("kind", [Dims, Sizes])
+def test_constants_answer_too(kind):
+    checked(fxlrp.compile(made(kind), "conserving"), X)

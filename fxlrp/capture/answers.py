@@ -7,18 +7,23 @@ questions stay with it: at each call they are asked again, and where an answer i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 _QUESTIONS = frozenset(
     {Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist}
 )
 _ROWS = frozenset({Tensor.unbind, torch.unbind})
 """What Python iterates over; where it is not known how many rows there are, they are an answer too."""
+_PLACES = frozenset({Tensor.nonzero, torch.nonzero, Tensor.argwhere, torch.argwhere, torch.where})
+"""What finds where a mask is set."""
 
 
 class DifferentQuestionsError(RuntimeError):
@@ -30,22 +35,39 @@ class Answers(TorchFunctionMode):
 
     Args:
         known: the answers that were noted; ``None``: the model is run, and they are noted now.
+        places: whether it is asked too where masks are set, so that it is known how much they pick.
 
     Attributes:
         given: the answers, in order.
         asked: while they are known, the tensors that are asked about, in order.
     """
 
-    def __init__(self, known: Sequence[Any] | None = None) -> None:
+    def __init__(self, known: Sequence[Any] | None = None, *, places: bool = False) -> None:
         super().__init__()
         self.known = known
+        self.places = places
         self.given: list[Any] = []
         self.asked: list[Tensor] = []
         self._next = 0
+        self._list = FakeTensor.tolist
+
+    def __enter__(self) -> Answers:
+        FakeTensor.tolist = _asked_as_one(self._list)  # type: ignore[method-assign]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        FakeTensor.tolist = self._list  # type: ignore[method-assign]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.places and func is Tensor.__getitem__:
+            return func(args[0], self._without_masks(args[1]))
+        if self.places and func in _PLACES and isinstance(args[0], Tensor) and len(args) == 1 and _counts(args[0]):
+            found = func(*args, **(kwargs or {})) if self.known is None else None
+            return self._noted(args[0], (args[0], found))[1]
         asks = func in _QUESTIONS or func in _ROWS
         if not (asks and args and isinstance(args[0], Tensor) and _counts(args[0])):
             return func(*args, **(kwargs or {}))
@@ -53,15 +75,44 @@ class Answers(TorchFunctionMode):
             answer = func(*args, **(kwargs or {}))
             self.given.append([row.clone() for row in answer] if func in _ROWS else answer)
             return answer
-        if self._next >= len(self.known):
-            raise DifferentQuestionsError("forward() asks more when it is read than when it is run")
-        answer = self.known[self._next]
-        self._next += 1
+        answer = self._noted(None, None)
         if func in _ROWS and isinstance(args[0].shape[0], int):
             return func(*args, **(kwargs or {}))  # the rows are in the graph
         self.asked.append(args[0])
         self.given.append(answer)
         return answer
+
+    def _noted(self, asked: Tensor | None, answer: Any) -> Any:
+        """Note an answer, or the one that was noted; where a tensor is asked about, its values are the answer."""
+        if self.known is None:
+            answer = pytree.tree_map_only(Tensor, torch.clone, answer)
+            self.given.append(answer)
+            return answer
+        if self._next >= len(self.known):
+            raise DifferentQuestionsError("forward() asks more when it is read than when it is run")
+        answer = self.known[self._next]
+        self._next += 1
+        if asked is not None:
+            self.asked.append(asked)
+            self.given.append(answer[0])
+        return answer
+
+    def _without_masks(self, index: Any) -> Any:
+        """An index in which the places of masks stand for the masks."""
+        found: list[Any] = []
+        for part in index if isinstance(index, tuple) else (index,):
+            if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim():
+                places = part.nonzero(as_tuple=True) if self.known is None else None
+                found.extend(self._noted(part, (part, places))[1])
+            else:
+                found.append(part)
+        return tuple(found) if isinstance(index, tuple) or len(found) > 1 else found[0]
+
+
+def _asked_as_one(by_item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``FakeTensor.tolist``, which asks for one item after the other, as one question; in other threads, itself."""
+    thread = threading.get_ident()
+    return lambda value: (Tensor.tolist if threading.get_ident() == thread else by_item)(value)
 
 
 def _counts(value: Tensor) -> bool:
@@ -74,7 +125,7 @@ class Questions:
     Args:
         graph: a captured graph whose output is a list.
         asked: its nodes that were asked about.
-        answers: the answer of each: a number, numbers in lists, or rows.
+        answers: the answer of each: a number, numbers in lists, rows, or its values.
 
     Attributes:
         of_signal: whether a number is asked for that values of the model decide, such as the sign of a sum: a branch
@@ -93,7 +144,7 @@ class Questions:
     def _of_signal(self) -> bool:
         (asked,) = next(node for node in self.graph.nodes if node.op == "output").args
         answered = zip(asked, self.answers, strict=True)
-        return any(_is_of_signal(node) for node, answer in answered if not _are_rows(answer))
+        return any(_is_of_signal(node) for node, answer in answered if not _are_tensors(answer))
 
     def alike(self, tensors: Sequence[Tensor], tensor: Callable[[str], Tensor]) -> bool:
         """Whether the answers for these inputs are those for which the graph was read.
@@ -142,12 +193,14 @@ def _is_of_signal(asked: fx.Node) -> bool:
     return inputs and tables
 
 
-def _are_rows(answer: Any) -> bool:
-    return isinstance(answer, list) and bool(answer) and isinstance(answer[0], Tensor)
+def _are_tensors(answer: Any) -> bool:
+    return isinstance(answer, Tensor) or (isinstance(answer, list) and bool(answer) and isinstance(answer[0], Tensor))
 
 
 def _same(value: Tensor, answer: Any) -> bool:
-    if _are_rows(answer):
+    if isinstance(answer, Tensor):
+        return torch.equal(value, answer)
+    if _are_tensors(answer):
         return len(value) == len(answer) and all(map(torch.equal, value, answer))
     if isinstance(answer, list):
         return bool(value.tolist() == answer)

@@ -63,6 +63,7 @@ class _Flat(nn.Module):
         self.call = (call, output)
         self.refusal: CaptureError | None = None
         self.known: list[Any] | None = None
+        self.places = False
         self.told = _Told()
         self.training = False
 
@@ -73,7 +74,7 @@ class _Flat(nn.Module):
         if self.known is None:
             returned = self.model(*args, **kwargs)
         else:
-            with Answers(self.known) as answers:
+            with Answers(self.known, places=self.places) as answers:
                 returned = self.model(*args, **kwargs)
             asked = answers.asked
             self.told.answers = answers
@@ -87,7 +88,7 @@ class _Flat(nn.Module):
     def ask(self, tensors: Sequence[Tensor]) -> None:
         """Note what forward() asks of integers, and the answers for these inputs."""
         args, kwargs = self.call[0].arguments(tensors)
-        with torch.no_grad(), Answers() as answers:
+        with torch.no_grad(), Answers(places=self.places) as answers:
             to_run(self.model)(*args, **kwargs)
         self.known = answers.given
 
@@ -142,7 +143,10 @@ def _read_double(
         tries = [(own, None, False)]
     with functions_followed(model, numbers=False), lengths_kept(model):
         captured, refused = _first(model, call, flat, tries, own, fixed)
-        if refused is not None and _is_of_values(refused):
+        again = refused
+        for flat.places in (False, True):
+            if again is None or not _is_of_values(again):
+                break
             answered, again = _first(model, call, flat, tries, own, fixed, asking=True)
             captured, refused = (answered, None) if again is None else (captured, refused)
     if refused is not None:
