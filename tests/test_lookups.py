@@ -132,3 +132,47 @@ def test_a_mask_beside_token_numbers_stays_a_mask():
     explanation = fxlrp.compile(Masked().eval(), "conserving", start="logit")(IDS, mask)
     assert (explanation.by_input["mask"] == 0).all()
     assert (explanation.by_input["ids"][:, 3:] == 0).all()
+
+
+class Table(nn.Module):
+    """A table of numbers, of which the first columns are cast and looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.places, self.head = nn.Embedding(10, 4), nn.Embedding(5, 3), nn.Linear(9, 3)
+
+    def forward(self, rows):
+        kind, place = self.kinds(rows[:, 0].long()), self.places(rows[:, 1:2].long()).squeeze(1)
+        return self.head(torch.cat([kind, place, rows[:, 2:]], 1))
+
+
+class Cast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def forward(self, rows):
+        return self.head(self.table(rows.long()).mean(1))
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence", "epsilon"])
+def test_columns_of_a_table_get_what_was_looked_up_by_them(preset):
+    torch.manual_seed(0)
+    model, rows = Table().double().eval(), torch.tensor([[3, 1, 0.5, -1.0], [9, 4, 2.0, 0.1]], dtype=torch.float64)
+    explainer = fxlrp.compile(model, preset, start="logit")
+    explanation, ledger = explainer(rows, target=1), explainer.ledger(rows, target=1)
+    assert explanation.relevance.shape == rows.shape
+    assert float(ledger.error.abs().max()) < 1e-9
+    if preset == "epsilon":  # a linear model: what each column adds to the logit
+        weight = model.head.weight[1]
+        looked_up = model.kinds.weight[[3, 9]] @ weight[:4], model.places.weight[[1, 4]] @ weight[4:7]
+        expected = torch.stack([*looked_up, *(rows[:, 2:] * weight[7:]).T], 1)
+        torch.testing.assert_close(explanation.relevance, expected, atol=1e-5, rtol=0)
+
+
+def test_numbers_may_stand_for_integers_that_are_cast():
+    torch.manual_seed(0)
+    explainer, ids = fxlrp.compile(Cast().eval(), "conserving"), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    of_integers, of_numbers = explainer(ids).relevance, explainer(ids.float()).relevance
+    assert of_numbers.shape == (2, 3)
+    torch.testing.assert_close(of_integers.sum(-1), of_numbers)

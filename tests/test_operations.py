@@ -198,3 +198,18 @@ def test_a_rule_is_given_by_any_spelling_of_a_quotient():
     keys = (torch.ops.aten.div.Tensor, torch.div)
     found = [fxlrp.compile(model, "conserving", rules={key: fxlrp.rules.Halves()})(x).relevance for key in keys]
     assert_close(*found)
+
+
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_a_kernel_that_is_computed_may_be_padded_to_the_same_size(kernel):
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pitch, self.head = nn.Parameter(torch.tensor([0.3, 0.7, 1.1])), nn.Linear(3, 2)
+
+        def forward(self, x):
+            filters = torch.sin(self.pitch[:, None] * torch.arange(1.0, kernel + 1, dtype=x.dtype))
+            return self.head(F.conv1d(x, filters[:, None], padding="same").relu().mean(2))
+
+    torch.manual_seed(0)
+    assert_explains(Computed().double().eval(), torch.randn(2, 1, 9, dtype=torch.float64), absorbs=ABSORBS)

@@ -52,7 +52,7 @@ class Answers(TorchFunctionMode):
         self._list = FakeTensor.tolist
 
     def __enter__(self) -> Answers:
-        FakeTensor.tolist = _asked_as_one(self._list)  # type: ignore[method-assign]
+        FakeTensor.tolist = _asked_as_one(self._list)  # type: ignore[method-assign,assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 

@@ -10,7 +10,7 @@ from torch import fx
 from fxlrp.common.errors import CaptureError
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, has_facts
-from fxlrp.passes.lookups import trail
+from fxlrp.passes.lookups import makes_integers, trail
 from fxlrp.vocabulary import VOCABULARY, Bound, Kind, Operation, Sign
 
 
@@ -192,6 +192,6 @@ def _bound(node_facts: Facts, arguments: dict[str, Any]) -> Bound:
 
 
 def _looked_up(node: fx.Node, operation: Operation) -> fx.Node | None:
-    """The integer input that a lookup's indices come from."""
-    *_, source = [None, *trail(operation.arguments(node.args, node.kwargs)[operation.operand_names()[0]])]
-    return source if source is not None and facts(source).integer else None
+    """The input that a lookup's indices come from, of integers, or of numbers of which some are cast to integers."""
+    steps = list(trail(operation.arguments(node.args, node.kwargs)[operation.operand_names()[0]]))
+    return steps[-1] if steps and (facts(steps[-1]).integer or any(map(makes_integers, steps))) else None

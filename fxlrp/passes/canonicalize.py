@@ -32,6 +32,7 @@ from fxlrp.passes.signal import signal_nodes
 from fxlrp.vocabulary import VOCABULARY, Unsupported
 from fxlrp.vocabulary.complex_values import ComplexPair
 from fxlrp.vocabulary.embedding import lower_table
+from fxlrp.vocabulary.operation import SHAPE
 from fxlrp.vocabulary.routing import lower_getitem
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
@@ -111,7 +112,10 @@ class _Canonicalizer:
         elif node in self.signal or node.op == "call_module":
             self._lower(node)
         else:
-            self.aliases.bind(node, self.builder.constant(node, self._map(node.args), self._map(node.kwargs)))
+            constant = self.builder.constant(node, self._map(node.args), self._map(node.kwargs))
+            if isinstance(constant, fx.Proxy) and isinstance(node.meta.get("val"), torch.Tensor):
+                constant.node.meta[SHAPE] = tuple(node.meta["val"].shape)
+            self.aliases.bind(node, constant)
 
     def _lower(self, node: fx.Node) -> None:
         args, kwargs = self._map(node.args), self._map(node.kwargs)

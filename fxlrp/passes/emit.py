@@ -23,6 +23,7 @@ from fxlrp.passes.request import Program, Request, Results
 from fxlrp.passes.values import Values
 from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWatcher, NodeWatcher, Watcher
 from fxlrp.passes.writer import Writer
+from fxlrp.rules.rule import added
 from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, log_odds_against, resolve_target
 from fxlrp.steps.batch_axis import Position, row_sums, select_target, total
 from fxlrp.vocabulary import Kind
@@ -139,12 +140,14 @@ def _entered(beginning: Any, values: Values, output: fx.Node) -> Any:
 
 def _arrived(node: fx.Node, values: Values, flows: Flows) -> Any:
     """The relevance of an input; for an input of integers that of their lookups, features side by side."""
-    if not facts(node).integer:
-        # An input that only opens a gate, or is not used at all, receives nothing.
-        return flows.received.get(node, torch.zeros_like(values.value(node)))
     forward = [other for other in node.graph.nodes if other.op != "output"]
     looked_up = [n for n in forward if facts(n).source is node and n in flows.received]
-    placed = [lookups.place(n, flows.received[n], values.value(node), values.again) for n in looked_up]
+    source = values.value(node)
+    placed = [lookups.place(n, flows.received[n], source, values.again) for n in looked_up]
+    if not facts(node).integer:
+        # An input that only opens a gate, or is not used at all, receives nothing.
+        received = flows.received.get(node, torch.zeros_like(source))
+        return added([received, *(lookups.without_features(part, source) for part in placed)])
     if not placed:
-        return torch.zeros_like(values.value(node), dtype=torch.float32)
+        return torch.zeros_like(source, dtype=torch.float32)
     return placed[0] if len(placed) == 1 else torch.cat(placed, dim=-1)

@@ -188,6 +188,23 @@ def is_counted_as_it_is(node: fx.Node) -> bool:
     return all(name_of(moved) in _CASTS or _changes_place(moved) for moved in nodes)
 
 
+def is_cast(node: fx.Node) -> bool:
+    """Whether the numbers of a lookup's input are made integers before it."""
+    return any(map(makes_integers, trail(_indices(node))))
+
+
+def makes_integers(node: fx.Node) -> bool:
+    """Whether a node is a cast to integers."""
+    arguments = [*node.args, *node.kwargs.values()]
+    return name_of(node) in ("long", "int") or any(dtype in arguments for dtype in (torch.int64, torch.int32))
+
+
+@primitive(linear="first")
+def without_features(relevance: Tensor, source: Tensor) -> Tensor:
+    """Relevance of what was looked up, summed to the shape of ``source``, whose numbers were cast for it."""
+    return relevance.flatten(source.dim()).sum(-1)
+
+
 @primitive
 def numbered(source: Tensor) -> Tensor:
     """A number for each element, in the shape of ``source``."""

@@ -36,10 +36,15 @@ def signal_nodes(captured: Captured) -> tuple[set[fx.Node], set[fx.Node]]:
     """
     integers = {node for node in captured.graph.nodes if node.op == "placeholder" and node.target in captured.integers}
     lookups = {}
+    casts = set()  # lookups by columns of a table of numbers, which are cast for it
     for node in captured.graph.nodes:
         *_, source = [None, *trail(index_of(node))]
-        if source is not None and (source in integers or captured.way == "symbolic"):
+        if source is None:
+            continue
+        if source in integers or captured.way == "symbolic":
             lookups[node] = source
+        elif _is_floating(source):
+            casts.add(node)
     integers |= set(lookups.values())
     if not lookups and all(node in integers for node in captured.graph.nodes if node.op == "placeholder"):
         integers = set()
@@ -51,7 +56,8 @@ def signal_nodes(captured: Captured) -> tuple[set[fx.Node], set[fx.Node]]:
         else:
             depends = any(source in signal for source in node.all_input_nodes)
             counted = any(source in counts for source in node.all_input_nodes)
-            carries = node in lookups or (depends and not _asks(node) and (_is_floating(node) or counted))
+            computed = depends and not _asks(node) and (_is_floating(node) or counted)
+            carries = computed or node in lookups or node in casts
         if carries:
             signal.add(node)
             if not _is_floating(node):

@@ -26,7 +26,7 @@ from fxlrp.common.items import FRONT, Items
 from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import channels, tensor_of, weight_shape
-from fxlrp.passes.lookups import is_counted_as_it_is
+from fxlrp.passes.lookups import is_cast, is_counted_as_it_is
 from fxlrp.vocabulary import Kind
 
 
@@ -40,6 +40,7 @@ class InputSpec:
         axis, size: an axis of fixed size, such as (1, 3) for RGB channels.
         integer: whether it holds integers or booleans: token numbers, a mask.
         entries: how many rows the embedding has that it is looked up in.
+        cast: whether forward() makes integers of it before each lookup, so that it may be given as numbers.
         shape: its shape where the capture fixed it: numbers, and names for free axes.
         numbers: whether integers may stand for floating point numbers: the model casts them before it computes.
     """
@@ -50,6 +51,7 @@ class InputSpec:
     size: int | None = None
     integer: bool = False
     entries: int | None = None
+    cast: bool = False
     shape: Shape | None = None
     numbers: bool = False
 
@@ -59,6 +61,8 @@ class InputSpec:
         Where it is not known what the input feeds, integers in place of floating point numbers (a
         mask) call for a graph of their own.
         """
+        if floating and self.integer and self.cast:
+            return False
         layered = self.axis is not None or self.entries is not None
         return layered or floating != self.integer or (self.numbers and not floating)
 
@@ -89,10 +93,11 @@ def _casts(user: fx.Node) -> bool:
 
 def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
     lookups = [n for n in forward.graph.nodes if n.op == "call_function" and facts(n).source is placeholder]
+    cast = bool(lookups) and all(map(is_cast, lookups))
     lookups = [n for n in lookups if is_counted_as_it_is(n)]
     tables = [tensor_of(lookup.args[0], forward) for lookup in lookups]
     entries = [table.shape[0] for table in tables if table is not None]
-    return InputSpec(str(placeholder.target), integer=True, entries=min(entries, default=None))
+    return InputSpec(str(placeholder.target), integer=True, entries=min(entries, default=None), cast=cast)
 
 
 def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from fxlrp.steps import batch_axis
 from fxlrp.steps.convolution import Convolution, TransposedConvolution
@@ -17,10 +18,16 @@ from fxlrp.steps.fourier import fourier_matrix
 from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.matrix_product import EinsteinSum, GroupedProduct, MatrixProduct
 from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
-from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Unsupported, per_axis
+from fxlrp.vocabulary.operation import SHAPE, Arguments, Composed, Kind, Operation, Unsupported, per_axis
 
 aten = torch.ops.aten
 Bindings = tuple[LinearOperation, Any, Any]
+
+
+def _kernel(weight: Any) -> tuple[Any, ...]:
+    """The size of a kernel, where it is known: of a parameter, and of what export computed a weight to be."""
+    computed = isinstance(weight, fx.Proxy) and SHAPE in weight.node.meta
+    return tuple((weight.node.meta[SHAPE] if computed else weight.shape)[2:])
 
 
 def convolution(dims: int) -> Operation:
@@ -31,7 +38,7 @@ def convolution(dims: int) -> Operation:
         stride, dilation = per_axis(stride, dims), per_axis(dilation, dims)
         if isinstance(padding, str):
             if padding == "same":
-                kernel = weight.shape[2:]
+                kernel = _kernel(weight)
                 if not all(isinstance(k, int) for k in kernel):
                     raise Unsupported("padding='same' with a weight that is computed in the graph")
                 total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

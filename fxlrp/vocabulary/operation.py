@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import nn
 
+SHAPE = "fxlrp shape"
+"""Where a node of the canonical graph keeps the shape that the capture knew of a value without signal."""
+
 Arguments = dict[str, Any]
 """The arguments of a call by their schema names, defaults filled in; tensors may be proxies."""
 
