@@ -156,7 +156,7 @@ class Snapshot:
             self._add(value, name, keyed=isinstance(value, dict))
         elif isinstance(value, types.FunctionType | types.MethodType):
             function = getattr(value, "__func__", value)
-            if function.__closure__:
+            if getattr(function, "__closure__", None):  # a method may be bound to a partial
                 self._add(_Cells(function.__closure__), name, kept=function)
         elif isinstance(value, functools.partial):
             self._add(value.keywords, name, keyed=True)

@@ -47,6 +47,17 @@ def _taken() -> frozenset[str]:
     return frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a weight is kept in fewer bits, by a tensor class that makes floating point numbers of it."""
+    return type(tensor) not in (Tensor, nn.Parameter) and type(tensor).dequantize is not Tensor.dequantize
+
+
+def dequantized(tensor: Tensor) -> Tensor:
+    """The floating point numbers of a weight that is kept in fewer bits, made when they are needed."""
+    numbers: Tensor = tensor.dequantize()
+    return numbers
+
+
 def tensor_names(graph: fx.Graph) -> list[str]:
     """The dotted names of the parameters, buffers and constants that a graph reads."""
     return sorted({str(node.target) for node in graph.nodes if node.op == "get_attr"})

@@ -21,7 +21,7 @@ from torch import fx, nn
 from fxlrp.capture import Captured, attribute, symbolic, tensor_proxy
 from fxlrp.capture.decompositions import can_be_decomposed
 from fxlrp.common.errors import UnknownOperationError
-from fxlrp.common.tensors import plain_name, safe_name
+from fxlrp.common.tensors import dequantized, is_packed, plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import identifier, target_name
 from fxlrp.passes.complex_calls import ComplexBuilder, holds_complex, of_constant
@@ -193,8 +193,11 @@ class _Canonicalizer:
             node = self.graph.create_node("get_attr", safe_name(name), name=identifier(name))
             self._label(node)
             # Of a buffer as of a parameter: a lowering may ask for its shape, which is no part of the graph.
-            tensor = nn.Parameter(self.captured.tensor(name).detach(), requires_grad=False)
-            proxy = tensor_proxy(self.builder, node, name, tensor)
+            tensor = self.captured.tensor(name).detach()
+            if is_packed(tensor):
+                node = self.builder.create_proxy("call_function", dequantized, (self.builder.proxy_of(node),), {}).node
+                tensor = dequantized(tensor)
+            proxy = tensor_proxy(self.builder, node, name, nn.Parameter(tensor, requires_grad=False))
             self.tensors[name] = of_constant(proxy) if tensor.is_complex() else proxy
         return self.tensors[name]
 

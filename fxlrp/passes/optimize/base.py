@@ -58,7 +58,8 @@ def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
         if node not in weight_nodes:
             continue
         if node.op == "get_attr":
-            values[node] = tensor_at(module, str(node.target)).detach().to("meta")
+            tensor = tensor_at(module, str(node.target))
+            values[node] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         elif all(source in values for source in node.all_input_nodes):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             with suppress(Exception):
