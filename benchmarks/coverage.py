@@ -142,18 +142,33 @@ class Tasks:
 
     def run(self) -> Row:
         self.output = self.subject.run()
-        if self.subject.output is None and isinstance(self.output, tuple | list):
-            self.subject = replace(self.subject, output=0)
+        if self.subject.output is None and not isinstance(self.output, Tensor):
+            first = 0 if isinstance(self.output, tuple | list) else next(iter(self.output))
+            self.subject = replace(self.subject, output=first)
         if self.subject.start is None:
             classes = _explained(self.output, self.subject.output).dim() == 2
             self.subject = replace(self.subject, start="probability" if classes else magnitude)
         return {}
 
     def compile(self) -> Row:
+        subject = self.subject
+        asked = {"start": subject.start, "output": subject.output, **subject.further}
+        if ZOOS[self.job["zoo"]].alone and self._explains_alone():
+            asked, self.subject = {}, replace(subject, output=None)
         began = time.perf_counter()
-        self.explainer = fxlrp.compile(self.subject.model, start=self.subject.start, output=self.subject.output)
+        self.explainer = fxlrp.compile(subject.model, **asked)
         self.compile_s = time.perf_counter() - began
-        return {"compile_s": self.compile_s}
+        given = [f"{name} {getattr(value, '__name__', value)}" for name, value in asked.items()
+                 if value is not None or name in subject.further]  # fmt: skip
+        return {"compile_s": self.compile_s, "how": ", ".join(given) or "alone"}
+
+    def _explains_alone(self) -> bool:
+        """Whether the model is explained with no start and no output; where it is not, fxlrp says so itself."""
+        try:
+            fxlrp.compile(self.subject.model)(*self.subject.inputs, **self.subject.keywords)
+        except fxlrp.errors.FxlrpError:
+            return False
+        return True
 
     def explain(self) -> Row:
         explainer, subject, began = self.explainer, self.subject, time.perf_counter()
@@ -213,7 +228,9 @@ def difference(ours: Any, theirs: Any, output: Any) -> str:
 
 
 def _explained(structure: Any, output: Any) -> Tensor:
-    return structure if output is None or isinstance(structure, Tensor) else structure[output]
+    if output is None or isinstance(structure, Tensor):
+        return structure
+    return output(structure) if callable(output) else structure[output]
 
 
 def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
@@ -222,6 +239,7 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
     known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo].members()]
     places = pl.DataFrame(known, schema=["zoo", "name"], orient="row").with_row_index("place")
     ok, finite = pl.col("status") == "ok", pl.col("finite") == "True"
+    typed = pl.col("reason").str.extract(r"^(\w+)").is_in(dir(fxlrp.errors))
     frame = frame.join(places, on=["zoo", "name"], how="left").sort("place", "dtype", nulls_last=True).with_columns(
         limit=pl.col("dtype").replace_strict(LIMITS, return_dtype=pl.Float64),
     ).with_columns(conserves=(ok & finite & (pl.col("total_error") <= pl.col("limit"))).fill_null(False))  # fmt: skip
@@ -234,6 +252,8 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
         "summary": frame.group_by("zoo", "dtype", "limit", maintain_order=True).agg(
             models=pl.len(),
             run=ok.sum(),
+            alone=(ok & (pl.col("how") == "alone")).sum(),
+            refused=(~ok & typed).sum(),
             identical=(ok & (pl.col("outputs") == "bit-identical")).sum(),
             conserve=(ok & (pl.col("total_error") <= pl.col("limit"))).sum(),
             at_every_node=(ok & (pl.col("node_error") <= pl.col("limit"))).sum(),
@@ -243,6 +263,7 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
             constants=(ok & pl.col("absorbed").str.contains("^(constant [^;]*(; )?)*$")).sum(),
             finite=(ok & finite).sum(),
         ).rows(named=True),
+        "field": [zoo for zoo in ZOOS if ZOOS[zoo].alone],
         "failed": frame.filter(~pl.col("conserves")).sort(ok, maintain_order=True).rows(named=True),
         "zoos": [(zoo, [dtype for dtype in LIMITS if dtype in some["dtype"]], [
             {row["dtype"]: row for row in rows.iter_rows(named=True)} for rows in groups(some, "name").values()

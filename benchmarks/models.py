@@ -1,6 +1,8 @@
 """The models that are timed, by name, on random weights that are worth explaining; and the noise they are given."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
@@ -35,8 +37,11 @@ def noise(*shape: int, seed: int = 1, batch: int = 2) -> Tensor:
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def usable(model: nn.Module, *shape: int) -> nn.Module:
-    """Random weights made fit to be explained: nothing silent, batch norms measured on noise; eval mode."""
+def usable(model: nn.Module, *shape: int, run: Callable[[], Any] | None = None) -> nn.Module:
+    """Random weights made fit to be explained: nothing silent, batch norms measured on noise; eval mode.
+
+    ``run`` runs the model, where its input is not noise of this ``shape``.
+    """
     model.eval()
     with torch.no_grad():
         # Heads, tokens and residual branches that start at zero would leave nothing to propagate through.
@@ -49,7 +54,7 @@ def usable(model: nn.Module, *shape: int) -> nn.Module:
             norm.reset_running_stats()
             norm.train().momentum = None  # the plain average over the batches
         for seed in (2, 3) if norms else ():
-            model(noise(*shape, seed=seed, batch=4))
+            run() if run else model(noise(*shape, seed=seed, batch=4))
     return model.eval()
 
 

@@ -2,15 +2,18 @@
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
@@ -18,6 +21,7 @@ from benchmarks.models import noise, usable
 
 TIMM_SMALLEST = Path(__file__).parent / "timm_smallest.json"
 TIMM = json.loads(TIMM_SMALLEST.read_text())
+FIELD = json.loads((Path(__file__).parent / "field.json").read_text())
 TRANSFORMERS = json.loads((Path(__file__).parent / "small_transformers.json").read_text())
 
 
@@ -26,7 +30,7 @@ class Subject:
     """A model with random weights that are always the same, a batch of its inputs, and what to explain of it.
 
     ``start`` and ``output`` are as ``fxlrp.compile`` takes them; no start: the probability of the predicted class, or
-    for an output of another shape its magnitude.
+    for an output of another shape its magnitude. ``further`` is what else it needs.
     """
 
     model: nn.Module
@@ -34,11 +38,15 @@ class Subject:
     keywords: dict[str, Tensor] = field(default_factory=dict)
     start: Any = None
     output: Any = None
+    further: dict[str, Any] = field(default_factory=dict)
 
     def to(self, dtype: torch.dtype) -> "Subject":
         """The same in another precision; integers stay integers."""
-        inputs, keywords = tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, (self.inputs, self.keywords))
-        return replace(self, model=self.model.to(dtype), inputs=inputs, keywords=keywords)
+        inputs, keywords = tree_map_only(
+            Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (self.inputs, self.keywords)
+        )
+        model = self.model.double() if dtype == torch.float64 else self.model.float()  # complex weights stay complex
+        return replace(self, model=model, inputs=inputs, keywords=keywords)
 
     def run(self) -> Any:
         """What the model returns for the inputs."""
@@ -63,6 +71,11 @@ def next_token(output: Tensor, target: Tensor | None) -> Tensor:
     probabilities = output[:, -1].softmax(dim=1)
     chosen = probabilities * nn.functional.one_hot(probabilities.argmax(dim=1), output.shape[2])
     return nn.functional.pad(chosen[:, None], (0, 0, output.shape[1] - 1, 0))
+
+
+def first_tensor(returned: Any) -> Tensor:
+    """The output that comes first in whatever a model returns."""
+    return tree_leaves(returned)[0]
 
 
 FAMILIES = (
@@ -154,12 +167,55 @@ def _transformer(name: str) -> Subject:
     return Subject(model, keywords={"input_ids": ids, "attention_mask": mask}, start=start, output=output)
 
 
+def _packages(zoo: str) -> dict[str, str]:
+    """The models of a zoo of the field, each with the package that it is from: the first it names beside torch."""
+    named = {name: re.findall(r'"@?(\w+)\.', json.dumps(entry["model"])) for name, entry in FIELD[zoo].items()}
+    return {name: next(package for package in packages if package != "torch") for name, packages in named.items()}
+
+
+def _of_the_field(zoo: str, name: str) -> Subject:
+    entry = FIELD[zoo][name]
+    torch.manual_seed(0)
+    model, inputs, keywords, output = (_made(entry.get(part)) for part in ("model", "inputs", "keywords", "output"))
+    inputs, keywords = tuple(inputs or ()), keywords or {}
+    usable(model.eval(), run=lambda: model(*inputs, **keywords))
+    return Subject(model, inputs, keywords, output=output, further=entry.get("further", {}))
+
+
+def _made(value: Any) -> Any:
+    """What an entry of the field stands for.
+
+    ``{"module.name": arguments}`` calls what has this name, with a list of arguments or a dict of those by name;
+    ``"@module.name"`` is the object itself; ``{"noise": shape}`` is a batch of noise.
+    """
+    if isinstance(value, list):
+        return [_made(each) for each in value]
+    if isinstance(value, str) and value.startswith("@"):
+        return resolve_name(value[1:])
+    if not isinstance(value, dict):
+        return value
+    made = {name: _made(each) for name, each in value.items()}
+    name, arguments = next(iter(made.items()), ("", None))
+    if name == "noise":
+        return noise(*arguments)
+    if "." not in name:
+        return made
+    called = resolve_name(name)
+    if isinstance(arguments, list):
+        return called(*arguments)
+    return called(called.config_class(**arguments)) if hasattr(called, "config_class") else called(**arguments)
+
+
 @dataclass(frozen=True)
 class Zoo:
-    """A collection of models: their names, each with its family or its task, and how one is made, in float32."""
+    """A collection of models: their names, each with its family or its task, and how one is made, in float32.
+
+    ``alone``: whether the model alone is tried first, with no start and no output.
+    """
 
     members: Callable[[], dict[str, str]]
     load: Callable[[str], Subject]
+    alone: bool = False
 
 
 ZOOS = {
@@ -169,6 +225,7 @@ ZOOS = {
     "torchvision-detection": Zoo(_listed("detection"), _backbone),
     "timm": Zoo(lambda: {smallest["name"]: family for family, smallest in TIMM.items()}, _timm),
     "transformers": Zoo(lambda: {name: entry["task"] for name, entry in TRANSFORMERS.items()}, _transformer),
+    **{zoo: Zoo(partial(_packages, zoo), partial(_of_the_field, zoo), alone=True) for zoo in FIELD},
 }
 
 
