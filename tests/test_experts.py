@@ -97,3 +97,17 @@ def test_the_grouped_product_and_its_transpose():
     s = torch.randn(6, 5, dtype=torch.float64)
     back = grouped_transpose(s, weight, ends)
     assert_close((back * x).sum(), (s * expected).sum())
+
+
+def test_experts_of_transformers_are_grouped_by_an_operation_of_its_own():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "pad_token_id": 0}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3, "num_labels": 4}
+    config = transformers.MixtralConfig(**sizes, **heads)
+    torch.manual_seed(0)
+    model = transformers.MixtralForSequenceClassification(config).eval()
+    ids = torch.randint(1, 32, (2, 6), generator=torch.Generator().manual_seed(1))
+    explainer = fxlrp.compile(model, output="logits")
+    assert_close(explainer(ids).output.logits, model(ids).logits)
+    ledger = explainer.ledger(ids)
+    assert float((ledger.error / ledger.start).abs().max()) < 1e-4

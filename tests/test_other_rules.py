@@ -44,6 +44,29 @@ def test_ratio_split_of_nothing_is_halves_and_padding_gets_none():
     assert to_residual.tolist() == [[0.5, 1.0, 0.5]]
 
 
+class MaskedGates(nn.Module):
+    """Gates from differences of scores, those to come masked with −∞, as in an xLSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.head = nn.Linear(4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        scores = F.logsigmoid(self.score(x)).cumsum(1)
+        scores = torch.where(torch.ones(5, 5).tril().bool(), scores - scores.mT, float("-inf"))
+        gates = (scores - scores.max(-1, keepdim=True).values).exp()
+        return self.head((x @ x.mT * gates) @ x).mean(1)
+
+
+@pytest.mark.parametrize("preset", ["evidence", "conserving"])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_a_score_that_is_masked_is_split_as_nothing(preset, optimize):
+    torch.manual_seed(0)
+    model, x = MaskedGates().double().eval(), torch.randn(2, 5, 4, dtype=DOUBLE)
+    explainer = fxlrp.compile(model, preset, optimize=optimize)
+    assert_conserves(explainer, x, absorbs=("bias", "constant", "stabilizer"))
+
+
 def test_symmetric_split_is_halves():
     r, s, m = torch.randn(3, 2, 4)
     assert all(torch.equal(share, r / 2) for share in shares(SymmetricSplit(), r, s, m))

@@ -17,12 +17,12 @@ from fxlrp.steps.primitives import denominator_into, divide, stabilize
 def ratio(
     skip: Tensor, residual: Tensor, skip_support: Tensor | None = None, residual_support: Tensor | None = None
 ) -> Tensor:
-    """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal."""
+    """``|h_s| / (|h_m| + |h_s|)``; 0/0 is a half, or whole for the operand that carries signal, and ∞/∞ is a half."""
     numerator = skip.abs()
     total = numerator + residual.abs()
     undecided = total == 0
     # An operand of zeros receives exactly that: a tiny share would turn into denormal numbers, on which CPUs are slow.
-    share = numerator / total.masked_fill(undecided, 1)
+    share = (numerator / total.masked_fill(undecided, 1)).masked_fill(numerator.isinf(), 0.5)
     if skip_support is None and residual_support is None:
         return share.masked_fill(undecided, 0.5)
     ours = torch.ones_like(skip) if skip_support is None else skip_support
@@ -45,7 +45,7 @@ def ratio_split_into(
         return to_skip, relevance.sub_(to_skip)
     for r, s, m in blocks(relevance, skip, residual):
         total = s.abs().add_(m.abs_())
-        to_skip = torch.abs(s, out=m).div_(total).nan_to_num_(nan=0.5).mul_(r)  # 0/0 is a half
+        to_skip = torch.abs(s, out=m).div_(total).nan_to_num_(nan=0.5).mul_(r)  # 0/0 and ∞/∞ are a half
         r.sub_(to_skip)
     return residual, relevance
 
@@ -62,12 +62,16 @@ def ratio_split(
 
 @primitive(linear="first", fresh=True, several=True)
 def gamma_split(relevance: Tensor, skip: Tensor, residual: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Relevance in proportion to the terms, those with the sign of the sum counting 1 + γ times; 0/0 is a half."""
+    """Relevance in proportion to the terms, those with the sign of the sum counting 1 + γ times.
+
+    0/0 is a half, and so is ∞/∞: a score that is masked with −∞ hands on what it gets, which is nothing, as a number.
+    """
     positive = skip + residual >= 0
     numerator, other = (torch.where((h >= 0) == positive, h * (1 + gamma), h) for h in (skip, residual))
     total = numerator + other
     undecided = total == 0
-    to_skip = relevance * (numerator / total.masked_fill(undecided, 1)).masked_fill(undecided, 0.5)
+    share = (numerator / total.masked_fill(undecided, 1)).masked_fill(undecided | numerator.isinf(), 0.5)
+    to_skip = relevance * share
     return to_skip, relevance - to_skip
 
 

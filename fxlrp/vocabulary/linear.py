@@ -218,7 +218,7 @@ OPERATIONS: list[Operation] = [
     Operation(
         aten._grouped_mm.default, Kind.LINEAR, operands=("self",), functions=(torch._grouped_mm,),
         lower=lower_grouped, bind=bind_grouped, channels=last, parametric=True,
-        aten={aten._grouped_mm.default: lower_grouped},
+        aten={aten._grouped_mm.default: lower_grouped, "transformers.grouped_mm_fallback.default": lower_grouped},
     ),
     *CONVOLUTIONS,
     Operation(

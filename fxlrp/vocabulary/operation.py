@@ -76,7 +76,7 @@ class Operation:
         operands: the schema names of the arguments that can carry signal.
         functions, methods: other spellings; their in-place forms are understood.
         aten: other ATen overloads, and how each is lowered to the canonical call; ``None``:
-            it takes the same arguments.
+            it takes the same arguments. An operation that a package brings when it is imported goes by its name.
         lower: from the Python signature of the spellings to the canonical call. ``None``:
             they take the same arguments as ``target``, and ``input`` for ``self``.
         bind: for a linear operation or a product ``(arguments, operand name) ->
@@ -226,8 +226,8 @@ class Vocabulary:
         return self._by_target.get(target)
 
     def overload(self, overload: Any) -> Callable[..., Any] | None:
-        """How a call of this ATen overload is lowered, its arguments being those of its schema."""
-        return self._by_overload.get(overload)
+        """How a call of this overload is lowered, its arguments being those of its schema."""
+        return self._by_overload.get(overload) or self._by_overload.get(str(overload))
 
     def function(self, function: Any) -> Operation | None:
         """The operation that this function spells."""
