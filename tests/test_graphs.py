@@ -135,3 +135,27 @@ def test_what_such_an_explainer_cannot_do_says_so(tmp_path):
         fxlrp.compile(net(), batch=-1)
     with pytest.raises(InputError, match=r"give compile\(…, batch=None\)"):
         fxlrp.compile(net(pooled=False))(*graph())
+
+
+class ByKind(nn.Module):
+    """A layer for each kind of node, of which a graph may have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 3) for _ in range(2))
+
+    def forward(self, x, kinds):
+        out = x.new_zeros(x.shape[0], 3)
+        for kind, layer in enumerate(self.layers):
+            rows = (kinds == kind).nonzero().view(-1)
+            out = out.index_copy(0, rows, layer(x.index_select(0, rows)))
+        return out
+
+
+def test_a_layer_to_which_no_node_goes_has_a_row_of_nothing():
+    torch.manual_seed(0)
+    explainer = fxlrp.compile(ByKind().double().eval(), batch=None, start=lambda output, target: output.abs())
+    x, kinds = torch.randn(6, 4).double(), torch.ones(6, dtype=torch.long)
+    ledger = explainer.ledger(x, kinds)
+    torch.testing.assert_close(explainer(x, kinds).relevance[0].sum()[None], ledger.start)
+    assert float(ledger.error.abs().max()) < 1e-10

@@ -461,7 +461,9 @@ def _carriers(share: Tensor, support: Tensor | None, batch_axis: BatchAxis | Non
     """How many elements of an item carry signal."""
     if support is None and batch_axis is not None and BatchAxis(*batch_axis).owners is not None:
         return sum_items(torch.ones_like(share), batch_axis).clamp(min=1)
-    return share.numel() // received.shape[0] if support is None else sum_items(support, batch_axis).clamp(min=1)
+    if support is not None:
+        return sum_items(support, batch_axis).clamp(min=1)
+    return share.numel() // max(1, received.shape[0])  # no item at all: a layer to which none goes
 
 
 @primitive(linear="first")
