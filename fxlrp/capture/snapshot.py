@@ -156,8 +156,9 @@ class Snapshot:
             self._add(value, name, keyed=isinstance(value, dict))
         elif isinstance(value, types.FunctionType | types.MethodType):
             function = getattr(value, "__func__", value)
-            if getattr(function, "__closure__", None):  # a method may be bound to a partial
-                self._add(_Cells(function.__closure__), name, kept=function)
+            closure = getattr(function, "__closure__", None)  # a method may be bound to a partial
+            if closure:
+                self._add(_Cells(closure), name, kept=function)
         elif isinstance(value, functools.partial):
             self._add(value.keywords, name, keyed=True)
             self._add(value.args, name)
