@@ -102,7 +102,7 @@ def index_of(node: fx.Node) -> Any:
 
 def table_index(node: fx.Node) -> Any:
     """The indices by which a captured node picks entries of a parameter or a buffer; ``None`` for any other."""
-    if node.op not in ("call_function", "call_method") or not node.args or not _is_table(node.args[0]):
+    if node.op not in ("call_function", "call_method") or not node.args:
         return None
     index: Any = None
     if node.target is operator.getitem:
@@ -112,7 +112,9 @@ def table_index(node: fx.Node) -> Any:
         index = indices[0] if len(indices) == 1 else None
     elif name_of(node) == "index_select" and node.args[1:2] == (0,):
         index = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
-    return index if isinstance(index, fx.Node) and _comes_from_input(index) else None
+    if not isinstance(index, fx.Node):  # what most nodes are is seen without a walk through the graph
+        return None
+    return index if _is_table(node.args[0]) and _comes_from_input(index) else None
 
 
 def _is_table(value: Any) -> bool:

@@ -67,8 +67,9 @@ def chosen(optimize: bool | Sequence[str]) -> tuple[str, ...]:
 
 def optimize(module: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
     """Run those of ``PASSES`` that are named, in their order."""
-    wanted = set(names)
-    for name, step in PASSES.items():
-        if name in wanted:
-            module = step(module)
+    wanted = [step for name, step in PASSES.items() if name in set(names)]
+    for step in wanted:
+        module = step.of_graph(module)
+    if wanted:
+        module.recompile()
     return module

@@ -90,10 +90,9 @@ class TransposesAsConvolutions(OptimizerPass):
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        shapes = weight_shapes(module)
-        for node in list(module.graph.nodes):
-            if node.target is not convolution_transpose:
-                continue
+        transposes = [node for node in module.graph.nodes if node.target is convolution_transpose]
+        shapes = weight_shapes(module) if transposes else {}
+        for node in transposes:
             a = arguments_of(node)
             shape = shapes.get(a["weight"])
             if shape is None:
