@@ -28,6 +28,14 @@ def can_be_decomposed(name: str) -> bool:
     return packet is not None and any(getattr(packet, form) in _ways() for form in packet.overloads())
 
 
+def is_composite(overload: Any) -> bool:
+    """Whether torch makes this overload out of others."""
+    try:
+        return bool(overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+    except RuntimeError:  # an overload for numbers, which the dispatcher does not know
+        return False
+
+
 @cache
 def _ways() -> dict[Any, Callable[..., Any]]:
     table: Any = default_decompositions()

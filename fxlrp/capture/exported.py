@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
@@ -29,6 +29,7 @@ from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_out
 from fxlrp.capture.decompositions import decompositions
 from fxlrp.capture.double import to_run, with_hooks, without_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
+from fxlrp.capture.functional import NotByNodeError, functional
 from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.items import FRONT, Items
@@ -36,6 +37,11 @@ from fxlrp.vocabulary.linear import spelled_out
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 """Batch sizes to export with."""
+
+_UNGUARDED: dict[str, Any] = (
+    {"check_guards": False} if "check_guards" in inspect.signature(ExportedProgram.module).parameters else {}
+)
+"""How to ask for the module of a program without checks of sizes."""
 
 _REPEATED = re.compile(r"@\d+")
 _PREFIX = "model"
@@ -176,9 +182,9 @@ def _first(
         try:
             if asking:
                 flat.ask(examples)
-            program = _export(flat, examples, _axes(call, examples, batch, free=free))
+            program, graph = _export(flat, examples, _axes(call, examples, batch, free=free))
             asks_batch = batch is Dim.AUTO
-            captured = _captured(model, call, flat, program, examples, asks_batch=asks_batch, fixed=fixed)
+            captured = _captured(model, call, flat, program, graph, examples, asks_batch=asks_batch, fixed=fixed)
             if captured.questions is not None and captured.questions.of_signal:
                 return None, refused or ValueError("data-dependent")
             if examples is own or captured.serves(own):
@@ -206,10 +212,17 @@ def _is_of_sizes(error: Exception) -> bool:
     return "onstraint" in str(error) or "pecializ" in str(error)
 
 
-def _export(flat: _Flat, examples: tuple[Tensor, ...], axes: Any) -> torch.export.ExportedProgram:
+def _export(
+    flat: _Flat, examples: tuple[Tensor, ...], axes: Any
+) -> tuple[ExportedProgram, fx.Graph]:  # fmt: skip
+    """The exported program, and its graph: functional, of operations that the vocabulary knows where torch has them."""
     with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), quiet():
         program = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
-        return program.run_decompositions(decompositions())
+        try:
+            return program, functional(program.graph)
+        except NotByNodeError:
+            program = program.run_decompositions(decompositions())
+            return program, program.module(**_UNGUARDED).graph
 
 
 def example_batch(
@@ -297,11 +310,10 @@ def _blamed(model: nn.Module, error: Exception) -> str:
 
 
 def _captured(
-    model: nn.Module, call: Call, flat: _Flat, program: torch.export.ExportedProgram, examples: Sequence[Tensor],
-    *, asks_batch: bool, fixed: bool,
+    model: nn.Module, call: Call, flat: _Flat, program: ExportedProgram, read: fx.Graph,
+    examples: Sequence[Tensor], *, asks_batch: bool, fixed: bool,
 ) -> Captured:
-    options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-    module: Any = program.module(**options)
+    held, owner = _held(program), read.owning_module or model
     graph = fx.Graph()
     constants: Tensors = {}
     nodes: dict[fx.Node, fx.Node] = {}
@@ -312,8 +324,8 @@ def _captured(
     shapes: dict[str, Shape] = {}
     questions: Questions | None = None
     items = call.items
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
+    for node in read.nodes:
+        if node.op == "placeholder" and node.name not in held:
             name = next(inputs)
             new = graph.placeholder(name)
             sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
@@ -323,11 +335,11 @@ def _captured(
                     raise _one_batch_size(model)
                 sizes[axis] = "batch"  # which batches are served is told by itself
             shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
-        elif node.op == "get_attr":
-            name = str(node.target)
-            name = name.removeprefix(_PREFIX + ".")
+        elif node.op in ("get_attr", "placeholder"):
+            path = held.get(node.name, str(node.target))
+            name = path.removeprefix(_PREFIX + ".")
             if name not in tensors:  # a constant that tracing made, wherever export put it
-                value = attribute(module, str(node.target))
+                value = program.constants[path] if node.op == "placeholder" else attribute(owner, path)
                 if not isinstance(value, Tensor):
                     raise CaptureError(
                         f"{type(model).__name__} chooses between functions by a value, with torch.cond or another "
@@ -360,7 +372,7 @@ def _captured(
         new.meta = {
             "val": node.meta.get("val"),
             "stack_trace": node.meta.get("stack_trace"),
-            "nn_module_stack": _module_stack(node, types),
+            "nn_module_stack": _module_stack(node, new, types),
         }
     integers = frozenset(
         name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
@@ -373,7 +385,14 @@ def _captured(
     )
 
 
-def _batches(program: torch.export.ExportedProgram, call: Call) -> tuple[int, float]:
+def _held(program: ExportedProgram) -> dict[str, str]:
+    """By the placeholder of an exported graph that is no input: the name of the tensor that it stands for."""
+    signature = program.graph_signature
+    tables = signature.inputs_to_parameters, signature.inputs_to_buffers, signature.inputs_to_lifted_tensor_constants
+    return {placeholder: name for table in tables for placeholder, name in table.items()}
+
+
+def _batches(program: ExportedProgram, call: Call) -> tuple[int, float]:
     """The smallest and the largest batch for which the model takes the way that was read.
 
     torch takes two for the smallest that it can leave free; whether one is alike, a comparison with the model tells.
@@ -395,8 +414,14 @@ def _not_empty(cat: fx.Node) -> list[fx.Node]:
     return [part for part in parts if list(map(str, part.meta["val"].shape)) != ["0"]]  # a size may be a symbol
 
 
-def _module_stack(node: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:
-    """The modules around a node as symbolic tracing tells them: name of the call -> (path, type)."""
+def _module_stack(node: fx.Node, new: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:
+    """The modules around a node as symbolic tracing tells them: name of the call -> (path, type).
+
+    Args:
+        node: the node of the export.
+        new: the same node as it is captured.
+        types: the modules of the model.
+    """
     stack: OrderedDict[str, Any] = OrderedDict()
     for key, (called, _) in (node.meta.get("nn_module_stack") or {}).items():
         path = _REPEATED.sub("", called.removeprefix(_PREFIX).removeprefix("."))
@@ -405,9 +430,9 @@ def _module_stack(node: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDi
             stack[path + (repeated[-1] if repeated else "")] = (path, types[path])
     # A module that is not called but only lends its weight (the projection of nn.MultiheadAttention).
     innermost = next(reversed(stack.values()))[0] if stack else ""
-    for source in node.all_input_nodes:
+    for source in new.all_input_nodes:
         if source.op == "get_attr" and str(source.target).endswith(".weight"):
-            owner = str(source.target).removeprefix(_PREFIX + ".").removesuffix(".weight")
+            owner = str(source.target).removesuffix(".weight")
             if owner in types and owner != innermost and owner.startswith(f"{innermost}." if innermost else ""):
                 stack[owner] = (owner, types[owner])
     return stack

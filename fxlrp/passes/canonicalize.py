@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from fxlrp.capture import Captured, attribute, symbolic, tensor_proxy
-from fxlrp.capture.decompositions import can_be_decomposed
+from fxlrp.capture.decompositions import can_be_decomposed, is_composite
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import dequantized, is_packed, plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
@@ -269,15 +269,7 @@ def _is_atomic(node: fx.Node) -> bool:
     if packet is None or can_be_decomposed(name):
         return False
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    return not any(map(_opens, overloads)) and all(VOCABULARY.overload(overload) is None for overload in overloads)
-
-
-def _opens(overload: Any) -> bool:
-    """Whether torch makes this overload out of others."""
-    try:
-        return bool(overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
-    except RuntimeError:  # an overload for numbers, which the dispatcher does not know
-        return False
+    return all(not is_composite(overload) and VOCABULARY.overload(overload) is None for overload in overloads)
 
 
 def _unknown(*args: Any) -> Any:
