@@ -72,13 +72,13 @@ compile = _compiler(Recipe)
 
 
 def capture(model: nn.Module | ExportedProgram, *inputs: Any, output: Any = None, **named: Any) -> CapturedModel:
-    """Read a model once, to be compiled several times: with other presets, rules, starts or foils.
+    """Read a model once, to be compiled several times: with other presets, rules, starts, outputs or foils.
 
     Args:
         model: as :func:`compile` takes it.
         *inputs: an example of what it takes, (batch, ...), for models that symbolic tracing cannot follow; without,
             those are read at the first call of an explainer.
-        output: which of its outputs to explain, as :func:`compile` takes it.
+        output: which of its outputs to explain, as :func:`compile` takes it, where ``compile`` is not told another.
         **named: examples by name.
 
     Raises:

@@ -1,5 +1,7 @@
 """fxlrp.capture: a model is read once, whatever is compiled of it."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from checks import assert_close
@@ -100,15 +102,82 @@ def test_what_cannot_be_captured_says_so_at_once():
         fxlrp.capture(Branching().eval(), torch.randn(2, 3))
 
 
-def test_another_output_is_another_graph(counted):
-    class Both(Opened):
-        def forward(self, x):
-            return {"features": self.first(x), "scores": super().forward(x)}
+class Both(Opened):
+    def forward(self, x):
+        return {"features": self.first(x), "scores": super().forward(x)}
 
+
+@dataclass
+class Returned:
+    scores: torch.Tensor
+    features: torch.Tensor
+
+
+class Fields(Both):
+    def forward(self, x):
+        return Returned(**super().forward(x))
+
+
+def shifted(out):
+    return out["scores"].squeeze()[:, 1:] * 2 - out["features"].mean(dim=1, keepdim=True)
+
+
+OUTPUTS = {
+    "by key": (Both, "features"),
+    "of a function": (Both, lambda out: -out["scores"]),
+    "of several": (Both, shifted),
+    "by attribute": (Fields, lambda out: out.features * 2),
+    "of a field": (Fields, "features"),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_another_output_needs_no_other_capture(name, counted):
+    kind, output = OUTPUTS[name]
+    model, x = kind().eval(), torch.randn(3, 4)
+    captured = fxlrp.capture(model, x, output="scores")
+    options = {"preset": "conserving", "output": output, "start": "logit"}
+    found = [fxlrp.compile(captured, **options)(x, target=1) for _ in range(2)]
+    assert len(counted) == 1
+    expected = fxlrp.compile(model, **options)(x, target=1)
+    assert all(torch.equal(each.relevance, expected.relevance) for each in found)
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+
+class Holding(Both):
+    def forward(self, x):
+        found = super().forward(x)
+        return {**found, "held": Holder(found["features"])}
+
+
+def written(out):
+    return out["scores"].mul_(2)
+
+
+@pytest.mark.parametrize(("kind", "output"), [(Holding, lambda out: out["held"].value), (Both, written)])
+def test_an_output_that_a_capture_does_not_hold_is_read_of_the_model(kind, output, counted):
+    model, x = kind().eval(), torch.randn(3, 4)
+    captured = fxlrp.capture(model, x, output="scores")
+    explainer = fxlrp.compile(captured, "conserving", output=output, start="logit")
+    relevance = explainer(x, target=1).relevance
+    assert len(counted) == 2
+    assert_close(relevance, fxlrp.compile(model, "conserving", output=output, start="logit")(x, target=1).relevance)
+
+
+def test_an_output_that_there_is_not_is_told_without_another_capture(counted):
     model, x = Both().eval(), torch.randn(3, 4)
     captured = fxlrp.capture(model, x, output="scores")
-    for output in ("features", "scores", lambda out: -out["scores"]):
-        options = {"preset": "conserving", "output": output, "start": "logit"}
-        found, expected = (fxlrp.compile(given, **options)(x, target=1) for given in (captured, model))
-        assert_close(found.relevance, expected.relevance)
-    assert len(counted) == 3 + 3
+    with pytest.raises(CaptureError, match="output='nothing' is not in what the model returns"):
+        fxlrp.compile(captured, output="nothing")(x)
+    assert len(counted) == 1
+
+
+def test_what_does_not_depend_on_the_input_is_told_of_another_output_too():
+    model, x = Both().eval(), torch.randn(3, 4)
+    captured = fxlrp.capture(model, x, output="scores")
+    with pytest.raises(CaptureError, match="does not depend on the input"):
+        fxlrp.compile(captured, output=lambda out: torch.ones(3, 4))(x)

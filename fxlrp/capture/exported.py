@@ -29,11 +29,10 @@ from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_out
 from fxlrp.capture.decompositions import decompositions
 from fxlrp.capture.double import to_run, with_hooks, without_hooks
 from fxlrp.capture.followed import CAPTURING, functions_followed
-from fxlrp.capture.functional import NotByNodeError, functional
+from fxlrp.capture.functional import NotByNodeError, functional, settle
 from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.items import FRONT, Items
-from fxlrp.vocabulary.linear import spelled_out
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 """Batch sizes to export with."""
@@ -357,23 +356,13 @@ def _captured(
             new = graph.output(outputs)
         else:
             new = graph.node_copy(node, lambda n: nodes[n])
-            if node.target is torch.ops.aten.squeeze.default:
-                # Which axes are one long is known here; the batch is free, and stays.
-                shape: Any = node.all_input_nodes[0].meta["val"].shape
-                new.target = torch.ops.aten.squeeze.dims
-                single = [axis for axis, size in enumerate(shape) if isinstance(size, int) and size == 1]
-                new.args = (new.args[0], single)
-            if node.target is torch.ops.aten.einsum.default and "." in str(new.args[0]):
-                parts: Any = node.args[1]
-                new.args = (spelled_out(str(new.args[0]), [part.meta["val"].dim() for part in parts]), *new.args[1:])
-            if node.target is torch.ops.aten.cat.default:
-                new.args = ([nodes[part] for part in _not_empty(node)], *new.args[1:])
         nodes[node] = new
         new.meta = {
             "val": node.meta.get("val"),
             "stack_trace": node.meta.get("stack_trace"),
             "nn_module_stack": _module_stack(node, new, types),
         }
+        settle(new)
     integers = frozenset(
         name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
     )
@@ -406,12 +395,6 @@ def _batches(program: ExportedProgram, call: Call) -> tuple[int, float]:
         return 1, math.inf
     smallest, largest = int(limits.lower), float(limits.upper) if limits.upper < 2**31 else math.inf
     return (1 if smallest <= 2 else smallest), largest
-
-
-def _not_empty(cat: fx.Node) -> list[fx.Node]:
-    """What is concatenated, without the empty vectors that torch lets stand for any empty tensor (a new cache)."""
-    parts: Any = cat.args[0]
-    return [part for part in parts if list(map(str, part.meta["val"].shape)) != ["0"]]  # a size may be a symbol
 
 
 def _module_stack(node: fx.Node, new: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:

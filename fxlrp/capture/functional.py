@@ -9,7 +9,8 @@ afterwards under another name.
 from __future__ import annotations
 
 import operator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxlrp.capture.decompositions import decompositions, is_composite
 from fxlrp.vocabulary import VOCABULARY
+from fxlrp.vocabulary.linear import spelled_out
 
 _OF_NUMBERS = ("_operator", "math", "torch")
 """Modules whose functions compute sizes in an exported graph."""
@@ -44,14 +46,41 @@ def functional(graph: fx.Graph) -> fx.Graph:
         NotByNodeError: memory is written to and then read under another name, there are functions beside those of
             ATen, or an operation cannot be opened by itself.
     """
-    fake = detect_fake_mode([node.meta.get("val") for node in graph.nodes if node.op == "placeholder"])
+    with sizes_kept([node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]):
+        return _Copy(graph, decompositions(), {}).run()
+
+
+@contextmanager
+def sizes_kept(values: list[Any]) -> Iterator[None]:
+    """Within, what is computed of the values of exported nodes is an example, too; sizes that are free stay so.
+
+    Raises:
+        NotByNodeError: at the end, where a size that was free became a number.
+    """
+    fake = detect_fake_mode(values)
     sizes = fake.shape_env if fake is not None else None
     before = sizes and (len(sizes.guards), len(sizes.replacements))
     with fake or nullcontext(), torch.no_grad():
-        copied = _Copy(graph, decompositions(), {}).run()
+        yield
     if (sizes and (len(sizes.guards), len(sizes.replacements))) != before:
         raise NotByNodeError("a size that was free is a number now")
-    return copied
+
+
+def settle(node: fx.Node) -> None:
+    """Let a call of an exported graph say what is known of the shapes of its operands, each with its ``val``."""
+    arguments: Any = node.args
+    if node.target is torch.ops.aten.squeeze.default:
+        # Which axes are one long is known here; the batch is free, and stays.
+        shape = arguments[0].meta["val"].shape
+        node.target = torch.ops.aten.squeeze.dims
+        node.args = (arguments[0], [axis for axis, size in enumerate(shape) if isinstance(size, int) and size == 1])
+    elif node.target is torch.ops.aten.einsum.default and "." in str(arguments[0]):
+        dims = [part.meta["val"].dim() for part in arguments[1]]
+        node.args = (spelled_out(str(arguments[0]), dims), *arguments[1:])
+    elif node.target is torch.ops.aten.cat.default:
+        # Without the empty vectors that torch lets stand for any empty tensor (a new cache).
+        parts = [part for part in arguments[0] if list(map(str, part.meta["val"].shape)) != ["0"]]  # or a symbol
+        node.args = (parts, *arguments[1:])
 
 
 class _Copy:

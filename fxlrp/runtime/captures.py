@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.capture import Call, Captured, Snapshot, as_module, check_model, export, trace, unwrapped
+from fxlrp.capture import Call, Captured, Snapshot, as_module, check_model, export, trace, unwrapped, with_output
 from fxlrp.common.items import FRONT, Items
 
 MOST_CAPTURES = 16
@@ -21,7 +21,7 @@ class CapturedModel:
     """A model and the graphs that were read of it, to be given to :func:`fxlrp.compile` in place of the model.
 
     Reading a large model takes most of the time of a first explanation. What is compiled of one captured model, with
-    whichever preset, rules or start, reads it once. A model that was changed since is read again.
+    whichever preset, rules, start or output, reads it once. A model that was changed since is read again.
 
     Args:
         model: a module in eval mode, or an exported program. It is not changed.
@@ -56,7 +56,7 @@ class CapturedModel:
         """
         with self._lock:
             self._follow()
-            key = ("symbolic", output, items)
+            key = ("symbolic", items), output
             for known, captured in self._kept:
                 if known == key:
                     return captured
@@ -82,10 +82,15 @@ class CapturedModel:
         """
         with self._lock:
             self._follow()
-            key = ("export", call.key, output, dtype, fixed)
-            for known, captured in self._kept:
-                if known == key and _fits(captured, call, tensors):
+            key = ("export", call.key, dtype, fixed), output
+            alike = [kept for kept in self._kept if kept[0][0] == key[0] and _fits(kept[1], call, tensors)]
+            for known, captured in alike:
+                if known == key:
                     return captured
+            for _, captured in alike[:1]:  # it holds all that the model returns
+                if (other := with_output(captured, output)) is not None:
+                    self._keep(key, other)
+                    return other
             check_model(self.model)
             read = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
             found = export(read, call, tensors, output, fixed=fixed)
