@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -40,7 +41,7 @@ def with_output(captured: Captured, output: Any) -> Captured | None:
     _, *leaves = _outputs(captured.graph)
     sources = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
     examples = [source.meta.get("val") for source in sources]
-    if any(value is None for value in examples):
+    if not all(isinstance(value, FakeTensor) for value in examples):
         return None
 
     def choose(*values: Any) -> Any:
@@ -85,4 +86,4 @@ def _followed(graph: fx.Graph, way: fx.Graph, sources: list[fx.Node]) -> fx.Grap
 
 
 def _device(values: list[Any]) -> str:
-    return next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+    return next((str(value.device.type) for value in values), "cpu")

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from fxlrp.common.errors import ExportError
 
 
 @contextmanager
@@ -19,3 +22,14 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def checked_path(path: Any) -> Path:
+    """A path as the caller gives it.
+
+    Raises:
+        ExportError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise ExportError(f"a file is named by a str or a path, not {path!r}")
+    return Path(path)

@@ -51,17 +51,6 @@ _TREES = frozenset({
 _COMPILED = "aotinductor"
 
 
-def checked_path(path: Any) -> Path:
-    """A path as the caller gives it.
-
-    Raises:
-        ExportError: it is none.
-    """
-    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
-        raise ExportError(f"a file is named by a str or a path, not {path!r}")
-    return Path(path)
-
-
 def is_compiled(names: list[str]) -> bool:
     """Whether an archive of these members holds machine code."""
     return any(_COMPILED in name for name in names)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from fxlrp.capture.exported import quiet
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import ExportError
 from fxlrp.common.extras import require
-from fxlrp.exports.archive import checked_path
 from fxlrp.exports.onnx_program import for_onnx
 from fxlrp.exports.portable import check_path, exported
 from fxlrp.exports.saved import check_results

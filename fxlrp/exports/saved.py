@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
-from fxlrp.exports.archive import SIGNATURE, checked_path, is_compiled, is_sealed, member_names, read, seal, written
+from fxlrp.exports.archive import SIGNATURE, is_compiled, is_sealed, member_names, read, seal, written
 from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
 from fxlrp.interop import captum
 from fxlrp.maps.heatmap import heatmap

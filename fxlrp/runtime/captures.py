@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture import Call, Captured, Snapshot, as_module, check_model, export, trace, unwrapped, with_output
 from fxlrp.common.items import FRONT, Items
+from fxlrp.runtime import capture_files
 
 MOST_CAPTURES = 16
 """How many graphs of a model are kept; the oldest goes first."""
@@ -42,6 +45,45 @@ class CapturedModel:
 
     def __repr__(self) -> str:
         return f"CapturedModel({type(self.given).__name__}, graphs={len(self._kept)})"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write what was read of the model to a file, without its weights: :meth:`load` reads it back.
+
+        An ``output`` that is a function is not written, nor a graph that only holds for some values of integers, of
+        which ``forward()`` asked.
+
+        Args:
+            path: the file. It is written completely or not at all.
+
+        Raises:
+            ExportError: the file cannot be written, or the graph holds what no file can.
+        """
+        with self._lock:
+            self._follow()
+            return capture_files.save(path, self.model, self.output, self._kept)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Any, output: Any = None) -> CapturedModel:
+        """The capture in a file, for the model that it was read of.
+
+        A file is data, of which no code is run. That it still fits the model, whose code may have changed, the first
+        call of what is compiled of it shows.
+
+        Args:
+            path: what :meth:`save` wrote.
+            model: the model, in eval mode, its weights as they may be. It is not changed.
+            output: which of its outputs to explain; ``None``: the one that was saved.
+
+        Raises:
+            ExportError: the file is no capture, it is damaged, or it is of another model.
+            TrainingModeError, CaptureError: the model cannot be captured as it is.
+        """
+        captured = cls(model, output)
+        check_model(captured.model)
+        saved, captured._kept = capture_files.load(path, captured.model)
+        if output is None and not isinstance(saved, capture_files.UnsavedOutput):
+            captured.output = saved
+        return captured
 
     @property
     def model(self) -> nn.Module:
