@@ -1,5 +1,6 @@
 """fxlrp.capture: a model is read once, whatever is compiled of it."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import CaptureError
 from fxlrp.runtime import captures
+from fxlrp.runtime.engine import MOST_PLANS
 
 
 class Opened(nn.Module):
@@ -91,6 +93,32 @@ def test_other_sizes_are_read_when_they_come(counted):
         x = torch.randn(batch, 4)
         assert_close(fxlrp.compile(captured, "conserving")(x).output, model(x))
     assert len(counted) <= 2
+
+
+class Counted(Opened):
+    """Its forward() makes a number of the batch."""
+
+    def forward(self, x):
+        return super().forward(x * torch.ones(int(x.shape[0]), 1))
+
+
+def test_sizes_that_take_another_capture_are_told_in_one_line_and_the_last_are_kept(counted):
+    model = Counted().eval()
+    captured = fxlrp.capture(model, torch.randn(2, 4))
+    explainer = fxlrp.compile(captured, "conserving", start="logit")
+    explainer(torch.randn(2, 4), target=0)
+    reads = len(counted)
+    for batch in range(3, 3 + MOST_PLANS):
+        with pytest.warns(UserWarning, match=rf"^Counted was captured anew for sizes x \({batch}, 4\).*kept$"):
+            explainer(torch.randn(batch, 4), target=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in range(3, 3 + MOST_PLANS):
+            x = torch.randn(batch, 4)
+            assert_close(explainer(x, target=0).output, model(x))
+    assert len(explainer._engine._plans) <= MOST_PLANS
+    assert len(captured._kept) <= captures.MOST_CAPTURES
+    assert len(counted) == reads + 2 * MOST_PLANS  # with free sizes first, and then for these
 
 
 def test_what_cannot_be_captured_says_so_at_once():

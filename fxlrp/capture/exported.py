@@ -33,6 +33,7 @@ from fxlrp.capture.functional import NotByNodeError, functional, settle
 from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.items import FRONT, Items
+from fxlrp.common.progress import stage
 
 UNUSUAL = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 """Batch sizes to export with."""
@@ -216,10 +217,13 @@ def _export(
 ) -> tuple[ExportedProgram, fx.Graph]:  # fmt: skip
     """The exported program, and its graph: functional, of operations that the vocabulary knows where torch has them."""
     with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), quiet():
+        stage("torch.export follows its code")
         program = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
         try:
+            stage("its operations are opened")
             return program, functional(program.graph)
         except NotByNodeError:
+            stage("torch.export takes its operations apart")
             program = program.run_decompositions(decompositions())
             return program, program.module(**_UNGUARDED).graph
 

@@ -34,11 +34,13 @@ class CapturedModel:
     Attributes:
         given: the model as it was given, as a module.
         output: as above.
+        reads: how often ``torch.export`` read the model.
     """
 
     def __init__(self, model: Any, output: Any = None, *, shared: bool = True) -> None:
         self.given: nn.Module = as_module(model)
         self.output = output
+        self.reads = 0
         self._snapshot = Snapshot(self.given) if shared and isinstance(self.given, nn.Module) else None
         self._lock = threading.RLock()
         self._kept: list[tuple[Any, Captured]] = []
@@ -135,6 +137,7 @@ class CapturedModel:
                     return other
             check_model(self.model)
             read = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
+            self.reads += 1
             found = export(read, call, tensors, output, fixed=fixed)
             found.model = self.model
             self._keep(key, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 from fxlrp.capture import Call, OneBatchError, Snapshot, bind, input_counts, unwrapped
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import CaptureError, ExportError, FxlrpError, NotCapturedError, PropagationError
+from fxlrp.common.progress import stage, watched
 from fxlrp.passes.optimize import can_pack
 from fxlrp.passes.request import Program, Request, Results
 from fxlrp.rules.starts import OF_CALLER
@@ -303,7 +305,9 @@ class Engine:
     def _trace(self) -> None:
         """Capture the model symbolically, where that is possible."""
         try:
-            self._use(traced(self.captures, self.recipe))
+            with watched(f"fxlrp reads {type(self.model).__name__}"):
+                stage("its code is followed symbolically")
+                self._use(traced(self.captures, self.recipe))
         except CaptureError as reason:
             if not may_export(reason):
                 raise
@@ -373,6 +377,15 @@ class Engine:
                 raise
             return plan
 
+    def _tell_anew(self, call: Call, tensors: list[Tensor]) -> None:
+        """Say that other sizes took another capture."""
+        sizes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(call.names, tensors, strict=True))
+        warnings.warn(
+            f"{type(self.model).__name__} was captured anew for sizes {sizes}, which an earlier capture did not leave "
+            f"free; the last {MOST_PLANS} captures are kept",
+            stacklevel=2,
+        )
+
     def _may_fix(self, call: Call, tensors: list[Tensor]) -> bool:
         """Whether the model may be read for the sizes of these inputs alone.
 
@@ -389,8 +402,14 @@ class Engine:
             if plan.takes(tensors):
                 return plan if plan is self.plan else self._use(plan)
         check_examples(call, tensors)
+        reads = self.captures.reads
         try:
-            return self._use(self._exported(call, tensors))
+            with watched(f"fxlrp reads {type(self.model).__name__}"):
+                plan = self._use(self._exported(call, tensors))
+            # Where forward() asks of integers, it may be their values and not their sizes that are others.
+            if served and self.captures.reads > reads and all(old.captured.questions is None for old in served):
+                self._tell_anew(call, tensors)
+            return plan
         except CaptureError as error:
             for plan in served:  # captured for other sizes: was it the sizes?
                 check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)

@@ -17,6 +17,7 @@ from fxlrp.capture import Call, Captured
 from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.common.errors import CaptureError, UnknownOperationError
 from fxlrp.common.items import Items
+from fxlrp.common.progress import stage
 from fxlrp.passes.annotate import Annotate
 from fxlrp.passes.assign import Assign
 from fxlrp.passes.canonicalize import canonicalize
@@ -80,6 +81,7 @@ class Plan:
         self.inputs = input_specs(self.forward, self.captured.shapes)
 
     def _annotated(self) -> fx.GraphModule:
+        stage("its graph is written in the vocabulary")
         recipe = self.recipe
         forward = canonicalize(self.captured)
         assign = Assign(
@@ -194,6 +196,7 @@ class Plan:
         """The relevance graph of a fitted request, emitted when it is first asked for; the latest ones are kept."""
         program = self._programs.get(request)
         if program is None:
+            stage("the relevance of its nodes is written")
             program = emit(self.forward, self.explained, self.start, request)
             program.module = optimize(program.module, request.optimizations or ())
         self._programs[request] = program
