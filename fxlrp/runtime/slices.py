@@ -62,7 +62,8 @@ def run_slices(
     )
 
     def results(*arguments: Any) -> Results:
-        return Results(**program(*arguments))
+        found = program(*arguments)
+        return Results(**{**found, "relevance": list(found["relevance"])})  # of the type that out_dims has
 
     chunks: list[Results] = []
     for numbers in torch.split(torch.arange(count, device=inputs[0].device), chunk or count):

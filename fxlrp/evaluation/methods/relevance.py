@@ -16,7 +16,9 @@ from fxlrp.loading.rule_text import read_rules
 from fxlrp.maps.heatmap import stage_map
 from fxlrp.passes.optimize import NAMES, PACK_WEIGHTS
 
-_DECIDED = ("model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize", "verify")
+_DECIDED = (
+    "model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize", "verify", "batch",
+)  # fmt: skip
 """The parameters of ``compile`` that an evaluation decides itself; a method may give all others."""
 
 

@@ -1,0 +1,6 @@
+"""Language models: which part of the prompt, for each token of an answer."""
+
+from fxlrp.language.lm import LanguageModel, language_model
+from fxlrp.language.story import Story
+
+__all__ = ["LanguageModel", "Story", "language_model"]
