@@ -111,6 +111,24 @@ def test_other_sizes_need_no_other_explainer():
     assert len(explainer._engine._plans) == 1
 
 
+class Energy(nn.Module):
+    """One number for all nodes together."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x, edges):
+        return (F.silu(self.layer(x[edges[0]] - x[edges[1]])).sum(0) @ self.head.weight[0]).squeeze()
+
+
+def test_a_single_number_starts_as_it_is():
+    torch.manual_seed(0)
+    explanation = fxlrp.compile(Energy().double().eval(), "conserving", batch=None)(*graph()[:2])
+    torch.testing.assert_close(explanation.start, explanation.output.reshape(1))
+    torch.testing.assert_close(explanation.relevance[0].sum(), explanation.output)
+
+
 def test_as_data_it_is_a_batch_of_one(tmp_path):
     pytest.importorskip("polars")
     explanation = fxlrp.compile(net(), batch=None)(*graph(), GROUPS)

@@ -46,6 +46,10 @@ class Doubles:
         for tensor in tensors:
             self._note(tensor, tensor)
 
+    def known(self, value: Any) -> Any:
+        """The double of a value where there is one already; else the value itself."""
+        return self._made.get(id(value), (value, value))[1]
+
     def of(self, value: Any, counted: bool = True) -> Any:
         """The double of a value; the value itself where nothing can be written to it.
 
@@ -209,17 +213,25 @@ def with_hooks(model: nn.Module) -> nn.Module:
     take_padded(doubles.modules())
     for module in doubles.modules():
         vars(module)["_compiled_call_impl"] = None
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for number, hook in hooks.items():
-                hooks[number] = _on_doubles(hook, doubles)
+        _keep_on_doubles(module, doubles)
     return double
 
 
+def _keep_on_doubles(module: nn.Module, doubles: Doubles) -> None:
+    """Let what the hooks of a double keep on the model be kept on its double."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for number, hook in hooks.items():
+            hooks[number] = _on_doubles(hook, doubles)
+
+
 def _on_doubles(hook: Any, doubles: Doubles) -> Any:
-    """A function whose variables from around it are those of the doubles."""
+    """A function for which parts of the model that it knows from around it are those of the double."""
     if not isinstance(hook, types.FunctionType) or hook.__closure__ is None:
         return hook
-    cells = tuple(types.CellType(doubles.of(cell.cell_contents)) for cell in hook.__closure__)
+    try:
+        cells = tuple(types.CellType(doubles.known(cell.cell_contents)) for cell in hook.__closure__)
+    except ValueError:  # a variable that has no value yet
+        return hook
     double = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
     double.__kwdefaults__ = hook.__kwdefaults__
     return double
@@ -246,4 +258,5 @@ def to_run(model: nn.Module) -> nn.Module:
             if buffer is not None:
                 buffers[name] = copied.setdefault(id(buffer), buffer.detach().clone())
         vars(module)["_compiled_call_impl"] = None
+        _keep_on_doubles(module, doubles)
     return double

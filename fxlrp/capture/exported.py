@@ -119,17 +119,39 @@ def export(
 
 
 def _read(model: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, fixed: bool) -> Captured:
-    try:
+    if not has_hooks(model):
         return _read_double(model, without_hooks(model), call, tensors, output, fixed)
+    captured, refused = None, None
+    try:
+        captured = _read_double(model, without_hooks(model), call, tensors, output, fixed)
+        if _depends(captured):
+            return captured
     except OneBatchError:
         raise
     except CaptureError as error:
-        if not isinstance(error.__cause__, AttributeError | LookupError | TypeError) or not has_hooks(model):
-            raise
-        try:  # forward() may read what a hook keeps
-            return _read_double(model, with_hooks(model), call, tensors, output, fixed)
-        except CaptureError:
-            raise error from error.__cause__
+        refused = error
+    try:  # forward() may read what a hook keeps, which without it is nothing, or what an earlier call left
+        return _read_double(model, with_hooks(model), call, tensors, output, fixed)
+    except CaptureError:
+        if captured is None and refused is not None:
+            raise refused from refused.__cause__
+        assert captured is not None
+        return captured
+
+
+def _depends(captured: Captured) -> bool:
+    """Whether what is to be explained is computed from an input."""
+    waiting: list[Any] = next(node for node in captured.graph.nodes if node.op == "output").args[0][:1]
+    waiting, seen = list(waiting), set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node in seen:
+            continue
+        if node.op == "placeholder":
+            return True
+        seen.add(node)
+        waiting.extend(node.all_input_nodes)
+    return False
 
 
 def _read_double(

@@ -50,7 +50,7 @@ def logit(output: Tensor, target: Tensor | None) -> Tensor:
 @primitive
 def given(output: Tensor, target: Tensor | None) -> Tensor:
     """The target's own output, which is a probability already, zero at the other classes; (batch,): the output."""
-    return output if output.dim() == 1 else _at_target(_two_axes(output), target, output)
+    return output if output.dim() < 2 else _at_target(_two_axes(output), target, output)
 
 
 @primitive
@@ -62,7 +62,7 @@ def value(output: Tensor, target: Tensor | None) -> Tensor:
 @primitive
 def by_shape(output: Tensor, target: Tensor | None) -> Tensor:
     """The probability of the target where there are two or more classes; of one output the value itself."""
-    if output.dim() == 1:
+    if output.dim() < 2:
         return output
     return logit(output, target) if _two_axes(output).shape[1] == 1 else probability(output, target)
 
@@ -156,7 +156,7 @@ def log_odds_against(output: Tensor, target: Tensor | None, rivals: Tensor) -> T
 @primitive
 def log_odds_by_shape(output: Tensor, target: Tensor | None) -> Tensor:
     """The log-odds of the target where there are two or more classes; of one output the value itself."""
-    if output.dim() == 1:
+    if output.dim() < 2:
         return output
     return logit(output, target) if _two_axes(output).shape[1] == 1 else log_odds(output, target)
 

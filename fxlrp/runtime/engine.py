@@ -309,7 +309,7 @@ class Engine:
                 stage("its code is followed symbolically")
                 self._use(traced(self.captures, self.recipe))
         except CaptureError as reason:
-            if not may_export(reason):
+            if not may_export(reason, self.model):
                 raise
             self._untraceable = reason
         self._snapshot = Snapshot(self._given)

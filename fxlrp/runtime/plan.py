@@ -10,10 +10,11 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call, Captured
+from fxlrp.capture.captured import has_hooks
 from fxlrp.capture.symbolic import UntraceableError
 from fxlrp.common.errors import CaptureError, UnknownOperationError
 from fxlrp.common.items import Items
@@ -42,6 +43,10 @@ from fxlrp.vocabulary import Kind
 _SERIALS = count()
 MOST_PROGRAMS = 24
 """How many programs of a plan are kept: one per kind of request."""
+
+
+class IndependentError(CaptureError):
+    """The output that is explained does not depend on the input, as far as it was read."""
 
 
 @dataclass(eq=False)
@@ -95,7 +100,7 @@ class Plan:
         outputs: Any = next(node for node in self.forward.graph.nodes if node.op == "output").args[0]
         if not isinstance(outputs[0], fx.Node) or not facts(outputs[0]).signal:
             which = "that output= picks " if callable(self.recipe.output) else ""
-            raise CaptureError(
+            raise IndependentError(
                 f"the output {which}does not depend on the input"
                 + (f" (output={self.recipe.output!r})" if which else "")
             )
@@ -204,11 +209,15 @@ class Plan:
         return program
 
     def learn_start(self, output: Tensor) -> bool:
-        """Whether the start is another one after a look at an output: where each item's values sum to one.
+        """Whether the start is another one after a look at an output: where each item's values sum to one, or are none.
 
-        A softmax has many spellings, and the output of each is a probability. The programs are then of the old start.
+        A softmax has many spellings, and the output of each is a probability; a single number is no class. The programs
+        are then of the old start.
         """
         asked = self.recipe.chosen_start is None and self.start in _NOT_GIVEN
+        if asked and output.dim() < 2 and self.start not in _BY_SHAPE:  # a number for each item, and no classes
+            self.start = starts.value
+            return True
         if not asked or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
             return False
         off = (output.sum(dim=1) - 1).abs().max()
@@ -276,6 +285,8 @@ class Plan:
 
 _NOT_GIVEN = (starts.value, *(start for pair in starts.OF_CLASSES.values() for start in pair))
 """The fitting starts that take an output for no probability."""
+_BY_SHAPE = (starts.value, *(by_shape for _, by_shape in starts.OF_CLASSES.values()))
+"""The fitting starts that look at the shape of an output."""
 
 
 def _by_name_only(parameter: inspect.Parameter) -> bool:
@@ -310,6 +321,8 @@ def exported(
     return Plan(captured, recipe, call, dtype or dtype_of(captures.model))
 
 
-def may_export(reason: CaptureError) -> bool:
+def may_export(reason: CaptureError, model: nn.Module) -> bool:
     """Whether a model that was not captured symbolically may yet be captured by export."""
+    if isinstance(reason, IndependentError):
+        return has_hooks(model)  # which a trace does not run, and forward() may read what they keep
     return isinstance(reason, UntraceableError) or (isinstance(reason, UnknownOperationError) and reason.opaque)
