@@ -78,6 +78,7 @@ BY_NODE = {
     "a copy that is written": a_copy_that_is_written,
     "through a dropout": through_dropout,
     "a constant": of_a_constant,
+    "to a power": lambda m, h: h.mul_(0.1).exp_().pow_(0.5).pow_(torch.ones(8) * 2),
     "two in a row": lambda m, h: h.mul_(2).add_(1).relu_(),
     "an operation that torch opens": lambda m, h: torch.addcdiv(h, h, torch.ones(8) + 1, value=0.5),
     "an alias that torch opens": lambda m, h: torch.movedim(h.reshape(-1, 4, 2), 1, 2).reshape(-1, 8),

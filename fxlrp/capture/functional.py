@@ -208,7 +208,14 @@ def _functional_form(target: Any) -> Any:
     if not alone or not name.endswith("_") or name == "set_" or torch.Tag.inplace_view in target.tags:
         return None
     packet = getattr(torch.ops.aten, name[:-1], None) if target.namespace == "aten" else None
-    return getattr(packet, target._overloadname, None)
+    overloads = [getattr(packet, form) for form in packet.overloads()] if packet is not None else []
+    takes = _takes(target)  # the overloads need not go by the same names: pow_.Scalar is pow.Tensor_Scalar
+    return next((form for form in overloads if not form._schema.is_mutable and _takes(form) == takes), None)
+
+
+def _takes(overload: Any) -> list[str]:
+    """The types of what an overload takes, in order."""
+    return [str(argument.type) for argument in overload._schema.arguments]
 
 
 def _argument(node: fx.Node, name: str) -> Any:
