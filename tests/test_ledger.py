@@ -6,6 +6,7 @@ from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import NonFiniteError
 from fxlrp.rules import Epsilon
 
 
@@ -65,6 +66,21 @@ def test_rescaled_relevance_is_told():
     )
     row = ledger.rows[0]
     assert (row.received.item(), row.handed_on.item(), row.rescaled.item(), row.absorbed.item()) == (5, 5, 3, 0)
+
+
+def test_it_shows_where_relevance_is_no_number():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        model[1].bias.zero_()
+        model[0].weight.fill_(1.0)
+        model[0].bias.zero_()
+    preset = fxlrp.Preset("plain", linear=Epsilon(1e-6))
+    explainer = fxlrp.compile(model, preset, start=lambda output, target: torch.full_like(output, 1e38))
+    with pytest.raises(NonFiniteError, match="ledger"):
+        explainer(torch.ones(1, 2))
+    received = {row.node: bool(row.received.isfinite()) for row in explainer.ledger(torch.ones(1, 2))}
+    assert received == {"_1": True, "_0": False}
 
 
 def test_it_prints_as_a_table(model, x):

@@ -236,7 +236,7 @@ class Engine:
         Raises:
             InputError: the model cannot take inputs of these shapes; the failing layer is named.
             BackendError: the backend cannot run this.
-            NonFiniteError: the output or the relevance is NaN or infinite.
+            NonFiniteError: the output is NaN or infinite, or the relevance, other than for a ledger.
             PropagationError: the model runs, but relevance cannot be computed.
             RuleError: a rule does what cannot be done for several targets at once.
         """
@@ -272,7 +272,7 @@ class Engine:
                 f"{type(self.model).__name__} runs on this input, but its relevance cannot be computed: {error}"
             ) from error
         if not is_compiling():
-            check_finite(results)
+            check_finite(results if not request.ledger else results._replace(relevance=[]))  # a ledger shows where
         return results
 
     def example(self, example_inputs: Any = None) -> Prepared:
