@@ -58,12 +58,12 @@ class MaskedGates(nn.Module):
         return self.head((x @ x.mT * gates) @ x).mean(1)
 
 
-@pytest.mark.parametrize("preset", ["evidence", "conserving"])
+@pytest.mark.parametrize(("preset", "split"), [("evidence", None), ("conserving", None), ("conserving", SignedSplit())])
 @pytest.mark.parametrize("optimize", [True, False])
-def test_a_score_that_is_masked_is_split_as_nothing(preset, optimize):
+def test_a_score_that_is_masked_is_split_as_nothing(preset, split, optimize):
     torch.manual_seed(0)
     model, x = MaskedGates().double().eval(), torch.randn(2, 5, 4, dtype=DOUBLE)
-    explainer = fxlrp.compile(model, preset, optimize=optimize)
+    explainer = fxlrp.compile(model, preset, split=split, optimize=optimize)
     assert_conserves(explainer, x, absorbs=("bias", "constant", "stabilizer"))
 
 
@@ -80,6 +80,15 @@ def test_signed_split_is_the_epsilon_rule_of_an_addition():
     assert_close(result.operands[0], r * s / denominator)
     assert_close(result.operands[1], r * m / denominator)
     assert_close(result.absorbed["stabilizer"]().sum(1), (r * (1 - total / denominator)).sum(1))
+
+
+def test_signed_split_of_infinity_is_halves():
+    r = torch.rand(1, 3)
+    skip, residual = torch.tensor([[float("inf"), 2.0, 3.0]]), torch.tensor([[1.0, float("-inf"), 1.0]])
+    result = SignedSplit(0.1)(r, skip, residual)
+    assert_close(result.operands[0], r * torch.tensor([[1 / 2.1, 1 / 2.1, 3 / 4.1]]))
+    assert_close(result.operands[1], r * torch.tensor([[1 / 2.1, 1 / 2.1, 1 / 4.1]]))
+    assert_close(result.absorbed["stabilizer"](), r * torch.tensor([[0.1 / 2.1, 0.1 / 2.1, 0.1 / 4.1]]))
 
 
 @pytest.mark.parametrize("gamma", [0.05, 1.0])

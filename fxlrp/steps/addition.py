@@ -82,14 +82,17 @@ def signed_split_into(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon
         return signed_split(relevance, skip, residual, epsilon)
     to_skip = torch.empty_like(skip)
     for r, s, m, share in blocks(relevance, skip, residual, to_skip):
-        torch.mul(r.div_(denominator_into(torch.add(s, m, out=share), True, epsilon)), s, out=share)
-        r.mul_(m)
+        endless = torch.add(s, m, out=share).isinf()
+        r.div_(denominator_into(share.masked_fill_(endless, 2), True, epsilon))
+        torch.mul(r, s.masked_fill(endless, 1), out=share)
+        r.mul_(m.masked_fill(endless, 1))
     return to_skip, relevance
 
 
 @primitive(linear="first", fresh=True, several=True, writes_into=InPlace(signed_split_into))
 def signed_split(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Relevance in proportion to the terms of the sum: what skip and residual receive."""
+    """Relevance in proportion to the terms of the sum: what skip and residual receive; terms of ±∞ are as 1 to 1."""
+    skip, residual = _in_numbers(skip, residual)
     s = divide(relevance, skip + residual, True, epsilon)
     return s * skip, s * residual
 
@@ -97,5 +100,12 @@ def signed_split(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: flo
 @primitive(linear="first")
 def kept_by_stabilizer(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> Tensor:
     """What :func:`signed_split` gives to neither."""
+    skip, residual = _in_numbers(skip, residual)
     total = skip + residual
     return divide(relevance, total, True, epsilon) * (stabilize(total, epsilon) - total)
+
+
+def _in_numbers(skip: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The terms, and ones where their sum is ±∞, as that of a score that is masked."""
+    endless = (skip + residual).isinf()
+    return skip.masked_fill(endless, 1), residual.masked_fill(endless, 1)
