@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.flexible import flexible_functions, unwatched_functions
 from fxlrp.capture.recurrent import packing_functions
 
 CAPTURING = threading.RLock()
@@ -100,9 +101,11 @@ def _tables(model: nn.Module) -> list[dict[str, Any]]:
     return list(tables.values())
 
 
-def _packing(tables: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
-    """Where code finds the functions that pack sequences, under whatever name, and what stands in their place."""
-    stand_ins = {id(function): (function, ours) for function, ours in packing_functions().items()}
+def _found(
+    tables: list[dict[str, Any]], functions: dict[Callable[..., Any], Callable[..., Any]]
+) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
+    """Where code finds functions of torch, under whatever name, and what stands in their place."""
+    stand_ins = {id(function): (function, ours) for function, ours in functions.items()}
     for function, ours in stand_ins.values():
         setattr(ours, _ORIGINAL, function)
     for table in tables:
@@ -141,7 +144,8 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
         tracer.call_module = _left_in_order(call_module)
         tables = _tables(model)
-        for table, name, answer in [*_ANSWERED, *([] if numbers else _packing(tables))]:
+        opened = {} if numbers else {**packing_functions(), **flexible_functions()}
+        for table, name, answer in [*_ANSWERED, *_found(tables, opened)]:
             undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
             table[name] = answer
         for table, name in list(_places(tables, numbers)):
@@ -153,6 +157,20 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         _put_back(undo)
         distribution._validate_args = getattr(checked, "before", checked)
         tracer.call_module = call_module
+
+
+@contextmanager
+def run_unwatched(model: nn.Module) -> Iterator[None]:
+    """Within, what torch would not run under a mode runs outside of it."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    with CAPTURING if unwatched_functions() else nullcontext():
+        try:
+            for table, name, ours in _found(_tables(model), unwatched_functions()):
+                undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
+                table[name] = ours
+            yield
+        finally:
+            _put_back(undo)
 
 
 def _put_back(undo: list[tuple[dict[str, Any], str, Any]]) -> None:

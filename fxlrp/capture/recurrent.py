@@ -80,10 +80,12 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 def packing_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
     """By function of torch what stands in its place while the calling thread captures; it passes others' calls on."""
-    return {function: _of_thread(function, ours, threading.get_ident()) for function, ours in _FUNCTIONS.values()}
+    return {function: of_thread(function, ours, threading.get_ident()) for function, ours in _FUNCTIONS.values()}
 
 
-def _of_thread(function: Callable[..., Any], ours: Callable[..., Any], thread: int) -> Callable[..., Any]:
+def of_thread(function: Callable[..., Any], ours: Callable[..., Any], thread: int) -> Callable[..., Any]:
+    """``ours`` in one thread, ``function`` in all others."""
+
     @functools.wraps(function)
     def followed(*args: Any, **kwargs: Any) -> Any:
         return (ours if threading.get_ident() == thread else function)(*args, **kwargs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture import Snapshot
 from fxlrp.capture.double import to_run
+from fxlrp.capture.followed import run_unwatched
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import CaptureError, FxlrpError
 from fxlrp.runtime.inputs import forward_shapes
@@ -111,7 +112,7 @@ def _checked(comparison: Comparison) -> Tensor:
 
 def _model_outputs(sides: Sides, inputs: list[Tensor], double: nn.Module) -> list[Any]:
     try:
-        with Guarded(sides.of.parameters()):
+        with run_unwatched(sides.of), Guarded(sides.of.parameters()):
             return sides.model(inputs, double)
     except (FxlrpError, MemoryError, torch.OutOfMemoryError):
         raise
