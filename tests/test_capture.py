@@ -420,6 +420,44 @@ def test_forward_hooks_are_mentioned_and_run_by_verification_alone():
     assert len(model[0]._forward_hooks) == 1
 
 
+KNOWN = []
+
+
+class Named(nn.Module):
+    """Whose subclasses say by a keyword what they are called."""
+
+    def __init_subclass__(cls, name, **further):
+        super().__init_subclass__(**further)
+        KNOWN.append(name)
+
+
+class Dense(Named, name="dense"):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_shared_module_may_be_of_a_class_that_is_made_with_keywords():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = Dense()
+
+        def forward(self, x):
+            if x.shape[1] < 1:
+                raise ValueError
+            return self.second(self.first(x))
+
+    model, x = Shared().eval(), torch.randn(3, 4)
+    assert_close(fxlrp.compile(model, "conserving")(x).output, model(x))
+    assert KNOWN == ["dense"]
+    type("Other", (Dense,), {}, name="other")
+    assert KNOWN.pop() == "other"
+
+
 def test_tracing_leaves_nothing_on_the_model():
     class Keeps(nn.Module):
         def __init__(self):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
+from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.flexible import flexible_functions, unwatched_functions
@@ -127,6 +128,16 @@ def _places(tables: list[dict[str, Any]], numbers: bool) -> Iterator[tuple[dict[
             yield table, name
 
 
+class _OfProxies:
+    """``__init_subclass__`` of the classes that torch.export makes for modules that are shared.
+
+    They are subclasses of those of the modules, which may ask for keywords, or enter their subclasses in a list.
+    """
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return lambda **keywords: None
+
+
 @contextmanager
 def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
     """Within, such functions take proxies, and the tensors of an export; :data:`CAPTURING` is held.
@@ -140,7 +151,10 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
     tracer: Any = fx.Tracer
     call_module = getattr(tracer.call_module, _ORIGINAL, tracer.call_module)
     checked = vars(distribution)["_validate_args"]
+    proxies: Any = getattr(proxy_tensor, "_AttrProxy", None)
     try:
+        if proxies is not None:
+            proxies.__init_subclass__ = _OfProxies()
         distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
         tracer.call_module = _left_in_order(call_module)
         tables = _tables(model)
@@ -157,6 +171,8 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         _put_back(undo)
         distribution._validate_args = getattr(checked, "before", checked)
         tracer.call_module = call_module
+        if "__init_subclass__" in getattr(proxies, "__dict__", {}):
+            del proxies.__init_subclass__
 
 
 @contextmanager
