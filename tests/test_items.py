@@ -238,3 +238,65 @@ def test_items_that_are_taken_one_by_one_keep_what_is_theirs(kind, preset):
     for item in range(4):
         one = x[[item, item]] if kind is ByHalves else x[[item]]  # one item has no halves
         torch.testing.assert_close(explainer(one).relevance[0], explanation.relevance[item])
+
+
+class Pair(Together):
+    """Two inputs that pass one body together, as in a siamese network, before ``meet`` takes them apart."""
+
+    def __init__(self, dim=0):
+        super().__init__()
+        self.wide, self.dim = nn.Linear(12, 3), dim
+
+    def forward(self, x, y):
+        if self.dim:
+            x, y = x.transpose(0, 1), y.transpose(0, 1)
+        met = self.meet(self.body(torch.cat([x, y], self.dim)).relu())
+        return met.mean(1 - self.dim)
+
+    def meet(self, hidden):
+        first, second = hidden.chunk(2, self.dim)
+        return self.head(first * second)
+
+
+class Beside(Pair):
+    def meet(self, hidden):
+        first, second = hidden.chunk(2, self.dim)
+        return self.wide(torch.cat([first, second.flip(1 - self.dim)], dim=2))
+
+
+class ByFold(Pair):
+    def meet(self, hidden):
+        first, second = hidden.unflatten(self.dim, (2, -1)).unbind(self.dim)
+        return self.head(first - 2 * second)
+
+
+class ByCut(Pair):
+    def meet(self, hidden):
+        count = hidden.shape[self.dim] // 2
+        return self.head(hidden.narrow(self.dim, 0, count) + hidden.narrow(self.dim, count, count).relu())
+
+
+class WithMore(Pair):
+    """Some of the items come again, and the last of all."""
+
+    def meet(self, hidden):
+        more = torch.cat([hidden, hidden.narrow(self.dim, 1, 2)], self.dim)
+        half = hidden.shape[self.dim] // 2
+        return self.head(more.narrow(self.dim, 0, half) * more.narrow(self.dim, half, half))
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence"])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("kind", [Pair, Beside, ByFold, ByCut, WithMore])
+def test_inputs_that_pass_a_layer_together_keep_what_is_theirs(kind, dim, preset):
+    torch.manual_seed(0)
+    explainer = fxlrp.compile(kind(dim).double().eval(), preset)
+    x, y = torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    explanation, ledger = explainer(x, y), explainer.ledger(x, y)
+    assert float(ledger.error.abs().max()) < 1e-9
+    for row in ledger.rows:
+        torch.testing.assert_close(row.received, row.handed_on + row.absorbed, atol=1e-9, rtol=0)
+    for item in range(4):
+        alone = explainer(x[[item, item]], y[[item, item]])
+        for mine, all_items in zip(alone.relevance, explanation.relevance, strict=True):
+            torch.testing.assert_close(mine[0], all_items[item])

@@ -101,7 +101,7 @@ class Positions:
             return self._of_piece(node, source)
         if node_facts.operation is not None and node_facts.operation.name in ("cat", "stack"):
             positions = [self.of(operand) for _, operand in node_facts.operands]
-            if any(isinstance(position, fx.Proxy) for position in positions):
+            if any(isinstance(position, fx.Proxy) for position in positions) or _joins_items(node, positions):
                 return self._joined(node, positions)
         if node.target is getitem or node_facts.operation is None or node_facts.operation.batch is None:
             return before
@@ -169,3 +169,10 @@ class Positions:
             return False
         node_facts = facts(source)
         return node_facts.batch == 0 and (source.op == "placeholder" or (node_facts.signal and self.of(source) is None))
+
+
+def _joins_items(node: fx.Node, positions: list[Any]) -> bool:
+    """Whether ``cat`` puts more items behind those of a value."""
+    operation = operation_of(facts(node))
+    dim = operation.arguments(node.args, node.kwargs)["dim"]
+    return operation.name == "cat" and dim in {(position or FRONT)[0] for position in positions}

@@ -183,11 +183,12 @@ def picked(
 def joined(
     positions: Sequence[AnyPosition], parts: Sequence[Tensor], dim: int, batch: int, *, stacks: bool = False
 ) -> AnyPosition:
-    """After parts were put behind each other along ``dim``, or stacked: also where each is of another item."""
-    first = positions[0]
-    if batch == 1 or not any(isinstance(position, OwnedPosition) for position in positions):
-        return inserted(first, dim, parts[0].dim()) if stacks else first
-    dim %= parts[0].dim() + stacks
+    """After parts were put behind each other along ``dim``, or stacked: also where they are of other items."""
+    first, rank = positions[0], parts[0].dim()
+    owned = any(isinstance(position, OwnedPosition) for position in positions)
+    if batch == 1 or not (owned or (not stacks and any(position[0] == dim % rank for position in positions))):
+        return inserted(first, dim, rank) if stacks else first
+    dim %= rank + stacks
     owners, along = [], []
     for position, part in zip(positions, parts, strict=True):
         one = _has_one_owner(position)
@@ -195,15 +196,16 @@ def joined(
         along.append(not (stacks or one) and position[0] == dim)
     alike = all(torch.equal(entries, owners[0]) for entries in owners) and len({p[0] for p in positions}) == 1
     if alike and not along[0]:
-        return inserted(first, dim, parts[0].dim()) if stacks else first
+        return inserted(first, dim, rank) if stacks else first
     whose = []
     for entries, part, there in zip(owners, parts, along, strict=True):
         if not there and bool((entries != entries[0]).any()):
             raise ValueError("values of several items are put beside values of others")
         whose.append(entries if there else entries[:1].expand(1 if stacks else part.shape[dim]))
     found = torch.cat(whose)
-    in_order = torch.arange(batch, device=found.device)
-    return Position(dim) if torch.equal(found, in_order) else OwnedPosition(dim, 1, found)
+    times = max(len(found) // batch, 1)
+    in_order = torch.arange(batch, device=found.device).repeat(times)
+    return Position(dim, times) if torch.equal(found, in_order) else OwnedPosition(dim, 1, found)
 
 
 @primitive
