@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -430,7 +431,14 @@ class Explainer(nn.Module):
     def _separate(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any
     ) -> tuple[tuple[Any, ...], Any]:
-        return separate_target(self._engine.input_counts, inputs, named, target)
+        found, wanted = separate_target(self._engine.input_counts, inputs, named, target)
+        if len(found) < len(inputs) <= self._engine.input_counts[1] and isinstance(wanted, Tensor):
+            name = self._engine.parameter(len(found))
+            warnings.warn(
+                f"the last positional argument is taken for the target, not for {name!r}: say target= or {name}=",
+                stacklevel=4,
+            )
+        return found, wanted
 
     def _prepared(
         self, inputs: tuple[Any, ...], named: dict[str, Any], target: Any, conditions: Any = None, *,

@@ -225,8 +225,30 @@ class ByHalves(Together):
         return self.head(torch.cat([self.body(first).relu(), self.body(second).relu()]).mean(1))
 
 
+class ByRepeat(Together):
+    def forward(self, x):
+        first, second = self.body(x.repeat(2, 1, 1)).relu().chunk(2)
+        return self.head((first - 2 * second).mean(1))
+
+
+class ByInterleaving(Together):
+    def forward(self, x):
+        copies = self.body(x.repeat_interleave(2, 0)).relu().reshape(-1, 2, 5, 6)
+        return self.head((copies[:, 0] * copies[:, 1]).mean(1))
+
+
+class ByNarrowing(Together):
+    def forward(self, x):
+        for _ in x[0]:  # which symbolic tracing cannot follow
+            pass
+        hidden = self.body(x).relu()
+        return self.head(torch.cat([hidden.narrow(1, 0, 3), hidden.narrow(-2, 4, 1)], 1).mean(1))
+
+
 @pytest.mark.parametrize("preset", ["conserving", "evidence", "attnlrp"])
-@pytest.mark.parametrize("kind", [ByList, ByNumber, BySplit, BySlice, ByHalves])
+@pytest.mark.parametrize(
+    "kind", [ByList, ByNumber, BySplit, BySlice, ByHalves, ByRepeat, ByInterleaving, ByNarrowing]
+)
 def test_items_that_are_taken_one_by_one_keep_what_is_theirs(kind, preset):
     torch.manual_seed(0)
     explainer = fxlrp.compile(kind().double().eval(), preset)

@@ -19,6 +19,7 @@ from fxlrp.passes.facts import facts, operation_of
 from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, joined, owners_in
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import (
+    batch_interleaved,
     batch_of_piece,
     batch_parted,
     batch_reshaped,
@@ -113,7 +114,7 @@ class Positions:
         arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
         arguments["fixed"] = self.fixed
         after = move(FRONT if before is None else before, arguments)
-        merges = move in (batch_reshaped, batch_summed)
+        merges = move in (batch_reshaped, batch_summed, batch_interleaved)
         return None if before is None and in_front(after) and not merges else after
 
     def _of_piece(self, node: fx.Node, source: fx.Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Mapping
@@ -95,6 +96,10 @@ class Engine:
         """How many inputs the model cannot do without, and how many it takes; of one item none is a target."""
         least, most = input_counts(self.model)
         return (most if self.recipe.items.whole else least), most
+
+    def parameter(self, place: int) -> str:
+        """The name of what ``forward()`` takes at a place."""
+        return (*inspect.signature(self.model.forward).parameters, *[""] * (place + 1))[place]
 
     @property
     def backend_name(self) -> str:

@@ -209,6 +209,16 @@ def joined(
 
 
 @primitive
+def repeated(position: AnyPosition, repeats: Sequence[int], rank: int) -> AnyPosition:
+    """After ``repeat`` of a value of rank ``rank``: along the batch's axis all items stand behind each other anew."""
+    axis = position[0] + len(repeats) - rank
+    times = repeats[axis]
+    if isinstance(position, OwnedPosition):
+        return OwnedPosition(axis, 1, position.owners if _has_one_owner(position) else position.owners.repeat(times))
+    return Position(axis, position[1] * times)
+
+
+@primitive
 def summed(position: AnyPosition, dim: int, rank: int) -> AnyPosition:
     """After a sum of what an index says onto zeros along ``dim``: entries are of whose place they are in."""
     return Position(position[0]) if dim % rank == position[0] else position

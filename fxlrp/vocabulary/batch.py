@@ -106,6 +106,19 @@ def batch_of_piece(position: Any, a: Arguments, index: int, piece: Any) -> Any:
     return batch_axis.sliced(position, dim, shape, batch, before, before + piece.shape[dim])
 
 
+def batch_repeated(position: Any, a: Arguments) -> Any:
+    """After ``repeat``: the whole batch stands behind itself."""
+    repeats = a["repeats"]
+    if in_front(position) and isinstance(repeats[0], int) and repeats[0] == 1:
+        return position
+    return batch_axis.repeated(position, repeats, a["self"].dim())
+
+
+def batch_interleaved(position: Any, a: Arguments) -> Any:
+    """After ``repeat_interleave``: copies of an item stand side by side, where it was."""
+    return position
+
+
 def batch_indexed(position: Any, a: Arguments) -> Any:
     indices = a["indices"]
     together = "".join("k" if index is None else "i" for index in indices).strip("k").count("k") == 0
