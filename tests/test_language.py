@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fxlrp
+import fxlrp.language.text as texts
 from fxlrp.errors import InputError, StartError
 
 transformers = pytest.importorskip("transformers")
@@ -146,8 +147,6 @@ def test_what_the_model_says_is_its_greedy_answer(decoder, lm):
 
 @pytest.mark.parametrize("make", [byte_level, word_pieces, sentence_pieces])
 def test_tokens_are_joined_to_the_words_of_the_text(make):
-    from fxlrp.language import text as texts
-
     tokenizer = make()
     text = texts.read(tokenizer, PROMPT, "Rome, naturally", None)
     units = texts.words(text.plain)
@@ -202,6 +201,47 @@ def test_masks_are_filled():
         fxlrp.language_model(model, tokenizer).explain("the capital")
 
 
+def t5(tokenizer):
+    sizes = {"num_layers": 2, "num_heads": 2, "vocab_size": len(tokenizer), "decoder_start_token_id": 0}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(d_model=16, d_kv=8, d_ff=24, **sizes))
+
+
+def bart(tokenizer):
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    widths = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": len(tokenizer)}
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **widths))
+
+
+@pytest.mark.parametrize("make", [t5, bart])
+def test_an_answer_of_a_decoder_rests_on_what_its_encoder_read(make):
+    torch.manual_seed(0)
+    tokenizer = word_pieces()
+    model = make(tokenizer).double().eval()
+    lm = fxlrp.language_model(model, tokenizer)
+    story = lm.explain(PROMPT, "Rome is it")
+    torch.testing.assert_close(story.matrix.sum(1) + story.absorbed, story.start)
+    assert story.matrix.shape[1] == len(story.text.ids)
+    assert story.parts.count("answer") == len(story.rows)
+    assert story.matrix[0, : story.text.answer - 1].any()  # the encoder's tokens
+    assert not story.matrix[0, story.text.answer + 1 :].any()
+    words = story.words()
+    assert words.columns[-1] == "it"
+    assert "paris." in "".join(words.columns).lower()
+    first = story.text.answer - 1
+    ids, given = story.text.ids[None, :first], story.text.ids[None, first:-1]
+    logits = model(input_ids=ids, decoder_input_ids=given).logits[0]
+    places = [place - story.text.answer for place, part in enumerate(story.parts) if part == "answer"]
+    tokens = story.text.ids[story.text.answer :][places]
+    expected = logits[places].softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(story.probability, expected.float())
+    said = torch.cat([story.text.ids[story.text.answer :], torch.tensor([tokenizer.sep_token_id])])
+    generated = texts.read_pair(tokenizer, PROMPT, said, 0)
+    torch.testing.assert_close(generated.ids[first + 1 :], story.text.ids[story.text.answer :])
+    assert [generated.text[a:b].strip() for a, b in generated.spans if a > len(PROMPT) and b > a][-1] == "it"
+    with pytest.raises(InputError, match="for causal models"):
+        lm.explain(PROMPT, "Rome", against="Lyon")
+
+
 def test_a_story_is_data_and_a_page(story, tmp_path, capsys):
     pytest.importorskip("polars")
     pytest.importorskip("matplotlib")
@@ -232,10 +272,6 @@ def test_what_goes_wrong_says_what_to_write(decoder, lm):
         lm.explain([PROMPT, PROMPT], "Rome")
     with pytest.raises(StartError, match="a token is explained by one of"):
         fxlrp.language_model(model, tokenizer, start="output")
-    sizes = {"num_layers": 1, "num_heads": 2, "vocab_size": len(tokenizer)}
-    both = transformers.T5ForConditionalGeneration(transformers.T5Config(d_model=8, d_kv=4, d_ff=8, **sizes)).eval()
-    with pytest.raises(InputError, match="decoder_input_ids"):
-        fxlrp.language_model(both, tokenizer)
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
     config = transformers.BertConfig(hidden_size=8, intermediate_size=8, **sizes)
     classifier = transformers.BertForSequenceClassification(config).eval()

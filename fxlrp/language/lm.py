@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def _logits(returned: Any) -> Any:
 
 
 class LanguageModel:
-    """A causal or masked language model, whose answers are explained token by token.
+    """A language model, causal, masked or with an encoder and a decoder, whose answers are explained token by token.
 
     It reads the model at the first explanation; prompts and answers of other lengths need no second reading.
 
@@ -54,13 +54,13 @@ class LanguageModel:
     ) -> None:  # fmt: skip
         self.captured = model if isinstance(model, CapturedModel) else CapturedModel(model)
         self.tokenizer = tokenizer
-        self.masked = _check(self.captured.model, tokenizer)
+        self.kind = _kind(self.captured.model, tokenizer)
         name = preset_named(preset).start if start == "auto" else start
         if name not in STARTS or name == "output":
             raise StartError(f"start={start!r}: a token is explained by one of {', '.join(map(repr, STARTS))}")
         self.start_name = name
         parameters = inspect.signature(self.captured.model.forward).parameters
-        self._keeps = _KEEPS in parameters and not self.masked
+        self._keeps = _KEEPS in parameters and self.kind == "causal"
         self._fixed = {"use_cache": False} if "use_cache" in parameters else {}
         self.explainer = compile(
             self.captured, preset, output=_logits, start=AtPlace(STARTS[name], name), batch=None, **options
@@ -94,12 +94,16 @@ class LanguageModel:
             CaptureError: the model cannot be captured, at the first call.
         """
         prompt, contents = self._prompt(prompt, messages)
-        if self.masked:
+        if self.kind == "masked":
             if answer is not None or against is not None:
                 raise InputError("a masked model fills its masks: give the text with them as the prompt, and no answer")
             return self._filled(prompt, at_once)
         if against is not None and answer is None:
             raise InputError("against= is a rival of answer=: give both")
+        if self.kind == "seq2seq":
+            if contents is not None or against is not None:
+                raise InputError("messages= and against= are for causal models; this one has an encoder and a decoder")
+            return self._translated(prompt, answer, max_new_tokens, at_once)
         generated = self._said(prompt, contents, max_new_tokens) if answer is None else answer
         text = texts.read(self.tokenizer, prompt, generated, contents)
         if text.answer == len(text.ids):
@@ -137,6 +141,26 @@ class LanguageModel:
         kept = [token for token in said.tolist() if token not in special]
         return torch.tensor(kept, dtype=torch.long)
 
+    def _translated(self, prompt: str, answer: str | None, most: int, at_once: int) -> Story:
+        """The story of an encoder's prompt and a decoder's answer."""
+        opening, said = self.model.config.decoder_start_token_id, answer
+        if answer is None:
+            ids = texts.read(self.tokenizer, prompt, None, None).ids.to(self.model.device)[None]
+            with torch.no_grad():
+                said = self.model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
+                    num_beams=1,
+                )[0, 1:].cpu()  # fmt: skip
+        assert said is not None
+        text = texts.read_pair(self.tokenizer, prompt, said, opening)
+        rows = [place - text.answer for place in range(text.answer, len(text.ids)) if text.parts[place] == "answer"]
+        if not rows:
+            raise InputError("the answer has no token")
+        places = torch.tensor(rows)
+        first = text.answer - 1
+        given = {"input_ids": text.ids[:first], "decoder_input_ids": text.ids[first:-1]}
+        return self._story(text, places, text.ids[text.answer :][places], None, at_once, None, given)
+
     def _filled(self, prompt: str, at_once: int) -> Story:
         text = texts.read(self.tokenizer, prompt, None, None)
         places = (text.ids == self.tokenizer.mask_token_id).nonzero().flatten()
@@ -146,12 +170,15 @@ class LanguageModel:
 
     def _story(
         self, text: Text, places: Tensor, tokens: Tensor | None, rivals: Tensor | None, at_once: int,
-        against: str | None,
+        against: str | None, given: Mapping[str, Tensor] | None = None,
     ) -> Story:  # fmt: skip
-        """Explain ``tokens`` at the positions ``places`` of the logits; no tokens: those that are predicted there."""
+        """Explain ``tokens`` at the positions ``places`` of the logits; no tokens: those that are predicted there.
+
+        ``given``: what the model is given by name, one part of the tokens of the text after the other.
+        """
         device = self.model.device
-        ids = text.ids.to(device)[None]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._fixed}
+        parts = {name: ids.to(device)[None] for name, ids in (given or {"input_ids": text.ids}).items()}
+        inputs = {**parts, "attention_mask": torch.ones_like(parts["input_ids"]), **self._fixed}
         rows = places
         if self._keeps:
             inputs[_KEEPS], rows = places.to(device), torch.arange(len(places))
@@ -160,7 +187,10 @@ class LanguageModel:
         tokens = logits.argmax(-1) if tokens is None else tokens
         wanted = codes(rows, tokens, rivals, logits.shape[-1]).to(device)
         explanation = self.explainer.explain((), inputs, target=wanted, chunk=at_once)
-        matrix = explanation.by_input["input_ids"].sum(-1)[:, 0].detach().float().cpu()
+        of_parts = [explanation.by_input[name].sum(-1)[:, 0].detach().float().cpu() for name in parts]
+        matrix = torch.cat(of_parts, 1)
+        # The last token of an answer is given to no decoder: it rests on itself nowhere.
+        matrix = torch.nn.functional.pad(matrix, (0, len(text.ids) - matrix.shape[1]))
         start = explanation.start[0].detach().float().cpu()
         names = tuple(text.text[first:last] if last > first else self.tokenizer.convert_ids_to_tokens(int(token))
                       for (first, last), token in zip(text.spans, text.ids, strict=True))  # fmt: skip
@@ -181,29 +211,26 @@ def language_model(model: Any, tokenizer: Any, preset: Any = "evidence", **optio
     return LanguageModel(model, tokenizer, preset, **options)
 
 
-def _check(model: Any, tokenizer: Any) -> bool:
-    """Whether a model fills masks rather than goes on with a text.
+def _kind(model: Any, tokenizer: Any) -> Literal["causal", "masked", "seq2seq"]:
+    """What a model does: go on with a text, fill its masks, or answer it with a decoder of its own.
 
     Raises:
-        InputError: it does neither.
+        InputError: it does none of them.
     """
     config = getattr(model, "config", None)
     name = type(model).__name__
     if config is None or not hasattr(tokenizer, "all_special_ids"):
         raise InputError("a language model is one of transformers, with its tokenizer")
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{name} has an encoder and a decoder: explain a token of its answer with fxlrp.compile(model, "
-            "output=lambda out: out.logits[:, -1])(input_ids=…, decoder_input_ids=…)"
-        )
+    if getattr(config, "is_encoder_decoder", False) and name.endswith(("ForConditionalGeneration", "MTModel")):
+        return "seq2seq"
     if name.endswith("ForMaskedLM"):
-        return True
+        return "masked"
     if not hasattr(model, "generate") or not name.endswith(("LMHeadModel", "ForCausalLM")):
         raise InputError(
             f"{name} gives no logits of tokens: explain a classifier with fxlrp.compile(model, output='logits')"
             "(input_ids=…, attention_mask=…)"
         )
-    return False
+    return "causal"
 
 
 def _parting(ids: Tensor, rival: Tensor, first: int) -> int:

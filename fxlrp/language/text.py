@@ -115,6 +115,37 @@ def read(
     return Text(whole, torch.tensor(ids), tuple(spans), tuple(map(part, range(len(ids)))), first)
 
 
+def read_pair(tokenizer: Any, prompt: str, answer: str | Tensor, opening: int) -> Text:
+    """A prompt for an encoder, and behind it what the decoder was given, the token that opens it and the answer.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        prompt: the text that the encoder reads.
+        answer: text, or the numbers of the tokens that were generated, (tokens,), special ones among them.
+        opening: the number of the token that opens an answer.
+
+    Raises:
+        InputError: the tokenizer tells no offsets.
+    """
+    before, spans = _tokens(tokenizer, prompt, special=True)
+    shift = len(prompt) + 1
+    if isinstance(answer, str):
+        ids, own = _tokens(tokenizer, answer, special=True)
+    else:
+        ids, texts = answer.tolist(), [""]
+        texts += [tokenizer.decode(ids[:end], skip_special_tokens=True) for end in range(1, len(ids) + 1)]
+        own = [(min(len(a), len(b)), len(b)) for a, b in pairwise(texts)]
+        answer = texts[-1]
+    special = set(tokenizer.all_special_ids)
+    while ids and ids[-1] in special:  # what ends an answer is no part of it
+        ids, own = ids[:-1], own[:-1]
+    parts: list[Part] = ["special" if token in special else "prompt" for token in before]
+    parts += ["special", *("special" if token in special else "answer" for token in ids)]
+    spans += [(len(prompt), len(prompt)), *((first + shift, last + shift) for first, last in own)]
+    numbers = torch.tensor([*before, opening, *ids])
+    return Text(f"{prompt}\n{answer}", numbers, tuple(spans), tuple(parts), len(before) + 1)
+
+
 def _tokens(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
