@@ -12,7 +12,8 @@ from typing import Any
 from fxlrp.capture.call import Call, bind, input_counts
 from fxlrp.capture.captured import Captured, as_module, attribute, check_model, tensor_proxy, unwrapped
 from fxlrp.capture.choosing import with_output
-from fxlrp.capture.exported import OneBatchError, export
+from fxlrp.capture.exported import export
+from fxlrp.capture.program import OneBatchError
 from fxlrp.capture.snapshot import Snapshot
 from fxlrp.capture.symbolic import trace
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-import math
-import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -21,15 +18,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils import _pytree as pytree
 
-from fxlrp.capture.answers import Answers, Questions
 from fxlrp.capture.call import Call
-from fxlrp.capture.captured import Captured, Shape, Tensors, attribute, flat_outputs, has_hooks
+from fxlrp.capture.captured import Captured, has_hooks
 from fxlrp.capture.decompositions import decompositions
-from fxlrp.capture.double import to_run, with_hooks, without_hooks
+from fxlrp.capture.double import with_hooks, without_hooks
+from fxlrp.capture.flat import Flat
 from fxlrp.capture.followed import CAPTURING, functions_followed
-from fxlrp.capture.functional import NotByNodeError, functional, settle
+from fxlrp.capture.functional import NotByNodeError, functional
+from fxlrp.capture.program import OneBatchError, captured_of, one_batch_size
 from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.items import FRONT, Items
@@ -43,60 +40,6 @@ _UNGUARDED: dict[str, Any] = (
 )
 """How to ask for the module of a program without checks of sizes."""
 
-_REPEATED = re.compile(r"@\d+")
-_PREFIX = "model"
-
-
-class _Told:
-    """What a forward() that was read asked; no attribute of the module, for torch.export puts those back."""
-
-    def __init__(self) -> None:
-        self.answers = Answers()
-
-    @property
-    def count(self) -> int:
-        return len(self.answers.asked)
-
-
-class _Flat(nn.Module):
-    """The model as a function of a flat list of tensors, returning one."""
-
-    returns: pytree.TreeSpec
-
-    def __init__(self, model: nn.Module, call: Call, output: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.call = (call, output)
-        self.refusal: CaptureError | None = None
-        self.known: list[Any] | None = None
-        self.places = False
-        self.told = _Told()
-        self.training = False
-
-    def forward(self, *tensors: Tensor) -> list[Any]:
-        call, output = self.call
-        args, kwargs = call.arguments(tensors)
-        asked: list[Tensor] = []
-        if self.known is None:
-            returned = self.model(*args, **kwargs)
-        else:
-            with Answers(self.known, places=self.places) as answers:
-                returned = self.model(*args, **kwargs)
-            asked = answers.asked
-            self.told.answers = answers
-        try:
-            outputs, self.returns = flat_outputs(returned, output)
-        except CaptureError as error:  # torch.export would wrap it
-            self.refusal = error
-            raise
-        return [*outputs, *asked]
-
-    def ask(self, tensors: Sequence[Tensor]) -> None:
-        """Note what forward() asks of integers, and the answers for these inputs."""
-        args, kwargs = self.call[0].arguments(tensors)
-        with torch.no_grad(), Answers(places=self.places) as answers:
-            to_run(self.model)(*args, **kwargs)
-        self.known = answers.given
 
 
 def export(
@@ -157,7 +100,7 @@ def _depends(captured: Captured) -> bool:
 def _read_double(
     model: nn.Module, double: nn.Module, call: Call, tensors: Sequence[Tensor], output: Any, fixed: bool
 ) -> Captured:
-    flat = _Flat(double, call, output)
+    flat = Flat(double, call, output)
     own = tuple(tensor.detach() for tensor in tensors)
     usual = example_batch(tensors, call.graph_names, call.items)
     # Not every model lets the length of a sequence stay free, and some take another way for some sizes of the batch.
@@ -184,7 +127,7 @@ def _read_double(
 
 
 def _first(
-    model: nn.Module, call: Call, flat: _Flat, tries: Sequence[tuple[tuple[Tensor, ...], Any, bool]],
+    model: nn.Module, call: Call, flat: Flat, tries: Sequence[tuple[tuple[Tensor, ...], Any, bool]],
     own: tuple[Tensor, ...], fixed: bool, *, asking: bool = False,
 ) -> tuple[Captured | None, Exception | None]:  # fmt: skip
     """What the first of several ways to read the model gives that serves its own inputs, or why the first one failed.
@@ -206,7 +149,7 @@ def _first(
                 flat.ask(examples)
             program, graph = _export(flat, examples, _axes(call, examples, batch, free=free))
             asks_batch = batch is Dim.AUTO
-            captured = _captured(model, call, flat, program, graph, examples, asks_batch=asks_batch, fixed=fixed)
+            captured = captured_of(model, call, flat, program, graph, examples, asks_batch=asks_batch, fixed=fixed)
             if captured.questions is not None and captured.questions.of_signal:
                 return None, refused or ValueError("data-dependent")
             if examples is own or captured.serves(own):
@@ -235,7 +178,7 @@ def _is_of_sizes(error: Exception) -> bool:
 
 
 def _export(
-    flat: _Flat, examples: tuple[Tensor, ...], axes: Any
+    flat: Flat, examples: tuple[Tensor, ...], axes: Any
 ) -> tuple[ExportedProgram, fx.Graph]:  # fmt: skip
     """The exported program, and its graph: functional, of operations that the vocabulary knows where torch has them."""
     with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), quiet():
@@ -300,22 +243,11 @@ def _refused(model: nn.Module, error: Exception) -> CaptureError:
     reason = str(error).strip().split("\n\n")[0].split("\n  - ")[0]
     where = _blamed(model, error)
     if "batch" in str(error) and "pecializ" in str(error) and not _is_of_values(error):
-        return _one_batch_size(model, where)
+        return one_batch_size(model, where)
     return CaptureError(
         f"{type(model).__name__} cannot be captured by torch.export{where}: {reason}\n"
         "Control flow on tensor values in forward() is the usual reason; move it out of forward(), write it with "
         "torch.where, or mark the function that holds it with torch.fx.wrap and register it."
-    )
-
-
-class OneBatchError(CaptureError):
-    """forward() is written for one size of the batch; read for that size alone it may yet be explained."""
-
-
-def _one_batch_size(model: nn.Module, where: str = "") -> CaptureError:
-    return OneBatchError(
-        f"{type(model).__name__} cannot be captured by torch.export{where}: its forward() is written for one batch "
-        "size only, or the first axis of its input is not the batch; take the size from the input's shape"
     )
 
 
@@ -332,116 +264,3 @@ def _blamed(model: nn.Module, error: Exception) -> str:
                 found += f", in {paths[id(owner)]!r} ({type(owner).__name__})"
         trace = trace.tb_next
     return found
-
-
-def _captured(
-    model: nn.Module, call: Call, flat: _Flat, program: ExportedProgram, read: fx.Graph,
-    examples: Sequence[Tensor], *, asks_batch: bool, fixed: bool,
-) -> Captured:
-    held, owner = _held(program), read.owning_module or model
-    graph = fx.Graph()
-    constants: Tensors = {}
-    nodes: dict[fx.Node, fx.Node] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    tensors = {name for name, _ in named}
-    types = {path: type(part) for path, part in model.named_modules()}
-    inputs = iter(call.graph_names)
-    shapes: dict[str, Shape] = {}
-    questions: Questions | None = None
-    items = call.items
-    for node in read.nodes:
-        if node.op == "placeholder" and node.name not in held:
-            name = next(inputs)
-            new = graph.placeholder(name)
-            sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
-            if not items.whole:
-                axis = items.axis_of(name, len(sizes))
-                if sizes[axis].isdigit() and not fixed:  # and torch need not say so
-                    raise _one_batch_size(model)
-                sizes[axis] = "batch"  # which batches are served is told by itself
-            shapes[name] = tuple(int(size) if size.isdigit() else size for size in sizes)
-        elif node.op in ("get_attr", "placeholder"):
-            path = held.get(node.name, str(node.target))
-            name = path.removeprefix(_PREFIX + ".")
-            if name not in tensors:  # a constant that tracing made, wherever export put it
-                value = program.constants[path] if node.op == "placeholder" else attribute(owner, path)
-                if not isinstance(value, Tensor):
-                    raise CaptureError(
-                        f"{type(model).__name__} chooses between functions by a value, with torch.cond or another "
-                        "higher-order operation of torch, which has no rule: write it with torch.where, or choose "
-                        "outside of the model"
-                    )
-                constants[name] = value.detach()
-            new = graph.get_attr(name)
-        elif node.op == "output":
-            (returned,) = node.args
-            outputs = [nodes[v] if isinstance(v, fx.Node) else v for v in returned]
-            outputs, asked = outputs[: len(outputs) - flat.told.count], outputs[len(outputs) - flat.told.count :]
-            if asked:
-                questions = Questions(graph, asked, flat.told.answers.given)
-            new = graph.output(outputs)
-        else:
-            new = graph.node_copy(node, lambda n: nodes[n])
-        nodes[node] = new
-        new.meta = {
-            "val": node.meta.get("val"),
-            "stack_trace": node.meta.get("stack_trace"),
-            "nn_module_stack": _module_stack(node, new, types),
-        }
-        settle(new)
-    integers = frozenset(
-        name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
-    )
-    size = 0 if items.whole else call.count(examples)
-    batches = (1, math.inf) if items.whole else (size, size) if fixed else _batches(program, call)
-    return Captured(
-        graph, model, flat.returns, constants, "export", integers, shapes,
-        batches, size, asks_batch or fixed, items=items, questions=questions,
-    )
-
-
-def _held(program: ExportedProgram) -> dict[str, str]:
-    """By the placeholder of an exported graph that is no input: the name of the tensor that it stands for."""
-    signature = program.graph_signature
-    tables = signature.inputs_to_parameters, signature.inputs_to_buffers, signature.inputs_to_lifted_tensor_constants
-    return {placeholder: name for table in tables for placeholder, name in table.items()}
-
-
-def _batches(program: ExportedProgram, call: Call) -> tuple[int, float]:
-    """The smallest and the largest batch for which the model takes the way that was read.
-
-    torch takes two for the smallest that it can leave free; whether one is alike, a comparison with the model tells.
-    """
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    first = next(value for value in inputs if isinstance(value, Tensor))
-    size = first.shape[call.items.axis_of(call.graph_names[0], first.dim())]
-    limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
-    if limits is None:
-        return 1, math.inf
-    smallest, largest = int(limits.lower), float(limits.upper) if limits.upper < 2**31 else math.inf
-    return (1 if smallest <= 2 else smallest), largest
-
-
-def _module_stack(node: fx.Node, new: fx.Node, types: dict[str, type[nn.Module]]) -> OrderedDict[str, Any]:
-    """The modules around a node as symbolic tracing tells them: name of the call -> (path, type).
-
-    Args:
-        node: the node of the export.
-        new: the same node as it is captured.
-        types: the modules of the model.
-    """
-    stack: OrderedDict[str, Any] = OrderedDict()
-    for key, (called, _) in (node.meta.get("nn_module_stack") or {}).items():
-        path = _REPEATED.sub("", called.removeprefix(_PREFIX).removeprefix("."))
-        if path in types and path:
-            repeated = _REPEATED.findall(key)  # the n-th call again: torch tells it of the key
-            stack[path + (repeated[-1] if repeated else "")] = (path, types[path])
-    # A module that is not called but only lends its weight (the projection of nn.MultiheadAttention).
-    innermost = next(reversed(stack.values()))[0] if stack else ""
-    for source in new.all_input_nodes:
-        if source.op == "get_attr" and str(source.target).endswith(".weight"):
-            owner = str(source.target).removesuffix(".weight")
-            if owner in types and owner != innermost and owner.startswith(f"{innermost}." if innermost else ""):
-                stack[owner] = (owner, types[owner])
-    return stack
