@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,21 @@ def bind(
         tensors.append(leaf)
     if not tensors:
         given = next(iter([*bound.args, *bound.kwargs.values()]), None)
-        raise InputError(f"an input must be a tensor, not {type(given).__name__}")
+        raise InputError(f"an input must be a tensor, not {type(given).__name__}{_instead_of(given)}")
     return Call(tuple(names), tuple(floating), tuple(leaves), structure, items), tensors
+
+
+def _instead_of(given: Any) -> str:
+    """What to give in place of what is no tensor."""
+    if isinstance(given, Mapping):
+        return ": give its entries by name, explainer(**inputs)"
+    if type(given).__module__.startswith("PIL."):
+        return ": make one of it by the model's preprocessing, transform(image).unsqueeze(0)"
+    if type(given).__module__ == "numpy":
+        return ": torch.from_numpy(…) makes one of it"
+    if isinstance(given, str):
+        return ": a tokenizer makes numbers of it; fxlrp.language_model(model, tokenizer) takes text"
+    return ""
 
 
 def input_counts(model: nn.Module) -> tuple[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -224,7 +225,11 @@ def has_hooks(model: nn.Module) -> bool:
 def check_model(model: nn.Module) -> None:
     """Raise where a model cannot be explained as it is: not a module, in training mode, quantised."""
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}")
+        named = isinstance(model, str | os.PathLike)
+        raise CaptureError(
+            f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}"
+            + (": load it first; of an ONNX file onnx2torch.convert(path) makes a module" if named else "")
+        )
     for name, module in model.named_modules():
         where = f"{name!r} is" if name else "the model is"
         if isinstance(module, torch.jit.ScriptModule):

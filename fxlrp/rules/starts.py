@@ -217,8 +217,9 @@ def _two_axes(output: Tensor) -> Tensor:
     if output.dim() != 2:
         raise StartError(
             f"the output has shape {tuple(output.shape)}, and this start needs (batch, classes). For an embedding or a "
-            "regression give start='output'; for one step of a sequence output=lambda output: output[:, -1]; or give "
-            "start= a callable (output, target) -> relevance in the shape of the output"
+            "regression give start='output'; for one step of a sequence output=lambda output: output[:, -1], for the "
+            "next token of a language model output=lambda out: out.logits[:, -1]; or give start= a callable (output, "
+            "target) -> relevance in the shape of the output"
         )
     return output
 

@@ -25,11 +25,13 @@ from fxlrp.runtime.backends import Eager
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.finite import check_finite
 from fxlrp.runtime.inputs import (
+    LISTS,
     arguments_of,
     check_examples,
     check_inputs,
     check_kinds,
     forward_shapes,
+    holds_lists,
 )
 from fxlrp.runtime.masks import count_slices, masks, read_conditions
 from fxlrp.runtime.plan import MOST_PROGRAMS, Plan, exported, may_export, traced
@@ -418,6 +420,8 @@ class Engine:
         except CaptureError as error:
             for plan in served:  # captured for other sizes: was it the sizes?
                 check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)
-            if self._untraceable is not None:
-                error.args = (f"{error}\n({self._untraceable})",)
+            notes = [f"({self._untraceable})"] if self._untraceable is not None else []
+            if holds_lists(call):
+                notes.append(LISTS)
+            error.args = ("\n".join([str(error), *notes]),)
             raise

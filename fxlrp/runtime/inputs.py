@@ -246,6 +246,17 @@ _OF_GRAPHS = (
 )
 
 
+LISTS = (
+    "(the tensors were given in a list: items of one size are one tensor, torch.stack(items); of several sizes give "
+    "one item after the other, item.unsqueeze(0))"
+)
+
+
+def holds_lists(call: Call) -> bool:
+    """Whether tensors were given in a list."""
+    return any("." in name for name in call.names)
+
+
 def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
     """Raise where inputs cannot be examples to capture a model from."""
     for name, tensor in zip(call.names, tensors, strict=True):
