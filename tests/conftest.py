@@ -43,6 +43,15 @@ def exported_once(monkeypatch):
 
 
 @pytest.fixture
+def counted(monkeypatch):
+    """How often torch.export read a model."""
+    calls = []
+    export = captures.export
+    monkeypatch.setattr(captures, "export", lambda *a, **k: calls.append(1) or export(*a, **k))
+    return calls
+
+
+@pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The current folder, with a small model and three photographs of different sizes."""
     monkeypatch.chdir(tmp_path)

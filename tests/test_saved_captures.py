@@ -15,7 +15,6 @@ from torch import nn
 
 import fxlrp
 from fxlrp.errors import ExportError, TrainingModeError
-from fxlrp.runtime import captures
 
 
 class Opened(nn.Module):
@@ -31,15 +30,6 @@ class Opened(nn.Module):
         h = self.norm(self.first(x)).relu() * torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0, 0.5])
         h = h.reshape(x.shape[0], 2, 3).transpose(1, 2).reshape(-1, 6)
         return {"features": h, "scores": self.head(h)}
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """How often torch.export read a model."""
-    calls = []
-    export = captures.export
-    monkeypatch.setattr(captures, "export", lambda *a, **k: calls.append(1) or export(*a, **k))
-    return calls
 
 
 @pytest.fixture

@@ -94,6 +94,8 @@ def test_data_has_a_row_for_each_item():
 
 
 def test_errors_say_which_axis():
+    with pytest.raises(InputError, match="batch= names 'source', and the inputs are src"):
+        fxlrp.compile(made(Encoder), "conserving", batch={"source": 1})(SEQUENCE)
     with pytest.raises(CaptureError, match="its first axis must be the batch"):
         fxlrp.compile(made(Encoder), "conserving")(SEQUENCE)
     with pytest.raises(InputError, match=r"the second axis of every tensor must be the batch, 4 here"):

@@ -27,15 +27,6 @@ class Opened(nn.Module):
         return self.head(self.first(x).relu())
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """How often torch.export read a model."""
-    calls = []
-    export = captures.export
-    monkeypatch.setattr(captures, "export", lambda *a, **k: calls.append(1) or export(*a, **k))
-    return calls
-
-
 def test_a_captured_model_is_read_once(counted):
     model, x = Opened().eval(), torch.randn(3, 4)
     captured = fxlrp.capture(model, x)

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,10 +84,14 @@ class Captured:
         """Whether it was read for one size of the batch alone."""
         return self.batches[0] == self.batches[1]
 
+    @cached_property
+    def inputs(self) -> list[str]:
+        """The names of the inputs, which each call asks for."""
+        return [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
+
     def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these inputs take the way through the model that was read."""
-        names = [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
-        if not self.serves_batch(self.items.count(names, tensors)):
+        if not self.serves_batch(self.items.count(self.inputs, tensors)):
             return False
         return self.questions is None or self.questions.alike(tensors, self.tensor)
 

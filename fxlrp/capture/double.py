@@ -190,14 +190,10 @@ def intercept(double: nn.Module, called: Callable[..., Any], seen: Callable[[Any
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
-    """A double whose hooks do not run, but for those that compute a weight."""
-    doubles = Doubles()
-    doubles.keep(model.buffers())
-    double: nn.Module = doubles.of(model)
-    take_padded(doubles.modules())
+    """A double to read, whose hooks do not run, but for those that compute a weight."""
+    double, doubles = _to_read(model)
     for module in doubles.modules():
         attributes = vars(module)
-        attributes["_compiled_call_impl"] = None
         attributes["_forward_hooks"] = OrderedDict()
         attributes["_forward_pre_hooks"] = OrderedDict(enumerate(weight_hooks(module)))
         for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
@@ -206,15 +202,22 @@ def without_hooks(model: nn.Module) -> nn.Module:
 
 
 def with_hooks(model: nn.Module) -> nn.Module:
-    """A double whose hooks run, on what the double has: for a forward() that reads what a hook kept."""
+    """A double to read, whose hooks run on what the double has: for a forward() that reads what a hook kept."""
+    double, doubles = _to_read(model)
+    for module in doubles.modules():
+        _keep_on_doubles(module, doubles)
+    return double
+
+
+def _to_read(model: nn.Module) -> tuple[nn.Module, Doubles]:
+    """A double with the model's own buffers, whose recurrent layers take padded sequences, and all doubles."""
     doubles = Doubles()
     doubles.keep(model.buffers())
     double: nn.Module = doubles.of(model)
     take_padded(doubles.modules())
     for module in doubles.modules():
         vars(module)["_compiled_call_impl"] = None
-        _keep_on_doubles(module, doubles)
-    return double
+    return double, doubles
 
 
 def _keep_on_doubles(module: nn.Module, doubles: Doubles) -> None:

@@ -54,6 +54,16 @@ class Items:
         """Whether the first axis of every input is the batch."""
         return self == FRONT
 
+    def check(self, names: Sequence[str]) -> None:
+        """Raise where the axis of an input is told that is none.
+
+        Raises:
+            InputError: so it is.
+        """
+        unknown = [name for name, _ in self.named if name not in names]
+        if unknown:
+            raise InputError(f"batch= names {unknown[0]!r}, and the inputs are {', '.join(names)}")
+
     def axis_of(self, name: str, rank: int | None = None) -> int:
         """The axis of the batch in an input of so many axes; ``None``: of any number."""
         assert self.axis is not None

@@ -61,6 +61,7 @@ class LanguageModel:
         self.start_name = name
         parameters = inspect.signature(self.captured.model.forward).parameters
         self._keeps = _KEEPS in parameters and self.kind == "causal"
+        self._vocabulary: int | None = None  # how many logits there are, which a configuration need not say
         self._fixed = {"use_cache": False} if "use_cache" in parameters else {}
         self.explainer = compile(
             self.captured, preset, output=_logits, start=AtPlace(STARTS[name], name), batch=None, **options
@@ -182,15 +183,18 @@ class LanguageModel:
         rows = places
         if self._keeps:
             inputs[_KEEPS], rows = places.to(device), torch.arange(len(places))
-        with torch.no_grad():
-            logits = self.model(**inputs).logits[0][rows.to(device)].float().cpu()
-        tokens = logits.argmax(-1) if tokens is None else tokens
-        wanted = codes(rows, tokens, rivals, logits.shape[-1]).to(device)
+        if tokens is None or self._vocabulary is None:
+            with torch.no_grad():
+                logits = self.model(**inputs).logits[0][rows.to(device)].cpu()
+            self._vocabulary = logits.shape[-1]
+            tokens = logits.argmax(-1) if tokens is None else tokens
+        wanted = codes(rows, tokens, rivals, self._vocabulary).to(device)
         explanation = self.explainer.explain((), inputs, target=wanted, chunk=at_once)
         of_parts = [explanation.by_input[name].sum(-1)[:, 0].detach().float().cpu() for name in parts]
         matrix = torch.cat(of_parts, 1)
         # The last token of an answer is given to no decoder: it rests on itself nowhere.
         matrix = torch.nn.functional.pad(matrix, (0, len(text.ids) - matrix.shape[1]))
+        logits = explanation.output["logits"][0][rows.to(device)].detach().float().cpu()
         start = explanation.start[0].detach().float().cpu()
         names = tuple(text.text[first:last] if last > first else self.tokenizer.convert_ids_to_tokens(int(token))
                       for (first, last), token in zip(text.spans, text.ids, strict=True))  # fmt: skip

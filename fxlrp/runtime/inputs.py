@@ -155,6 +155,7 @@ def check_inputs(
     if len(inputs) != len(specs):
         names = ", ".join(spec.name for spec in specs)
         raise InputError(f"the model takes {len(specs)} input(s) ({names}), not {len(inputs)}")
+    items.check([spec.name for spec in specs])
     batch = None
     free: dict[str, tuple[str, int]] = {}
     for spec, value in zip(specs, inputs, strict=True):
@@ -254,11 +255,12 @@ LISTS = (
 
 def holds_lists(call: Call) -> bool:
     """Whether tensors were given in a list."""
-    return any("." in name for name in call.names)
+    return any(part.isdigit() for name in call.names for part in name.split(".")[1:])
 
 
 def check_examples(call: Call, tensors: Sequence[Tensor]) -> None:
     """Raise where inputs cannot be examples to capture a model from."""
+    call.items.check(call.graph_names)
     for name, tensor in zip(call.names, tensors, strict=True):
         if tensor.is_meta:
             raise InputError(f"input {name} is on the meta device: it has no values to explain")
