@@ -6,13 +6,13 @@ import typer
 
 from benchmarks import costs, coverage, onnx, program, runs, speed, zoo
 
-TIMED = (speed.SPEED, speed.SCALING, program.OPTIMIZER, program.KINDS, costs.TARGETS, costs.PRECISION, costs.EVALUATION)
+TIMED = (speed.SPEED, speed.SCALING, program.OPTIMIZER, program.KINDS, costs.TARGETS, costs.PRECISION, costs.EVALUATION,
+         onnx.ONNX)  # fmt: skip
 app = typer.Typer(help="Measure what models fxlrp explains, and how fast. Pages and CSV files lie in benchmarks/.")
 for benchmark in TIMED:
     app.command(benchmark.name, help=benchmark.about)(runs.command(benchmark))
 app.command("coverage")(coverage.main)
 app.command("choose-timm-models")(zoo.choose_timm_models)
-app.command("onnx")(onnx.main)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: no process is left running
