@@ -62,6 +62,7 @@ def test_a_saved_explanation_is_the_explainers(explainer, x, tmp_path):
     assert_close(saved.heatmap(x), explainer.heatmap(x), 1e-5)
     assert_close(saved.attribute(x, target=1), explainer.attribute(x, target=1), 1e-5)
     assert saved.signature.about["preset"] == "conserving"
+    assert (saved(x).start_name, saved(x).unit) == (explainer(x).start_name, explainer(x).unit)
     assert [entry.name for entry in tmp_path.iterdir()] == ["net.pt2"]
 
 
@@ -241,6 +242,59 @@ def test_onnx_gives_what_the_explainer_gives(tmp_path):
     model = onnx.load(str(path))
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [entry.name for entry in tmp_path.iterdir()] == ["pooled.onnx"]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    explainer, x = fxlrp.compile(net), torch.randn(3, 1, 8, 8)
+    return explainer.export_onnx(tmp_path_factory.mktemp("onnx") / "net.onnx", x), explainer, x
+
+
+def test_a_file_of_onnx_is_loaded_as_a_saved_explanation_is(onnx_file):
+    path, explainer, x = onnx_file
+    loaded = fxlrp.load(path)
+    for target in (None, 2, torch.tensor([0, 4, 1])):
+        expected, found = explainer(x, target=target), loaded(x, target=target)
+        assert_close(found.relevance, expected.relevance, 1e-5)
+        assert torch.equal(found.target, expected.target)
+        assert found.start_name == expected.start_name
+    assert_close(loaded(input=x[:1]).relevance, explainer(x[:1]).relevance, 1e-5)
+
+
+@pytest.mark.parametrize("target", [5, -2, torch.tensor([0, 5, 1]), 1.0, True, [1, 2], torch.tensor([0, 1])], ids=str)
+def test_a_target_that_is_no_class_is_refused_by_a_loaded_file_of_onnx(onnx_file, target):
+    path, _, x = onnx_file
+    with pytest.raises(TargetError):
+        fxlrp.load(path)(x, target=target)
+
+
+@pytest.mark.parametrize("target", [5, -2])
+def test_onnxruntime_itself_says_which_targets_there_are(onnx_file, target):
+    path, _, x = onnx_file
+    with pytest.raises(Exception, match="target is -1, the predicted class, or a class from 0 to 4"):
+        run_onnx(path, x, target)
+
+
+def test_damaged_files_of_onnx_are_one_error(onnx_file, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path, _, _ = onnx_file
+    half, foreign, wrong = tmp_path / "half.onnx", tmp_path / "foreign.onnx", tmp_path / "wrong.onnx"
+    half.write_bytes(path.read_bytes()[:2000])
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    onnx.save(model, str(foreign))
+    model.metadata_props.add(key="fxlrp", value='{"inputs": [], "dtypes": []}')
+    onnx.save(model, str(wrong))
+    for damaged in (half, foreign, wrong):
+        with pytest.raises(ExportError, match="no explanation that fxlrp wrote, or it is damaged"):
+            fxlrp.load(damaged)
+    with pytest.raises(ExportError, match="there is no such file"):
+        fxlrp.load(tmp_path / "none.onnx")
+    with pytest.raises(ExportError, match="cannot run on cuda"):
+        fxlrp.load(path, device="cuda")
 
 
 # Compiled packages ----------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from fxlrp.common.version import __version__
 from fxlrp.passes.optimize.base import retarget
 from fxlrp.passes.request import Request, Results
 from fxlrp.results.explanation import Explanation
-from fxlrp.rules.starts import resolve_target
+from fxlrp.rules.starts import resolve_target, told
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.inputs import InputSpec
+from fxlrp.runtime.plan import Plan
 from fxlrp.steps.primitives import primitive
 from fxlrp.steps.recurrence import of_lengths
 
@@ -45,7 +46,7 @@ class Signature:
         takes_target: whether a target (batch,) of classes follows the inputs; ``PREDICTED`` asks for
             the predicted one.
         classes: how many classes there are; ``None`` where the output is not (batch, classes).
-        about: what was compiled: the model's class, preset, and versions.
+        about: what was compiled: the model's class, preset, start, and versions.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -186,7 +187,7 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
         absent=tuple(i for i, leaf in enumerate(pytree.tree_leaves(explanation)) if leaf is None),
         takes_target=takes_target,
         classes=plan.class_count(tensors) if takes_target else None,
-        about=_about(engine),
+        about=_about(engine, plan),
     )
     open_targets = torch.full((len(inputs[0]),), PREDICTED, device=inputs[0].device)
     examples = (*inputs, open_targets) if takes_target else inputs
@@ -272,8 +273,9 @@ def _output_names(explanation: Explanation) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _about(engine: Engine) -> dict[str, str]:
+def _about(engine: Engine, plan: Plan) -> dict[str, str]:
     return {
+        "start": told(plan.start),
         "model": type(engine.model).__name__, "preset": engine.recipe.chosen_preset.name,
         "fxlrp": __version__, "torch": torch.__version__,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
-from fxlrp.exports.archive import SIGNATURE, is_compiled, is_sealed, member_names, read, seal, written
+from fxlrp.exports.archive import SIGNATURE, is_sealed, read, seal, written
 from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
 from fxlrp.interop import captum
 from fxlrp.maps.heatmap import heatmap
@@ -56,7 +56,7 @@ def package(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = 
                 )
         except Exception as error:
             raise BackendError(f"Inductor cannot compile this explanation: {error}") from error
-        check_results(made, load(beside, compiled=True).program)
+        check_results(made, load_package(beside, None, trusted=True).program)
         seal(beside)
     return path
 
@@ -127,11 +127,12 @@ class SavedExplainer(nn.Module):
         check_one_target(wanted, "a saved explanation")
         if wanted is not None and not self.signature.takes_target:
             raise TargetError("this explanation starts at the output whatever the target: give none")
+        last = []
         if self.signature.takes_target:
-            none = torch.full((batch,), PREDICTED, device=self.device)
-            tensors.append(none if wanted is None else wanted)
+            last = [torch.full((batch,), PREDICTED, device=self.device) if wanted is None else wanted]
         with torch.no_grad():
-            return self.signature.explanation(self.program(*tensors))
+            found = self.signature.explanation(self.program(*tensors, *last))
+        return replace(found, start_name=self.signature.about.get("start", ""), given=tuple(tensors))
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
         """Relevance summed over channels, (batch, height, width)."""
@@ -154,26 +155,12 @@ class SavedExplainer(nn.Module):
         return [*inputs, *(named[name] for name in names[len(inputs) :])]
 
 
-def load(
-    path: str | os.PathLike[str], device: str | torch.device | None = None, *, compiled: bool = False
-) -> SavedExplainer:
-    """Read an explanation that :meth:`fxlrp.Explainer.save` or ``export_aot`` wrote.
-
-    A saved explanation is data: no code in the file is run, whatever is in it, and a damaged file is an error. A
-    compiled package is machine code: without ``compiled=True`` only those run that you compiled on this machine.
-
-    Args:
-        path: the file.
-        device: where it is to run; ``None``: where it was saved from. A compiled package runs on
-            its own kind of device only.
-        compiled: whether to run machine code that somebody else compiled.
+def load_archive(path: Path, device: str | torch.device | None) -> SavedExplainer:
+    """The explanation in an archive of torch.
 
     Raises:
         ExportError: the file is no such explanation, it is damaged, or it holds what fxlrp does not write.
     """
-    path = checked_path(path)
-    if is_compiled(member_names(path)):
-        return _load_package(path, device, compiled)
     program, fields = read(path)
     try:
         signature = Signature.of(fields)
@@ -213,7 +200,12 @@ def _check_against(signature: Signature, program: torch.export.ExportedProgram) 
             raise ExportError(f"the file says that there are {signature.classes} classes, and its program gives others")
 
 
-def _load_package(path: Path, device: str | torch.device | None, trusted: bool) -> SavedExplainer:
+def load_package(path: Path, device: str | torch.device | None, trusted: bool) -> SavedExplainer:
+    """The explanation in a compiled package; ``trusted``: also one that was compiled elsewhere.
+
+    Raises:
+        ExportError: it is none, it is of another device, or it is not to be trusted.
+    """
     if not trusted and not is_sealed(path):
         raise ExportError(
             f"{path} is machine code that was not compiled by you on this machine: if you trust where it comes from, "
