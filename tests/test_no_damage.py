@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import fxlrp
 from fxlrp.errors import CaptureError, FxlrpError, InputError, NonFiniteError, TargetError
-from fxlrp.runtime import engine, plan
+from fxlrp.runtime import plan, plans
 
 CALL, GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
@@ -225,10 +225,10 @@ def test_programs_and_plans_that_are_kept_are_bounded():
         explainer.relevance_of(x, nodes=[name] * 3)
     assert graphs() <= before
     scaled = fxlrp.compile(Scaled().eval())
-    for number in range(engine.MOST_PLANS + 3):
+    for number in range(plans.MOST_PLANS + 3):
         explanation = scaled(x, scale=(number + 1) / 7)
         assert torch.equal(explanation.output, scaled._engine.model(x, (number + 1) / 7))
-    assert len(scaled._engine._plans) == engine.MOST_PLANS
+    assert len(scaled._engine._plans) == plans.MOST_PLANS
 
 
 # Names are data -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import CaptureError
 from fxlrp.runtime import captures
-from fxlrp.runtime.engine import MOST_PLANS
+from fxlrp.runtime.plans import MOST_PLANS
 
 
 class Opened(nn.Module):
