@@ -99,15 +99,63 @@ def test_the_grouped_product_and_its_transpose():
     assert_close((back * x).sum(), (s * expected).sum())
 
 
-def test_experts_of_transformers_are_grouped_by_an_operation_of_its_own():
+FORMS = ("grouped_mm", "batched_mm", "eager")
+"""How transformers runs experts: groups of rows, a product for each row, a loop over the experts that were hit."""
+
+
+@pytest.fixture(scope="module")
+def experts_of_transformers():
     transformers = pytest.importorskip("transformers")
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "pad_token_id": 0}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3, "num_labels": 4}
-    config = transformers.MixtralConfig(**sizes, **heads)
-    torch.manual_seed(0)
-    model = transformers.MixtralForSequenceClassification(config).eval()
-    ids = torch.randint(1, 32, (2, 6), generator=torch.Generator().manual_seed(1))
+
+    def made(form, dtype=torch.float32):
+        config = transformers.MixtralConfig(**sizes, **heads, experts_implementation=form)
+        torch.manual_seed(0)
+        return transformers.MixtralForSequenceClassification(config).to(dtype).eval()
+
+    return made, torch.randint(1, 32, (2, 6), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_experts_of_transformers_are_explained_in_each_form(experts_of_transformers, form):
+    made, ids = experts_of_transformers
+    dtype, limit = (torch.float32, 1e-3) if form == "grouped_mm" else (torch.float64, 1e-10)  # which has no float64
+    model = made(form, dtype)
     explainer = fxlrp.compile(model, output="logits")
-    assert_close(explainer(ids).output.logits, model(ids).logits)
-    ledger = explainer.ledger(ids)
-    assert float((ledger.error / ledger.start).abs().max()) < 1e-4
+    usual = fxlrp.compile(made("batched_mm", torch.float64), output="logits")
+    for some in (ids, ids.flip(1)):  # the second chooses other experts
+        explanation, ledger = explainer(some, target=1), explainer.ledger(some, target=1)
+        assert_close(explanation.output.logits, model(some).logits)
+        assert_close(explanation.relevance.double(), usual(some, target=1).relevance, limit)
+        assert float((ledger.error / ledger.start).abs().max()) < limit
+
+
+def test_shapes_of_a_grouped_product_are_known_where_torch_refuses_it_without_values(experts_of_transformers):
+    made, ids = experts_of_transformers
+    explainer = fxlrp.compile(made("grouped_mm"), output="logits", start="logit")
+    assert explainer(ids, target=[1, 2]).relevance.shape[:2] == (2, 2)
+    assert explainer.shapes
+
+
+def test_questions_that_are_not_asked_again_are_passed_over():
+    class Careful(nn.Module):
+        """Looks at values where it is run, and not where it is read, as the masks of transformers are made."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x, mask):
+            if not torch.compiler.is_exporting() and mask.all():
+                return self.layer(x[:, : len(mask.tolist())]).mean(1)
+            hidden = self.layer(x) * mask[..., None]
+            if mask.sum() > 1:
+                hidden = hidden.relu()
+            return hidden.mean(1)
+
+    torch.manual_seed(0)
+    model = Careful().double().eval()
+    x, mask = torch.randn(2, 5, 4, dtype=torch.float64), torch.arange(5).expand(2, 5) < torch.tensor([[3], [4]])
+    explanation = fxlrp.compile(model)(x, mask)
+    assert_close(explanation.output, model(x, mask))

@@ -7,9 +7,11 @@ questions stay with it: at each call they are asked again, and where an answer i
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -22,6 +24,7 @@ _QUESTIONS = frozenset(
 )
 _ROWS = frozenset({Tensor.unbind, torch.unbind})
 """What Python iterates over; where it is not known how many rows there are, they are an answer too."""
+_NOT_ASKING = ("/torch/", "/fxlrp/capture/")
 _PLACES = frozenset({Tensor.nonzero, torch.nonzero, Tensor.argwhere, torch.argwhere, torch.where})
 """What finds where a mask is set."""
 
@@ -30,22 +33,39 @@ class DifferentQuestionsError(RuntimeError):
     """What is asked while the model is read is not what was asked before."""
 
 
+class Noted(NamedTuple):
+    """A question with its answer.
+
+    Attributes:
+        kind: the function that asked, and the line of code that called it.
+        answer: the answer.
+    """
+
+    kind: tuple[str, str, int]
+    answer: Any
+
+
 class Answers(TorchFunctionMode):
     """Within, questions about integers are noted with their answers, or answered as they were before.
 
+    Some code asks less where it is read than where it is run, as it does not look at values then: what is not asked
+    again is passed over.
+
     Args:
-        known: the answers that were noted; ``None``: the model is run, and they are noted now.
+        known: what was noted; ``None``: the model is run, and it is noted now.
         places: whether it is asked too where masks are set, so that it is known how much they pick.
 
     Attributes:
-        given: the answers, in order.
+        noted: while the model is run, the questions with their answers, in order.
+        given: while they are known, the answers that were given, in order.
         asked: while they are known, the tensors that are asked about, in order.
     """
 
-    def __init__(self, known: Sequence[Any] | None = None, *, places: bool = False) -> None:
+    def __init__(self, known: Sequence[Noted] | None = None, *, places: bool = False) -> None:
         super().__init__()
         self.known = known
         self.places = places
+        self.noted: list[Noted] = []
         self.given: list[Any] = []
         self.asked: list[Tensor] = []
         self._next = 0
@@ -66,44 +86,49 @@ class Answers(TorchFunctionMode):
         if self.places and func is Tensor.__getitem__:
             return func(args[0], self._without_masks(args[1]))
         if self.places and func in _PLACES and isinstance(args[0], Tensor) and len(args) == 1 and _counts(args[0]):
-            found = func(*args, **(kwargs or {})) if self.known is None else None
-            return self._noted(args[0], (args[0], found))[1]
+            return self._places(func, args[0], lambda: func(*args, **(kwargs or {})))
         asks = func in _QUESTIONS or func in _ROWS
         if not (asks and args and isinstance(args[0], Tensor) and _counts(args[0])):
             return func(*args, **(kwargs or {}))
+        kind = _kind(func)
         if self.known is None:
             answer = func(*args, **(kwargs or {}))
-            self.given.append([row.clone() for row in answer] if func in _ROWS else answer)
+            self.noted.append(Noted(kind, [row.clone() for row in answer] if func in _ROWS else answer))
             return answer
-        answer = self._noted(None, None)
+        answer = self._known(kind)
         if func in _ROWS and isinstance(args[0].shape[0], int):
             return func(*args, **(kwargs or {}))  # the rows are in the graph
         self.asked.append(args[0])
         self.given.append(answer)
         return answer
 
-    def _noted(self, asked: Tensor | None, answer: Any) -> Any:
-        """Note an answer, or the one that was noted; where a tensor is asked about, its values are the answer."""
+    def _places(self, func: Callable[..., Any], asked: Tensor, find: Callable[[], Any]) -> Any:
+        """Where ``asked`` is set, as it is found now, or as it was; its values are the answer."""
+        kind = _kind(func)
         if self.known is None:
-            answer = pytree.tree_map_only(Tensor, torch.clone, answer)
-            self.given.append(answer)
-            return answer
-        if self._next >= len(self.known):
-            raise DifferentQuestionsError("forward() asks more when it is read than when it is run")
-        answer = self.known[self._next]
-        self._next += 1
-        if asked is not None:
-            self.asked.append(asked)
-            self.given.append(answer[0])
-        return answer
+            found = pytree.tree_map_only(Tensor, torch.clone, find())
+            self.noted.append(Noted(kind, (asked.clone(), found)))
+            return found
+        value, found = self._known(kind)
+        self.asked.append(asked)
+        self.given.append(value)
+        return found
+
+    def _known(self, kind: tuple[str, str, int]) -> Any:
+        """The answer to the next question of this kind."""
+        assert self.known is not None
+        for place in range(self._next, len(self.known)):
+            if self.known[place].kind == kind:
+                self._next = place + 1
+                return self.known[place].answer
+        raise DifferentQuestionsError("forward() asks more when it is read than when it is run")
 
     def _without_masks(self, index: Any) -> Any:
         """An index in which the places of masks stand for the masks."""
         found: list[Any] = []
         for part in index if isinstance(index, tuple) else (index,):
             if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim():
-                places = part.nonzero(as_tuple=True) if self.known is None else None
-                found.extend(self._noted(part, (part, places))[1])
+                found.extend(self._places(Tensor.__getitem__, part, partial(part.nonzero, as_tuple=True)))
             else:
                 found.append(part)
         return tuple(found) if isinstance(index, tuple) or len(found) > 1 else found[0]
@@ -113,6 +138,14 @@ def _asked_as_one(by_item: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``FakeTensor.tolist``, which asks for one item after the other, as one question; in other threads, itself."""
     thread = threading.get_ident()
     return lambda value: (Tensor.tolist if threading.get_ident() == thread else by_item)(value)
+
+
+def _kind(func: Callable[..., Any]) -> tuple[str, str, int]:
+    """What asks, by the innermost line of code that is neither torch's nor this package's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and any(part in frame.f_code.co_filename for part in _NOT_ASKING):
+        frame = frame.f_back
+    return func.__name__, frame.f_code.co_filename, frame.f_lineno
 
 
 def _counts(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture.answers import Answers
+from fxlrp.capture.answers import Answers, Noted
 from fxlrp.capture.call import Call
 from fxlrp.capture.captured import flat_outputs
 from fxlrp.capture.double import to_run
@@ -37,7 +37,7 @@ class Flat(nn.Module):
         self.model = model
         self.call = (call, output)
         self.refusal: CaptureError | None = None
-        self.known: list[Any] | None = None
+        self.known: list[Noted] | None = None
         self.places = False
         self.told = Told()
         self.training = False
@@ -65,4 +65,4 @@ class Flat(nn.Module):
         args, kwargs = self.call[0].arguments(tensors)
         with torch.no_grad(), Answers(places=self.places) as answers:
             to_run(self.model)(*args, **kwargs)
-        self.known = answers.given
+        self.known = answers.noted
