@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
     from fxlrp.exports import SavedExplainer, load
     from fxlrp.interop.smoothgrad import smooth
-    from fxlrp.language import LanguageModel, Story, language_model
+    from fxlrp.language import Inside, LanguageModel, Story, language_model
     from fxlrp.maps.heatmap import heatmap, quantize_heat, stage_map
     from fxlrp.maps.regions import region_map
     from fxlrp.maps.tokens import token_relevance
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fxlrp.runtime.captures import CapturedModel
 
 __all__ = [
-    "PRESETS", "CapturedModel", "Explainer", "Explanation", "Join", "JoinKind", "LanguageModel", "Ledger", "Preset",
-    "SavedExplainer", "Story", "__version__", "capture", "compile", "errors", "heatmap", "language_model", "load",
+    "PRESETS", "CapturedModel", "Explainer", "Explanation", "Inside", "Join", "JoinKind", "LanguageModel", "Ledger",
+    "Preset", "SavedExplainer", "Story", "__version__", "capture", "compile", "errors", "heatmap", "language_model", "load",
     "presets", "quantize_heat", "quantus_explain", "region_map", "rules", "smooth", "stage_map", "starts",
     "token_relevance", "vocabulary",
 ]  # fmt: skip
@@ -45,7 +45,7 @@ _HOMES = {
     "explainer": ("Explainer",),
     "exports": ("SavedExplainer", "load"),
     "interop.smoothgrad": ("smooth",),
-    "language": ("LanguageModel", "Story", "language_model"),
+    "language": ("Inside", "LanguageModel", "Story", "language_model"),
     "maps.heatmap": ("heatmap", "quantize_heat", "stage_map"),
     "maps.regions": ("region_map",),
     "maps.tokens": ("token_relevance",),

@@ -119,7 +119,7 @@ class Explainer(nn.Module):
         return relevance.sum(dim=2 if prepared.targets == "several" else 1)
 
     def relevance_of(
-        self, *inputs: Any, nodes: Sequence[str], target: Any = None, **named: Any
+        self, *inputs: Any, nodes: Sequence[str], target: Any = None, chunk: int | None = None, **named: Any
     ) -> dict[str, Tensor]:
         """The relevance of values inside the model, by the name of the node that makes each.
 
@@ -128,18 +128,22 @@ class Explainer(nn.Module):
         Args:
             *inputs: what the model takes.
             nodes: names of nodes.
-            target: the class to explain, as for an explanation, one per item.
+            target: the class to explain, as for an explanation, one per item. Where all inputs are one item
+                (``compile(batch=None)``), there may be several.
+            chunk: how many of these to explain at once.
             **named: what the model takes, by name.
 
         Returns:
-            In the shape of each value.
+            In the shape of each value, several targets in front.
 
         Raises:
             PatternError: no relevance reaches a node of a name that is given.
             InputError, TargetError, CaptureError: as for an explanation.
         """
-        prepared = self._prepared(inputs, named, target, one_target="the relevance of nodes")
-        return self._engine.run(prepared, Request(nodes=tuple(nodes))).nodes
+        check_chunk(chunk)
+        one = "" if self.recipe.items.whole else "the relevance of nodes"
+        prepared = self._prepared(inputs, named, target, one_target=one)
+        return self._engine.run(prepared, Request(nodes=tuple(nodes)), chunk).nodes
 
     def ledger(
         self, *inputs: Any, target: Any = None, against: Any = None, conditions: Any = None, **named: Any

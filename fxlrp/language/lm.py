@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxlrp.common.errors import InputError, StartError
 from fxlrp.compiler import compile
-from fxlrp.language import text as texts
+from fxlrp.language.asked import Asked, Asking, kind_of
+from fxlrp.language.blocks import blocks_of
+from fxlrp.language.inside import Conditions, Inside, Units
 from fxlrp.language.places import AtPlace, codes
 from fxlrp.language.story import Story
-from fxlrp.language.text import Text
 from fxlrp.presets import preset_named
+from fxlrp.results.explanation import Explanation
 from fxlrp.rules.starts import STARTS
 from fxlrp.runtime.captures import CapturedModel
 
@@ -27,6 +31,10 @@ _KEEPS = "logits_to_keep"
 
 def _logits(returned: Any) -> Any:
     return returned.logits
+
+
+def _masked(mask: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return inputs[0] * mask.to(inputs[0]), *inputs[1:]
 
 
 class LanguageModel:
@@ -54,7 +62,7 @@ class LanguageModel:
     ) -> None:  # fmt: skip
         self.captured = model if isinstance(model, CapturedModel) else CapturedModel(model)
         self.tokenizer = tokenizer
-        self.kind = _kind(self.captured.model, tokenizer)
+        self.kind = kind_of(self.captured.model, tokenizer)
         name = preset_named(preset).start if start == "auto" else start
         if name not in STARTS or name == "output":
             raise StartError(f"start={start!r}: a token is explained by one of {', '.join(map(repr, STARTS))}")
@@ -75,7 +83,7 @@ class LanguageModel:
     def explain(
         self, prompt: str | None = None, answer: str | None = None, *,
         messages: Sequence[Mapping[str, str]] | None = None, against: str | None = None, max_new_tokens: int = 40,
-        at_once: int = _AT_ONCE,
+        conditions: Conditions | None = None, at_once: int = _AT_ONCE,
     ) -> Story:  # fmt: skip
         """Explain every token of an answer, in one pass through the model.
 
@@ -88,122 +96,134 @@ class LanguageModel:
             against: another answer to the same prompt. The token where the two part is explained against that of the
                 other: relevance sums to the log of the odds between them.
             max_new_tokens: how many tokens the model says at most.
+            conditions: units inside the model: only relevance that flows through one of them is kept. Names of heads
+                and neurons, ``["L5H3", "L7N120"]``, or numbers by the names of TransformerLens,
+                ``{"blocks.5.attn.hook_z": [3], "blocks.7.mlp.hook_post": [120]}``.
             at_once: how many tokens are explained at once, which bounds the memory.
 
         Raises:
             InputError: there is nothing to explain, or arguments do not go together.
+            ConditionError: a condition names no unit of the model.
             CaptureError: the model cannot be captured, at the first call.
         """
-        prompt, contents = self._prompt(prompt, messages)
-        if self.kind == "masked":
-            if answer is not None or against is not None:
-                raise InputError("a masked model fills its masks: give the text with them as the prompt, and no answer")
-            return self._filled(prompt, at_once)
-        if against is not None and answer is None:
-            raise InputError("against= is a rival of answer=: give both")
-        if self.kind == "seq2seq":
-            if contents is not None or against is not None:
-                raise InputError("messages= and against= are for causal models; this one has an encoder and a decoder")
-            return self._translated(prompt, answer, max_new_tokens, at_once)
-        generated = self._said(prompt, contents, max_new_tokens) if answer is None else answer
-        text = texts.read(self.tokenizer, prompt, generated, contents)
-        if text.answer == len(text.ids):
-            raise InputError("the answer has no token")
-        if text.answer == 0:
-            raise InputError("the prompt has no token: a first token without a prompt rests on nothing")
-        places = torch.arange(text.answer, len(text.ids))
-        tokens, rivals = text.ids[text.answer :], None
-        if against is not None:
-            rival = texts.read(self.tokenizer, prompt, against, contents)
-            parting = _parting(text.ids, rival.ids, text.answer)
-            places, tokens, rivals = places[parting:][:1], tokens[parting:][:1], rival.ids[text.answer + parting :][:1]
-        return self._story(text, places - 1, tokens, rivals, at_once, against)
+        asked = self._asked(prompt, answer, messages, against, max_new_tokens)
+        inputs, wanted, tokens, rows = self._call(asked)
+        explanation = self.explainer.explain((), inputs, target=wanted, chunk=at_once)
+        matrix = self._matrix(explanation, asked)
+        if conditions is not None:  # what flows through the units is what does not arrive without them
+            units = self._units()
+            masks = {units.hooks[name]: mask for name, mask in units.masks(conditions).items()}
+            without = self.explainer.explain((), inputs, target=wanted, conditions=masks, chunk=at_once)
+            matrix = matrix - self._matrix(without, asked)
+        return self._story(asked, tokens, rows, explanation, matrix)
 
-    def _prompt(
-        self, prompt: str | None, messages: Sequence[Mapping[str, str]] | None
-    ) -> tuple[str, list[tuple[int, int]] | None]:
-        if (prompt is None) == (messages is None):
-            raise InputError("give a prompt, or messages=, one of the two")
-        if messages is not None:
-            return texts.chat(self.tokenizer, messages)
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt is text, not {type(prompt).__name__}; explain several one after the other")
-        return prompt, None
+    def inside(
+        self, prompt: str | None = None, answer: str | None = None, *,
+        messages: Sequence[Mapping[str, str]] | None = None, against: str | None = None, max_new_tokens: int = 40,
+        row: int | None = None, at_once: int = _AT_ONCE,
+    ) -> Inside:  # fmt: skip
+        """The relevance of attention heads, neurons, layers, and the residual stream, at every token.
 
-    def _said(self, prompt: str, contents: Any, most: int) -> Tensor:
-        """The tokens that the model says, greedily, without those that end it."""
-        ids = texts.read(self.tokenizer, prompt, None, contents).ids.to(self.model.device)[None]
-        with torch.no_grad():
-            said = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            )[0, ids.shape[1] :].cpu()  # fmt: skip
-        special = set(self.tokenizer.all_special_ids)
-        kept = [token for token in said.tolist() if token not in special]
-        return torch.tensor(kept, dtype=torch.long)
+        Args:
+            prompt: as for :meth:`explain`.
+            answer: likewise.
+            messages: likewise.
+            against: likewise.
+            max_new_tokens: likewise.
+            row: the number of the token of the answer that is explained; ``None``: all of them, summed.
+            at_once: how many tokens are explained at once, which bounds the memory.
 
-    def _translated(self, prompt: str, answer: str | None, most: int, at_once: int) -> Story:
-        """The story of an encoder's prompt and a decoder's answer."""
-        opening, said = self.model.config.decoder_start_token_id, answer
-        if answer is None:
-            ids = texts.read(self.tokenizer, prompt, None, None).ids.to(self.model.device)[None]
-            with torch.no_grad():
-                said = self.model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-                    num_beams=1,
-                )[0, 1:].cpu()  # fmt: skip
-        assert said is not None
-        text = texts.read_pair(self.tokenizer, prompt, said, opening)
-        rows = [place - text.answer for place in range(text.answer, len(text.ids)) if text.parts[place] == "answer"]
-        if not rows:
-            raise InputError("the answer has no token")
-        places = torch.tensor(rows)
-        first = text.answer - 1
-        given = {"input_ids": text.ids[:first], "decoder_input_ids": text.ids[first:-1]}
-        return self._story(text, places, text.ids[text.answer :][places], None, at_once, None, given)
-
-    def _filled(self, prompt: str, at_once: int) -> Story:
-        text = texts.read(self.tokenizer, prompt, None, None)
-        places = (text.ids == self.tokenizer.mask_token_id).nonzero().flatten()
-        if not len(places):
-            raise InputError(f"the prompt has no {self.tokenizer.mask_token!r} to fill")
-        return self._story(text, places, None, None, at_once, None)
-
-    def _story(
-        self, text: Text, places: Tensor, tokens: Tensor | None, rivals: Tensor | None, at_once: int,
-        against: str | None, given: Mapping[str, Tensor] | None = None,
-    ) -> Story:  # fmt: skip
-        """Explain ``tokens`` at the positions ``places`` of the logits; no tokens: those that are predicted there.
-
-        ``given``: what the model is given by name, one part of the tokens of the text after the other.
+        Raises:
+            InputError: there is nothing to explain, or no block of a transformer is found.
+            CaptureError: the model cannot be captured, at the first call.
         """
+        asked = self._asked(prompt, answer, messages, against, max_new_tokens)
+        inputs, wanted, tokens, _ = self._call(asked)
+        if row is not None:
+            if not 0 <= row < len(tokens):
+                raise InputError(f"row={row}: {len(tokens)} token(s) are explained, 0 to {len(tokens) - 1}")
+            wanted, tokens = wanted[:, row : row + 1], tokens[row : row + 1]
+        count = asked.given["input_ids"].shape[0]
+        self.explainer.explain((), inputs, target=wanted[:, :1])  # reads the model, for sizes like these
+        units = self._units()
+        amounts: dict[str, Tensor] = {}
+        for some in torch.split(wanted, at_once, dim=1):
+            found = self.explainer.relevance_of(nodes=units.nodes, target=some, **inputs)
+            for name, amount in units.amounts(found, count).items():
+                amounts[name] = amounts[name] + amount if name in amounts else amount
+        return Inside(amounts, self._names(asked)[:count], self.tokenizer.decode(tokens))
+
+    @contextmanager
+    def ablated(self, conditions: Conditions) -> Iterator[None]:
+        """Within, the model runs with zeros in place of the units that are named, as :meth:`explain` takes them.
+
+        It must have been explained before, which tells where the units are. Afterwards it is as it was.
+
+        Raises:
+            ConditionError: a condition names no unit of the model.
+            NotCapturedError: the model was not explained before.
+        """
+        units = self._units()
+        with ExitStack() as stack:
+            for name, mask in units.masks(conditions).items():
+                layer = self.model.get_submodule(units.modules[name])
+                hook = layer.register_forward_pre_hook(partial(_masked, mask))
+                stack.callback(hook.remove)
+            yield
+
+    def _asked(
+        self, prompt: str | None, answer: str | None, messages: Sequence[Mapping[str, str]] | None, against: str | None,
+        most: int,
+    ) -> Asked:  # fmt: skip
+        return Asking(self.model, self.kind, self.tokenizer).asked(prompt, answer, messages, against, most)
+
+    def _units(self) -> Units:
+        """The units inside the model, which was read before.
+
+        Raises:
+            InputError: none are found.
+        """
+        if self.kind == "seq2seq":
+            raise InputError("what is inside is told of models with one stack of layers, causal or masked")
+        heads = getattr(self.model.config, "num_attention_heads", 1)
+        return Units(blocks_of(self.explainer.model_graph, self.explainer.joins), self.explainer.shapes, heads)
+
+    def _call(self, asked: Asked) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+        """What the explainer is given by name, the targets, the tokens that are explained, and their rows."""
         device = self.model.device
-        parts = {name: ids.to(device)[None] for name, ids in (given or {"input_ids": text.ids}).items()}
-        inputs = {**parts, "attention_mask": torch.ones_like(parts["input_ids"]), **self._fixed}
-        rows = places
+        inputs: dict[str, Any] = {name: ids.to(device)[None] for name, ids in asked.given.items()}
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"]), **self._fixed}
+        rows, tokens = asked.places, asked.tokens
         if self._keeps:
-            inputs[_KEEPS], rows = places.to(device), torch.arange(len(places))
+            inputs[_KEEPS], rows = asked.places.to(device), torch.arange(len(asked.places))
         if tokens is None or self._vocabulary is None:
             with torch.no_grad():
                 logits = self.model(**inputs).logits[0][rows.to(device)].cpu()
             self._vocabulary = logits.shape[-1]
             tokens = logits.argmax(-1) if tokens is None else tokens
-        wanted = codes(rows, tokens, rivals, self._vocabulary).to(device)
-        explanation = self.explainer.explain((), inputs, target=wanted, chunk=at_once)
-        of_parts = [explanation.by_input[name].sum(-1)[:, 0].detach().float().cpu() for name in parts]
-        matrix = torch.cat(of_parts, 1)
+        return inputs, codes(rows, tokens, asked.rivals, self._vocabulary).to(device), tokens, rows
+
+    def _matrix(self, explanation: Explanation, asked: Asked) -> Tensor:
+        """(explained tokens, tokens of the text), float32."""
+        parts = [explanation.by_input[name].sum(-1)[:, 0].detach().float().cpu() for name in asked.given]
+        matrix = torch.cat(parts, 1)
         # The last token of an answer is given to no decoder: it rests on itself nowhere.
-        matrix = torch.nn.functional.pad(matrix, (0, len(text.ids) - matrix.shape[1]))
-        logits = explanation.output["logits"][0][rows.to(device)].detach().float().cpu()
+        return torch.nn.functional.pad(matrix, (0, len(asked.text.ids) - matrix.shape[1]))
+
+    def _names(self, asked: Asked) -> tuple[str, ...]:
+        """The tokens of a text, in words."""
+        text = asked.text
+        return tuple(text.text[first:last] if last > first else self.tokenizer.convert_ids_to_tokens(int(token))
+                     for (first, last), token in zip(text.spans, text.ids, strict=True))  # fmt: skip
+
+    def _story(self, asked: Asked, tokens: Tensor, rows: Tensor, explanation: Explanation, matrix: Tensor) -> Story:
+        logits = explanation.output["logits"][0][rows.to(self.model.device)].detach().float().cpu()
         start = explanation.start[0].detach().float().cpu()
-        names = tuple(text.text[first:last] if last > first else self.tokenizer.convert_ids_to_tokens(int(token))
-                      for (first, last), token in zip(text.spans, text.ids, strict=True))  # fmt: skip
-        explained = tuple(self.tokenizer.decode([int(token)]) for token in tokens)
         return Story(
-            matrix, explained, names, text.parts, start, start - matrix.sum(1),
-            logits.softmax(-1).gather(1, tokens[:, None])[:, 0],
-            "log_odds against the rival" if rivals is not None else self.start_name, text,
-            self.tokenizer.decode(tokens), against,
+            matrix, tuple(self.tokenizer.decode([int(token)]) for token in tokens), self._names(asked),
+            asked.text.parts, start, start - matrix.sum(1), logits.softmax(-1).gather(1, tokens[:, None])[:, 0],
+            "log_odds against the rival" if asked.rivals is not None else self.start_name, asked.text,
+            self.tokenizer.decode(tokens), asked.against,
         )  # fmt: skip
 
 
@@ -213,37 +233,3 @@ def language_model(model: Any, tokenizer: Any, preset: Any = "evidence", **optio
     Arguments and errors are those of :class:`LanguageModel`.
     """
     return LanguageModel(model, tokenizer, preset, **options)
-
-
-def _kind(model: Any, tokenizer: Any) -> Literal["causal", "masked", "seq2seq"]:
-    """What a model does: go on with a text, fill its masks, or answer it with a decoder of its own.
-
-    Raises:
-        InputError: it does none of them.
-    """
-    config = getattr(model, "config", None)
-    name = type(model).__name__
-    if config is None or not hasattr(tokenizer, "all_special_ids"):
-        raise InputError("a language model is one of transformers, with its tokenizer")
-    if getattr(config, "is_encoder_decoder", False) and name.endswith(("ForConditionalGeneration", "MTModel")):
-        return "seq2seq"
-    if name.endswith("ForMaskedLM"):
-        return "masked"
-    if not hasattr(model, "generate") or not name.endswith(("LMHeadModel", "ForCausalLM")):
-        raise InputError(
-            f"{name} gives no logits of tokens: explain a classifier with fxlrp.compile(model, output='logits')"
-            "(input_ids=…, attention_mask=…)"
-        )
-    return "causal"
-
-
-def _parting(ids: Tensor, rival: Tensor, first: int) -> int:
-    """The number of the first token of an answer that differs from its rival's.
-
-    Raises:
-        InputError: they do not differ.
-    """
-    for place in range(first, min(len(ids), len(rival))):
-        if ids[place] != rival[place]:
-            return place - first
-    raise InputError("the answer and against= begin alike, and one of them ends there: give answers that differ")

@@ -113,8 +113,9 @@ class Story:
         relevance = self.total() if row is None else self.matrix[row]
         console = require("rich.console", "text").Console()
         console.print(repr(self), markup=False, highlight=False)
-        faint = {name for name, part in zip(self.columns, self.parts, strict=True) if part in ("special", "template")}
-        console.print(to_rich([_shown(name) for name in self.columns], relevance, faint=set(map(_shown, faint))))
+        names = list(map(texts.shown, self.columns))
+        faint = {name for name, part in zip(names, self.parts, strict=True) if part in ("special", "template")}
+        console.print(to_rich(names, relevance, faint=faint))
 
     def to_frame(self) -> Any:
         """A ``polars.DataFrame`` with one row per explained token and column.
@@ -153,8 +154,3 @@ class Story:
             ".html": lambda beside: beside.write_text(page(self), encoding="utf-8"),
             **frame_writers(self.to_frame),
         })  # fmt: skip
-
-
-def _shown(token: str) -> str:
-    """A token as text of one line."""
-    return token.replace("\n", "⏎").strip() or "␣"

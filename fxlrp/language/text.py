@@ -196,3 +196,8 @@ def members(spans: Sequence[tuple[int, int]], units: Sequence[tuple[int, int]], 
         if best is not None and overlaps[best] > 0:
             held[best].append(token)
     return held
+
+
+def shown(token: str) -> str:
+    """A token as text of one line."""
+    return token.replace("\n", "⏎").strip() or "␣"

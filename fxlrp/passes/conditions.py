@@ -22,10 +22,10 @@ from fxlrp.steps.declaration import Linear, facts_of
 
 @dataclass(frozen=True)
 class Point:
-    """Where a condition is applied: the output of one call of a module.
+    """Where a condition is applied: the output of one call of a module, or a value of the graph.
 
     Attributes:
-        name: the module.
+        name: the module, or the node of the graph.
         node: the forward node whose relevance is masked.
         position: where the batch is in it; ``None``: in front.
         fixed: whether that is known before the graph runs.
@@ -38,7 +38,10 @@ class Point:
 
 
 def calls_of(graph: fx.Graph, name: str) -> list[set[fx.Node]]:
-    """The nodes of each call of the module ``name``, with the parts of what it returns if that is a list."""
+    """The nodes of each call of the module ``name``, with the parts of what it returns if that is a list.
+
+    Where no module is called so, the one node of this name is meant.
+    """
     calls: dict[str, set[fx.Node]] = {}
     for node in graph.nodes:
         origin = facts(node).origin
@@ -50,7 +53,7 @@ def calls_of(graph: fx.Graph, name: str) -> list[set[fx.Node]]:
             # A list is taken apart by whoever called the module.
             if node.all_input_nodes and node.all_input_nodes[0] in inside and _is_part(node):
                 inside.add(node)
-    return list(calls.values())
+    return list(calls.values()) or [{node} for node in graph.nodes if node.name == name and facts(node).signal]
 
 
 def _is_part(node: fx.Node) -> bool:
@@ -58,14 +61,15 @@ def _is_part(node: fx.Node) -> bool:
 
 
 def check_modules(graph: fx.Graph, names: Iterable[str]) -> None:
-    """Raise where a condition names no module.
+    """Raise where a condition names no module, and no node that carries signal.
 
     Raises:
         PatternError: so it is.
     """
     modules = list(dict.fromkeys(path for node in graph.nodes for path, _ in facts(node).origin.modules))
+    nodes = {node.name for node in graph.nodes if node.op != "output" and facts(node).signal}
     for name in names:
-        if name not in modules:
+        if name not in modules and name not in nodes:
             shown = ", ".join(map(repr, modules[:8])) + (", …" if len(modules) > 8 else "")
             raise PatternError(
                 f"the condition {name!r} is no module of this model that is in its graph; its modules are {shown} "

@@ -50,16 +50,16 @@ def run_slices(
         rivals: none, or (batch, rivals), which all slices share.
 
     Returns:
-        As the program, with an axis of slices behind the batch; ``output`` has none.
+        As the program, with an axis of slices behind the batch; ``output`` has none. In relevance of nodes it is where
+        it is in that of the first input.
 
     Raises:
         RuleError: a rule does what cannot be done for several slices at once.
     """
     several = target is not None and target.dim() == 2
     shared = [None] * (len(inputs) + 1)
-    out_dims: Any = Results(
-        list(axes), output=None, target=1 if several else None, start=1, checkpoints=1  # type: ignore[arg-type]
-    )
+    dims: Any = {"output": None, "target": 1 if several else None, "start": 1, "checkpoints": 1, "nodes": axes[0]}
+    out_dims: Any = Results(list(axes), **dims)
 
     def results(*arguments: Any) -> Results:
         found = program(*arguments)
@@ -88,8 +88,9 @@ def _joined(chunks: Sequence[Results], axes: list[int], *, several: bool) -> Res
     first = chunks[0]
     along = [(chunk.start, chunk.checkpoints, chunk.target if several else ()) for chunk in chunks]
     start, checkpoints, targets = pytree.tree_map(lambda *values: torch.cat(values, dim=1), *along)
+    of_nodes = [chunk.nodes for chunk in chunks]
+    nodes = pytree.tree_map(lambda *values: torch.cat(values, dim=axes[0]), *of_nodes)
     of_inputs = zip(*(chunk.relevance for chunk in chunks), strict=True)
     relevance = [torch.cat(parts, dim=axis) for parts, axis in zip(of_inputs, axes, strict=True)]
-    return first._replace(
-        relevance=relevance, start=start, checkpoints=checkpoints, target=targets if several else first.target
-    )
+    target = targets if several else first.target
+    return first._replace(relevance=relevance, start=start, checkpoints=checkpoints, nodes=nodes, target=target)
