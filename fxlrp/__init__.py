@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS", "CapturedModel", "Explainer", "Explanation", "Inside", "Join", "JoinKind", "LanguageModel", "Ledger",
-    "Preset", "SavedExplainer", "Story", "__version__", "capture", "compile", "errors", "heatmap", "language_model", "load",
-    "presets", "quantize_heat", "quantus_explain", "region_map", "rules", "smooth", "stage_map", "starts",
+    "Preset", "SavedExplainer", "Story", "__version__", "capture", "compile", "errors", "heatmap", "language_model",
+    "load", "presets", "quantize_heat", "quantus_explain", "region_map", "rules", "smooth", "stage_map", "starts",
     "token_relevance", "vocabulary",
 ]  # fmt: skip
 

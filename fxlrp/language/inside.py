@@ -202,7 +202,8 @@ class Inside:
             (below, self.heads.sum(-1), "heads, summed over tokens", "layer"),
         ):  # fmt: skip
             limit = float(values.abs().max()) or 1.0
-            image = axis.imshow(values.numpy(), vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto", interpolation="nearest")
+            colours = {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}
+            image = axis.imshow(values.numpy(), aspect="auto", interpolation="nearest", **colours)
             figure.colorbar(image, ax=axis)
             axis.set(title=title, ylabel=label)
         above.set_xticks(range(len(self.tokens)), list(map(shown, self.tokens)), rotation=60, ha="right")
