@@ -66,6 +66,7 @@ _ALIASES = {
         "explorer": "views.explorer",
         "extras": "common.extras",
         "files": "common.atomic_files",
+        "geometry": "loading.geometry",
         "heatmap": "maps.heatmap",
         "images": "loading.images",
         "ledger": "results.ledger",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -218,8 +219,9 @@ def test_the_whole_photograph_is_shown_with_the_part_that_the_model_sees(run, wi
 
 
 def test_tiles_cover_the_whole_photograph_and_keep_the_sum(run, wide):
-    code, _, _ = run("explain", *wide, "--view", "tiles", "--target", "dog", "--out", "x.png", "--json", "x.json")
+    code, out, _ = run("explain", *wide, "--view", "tiles", "--target", "dog", "--out", "x.png", "--json", "x.json")
     assert code == 0
+    assert re.search(r"windows     5 of (99|100|101) × (99|100|101) pixels; sums are over all", out)
     reason = json.loads(Path("x.json").read_text())["findings"][0]["reasons"][0]
     assert reason["arrived"] == pytest.approx(reason["start"], rel=1e-4)
     code, _, err = run("explain", *wide, "--view", "tiles", "--save", "x.npz")

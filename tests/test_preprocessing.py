@@ -8,9 +8,10 @@ from torch import nn
 from torchvision import models, transforms
 
 from fxlrp.errors import InputError, WeightsError
+from fxlrp.geometry import Box, box_of, window_input
 from fxlrp.loading import preprocessing
-from fxlrp.loading.geometry import Box, box_of, placed, window_input, windows
 from fxlrp.loading.preprocessing import IMAGENET, Asked, InputFormat, of_transforms, read_classes
+from fxlrp.maps.placing import Tiling, placed
 
 
 def photo(width, height):
@@ -137,15 +138,38 @@ def test_a_placed_map_whose_signs_nearly_cancel_keeps_them():
         assert torch.corrcoef(both)[0, 1] > 0.9
 
 
-@pytest.mark.parametrize("size", [(100, 40), (40, 100), (95, 93), (40, 40)])
-def test_windows_cover_the_photograph(size):
-    boxes = windows(size, Box(10, 10, 50, 50))
+@pytest.mark.parametrize("size", [(100, 40), (40, 100), (95, 93), (40, 40), (30, 50)])
+def test_windows_cover_the_photograph_each_half_over_the_next(size):
+    boxes = Tiling(size, Box(10, 10, 50, 50)).windows
     covered = np.zeros((size[1], size[0]), dtype=int)
     for box in boxes:
         left, top, right, bottom = box.rounded
         covered[top:bottom, left:right] += 1
     assert covered.min() == 1
-    assert len(boxes) == -(-size[0] // 40) * -(-size[1] // 40)
+    assert len(boxes) == np.prod([1 + -(-max(0, length - 40) // 20) for length in size])
+
+
+@pytest.mark.parametrize("size", [(100, 40), (95, 93), (40, 40)])
+def test_joined_windows_add_up_to_the_sum_over_all_of_them(size):
+    torch.manual_seed(0)
+    tiling = Tiling(size, Box(10, 10, 50, 50))
+    maps = torch.randn(len(tiling.windows), 16, 16) + 0.1
+    maps[0, :, -1] = 9  # at the edge, where the window counts least
+    for number, heat in enumerate(maps):
+        tiling.add(number, heat)
+    torch.testing.assert_close(tiling.joined.double().sum(), maps.double().sum(), rtol=1e-4, atol=0)
+    alone = Tiling(size, Box(10, 10, 50, 50))
+    alone.add(0, maps[0])  # relevance for stays for, and against against, also where one window alone has any
+    assert torch.equal(alone.joined.sign(), placed(maps[0], alone.windows[0], size).sign())
+
+
+def test_where_windows_meet_there_is_no_seam():
+    tiling = Tiling((130, 95), Box(10, 10, 50, 50))
+    for number, window in enumerate(tiling.windows):  # every other window finds three times as much
+        tiling.add(number, torch.full((16, 16), 3.0 if window.left % 40 else 1.0))
+    joined = tiling.joined
+    assert joined.diff(dim=1).abs().max() < 0.12 * joined.max()
+    assert joined.diff(dim=0).abs().max() < 0.12 * joined.max()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

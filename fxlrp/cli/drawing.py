@@ -15,8 +15,8 @@ from fxlrp.cli.findings import amount
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.picture_paths import unused_path
 from fxlrp.cli.work import Answer, Item, smoothing
-from fxlrp.loading.geometry import Box, placed
 from fxlrp.maps.heatmap import layer_map, quantize_heat
+from fxlrp.maps.placing import Box, placed
 from fxlrp.maps.rendering import (
     Cell,
     Line,

@@ -17,10 +17,11 @@ from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.sources import ARRAYS, read_array
 from fxlrp.common.errors import FxlrpError, InputError
 from fxlrp.explainer import Explainer
-from fxlrp.loading.geometry import Box, box_of, placed, window_input, windows
+from fxlrp.loading.geometry import box_of, window_input
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.loading.models import LoadedModel
 from fxlrp.maps.heatmap import heatmap
+from fxlrp.maps.placing import Box, Tiling
 from fxlrp.maps.rendering import blurred
 from fxlrp.results.explanation import Explanation
 from fxlrp.results.explanation_data import item as item_of
@@ -170,24 +171,23 @@ class Work:
         """Relevance over the whole photograph, added up over windows: its sum is that of all their starts."""
         assert item.photo is not None
         assert item.box is not None
-        boxes = windows(item.photo.size, item.box)
-        whole = torch.zeros(item.photo.height, item.photo.width)
+        tiling = Tiling(item.photo.size, item.box)
         start = arrived = 0.0
         absorbed: dict[str, float] | None = None if reason.absorbed is None else {}
         target = None if reason.target is None else reason.target.number
         question = Question(target, tuple(rival.number for rival in reason.against))
-        for first in range(0, len(boxes), self.options.batch_size):
-            some = boxes[first : first + self.options.batch_size]
+        for first in range(0, len(tiling.windows), self.options.batch_size):
+            some = tiling.windows[first : first + self.options.batch_size]
             inputs = torch.stack([window_input(item.photo, box, self.preprocess) for box in some]).to(self.device)
             explanation, kept = self._explained(inputs, question)
-            for box, heat in zip(some, heatmap(explanation.relevance).detach().cpu(), strict=True):
-                whole += placed(blurred(heat, smoothing(self.options)).float(), box, item.photo.size)
+            for number, heat in enumerate(heatmap(explanation.relevance).detach().cpu(), first):
+                tiling.add(number, blurred(heat, smoothing(self.options)).float())
             start += float(explanation.start.double().sum())
             arrived += float(explanation.relevance.double().sum())
             for name, amount in (kept or {}).items():
                 if absorbed is not None and bool(amount.any()):
                     absorbed[name] = absorbed.get(name, 0.0) + float(amount.sum())
-        return whole, replace(reason, start=start, arrived=arrived, absorbed=absorbed)
+        return tiling.joined, replace(reason, start=start, arrived=arrived, absorbed=absorbed)
 
     def _reason(self, explanation: Explanation, question: Question, kept: dict[str, Tensor] | None) -> Reason:
         output = explanation.output
@@ -216,6 +216,10 @@ class Work:
         notes = []
         if self.loaded.preprocessing_from == "guess" and item.photo is not None:
             notes.append(("input", f"a guess: {self.loaded.input_format}"))
+        if self.options.view == "tiles" and item.photo is not None and item.box is not None:
+            windows = Tiling(item.photo.size, item.box).windows
+            left, top, right, bottom = windows[0].rounded
+            notes.append(("windows", f"{len(windows)} of {right - left} × {bottom - top} pixels; sums are over all"))
         if self.options.view == "whole" and item.photo is not None and item.box is None:
             notes.append(("picture of", "what the model sees: its preprocessing does more than to resize and crop"))
         return notes

@@ -1,39 +1,23 @@
-"""Where in a photograph a model looks: the box that its preprocessing takes, and windows over the whole photograph."""
+"""Where in a photograph a model looks: the box that its preprocessing takes, and what it would get of another one.
+
+from fxlrp.geometry import box_of
+explainer.report(images, "report.html", photos=photos, boxes=[box_of(photo.size, preprocess) for photo in photos])
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from fxlrp.common.errors import InputError
 from fxlrp.loading.images import Preprocess, normalisation, to_input
+from fxlrp.maps.placing import Box
 
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle of a photograph, in its pixels; it may reach beyond it where the preprocessing pads.
-
-    Attributes:
-        left, top, right, bottom: its edges.
-    """
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    @property
-    def rounded(self) -> tuple[int, int, int, int]:
-        """The same in whole pixels, as Pillow takes it."""
-        return round(self.left), round(self.top), round(self.right), round(self.bottom)
+__all__ = ["Box", "box_of", "window_input"]
 
 
 def box_of(size: tuple[int, int], preprocess: Preprocess) -> Box:
@@ -75,46 +59,6 @@ def _edges(ramp: np.ndarray, preprocess: Preprocess, size: tuple[int, int], axis
     if slope <= 0 or spread > 0.03 * length or strays > 0.03 * length + 2 * slope:
         raise InputError("the preprocessing does more than to resize, crop and pad: maps have no place in photographs")
     return float(offset + 0.5 - 0.5 * slope), float(offset + 0.5 + (len(line) - 0.5) * slope)
-
-
-def placed(heat: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """A map of what the model got, at its place in the photograph: (height, width), zero elsewhere, its sum kept.
-
-    Args:
-        heat: (rows, columns), relevance.
-        box: of :func:`box_of`.
-        size: width and height of the photograph.
-    """
-    left, top, right, bottom = box.rounded
-    width, height = size
-    large = F.interpolate(heat[None, None].float(), (bottom - top, right - left), mode="bilinear", antialias=True)[0, 0]
-    whole = heat.new_zeros(height, width, dtype=torch.float32)
-    inside = large[max(0, -top) : height - top, max(0, -left) : width - left]
-    whole[max(0, top) : max(0, top) + inside.shape[0], max(0, left) : max(0, left) + inside.shape[1]] = inside
-    whole = whole.double() * (heat.numel() / large.numel())  # pixels are of another size there
-    # What resizing rounds off, and what lay beyond the photograph, goes to all pixels by their magnitude: a factor
-    # for all would have no bound, nor a sign, where red and blue nearly cancel.
-    magnitude = whole.abs()
-    lacking = (heat.double().sum() - whole.sum()) / magnitude.sum().clamp(min=1e-300)
-    return (whole + lacking * magnitude).float()
-
-
-def windows(size: tuple[int, int], box: Box) -> list[Box]:
-    """Boxes as large as this one that cover the whole photograph, evenly spaced, from the top left.
-
-    Args:
-        size: width and height of the photograph.
-        box: what the model gets of it.
-    """
-    columns = _starts(size[0], box.right - box.left)
-    rows = _starts(size[1], box.bottom - box.top)
-    return [Box(left, top, left + box.right - box.left, top + box.bottom - box.top) for top in rows for left in columns]
-
-
-def _starts(length: float, window: float) -> Sequence[float]:
-    window = min(window, length)
-    count = max(1, ceil(length / window - 0.02))  # a sliver of 2 % is not worth a window
-    return [0.0] if count == 1 else [place * (length - window) / (count - 1) for place in range(count)]
 
 
 def window_input(photo: Image.Image, window: Box, preprocess: Preprocess) -> Tensor:

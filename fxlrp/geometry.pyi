@@ -1,0 +1,1 @@
+from fxlrp.loading.geometry import *
