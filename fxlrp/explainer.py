@@ -119,8 +119,9 @@ class Explainer(nn.Module):
         return relevance.sum(dim=2 if prepared.targets == "several" else 1)
 
     def relevance_of(
-        self, *inputs: Any, nodes: Sequence[str], target: Any = None, chunk: int | None = None, **named: Any
-    ) -> dict[str, Tensor]:
+        self, *inputs: Any, nodes: Sequence[str], target: Any = None, against: Any = None, chunk: int | None = None,
+        **named: Any,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The relevance of values inside the model, by the name of the node that makes each.
 
         The names are those of ``summary()``, ``ledger()`` and ``joins``; other arguments are those of an explanation.
@@ -130,7 +131,8 @@ class Explainer(nn.Module):
             nodes: names of nodes.
             target: the class to explain, as for an explanation, one per item. Where all inputs are one item
                 (``compile(batch=None)``), there may be several.
-            chunk: how many of these to explain at once.
+            against: as for an explanation.
+            chunk: how many targets to explain at once.
             **named: what the model takes, by name.
 
         Returns:
@@ -142,7 +144,7 @@ class Explainer(nn.Module):
         """
         check_chunk(chunk)
         one = "" if self.recipe.items.whole else "the relevance of nodes"
-        prepared = self._prepared(inputs, named, target, one_target=one)
+        prepared = self._prepared(inputs, named, target, against=against, one_target=one)
         return self._engine.run(prepared, Request(nodes=tuple(nodes)), chunk).nodes
 
     def ledger(
@@ -277,18 +279,16 @@ class Explainer(nn.Module):
 
         explore(self, images, target=target, host=host, port=port, browser=browser)
 
-    def report(
-        self, images: Tensor, path: str | os.PathLike[str], *, target: Any = None,
-        class_names: Sequence[str] | None = None, photos: Sequence[Any] | None = None, title: str | None = None,
-    ) -> Path:  # fmt: skip
+    def report(self, images: Tensor, path: str | os.PathLike[str], *, target: Any = None, **options: Any) -> Path:
         """Write a page on how relevance flows through the model: one HTML file, without a network.
 
-        Photograph and map, relevance at every stage, how each join shares it, the accounts of all nodes, and sums
-        against what entered. Arguments and errors are those of :func:`fxlrp.report.write_report`.
+        Photograph and map with a slider between them, a switch between classes, what the model says, the ledger in
+        words; relevance at every stage, how each join shares it, the accounts of all nodes. Arguments and errors are
+        those of :func:`fxlrp.report.write_report`.
         """
         from fxlrp.views.report import write_report
 
-        return write_report(self, images, path, target=target, class_names=class_names, photos=photos, title=title)
+        return write_report(self, images, path, target=target, **options)
 
     def __repr__(self) -> str:
         start = self.recipe.start if isinstance(self.recipe.start, str) else told(self.recipe.start)

@@ -10,6 +10,7 @@ from torchvision import models
 import fxlrp
 from docs.chromium import CHROMIUM, browser, explored
 from fxlrp.explorer import write_graph
+from fxlrp.geometry import Box
 from fxlrp.views.explorer.graph import BOTH
 from fxlrp.views.gallery import Entry, Map, write_gallery
 
@@ -45,7 +46,7 @@ def chromium():
         yield found
 
 
-@pytest.mark.parametrize("width", [1000, 400])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_the_report_opens_from_disk_asks_for_nothing_and_fits_the_screen(chromium, tmp_path, width):
     torch.manual_seed(0)
     explainer = fxlrp.compile(models.resnet18(num_classes=4).eval(), "conserving")
@@ -60,7 +61,45 @@ def test_the_report_opens_from_disk_asks_for_nothing_and_fits_the_screen(chromiu
     seen.page.close()
 
 
-@pytest.mark.parametrize("width", [1000, 390])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_has_a_slider_and_a_switch_for_the_keyboard(chromium, tmp_path, width):
+    torch.manual_seed(0)
+    explainer = fxlrp.compile(models.resnet18(num_classes=4).eval(), "conserving")
+    photo, box = torch.rand(3, 100, 300), Box(100, 0, 200, 100)
+    place = explainer.report(torch.rand(2, 3, 64, 64), tmp_path / "flow.html", photos=[photo] * 2, boxes=[box] * 2,
+                             class_names=["a very long name of a class " * 5, "bee", "cat", "dog"])  # fmt: skip
+    seen = Watched(chromium, width)
+    seen.page.goto(place.as_uri(), wait_until="networkidle")
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    looked = seen.page.locator(".looked").nth(1)
+    map_, stages = looked.locator("img.map"), looked.get_by_text("At every stage")
+    first = map_.get_attribute("src")
+    seen.page.keyboard.press("Tab")  # the first photograph's slider, and its switch
+    seen.page.keyboard.press("Tab")
+    seen.page.keyboard.press("Tab")
+    slider = looked.get_by_role("slider", name="From the photograph to the evidence")
+    assert slider.evaluate("each => each === document.activeElement")
+    seen.page.keyboard.press("Home")
+    assert map_.evaluate("each => getComputedStyle(each).opacity") == "0"
+    assert slider.get_attribute("aria-valuetext") == "0 % evidence"
+    frame, picture = looked.locator(".frame").bounding_box(), map_.bounding_box()
+    assert frame["width"] == pytest.approx(picture["width"] / 3, abs=1)
+    assert frame["x"] - picture["x"] == pytest.approx(picture["width"] / 3, abs=1)
+    seen.page.keyboard.press("Tab")
+    seen.page.keyboard.press("ArrowDown")
+    assert map_.get_attribute("src") != first
+    assert [stages.nth(i).is_visible() for i in range(3)] == [False, True, False]
+    assert looked.locator(".facts:visible").count() == 1
+    summary = seen.page.locator("summary")
+    summary.focus()
+    seen.page.keyboard.press("Enter")
+    assert seen.page.get_by_text("layer4_1_add").is_visible()
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert seen.errors == []
+    seen.page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 def test_the_gallery_has_a_slider_and_a_switch_and_fits_the_screen(chromium, tmp_path, width):
     drawing = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='80' height='60'><rect width='80' "
     photo, first, second = (f"{drawing}height='60' fill='{colour}'/></svg>" for colour in ("grey", "red", "blue"))

@@ -89,6 +89,23 @@ def test_classes_are_explained_against_others(run):
     assert "--against 0 is also a --target" in err
 
 
+def test_the_most_probable_classes_are_explained(run):
+    asked = ("--top", 2, "--json", "x.json", "--save", "x.npz", "--report", "x.html")
+    assert run("explain", "a.png", "c.png", *MODEL, *asked)[0] == 0
+    for finding in json.loads(Path("x.json").read_text())["findings"]:
+        assert [r["target"] for r in finding["reasons"]] == finding["top"][:2]
+    read = fxlrp.Explanation.read("x.npz")
+    assert torch.equal(read.target, read.output.topk(2).indices)
+    torch.testing.assert_close(
+        read.relevance[1, 1:], explanation_of("c.png", int(read.target[1, 1])).relevance, rtol=1e-4, atol=1e-8
+    )
+    assert Path("x.html").read_text().count('type="radio"') == 4
+    code, _, err = run("explain", "a.png", *MODEL, "--top", 4)
+    assert (code, "--top 4: the model tells 3 classes apart" in err) == (1, True)
+    code, _, err = run("explain", "a.png", *MODEL, "--top", 2, "--target", "cat")
+    assert (code, "leave out --target, or --top" in err) == (1, True)
+
+
 # Folders -----------------------------------------------------------------------------------------
 
 
@@ -117,6 +134,8 @@ def test_a_folder_has_pictures_a_table_and_a_page(run, photos):
     np.testing.assert_allclose(row["relevance"].to_numpy(), expected, rtol=1e-4, atol=1e-6)
     page = Path("found/index.html").read_text()
     assert page.count('<article class="entry"') == 4
+    assert "Nothing was absorbed" in page
+    assert page.count('type="range"') == 4
     assert "http" not in page.replace("http://www.w3.org", "")
     assert len(json.loads(Path("found/findings.json").read_text())["findings"]) == 4
 
@@ -216,6 +235,23 @@ def test_the_whole_photograph_is_shown_with_the_part_that_the_model_sees(run, wi
     assert run("explain", *wide, "--view", "crop", "--out", "crop.png")[0] == 0
     crop = Image.open("crop.png")
     assert crop.width == crop.height
+    Image.open("wide.png").resize((1800, 600)).save("large.png")
+    large = ("large.png", *wide[1:])
+    assert run("explain", *large, "--target", "cat", "--target", "dog", "--out", "rows.png")[0] == 0
+    rows = Image.open("rows.png")  # the photograph, and three maps, at its own resolution
+    assert rows.width >= 1800
+    assert rows.height >= 4 * 600
+
+
+def test_the_report_of_the_command_line_shows_the_whole_photograph_and_the_frame(run, wide):
+    assert run("explain", *wide, "--target", "cat", "--target", "dog", "--report", "x.html")[0] == 0
+    page = Path("x.html").read_text()
+    assert re.findall(r'data-question="([^"]+)"', page) == ["cat", "dog", "cat, not dog"]
+    assert "wide.png" in page
+    left, width = re.search(r'class="frame".*style="left:([\d.]+)%;top:[\d.]+%;width:([\d.]+)%', page).groups()
+    assert [float(left), float(width)] == pytest.approx([100 / 3, 100 / 3], abs=1)
+    assert run("explain", *wide, "--view", "crop", "--report", "x.html")[0] == 0
+    assert 'class="frame"' not in Path("x.html").read_text()
 
 
 def test_tiles_cover_the_whole_photograph_and_keep_the_sum(run, wide):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,12 @@ from fxlrp.maps.rendering import (
     sheet,
     to_photo,
 )
+from fxlrp.views.entry import data_uri, frame_of
 
-_FRAME = (0.1, 0.1, 0.1)
-"""The colour of the frame round what the model sees."""
+_WIDEST = 6000
+"""Pixels across a picture with titles."""
+_DARK, _LIGHT = 25, 255
+"""The greys of the frame round what the model sees."""
 
 
 def draw(answer: Answer, path: Path, options: ExplainOptions) -> None:
@@ -49,7 +51,7 @@ def draw(answer: Answer, path: Path, options: ExplainOptions) -> None:
             place = path if not number else path.with_stem(f"{path.stem}-{number + 1}")
             save_png(drawn(figure), place)
         return
-    below, shown = _photograph(answer.item, options.view)
+    below, shown = photograph(answer.item, options.view)
     overlays = [_overlay(below, _placed(answer.item, heat, options), options) for heat in maps]
     overlays = [(_framed(picture, shown), limit) for picture, limit in overlays]
     if len(overlays) == 1 and not options.bar:
@@ -58,12 +60,16 @@ def draw(answer: Answer, path: Path, options: ExplainOptions) -> None:
     colors = options.colors or "symmetric"
     cells = [Cell(picture, reason.title) for (picture, _), reason in zip(overlays, answer.finding.reasons, strict=True)]
     unit = answer.finding.reasons[0].unit
-    if len(cells) == 1:
-        lines = [Line(cells, scale=Scale(colors, overlays[0][1], unit))]
-    else:
-        photo = Cell(_framed(to_photo(below), shown), answer.item.path.name)
-        lines = [Line([photo, *cells], scale=Scale(colors, None, unit))]
-    save_png(sheet(lines, side=3.2, font=9), path)
+    scale = Scale(colors, overlays[0][1] if len(cells) == 1 else None, unit)
+    if len(cells) > 1:
+        cells = [Cell(_framed(to_photo(below), shown), answer.item.path.name), *cells]
+    _, height, width = below.shape
+    # Wide photographs lie below each other, others beside each other, at their own resolution.
+    lines = [Line(cells, scale=scale)]
+    if width > 2 * height:
+        lines = [Line([cell], scale=scale if number or len(cells) == 1 else None) for number, cell in enumerate(cells)]
+    side = min(max(3.2, width / 150), max(3.2, _WIDEST / 150 / len(lines[0].cells)))
+    save_png(sheet(lines, side=side, font=9 * sqrt(side / 3.2)), path)
 
 
 def draw_checkpoints(
@@ -90,32 +96,25 @@ def draw_checkpoints(
             yield "picture", str(beside)
 
 
-def gallery_pictures(answer: Answer, options: ExplainOptions, side: int = 800) -> dict[str, Any]:
-    """The photograph and its maps for a page, each as a JPEG in a data URI, with where the colours of a map end."""
+def gallery_pictures(answer: Answer, options: ExplainOptions, side: int = 1200) -> dict[str, Any]:
+    """What the page shows: photograph and maps as JPEGs in data URIs, where the colours of each map end, the frame."""
+    colors = {"colors": options.colors or "symmetric"}
     if answer.item.photo is None:
-        figures = [each.plot() for each in answer.explanations]
-        return {"photo": "", "maps": [(_data_uri(drawn(figure), 1600), 0.0) for figure in figures]}
-    below, shown = _photograph(answer.item, options.view)
+        figures = [drawn(each.plot()) for each in answer.explanations]
+        maps = [(data_uri(figure, 1600), 0.0) for figure in figures]
+        return {"photo": "", "maps": maps, "frame": (), "shape": figures[0].shape[1] / figures[0].shape[0], **colors}
+    below, box = photograph(answer.item, options.view)
     maps = []
     for heat in answer.maps:
         assert heat is not None
         picture, limit = _overlay(below, _placed(answer.item, heat, options), options)
-        maps.append((_data_uri(_framed(picture, shown), side), limit))
-    return {"photo": _data_uri(to_photo(below), side), "maps": maps}
+        maps.append((data_uri(picture, side), limit))
+    _, height, width = below.shape
+    return {"photo": data_uri(to_photo(below), side), "maps": maps, "frame": frame_of(box, (width, height)),
+            "shape": width / height, **colors}  # fmt: skip
 
 
-def _data_uri(picture: Tensor, side: int) -> str:
-    from PIL import Image
-
-    image, buffer = Image.fromarray(picture.numpy()), io.BytesIO()
-    image.thumbnail((side, side))
-    if max(image.size) < side // 2:
-        image = image.resize((image.width * 2, image.height * 2))
-    image.save(buffer, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _photograph(item: Item, view: str) -> tuple[Tensor, Box | None]:
+def photograph(item: Item, view: str) -> tuple[Tensor, Box | None]:
     """What maps are drawn on, (3, height, width), and the frame in it."""
     if view != "crop" and item.box is not None and item.photo is not None:
         pixels = torch.frombuffer(bytearray(item.photo.tobytes()), dtype=torch.uint8)
@@ -150,16 +149,14 @@ def _overlay(below: Tensor, heat: Tensor, options: ExplainOptions) -> tuple[Tens
 
 
 def _framed(picture: Tensor, box: Box | None) -> Tensor:
-    """The picture with a frame round the box, where that is not all of it."""
+    """The picture with a frame round the box, where that is not all of it: dark outside and light inside."""
     height, width, _ = picture.shape
-    if box is None:
+    if box is None or box.within((width, height)) == (0, 0, width, height):
         return picture
-    left, top, right, bottom = box.rounded
-    left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
-    if (left, top, right, bottom) == (0, 0, width, height):
-        return picture
+    left, top, right, bottom = box.within((width, height))
     framed, line = picture.clone(), max(1, round(min(height, width) / 250))
-    colour = (torch.tensor(_FRAME) * 255).to(torch.uint8)
-    framed[top : top + line, left:right] = framed[bottom - line : bottom, left:right] = colour
-    framed[top:bottom, left : left + line] = framed[top:bottom, right - line : right] = colour
+    for inset, colour in ((0, _DARK), (line, _LIGHT)):
+        rows, columns = slice(top + inset, bottom - inset), slice(left + inset, right - inset)
+        framed[rows, columns][:line] = framed[rows, columns][-line:] = colour
+        framed[rows, columns][:, :line] = framed[rows, columns][:, -line:] = colour
     return framed

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from fxlrp.cli import sources
 from fxlrp.cli.arguments import asked_of, compile_options, device_named
-from fxlrp.cli.drawing import draw, draw_checkpoints
+from fxlrp.cli.drawing import draw, draw_checkpoints, photograph
 from fxlrp.cli.folder import explain_folder
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.output import about, printing, save_numbers, write_json
 from fxlrp.cli.picture_paths import path_key, picture_paths
-from fxlrp.cli.work import Work
+from fxlrp.cli.work import Answer, Work
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.compiler import compile
-from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
+from fxlrp.loading.images import Preprocess, read_image, to_input
 from fxlrp.loading.models import ModelWarning, load_model
 from fxlrp.maps.rendering import COLORS
 
@@ -59,18 +59,33 @@ def explain_images(options: ExplainOptions) -> None:
             findings.append(replace(answer.finding, picture=str(picture), others=others))
             tell(findings[-1].as_text())
             advance()
-            if options.save is not None:
+            if options.save is not None or options.report is not None:
                 answers.append(answer)
         if options.save is not None:
             save_numbers(options.save, answers)
             tell(f"numbers       {options.save}")
         if options.report is not None and together is not None:
-            photos = [as_seen(read_image(path), work.preprocess) for path in found.files]
-            options.report.parent.mkdir(parents=True, exist_ok=True)
-            work.explainer.report(together.to(work.device), options.report, target=work.questions[0].target,
-                                  class_names=work.loaded.classes, photos=photos)  # fmt: skip
+            _write_report(work, together, answers, options.report)
             tell(f"report        {options.report}")
     write_json(options, findings, about(work))
+
+
+def _write_report(work: Work, images: Tensor, answers: Sequence[Answer], path: Path) -> None:
+    """Write the page of these images and of the classes that were asked for; else of the three most probable ones."""
+    options = work.options
+    numbers = [[reason.target.number for reason in answer.finding.reasons if reason.target and not reason.against]
+               for answer in answers]  # fmt: skip
+    asked = (options.target or options.top > 1) and all(numbers)
+    view = "crop" if options.view == "crop" else "whole"
+    whole = [photograph(answer.item, view) for answer in answers]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rivals = [number for question in work.questions for number in question.against]
+    work.explainer.report(
+        images.to(work.device), path, target=torch.tensor(numbers) if asked else None,
+        against=list(dict.fromkeys(rivals)) or None, class_names=work.loaded.classes,
+        photos=[photo for photo, _ in whole], boxes=[box for _, box in whole],
+        names=[answer.finding.file for answer in answers],
+    )  # fmt: skip
 
 
 def checked(options: ExplainOptions) -> dict[str, Any]:

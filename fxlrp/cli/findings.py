@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fxlrp.results.files import header
+from fxlrp.results.words import in_words, titled
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,12 @@ class Reason:
     def title(self) -> str:
         """Above a picture: the question, the probability, and which share of the start arrived."""
         probability = None if self.target is None or self.against else self.target.probability
-        told = [self.question] + ([] if probability is None else [f"{100 * probability:.1f} %"])
-        told.append(f"{self.start:.3g} {self.unit}")
-        return ", ".join(told) + (f" ({100 * self.arrived / self.start:.0f} % arrived)" if self.start else "")
-
+        return titled(self.question, probability, self.start, self.arrived, self.unit)
 
     @property
     def in_words(self) -> str:
         """The ledger as a sentence."""
-        if self.absorbed is None:
-            return "What was absorbed on the way was not asked for."
-        if not self.absorbed:
-            return f"Nothing was absorbed: all {self.start:.3g} {self.unit} arrived at the input."
-        kept = ", ".join(f"{name} {value:.3g}" for name, value in self.absorbed.items())
-        return f"Of {self.start:.3g} {self.unit}, {self.arrived:.3g} arrived at the input. Absorbed on the way: {kept}."
+        return in_words(self.start, self.arrived, self.absorbed, self.unit)
 
 
 @dataclass(frozen=True)

@@ -202,10 +202,10 @@ def _finish(options: ExplainOptions, records: Sequence[Record], folder: Path, kn
 
 def _entry(finding: Finding, pictures: dict[str, Any]) -> Entry:
     """What the page shows of a file."""
-    maps = [Map(reason.question, reason.title, picture, limit, reason.unit, reason.in_words)
+    maps = [Map(reason.question, reason.title, picture, limit, reason.unit, reason.in_words, pictures["colors"])
             for reason, (picture, limit) in zip(finding.reasons, pictures["maps"], strict=True)]  # fmt: skip
     top = [(str(each), 100 * (each.probability or 0)) for each in finding.top]
-    return Entry(finding.file, pictures["photo"], top, maps)
+    return Entry(finding.file, pictures["photo"], top, maps, pictures["frame"], pictures["shape"])
 
 
 def _join(parts: Sequence[Path], path: Path) -> None:

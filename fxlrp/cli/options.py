@@ -87,6 +87,9 @@ class ExplainOptions(ExplanationOptions):
         list[str] | None,
         Option(metavar="CLASS", help="The class, by number or name; may be repeated; else the predicted one."),
     ] = None
+    top: Annotated[
+        int, Option(min=1, metavar="N", help="Without --target: explain the N most probable classes of each image.")
+    ] = 1  # fmt: skip
     against: Annotated[
         list[str] | None,
         Option(metavar="CLASS", help="Also: why not this class instead; may be repeated."),

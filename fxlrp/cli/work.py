@@ -29,10 +29,17 @@ from fxlrp.results.explanation_data import item as item_of
 
 @dataclass(frozen=True)
 class Question:
-    """Why this class (``None``: the predicted one), and not others."""
+    """Why a class, and not others.
+
+    Attributes:
+        target: the class; ``None``: one of the most probable ones of each image.
+        against: the others.
+        rank: which one: 0 is the predicted class.
+    """
 
     target: int | None
     against: tuple[int, ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,10 @@ class Work:
 
     def _batch(self, items: Sequence[Item]) -> Iterator[Answer]:
         inputs = torch.stack([item.value for item in items]).to(self.device)
-        asked = [self._explained(inputs, question) for question in self.questions]
+        asked: list[tuple[Explanation, dict[str, Tensor] | None]] = []
+        for question in self.questions:
+            ranked = _ranked(asked[0][0].output, question.rank) if question.rank else question.target
+            asked.append(self._explained(inputs, ranked, question.against))
         for index, item in enumerate(items):
             explanations = [item_of(explanation, index) for explanation, _ in asked]
             reasons = [self._reason(explanation, question, kept and {name: a[index] for name, a in kept.items()})
@@ -159,8 +169,10 @@ class Work:
             finding = Finding(str(item.path), self._top(explanations[0]), reasons, others=self._notes(item))
             yield Answer(item, finding, explanations, maps)
 
-    def _explained(self, inputs: Tensor, question: Question) -> tuple[Explanation, dict[str, Tensor] | None]:
-        given = {"target": question.target, "against": list(question.against) or None}
+    def _explained(
+        self, inputs: Tensor, target: int | Tensor | None, against: Sequence[int]
+    ) -> tuple[Explanation, dict[str, Tensor] | None]:
+        given = {"target": target, "against": list(against) or None}
         explanation = self.explainer(inputs, **given)
         if not self.options.ledger:
             return explanation, None
@@ -175,11 +187,11 @@ class Work:
         start = arrived = 0.0
         absorbed: dict[str, float] | None = None if reason.absorbed is None else {}
         target = None if reason.target is None else reason.target.number
-        question = Question(target, tuple(rival.number for rival in reason.against))
+        against = [rival.number for rival in reason.against]
         for first in range(0, len(tiling.windows), self.options.batch_size):
             some = tiling.windows[first : first + self.options.batch_size]
             inputs = torch.stack([window_input(item.photo, box, self.preprocess) for box in some]).to(self.device)
-            explanation, kept = self._explained(inputs, question)
+            explanation, kept = self._explained(inputs, target, against)
             for number, heat in enumerate(heatmap(explanation.relevance).detach().cpu(), first):
                 tiling.add(number, blurred(heat, smoothing(self.options)).float())
             start += float(explanation.start.double().sum())
@@ -242,9 +254,12 @@ def questions(options: ExplainOptions, classes: Sequence[str] | None) -> list[Qu
     rivals = tuple(number for name in options.against or () if (number := class_number(name, classes)) is not None)
     if same := [target for target in targets if target in rivals]:
         raise InputError(f"--against {same[0]} is also a --target")
+    if options.target and options.top > 1:
+        raise InputError(f"--top {options.top} is of the most probable classes: leave out --target, or --top")
     asked = [Question(target) for target in dict.fromkeys(targets)]
+    asked += [Question(None, rank=rank) for rank in range(1, options.top)]
     if rivals:
-        return asked + [Question(question.target, rivals) for question in asked]
+        return asked + [Question(question.target, rivals, question.rank) for question in asked]
     first = asked[0].target
     others = [question.target for question in asked[1:] if question.target is not None]
     return asked + ([Question(first, (others[0],))] if len(others) == 1 else [])
@@ -254,6 +269,18 @@ def smoothing(options: ExplainOptions) -> float:
     """The blur of maps that are drawn, in pixels of what the model sees; it would mix the levels of a quantized map."""
     usual = 1.0 if options.quantize is None else 0.0
     return usual if options.smooth is None else options.smooth
+
+
+def _ranked(output: object, rank: int) -> Tensor:
+    """The classes of this rank, (batch,).
+
+    Raises:
+        InputError: there are not as many.
+    """
+    count = output.shape[1] if isinstance(output, Tensor) and _of_classes(output) else 1
+    if not isinstance(output, Tensor) or count <= rank:
+        raise InputError(f"--top {rank + 1}: the model tells {count} {'class' if count == 1 else 'classes'} apart")
+    return output.detach().topk(rank + 1, dim=1).indices[:, rank]
 
 
 def _of_classes(output: object) -> bool:

@@ -29,6 +29,11 @@ class Box:
         """The same in whole pixels, as Pillow takes it."""
         return round(self.left), round(self.top), round(self.right), round(self.bottom)
 
+    def within(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The part of it that lies in a photograph of this width and height, in whole pixels."""
+        left, top, right, bottom = self.rounded
+        return max(0, left), max(0, top), min(size[0], right), min(size[1], bottom)
+
 
 def placed(heat: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
     """A map of what the model got, at its place in the photograph: (height, width), zero elsewhere, its sum kept.

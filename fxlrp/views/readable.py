@@ -40,13 +40,15 @@ class Readable(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every forward value in the last call, by node name."""
 
-    def __call__(self, *inputs: Any, target: Any = None) -> Explanation:
+    def __call__(self, *inputs: Any, target: Any = None, against: Any = None) -> Explanation:
         """Explain inputs."""
 
-    def ledger(self, *inputs: Any, target: Any = None) -> Ledger:
+    def ledger(self, *inputs: Any, target: Any = None, against: Any = None) -> Ledger:
         """The accounts of all nodes."""
 
-    def relevance_of(self, *inputs: Any, nodes: Sequence[str], target: Any = None) -> dict[str, Tensor]:
+    def relevance_of(
+        self, *inputs: Any, nodes: Sequence[str], target: Any = None, against: Any = None
+    ) -> dict[str, Tensor]:
         """The relevance of values inside the model, by node name."""
 
     def node_times(self, *inputs: Any, target: Any = None) -> dict[Step, float]:

@@ -150,11 +150,11 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
         raise InputError("a sheet needs a picture")
     figure_module = require("matplotlib.figure", "draw")
     bars = any(line.scale for line in lines)
-    shapes = [max((_shape(cell) for cell in line.cells if cell is not None), default=1.0) for line in lines]
+    shapes = [max((_shape(cell, side) for cell in line.cells if cell is not None), default=1.0) for line in lines]
     size = (side * columns + 0.3 + 0.8 * bars, sum(side * shape + 0.1 for shape in shapes) + 0.25)
     figure = figure_module.Figure(figsize=size, dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    widths = [1.0] * columns + [0.06] * bars
+    widths = [1.0] * columns + [min(0.06, 0.2 / side)] * bars
     axes = figure.subplots(len(lines), columns + bars, squeeze=False, width_ratios=widths, height_ratios=shapes)
     for row, line in zip(axes, lines, strict=True):
         for axis in row:
@@ -162,7 +162,8 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
             axis.spines[:].set_visible(False)
         for axis, cell in zip(row, line.cells, strict=False):
             if cell is not None:
-                axis.imshow(enlarge(cell.picture, round(150 * side)).numpy())
+                height, width, _ = cell.picture.shape
+                axis.imshow(enlarge(cell.picture, round(150 * side * min(1.0, height / width))).numpy())
                 axis.set_title(cell.caption, fontsize=font)
         row[0].set_ylabel(line.label, fontsize=font, color="#444444")
         if line.scale is not None:
@@ -170,10 +171,10 @@ def sheet(lines: Sequence[Line], *, side: float = 2.2, font: float = 10) -> Tens
     return drawn(figure)
 
 
-def _shape(cell: Cell) -> float:
+def _shape(cell: Cell, side: float) -> float:
     """Height over width, of pictures that are not too flat for a colour bar beside them."""
     height, width, _ = cell.picture.shape
-    return max(0.4, height / width)
+    return max(min(0.4, 1.2 / side), height / width)
 
 
 def with_bar(picture: Tensor, scale: Scale, *, side: float = 3) -> Tensor:
