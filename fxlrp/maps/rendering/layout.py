@@ -237,7 +237,7 @@ def _bar(axis: Any, scale: Scale, font: float) -> None:
     axis.set_yticks(list(ticks), list(ticks.values()), fontsize=font)
     axis.tick_params(length=2, color="#444444", labelcolor="#444444")
     if scale.unit:
-        axis.set_title(scale.unit, fontsize=font, color="#444444")
+        axis.set_title(scale.unit, fontsize=font, color="#444444", pad=max(6, font))
 
 
 def _check(rows: Mapping[str, Sequence[Any]], photos: Sequence[Any] | None, titles: Sequence[str], *,
