@@ -140,6 +140,21 @@ def test_a_folder_has_pictures_a_table_and_a_page(run, photos):
     assert len(json.loads(Path("found/findings.json").read_text())["findings"]) == 4
 
 
+def test_an_image_of_a_rival_is_explained_without_it(run, photos):
+    _, out, _ = run("explain", "a.png", *MODEL)
+    predicted = re.search(r"explained   (\w+)", out)[1]
+    asked = ("--top", 2, "--against", predicted)
+    assert run("explain", photos, *MODEL, *asked, "--out", "found")[0] == 0
+    for finding in json.loads(Path("found/findings.json").read_text())["findings"]:
+        told = [(r["target"]["name"], [c["name"] for c in r["against"]]) for r in finding["reasons"]]
+        first, second = (each["name"] for each in finding["top"][:2])
+        expected = [(name, [predicted]) for name in (first, second) if name != predicted]
+        assert told == [(first, []), (second, []), *expected]
+    code, _, _ = run("explain", "a.png", *MODEL, *asked, "--report", "x.html")
+    assert code == 0
+    assert Path("x.html").read_text().count('type="radio"') == 3
+
+
 def test_a_run_goes_on_where_it_was_stopped(run, photos):
     assert run("explain", photos / "one", *MODEL, "--out", "found")[0] == 0
     before = {path: path.stat().st_mtime_ns for path in Path("found/pictures").iterdir()}

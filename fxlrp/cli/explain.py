@@ -75,7 +75,7 @@ def _write_report(work: Work, images: Tensor, answers: Sequence[Answer], path: P
     options = work.options
     numbers = [[reason.target.number for reason in answer.finding.reasons if reason.target and not reason.against]
                for answer in answers]  # fmt: skip
-    asked = (options.target or options.top > 1) and all(numbers)
+    asked = (options.target or options.against or options.top > 1) and all(numbers)
     view = "crop" if options.view == "crop" else "whole"
     whole = [photograph(answer.item, view) for answer in answers]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fxlrp.cli.arguments import class_number
 from fxlrp.cli.findings import Class, Finding, Reason
 from fxlrp.cli.options import ExplainOptions
+from fxlrp.cli.questions import Question, questions
 from fxlrp.cli.sources import ARRAYS, read_array
 from fxlrp.common.errors import FxlrpError, InputError
 from fxlrp.explainer import Explainer
@@ -25,21 +25,6 @@ from fxlrp.maps.placing import Box, Tiling
 from fxlrp.maps.rendering import blurred
 from fxlrp.results.explanation import Explanation
 from fxlrp.results.explanation_data import item as item_of
-
-
-@dataclass(frozen=True)
-class Question:
-    """Why a class, and not others.
-
-    Attributes:
-        target: the class; ``None``: one of the most probable ones of each image.
-        against: the others.
-        rank: which one: 0 is the predicted class.
-    """
-
-    target: int | None
-    against: tuple[int, ...] = ()
-    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,14 +137,24 @@ class Work:
 
     def _batch(self, items: Sequence[Item]) -> Iterator[Answer]:
         inputs = torch.stack([item.value for item in items]).to(self.device)
-        asked: list[tuple[Explanation, dict[str, Tensor] | None]] = []
+        told: list[list[tuple[Explanation, Reason]]] = [[] for _ in items]
         for question in self.questions:
-            ranked = _ranked(asked[0][0].output, question.rank) if question.rank else question.target
-            asked.append(self._explained(inputs, ranked, question.against))
-        for index, item in enumerate(items):
-            explanations = [item_of(explanation, index) for explanation, _ in asked]
-            reasons = [self._reason(explanation, question, kept and {name: a[index] for name, a in kept.items()})
-                       for (_, kept), explanation, question in zip(asked, explanations, self.questions, strict=True)]
+            target = question.target
+            numbers = [target] * len(items)
+            if target is None and (question.rank or question.against):
+                numbers = _ranked(told, question.rank)
+            # Where a rival is the class itself there is nothing to tell.
+            kept = [index for index, number in enumerate(numbers) if number not in question.against]
+            if kept:
+                own_target = target is None and numbers[0] is not None
+                given = torch.tensor(numbers, device=self.device)[kept] if own_target else target
+                explanation, absorbed = self._explained(inputs[kept], given, question.against)
+                for place, index in enumerate(kept):
+                    own = absorbed and {name: amount[place] for name, amount in absorbed.items()}
+                    one = item_of(explanation, place)
+                    told[index].append((one, self._reason(one, question, own)))
+        for item, found in zip(items, told, strict=True):
+            explanations, reasons = [each for each, _ in found], [reason for _, reason in found]
             maps: list[Tensor | None] = [None] * len(explanations)
             if item.photo is not None:
                 maps = [heatmap(explanation.relevance)[0].detach().cpu() for explanation in explanations]
@@ -243,46 +238,26 @@ class Work:
         return f"class {number}" if classes is None or number >= len(classes) else str(classes[number])
 
 
-def questions(options: ExplainOptions, classes: Sequence[str] | None) -> list[Question]:
-    """What is asked of every file: why each class, and why not others.
-
-    Two classes without ``--against`` are also explained one against the other.
-
-    Raises:
-        TargetError: there is no such class.
-        InputError: a class is explained against itself.
-    """
-    targets = [class_number(target, classes) for target in options.target or ()] or [None]
-    rivals = tuple(number for name in options.against or () if (number := class_number(name, classes)) is not None)
-    if same := [target for target in targets if target in rivals]:
-        raise InputError(f"--against {same[0]} is also a --target")
-    if options.target and options.top > 1:
-        raise InputError(f"--top {options.top} is of the most probable classes: leave out --target, or --top")
-    asked = [Question(target) for target in dict.fromkeys(targets)]
-    asked += [Question(None, rank=rank) for rank in range(1, options.top)]
-    if rivals:
-        return asked + [Question(question.target, rivals, question.rank) for question in asked]
-    first = asked[0].target
-    others = [question.target for question in asked[1:] if question.target is not None]
-    return asked + ([Question(first, (others[0],))] if len(others) == 1 else [])
-
-
 def smoothing(options: ExplainOptions) -> float:
     """The blur of maps that are drawn, in pixels of what the model sees; it would mix the levels of a quantized map."""
     usual = 1.0 if options.quantize is None else 0.0
     return usual if options.smooth is None else options.smooth
 
 
-def _ranked(output: object, rank: int) -> Tensor:
-    """The classes of this rank, (batch,).
+def _ranked(told: Sequence[Sequence[tuple[Explanation, Reason]]], rank: int) -> list[int | None]:
+    """The class of this rank of each item, by what the first explanation of each holds.
 
     Raises:
-        InputError: there are not as many.
+        InputError: there are not as many classes.
     """
-    count = output.shape[1] if isinstance(output, Tensor) and _of_classes(output) else 1
-    if not isinstance(output, Tensor) or count <= rank:
-        raise InputError(f"--top {rank + 1}: the model tells {count} {'class' if count == 1 else 'classes'} apart")
-    return output.detach().topk(rank + 1, dim=1).indices[:, rank]
+    found: list[int | None] = []
+    for (first, _), *_ in told:
+        output, count = first.output, first.output.shape[1] if _of_classes(first.output) else 1
+        if count <= rank:
+            classes = "class" if count == 1 else "classes"
+            raise InputError(f"--top {rank + 1}: the model tells {count} {classes} apart")
+        found.append(int(output[0].detach().topk(rank + 1).indices[rank]) if count > 1 else None)
+    return found
 
 
 def _of_classes(output: object) -> bool:
