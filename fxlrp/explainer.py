@@ -29,6 +29,7 @@ from fxlrp.runtime.timing import ROUNDS, Spent, Step, measure
 
 if TYPE_CHECKING:
     from fxlrp.loading.preprocessing import InputFormat
+    from fxlrp.maps.placing import Box
 
 
 class Explainer(nn.Module):
@@ -279,7 +280,11 @@ class Explainer(nn.Module):
 
         explore(self, images, target=target, host=host, port=port, browser=browser)
 
-    def report(self, images: Tensor, path: str | os.PathLike[str], *, target: Any = None, **options: Any) -> Path:
+    def report(
+        self, images: Tensor, path: str | os.PathLike[str], *, target: Any = None, against: Any = None,
+        class_names: Sequence[str] | None = None, photos: Sequence[Any] | None = None,
+        boxes: Sequence[Box | None] | None = None, names: Sequence[str] | None = None, title: str | None = None,
+    ) -> Path:  # fmt: skip
         """Write a page on how relevance flows through the model: one HTML file, without a network.
 
         Photograph and map with a slider between them, a switch between classes, what the model says, the ledger in
@@ -288,7 +293,8 @@ class Explainer(nn.Module):
         """
         from fxlrp.views.report import write_report
 
-        return write_report(self, images, path, target=target, **options)
+        return write_report(self, images, path, target=target, against=against, class_names=class_names, photos=photos,
+                            boxes=boxes, names=names, title=title)  # fmt: skip
 
     def __repr__(self) -> str:
         start = self.recipe.start if isinstance(self.recipe.start, str) else told(self.recipe.start)

@@ -187,7 +187,8 @@ def _finish(options: ExplainOptions, records: Sequence[Record], folder: Path, kn
         kept = [record.numbers for record in records if (record.content or {}).get("finding")]
         _join(kept, folder / "explanations.parquet")
         entries = [(finding, content["gallery"]) for finding, content in zip(findings, good, strict=True)]
-        write_gallery([_entry(*entry) for entry in entries], folder / "index.html", f"{len(good)} files explained")
+        title = f"{len(good)} file{'' if len(good) == 1 else 's'} explained"
+        write_gallery([_entry(*entry) for entry in entries], folder / "index.html", title)
     with printing(0, options) as (tell, _):
         tell(f"explained     {len(good)} of {len(records)} files" + (f", {known} of them before" if known else ""))
         for each in failed:
