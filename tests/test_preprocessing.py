@@ -8,10 +8,9 @@ from torch import nn
 from torchvision import models, transforms
 
 from fxlrp.errors import InputError, WeightsError
-from fxlrp.geometry import Box, box_of, window_input
+from fxlrp.geometry import Box, Tiling, box_of, placed, window_input
 from fxlrp.loading import preprocessing
 from fxlrp.loading.preprocessing import IMAGENET, Asked, InputFormat, of_transforms, read_classes
-from fxlrp.maps.placing import Tiling, placed
 
 
 def photo(width, height):

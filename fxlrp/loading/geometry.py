@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fxlrp.common.errors import InputError
 from fxlrp.loading.images import Preprocess, normalisation, to_input
-from fxlrp.maps.placing import Box
+from fxlrp.maps.placing import Box, Tiling, placed
 
-__all__ = ["Box", "box_of", "window_input"]
+__all__ = ["Box", "Tiling", "box_of", "placed", "window_input"]
 
 
 def box_of(size: tuple[int, int], preprocess: Preprocess) -> Box:
