@@ -273,6 +273,9 @@ def test_tiles_cover_the_whole_photograph_and_keep_the_sum(run, wide):
     code, out, _ = run("explain", *wide, "--view", "tiles", "--target", "dog", "--out", "x.png", "--json", "x.json")
     assert code == 0
     assert re.search(r"windows     5 of (99|100|101) × (99|100|101) pixels; sums are over all", out)
+    assert run("explain", ".", *wide[1:], "--view", "tiles", "--out", "all")[0] == 0
+    page = Path("all/index.html").read_text()
+    assert re.search('faint">windows: 5 of .* pixels; sums are over all', page)
     assert "explained   dog (1)\n" in out  # no probability: each window has its own
     reason = json.loads(Path("x.json").read_text())["findings"][0]["reasons"][0]
     assert reason["arrived"] == pytest.approx(reason["start"], rel=1e-4)

@@ -206,7 +206,8 @@ def _entry(finding: Finding, pictures: dict[str, Any]) -> Entry:
     maps = [Map(reason.question, reason.title, picture, limit, reason.unit, reason.in_words, pictures["colors"])
             for reason, (picture, limit) in zip(finding.reasons, pictures["maps"], strict=True)]  # fmt: skip
     top = [(str(each), 100 * (each.probability or 0)) for each in finding.top]
-    return Entry(finding.file, pictures["photo"], top, maps, pictures["frame"], pictures["shape"])
+    return Entry(finding.file, pictures["photo"], top, maps, pictures["frame"], pictures["shape"],
+                 [f"{kind}: {told}" for kind, told in finding.others])  # fmt: skip
 
 
 def _join(parts: Sequence[Path], path: Path) -> None:

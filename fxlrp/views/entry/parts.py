@@ -53,6 +53,7 @@ class Entry:
         maps: the explanations; the first one is shown at first.
         frame: round what the model sees: left, top, width and height in percent of the photograph; empty: none.
         shape: width over height.
+        notes: what else there is to tell, such as that the preprocessing is a guess.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Entry:
     maps: Sequence[Map]
     frame: Sequence[float] = ()
     shape: float = 1.0
+    notes: Sequence[str] = ()
 
 
 def page(template: str, **values: Any) -> str:
