@@ -30,12 +30,13 @@ from fxlrp.passes.fitting_start import fitting_start
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
+from fxlrp.passes.optimize.recompute import Recompute, kept_values
 from fxlrp.passes.positions import ONE_ITEM
 from fxlrp.passes.request import Program, Request
 from fxlrp.rules import starts
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
-from fxlrp.runtime.recipe import Recipe
+from fxlrp.runtime.recipe import LOW, Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
@@ -203,6 +204,9 @@ class Plan:
         if program is None:
             stage("the relevance of its nodes is written")
             program = emit(self.forward, self.explained, self.start, request)
+            if self.recipe.memory == LOW:
+                program.module = Recompute(kept_values(self.forward.graph, self.explained)).of_graph(program.module)
+                program.module.recompile()
             program.module = optimize(program.module, request.optimizations or ())
         self._programs[request] = program
         self._programs.move_to_end(request)

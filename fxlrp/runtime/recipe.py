@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxlrp.capture import check_model
-from fxlrp.common.errors import PatternError, RuleError, StartError
+from fxlrp.common.errors import BackendError, PatternError, RuleError, StartError
 from fxlrp.common.items import Items
 from fxlrp.passes.assign import check_preset, override
 from fxlrp.passes.optimize import chosen
@@ -22,6 +22,8 @@ from fxlrp.runtime.backends import Backend, backend_named
 
 MODES = ("first", "always", "never")
 """When the model is run beside its explanation: at the first call of each kind, at all calls, at none."""
+LOW = "low"
+"""The word for ``memory``: little is held of the forward pass, at the price of a second one."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,12 @@ class Recipe:
         batch: which axis of the inputs tells items apart: 0; 1 for sequence-first inputs; a dict of axes by the name
             of the input, 0 for others; or ``None``: all inputs together are one item, as the nodes and edges of a
             graph are. Then a start enters at each row of the output.
+        memory: ``None``: forward values are held until relevance has passed them. ``"low"``: those between two joins
+            of skip and residual branch are computed again when relevance comes there, which costs a second forward
+            pass; for long texts and large images, run eagerly.
 
     Raises:
-        RuleError, PatternError: a preset, rule, split or name does not fit, or ``verify`` is no such word.
+        RuleError, PatternError: a preset, rule, split or name does not fit, or ``verify`` or ``memory`` is no such word.
         StartError: a start is neither a name nor a callable.
         InputError: ``batch`` is no axis.
         OptimizeError: an optimisation that is asked for is not known.
@@ -85,6 +90,7 @@ class Recipe:
     optimize: bool | Sequence[str] = True
     verify: str = "first"
     batch: int | Mapping[str, int] | None = 0
+    memory: str | None = None
 
     def __post_init__(self, example_inputs: Any) -> None:
         check_preset(self.chosen_preset)
@@ -95,6 +101,10 @@ class Recipe:
         backend_named(self.backend)
         if self.verify not in MODES:
             raise RuleError(f"verify={self.verify!r}: choose one of {', '.join(map(repr, MODES))}")
+        if self.memory not in (None, LOW):
+            raise RuleError(f"memory={self.memory!r}: give 'low', or leave it out")
+        if self.memory == LOW and self.backend not in (None, "eager"):
+            raise BackendError(f"memory='low' is for backend='eager': {self.backend!r} decides itself what it holds")
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found from names is found again.
