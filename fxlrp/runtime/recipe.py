@@ -69,7 +69,7 @@ class Recipe:
             pass; for long texts and large images, run eagerly.
 
     Raises:
-        RuleError, PatternError: a preset, rule, split or name does not fit, or ``verify`` or ``memory`` is no such word.
+        RuleError, PatternError: a preset, rule, split or name does not fit, or a word is none that is known.
         StartError: a start is neither a name nor a callable.
         InputError: ``batch`` is no axis.
         OptimizeError: an optimisation that is asked for is not known.
