@@ -18,6 +18,7 @@ from fxlrp.passes.optimize import NAMES, PACK_WEIGHTS
 
 _DECIDED = (
     "model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize", "verify", "batch",
+    "memory",
 )  # fmt: skip
 """The parameters of ``compile`` that an evaluation decides itself; a method may give all others."""
 
