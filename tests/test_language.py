@@ -282,3 +282,62 @@ def test_what_goes_wrong_says_what_to_write(decoder, lm):
     without = fxlrp.language_model(model, sentence_pieces())
     with pytest.raises(InputError, match="no chat template"):
         without.explain(messages=[{"role": "user", "content": "x"}])
+
+
+def llava(size):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14)
+    text = transformers.LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=size + 1)
+    both = {"vision_config": vision, "text_config": text, "image_token_index": size, "image_token_id": size}
+    return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**both))
+
+
+def test_pictures_beside_tokens_are_explained_by_the_line_that_the_error_names(decoder):
+    _, tokenizer = decoder
+    torch.manual_seed(0)
+    size = len(tokenizer)
+    model = llava(size).double().eval()
+    with pytest.raises(InputError, match=r"fxlrp\.compile\(model, batch=None, output=lambda out: out\.logits"):
+        fxlrp.language_model(model, tokenizer)
+    ids = torch.cat([torch.full((1, 4), size), torch.arange(5, 11)[None]], 1)
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 28, 28, dtype=torch.float64)}
+    explainer = fxlrp.compile(model, batch=None, output=lambda out: out.logits[:, -1])
+    given = {**inputs, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    explanation = explainer(**given)
+    parts = explanation.by_input
+    assert parts["input_ids"].any()
+    assert parts["pixel_values"].any()
+    assert not parts["input_ids"][0, :4].any()  # a picture stands in their place
+    torch.testing.assert_close(explanation.output.logits, model(**given).logits)
+    assert float(explainer.ledger(**given).error.abs().max()) < 1e-9
+
+
+def test_caches_are_refused_before_anything_is_written_to_them(decoder):
+    model, _ = decoder
+    ids = torch.arange(5, 14)[None]
+    explainer = fxlrp.compile(model, output=lambda out: out.logits[:, -1])
+    with torch.no_grad():
+        cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
+    for call in (
+        lambda: explainer(input_ids=ids[:, 5:], past_key_values=cache),
+        lambda: fxlrp.compile(model, output="logits", example_inputs={"input_ids": ids, "past_key_values": cache}),
+    ):
+        with pytest.raises(InputError, match=r"past_key_values is a cache.*use_cache=False"):
+            call()
+    assert cache.get_seq_length() == 5
+    assert explainer(input_ids=ids).start.shape == (1,)  # that the model returns a cache does not matter
+
+
+def test_left_padding_receives_nothing(decoder):
+    model, _ = decoder
+    short = torch.arange(5, 9)
+    ids = torch.stack([torch.arange(10, 17), torch.cat([torch.zeros(3, dtype=torch.long), short])])
+    mask = (torch.arange(7) >= torch.tensor([[0], [3]])).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    explainer = fxlrp.compile(model, output=lambda out: out.logits[:, -1])
+    padded = explainer(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    alone = explainer(input_ids=short[None], attention_mask=torch.ones(1, 4, dtype=torch.long),
+                      position_ids=torch.arange(4)[None], use_cache=False)  # fmt: skip
+    parts = [each.by_input["input_ids"].sum(-1) for each in (padded, alone)]
+    torch.testing.assert_close(parts[0][1, 3:], parts[1][0])
+    assert not parts[0][1, :3].any()

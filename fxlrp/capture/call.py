@@ -88,6 +88,7 @@ def bind(
         bound = _without_defaults(signature, signature.bind(*args, **kwargs))
     except TypeError as error:
         raise InputError(f"{_taken(signature)}, not {len(args) + len(kwargs)}: {error}") from error
+    _refuse_caches(bound)
     positional = [p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY][: len(bound.args)]
     starred = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), "input")
     heads = [*positional[: len(bound.args)], *[starred] * (len(bound.args) - len(positional))]
@@ -110,6 +111,18 @@ def bind(
         given = next(iter([*bound.args, *bound.kwargs.values()]), None)
         raise InputError(f"an input must be a tensor, not {type(given).__name__}{_instead_of(given)}")
     return Call(tuple(names), tuple(floating), tuple(leaves), structure, items), tensors
+
+
+def _refuse_caches(bound: inspect.BoundArguments) -> None:
+    """Raise where a cache of transformers is given: each run of the model would write to it."""
+    for name, value in {**bound.arguments, **bound.kwargs}.items():
+        tuples = name == "past_key_values" and isinstance(value, tuple | list)
+        if tuples or any(kind.__name__ == "Cache" for kind in type(value).__mro__):
+            raise InputError(
+                f"{name} is a cache: what it holds was computed before, and no relevance leads from there to tokens. "
+                "Give all tokens in one call, without it: "
+                "explainer(input_ids=all_tokens, attention_mask=…, use_cache=False)"
+            )
 
 
 def _instead_of(given: Any) -> str:

@@ -92,7 +92,10 @@ class Asking:
         if messages is not None:
             return texts.chat(self.tokenizer, messages)
         if not isinstance(prompt, str):
-            raise InputError(f"a prompt is text, not {type(prompt).__name__}; explain several one after the other")
+            raise InputError(
+                f"a prompt is text, not {type(prompt).__name__}; explain several one after the other: "
+                "[lm.explain(prompt) for prompt in prompts]"
+            )
         return prompt, None
 
     def _said(self, prompt: str, contents: Any, most: int) -> Tensor:
@@ -148,6 +151,12 @@ def kind_of(model: Any, tokenizer: Any) -> Kind:
         return "seq2seq"
     if name.endswith("ForMaskedLM"):
         return "masked"
+    if hasattr(config, "vision_config") and hasattr(model, "generate"):
+        raise InputError(
+            f"{name} reads pictures beside tokens: explain it with fxlrp.compile(model, batch=None, "
+            "output=lambda out: out.logits[:, -1])(input_ids=…, pixel_values=…, attention_mask=…, use_cache=False), "
+            "the processor's tensors of one prompt; .by_input has the relevance of tokens and of pixels"
+        )
     if not hasattr(model, "generate") or not name.endswith(("LMHeadModel", "ForCausalLM")):
         raise InputError(
             f"{name} gives no logits of tokens: explain a classifier with fxlrp.compile(model, output='logits')"
