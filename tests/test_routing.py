@@ -283,3 +283,40 @@ def test_tokens_that_a_score_picks_receive_what_is_made_of_them():
         picked = torch.zeros(3, 5).scatter(1, index, 1) > 0
         assert touched.any(1).all()
         assert not (touched & ~picked).any()
+
+
+# Moves with memory of their own ------------------------------------------------------------------
+
+COPIES = {
+    "view": lambda y: torch.view_copy(y, (y.shape[0], 18)), "slice": lambda y: torch.slice_copy(y, 2, 1, 4),
+    "select": lambda y: torch.select_copy(y, 1, 1), "permute": lambda y: torch.permute_copy(y, (0, 2, 1)),
+    "transpose": lambda y: torch.transpose_copy(y, 1, 2), "unsqueeze": lambda y: torch.unsqueeze_copy(y, 1),
+    "squeeze": lambda y: torch.squeeze_copy(y[:, :1], 1), "expand": lambda y: torch.expand_copy(y[:, :1], (-1, 3, -1)),
+    "split": lambda y: torch.split_copy(y, 2, 2)[1], "unbind": lambda y: torch.unbind_copy(y, 1)[2],
+    "diagonal": lambda y: torch.diagonal_copy(y, 0, 1, 2), "narrow": lambda y: torch.narrow_copy(y, 2, 1, 2),
+    "unfold": lambda y: torch.unfold_copy(y, 2, 2, 1), "alias": torch.alias_copy,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["symbolic", "export"])
+@pytest.mark.parametrize("name", COPIES)
+def test_the_copying_form_of_a_move_is_the_move(name, way):
+    class Copies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 6), nn.LazyLinear(3)
+
+        def forward(self, x):
+            return self.head(COPIES[name](self.body(x).relu()).flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Copies(), torch.randn(4, 3, 6, dtype=torch.float64)
+    model(x.float())
+    model = model.double().eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    given = model if way == "symbolic" else torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    explainer = fxlrp.compile(given, "conserving")
+    explanation = explainer(x, target=1)
+    torch.testing.assert_close(explanation.output, model(x))
+    torch.testing.assert_close(explanation.relevance.sum((1, 2)), explanation.start)
+    assert float(explainer.ledger(x, target=1).error.abs().max()) < 1e-12

@@ -167,22 +167,22 @@ class _Canonicalizer:
             lowering = VOCABULARY.overload(target)
             if lowering is not None:
                 return lowering, False
-            base = getattr(torch.ops.aten, _called(node)[:-1], None) if _called(node).endswith("_") else None
-            lowering = VOCABULARY.overload(getattr(base, target._overloadname, None))
+            base, overwrites = _base(_called(node))
+            lowering = VOCABULARY.overload(getattr(getattr(torch.ops.aten, base, None), target._overloadname, None))
             if lowering is None:
                 raise Unsupported
-            return lowering, True
+            return lowering, overwrites
         composed = VOCABULARY.composed_method if node.op == "call_method" else VOCABULARY.composed_function
         if (lowering := composed(target)) is not None:
             return lowering, False
         name = target if node.op == "call_method" else getattr(target, "__name__", "")
         operation = VOCABULARY.method(target) if node.op == "call_method" else VOCABULARY.function(target)
         overwrites = target in IN_PLACE_OPERATORS
-        if operation is None and name.endswith("_") and not name.endswith("__"):
-            base = name[:-1]
+        base, in_place = _base(name)
+        if operation is None and base:
             if (lowering := VOCABULARY.composed_method(base)) is not None:
-                return lowering, True
-            operation, overwrites = VOCABULARY.method(base) or VOCABULARY.named(base), True
+                return lowering, in_place
+            operation, overwrites = VOCABULARY.method(base) or VOCABULARY.named(base), in_place
         if operation is None:
             raise Unsupported
         return operation.call, overwrites
@@ -291,6 +291,17 @@ def _overwrites(node: fx.Node) -> bool:
         return True
     name = _called(node)
     return node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
+
+
+def _base(name: str) -> tuple[str, bool]:
+    """The operation of which this name is another form, or ``""``; and whether it overwrites its first argument.
+
+    ``add_`` is ``add`` in place, and ``view_copy`` is ``view`` with memory of its own.
+    """
+    if name.endswith("_copy"):
+        return name.removesuffix("_copy"), False
+    in_place = name.endswith("_") and not name.endswith("__")
+    return (name[:-1] if in_place else ""), in_place
 
 
 def _called(node: fx.Node) -> str:
