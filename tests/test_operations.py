@@ -33,6 +33,10 @@ def blanked(h):
     return h
 
 
+def by_item(function):
+    return lambda h: torch.stack([function(item) for item in h])
+
+
 def grid(h):
     return (POINTS[:, :4].reshape(1, 2, 4, 2).tanh() * 1.1).expand(h.shape[0], -1, -1, -1)
 
@@ -89,6 +93,32 @@ FUNCTIONS = {
     ),
     "places assigned": (blanked, SERIES),
     "masked_scatter": (lambda h: h.masked_scatter((INDEX == 1)[None, :, None].expand_as(h), h[:, :2].tanh()), SERIES),
+    "addmv, item by item": (lambda h: torch.stack([torch.addmv(i[:, 0], i, POINTS[0], beta=0.5) for i in h]), SERIES),
+    "addbmm": (by_item(lambda i: torch.addbmm(i[0, :, None], i[..., None], i[:, None, :1], alpha=2.0)), SERIES),
+    "copysign": (lambda h: torch.copysign(h, h.flip(1)) + torch.copysign(h, -1.0), SERIES),
+    "ldexp": (lambda h: torch.ldexp(h, INDEX[0] + 1), SERIES),
+    "round to places": (lambda h: h.round(decimals=1), SERIES),
+    "gamma functions": (lambda h: torch.lgamma(h.exp() + 1) + torch.digamma(h.exp() + 1), SERIES),
+    "Bessel functions": (lambda h: torch.i0(h) + torch.special.i1(h) * torch.special.i1e(h), SERIES),
+    "the largest magnitude": (lambda h: torch.linalg.vector_norm(h, float("inf"), dim=1), SERIES),
+    "the smallest magnitude": (lambda h: torch.linalg.vector_norm(h, -float("inf"), dim=1), SERIES),
+    "dist": (by_item(lambda i: torch.dist(i, torch.ones_like(i), 3).reshape(1)), SERIES),
+    "diagonal_scatter": (lambda h: torch.diagonal_scatter(h, h[:, 0, :5].tanh(), 0, 1, 2), SERIES),
+    "masked_scatter, item by item": (by_item(lambda i: i.masked_scatter(i > 0, i.tanh())), SERIES),
+    "masked_select, item by item": (by_item(lambda i: torch.masked_select(i, (INDEX == 1)[:, None])), SERIES),
+    "index_fill, item by item": (by_item(lambda i: i.index_fill(1, INDEX[:2], 2.0)), SERIES),
+    "put, item by item": (by_item(lambda i: i.put(INDEX[:2], i[0, :2].tanh())), SERIES),
+    "index_reduce": (lambda h: h.index_reduce(1, INDEX[:2], h[:, :2].tanh(), "mean"), SERIES),
+    "repeated, item by item": (by_item(lambda i: i.repeat_interleave(2)), SERIES),
+    "a softmax of nothing": (
+        lambda h: torch.ops.aten._safe_softmax(h.masked_fill((INDEX == 1)[:, None], -torch.inf), -1), SERIES
+    ),
+    "written twice": (lambda h: h.new_zeros(h.shape).scatter(1, INDEX[None, :, None].expand_as(h) * 0, h), SERIES),
+    "put twice": (by_item(lambda i: i.new_zeros(2, 6).index_put((INDEX[:2] * 0,), i[:2])), SERIES),
+    "copied twice": (lambda h: h.index_copy(2, INDEX[:3] * 0, h[..., :3]), SERIES),
+    "max_unpool2d, windows overlap": (
+        lambda h: F.max_unpool2d(*F.max_pool2d(h, 3, 2, return_indices=True), 3, 2, output_size=h.shape[2:]), IMAGE
+    ),
     "take_along_dim": (lambda h: torch.take_along_dim(h, h.argsort(1)[:, :2], dim=1), SERIES),
     "repeated by counts": (lambda h: torch.repeat_interleave(h, INDEX, dim=1), SERIES),
     "columns of a mask": (lambda h: h[:, INDEX == 1], SERIES),

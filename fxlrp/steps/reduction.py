@@ -75,7 +75,10 @@ class WeightedReduction(LinearOperation):
 @primitive
 def norm_weights(x: Tensor, order: float) -> Tensor:
     """``w`` with ``Σ x_i w_i = Σ |x_i|^p``."""
-    return x if order == 2 else x.sign() * x.abs() ** (order - 1)
+    if order == 2:
+        return x
+    weights = x.sign() * x.abs() ** (order - 1)
+    return weights if order >= 1 else weights.masked_fill(x == 0, 0)
 
 
 @primitive

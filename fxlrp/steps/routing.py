@@ -197,6 +197,13 @@ def unscatter_slice(relevance: Tensor, dim: int, start: int | None, end: int | N
 
 
 @primitive(linear="first")
+def unscatter_diagonal(relevance: Tensor, offset: int, dim1: int, dim2: int) -> list[Tensor]:
+    """The relevance of a value, and of the diagonal that was written into it."""
+    part = torch.diagonal(relevance, offset, dim1, dim2)
+    return [torch.diagonal_scatter(relevance, torch.zeros_like(part), offset, dim1, dim2), part]
+
+
+@primitive(linear="first")
 def unscatter_select(relevance: Tensor, dim: int, index: int) -> list[Tensor]:
     """The relevance of a value, and of the entry that was written into it."""
     part = relevance.select(dim, index)

@@ -37,9 +37,16 @@ def outside_of_image(s: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int
 
 
 @primitive(linear="first")
-def unpool_transpose(relevance: Tensor, indices: Tensor) -> Tensor:
-    """The relevance of values that were put to the places of ``indices``, counted within each channel."""
-    return relevance.flatten(2).gather(2, indices.flatten(2)).reshape(indices.shape)
+def unpool_transpose(relevance: Tensor, x: Tensor, indices: Tensor, output: Tensor) -> Tensor:
+    """The relevance of values that were put to the places of ``indices``, counted within each channel.
+
+    Where windows overlap, several may be put to one place: those that stand there share.
+    """
+    places, values = indices.flatten(2), x.flatten(2)
+    stands = (output.flatten(2).gather(2, places) == values).to(relevance.dtype)
+    shared = torch.zeros_like(relevance.flatten(2)).scatter_add(2, places, stands).gather(2, places)
+    shares = relevance.flatten(2).gather(2, places) * stands / shared.clamp(min=1)
+    return shares.reshape(indices.shape)
 
 
 @primitive(linear="first")

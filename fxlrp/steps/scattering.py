@@ -24,7 +24,11 @@ def scatter_sum(x: Tensor, like: Tensor, dim: int, index: Tensor) -> Tensor:
 @primitive(linear="first")
 def scatter_sum_transpose(s: Tensor, x: Tensor, dim: int, index: Tensor) -> Tensor:
     """The transpose of :func:`scatter_sum`, in the shape of ``x``; what has no index was not scattered."""
-    back = s.gather(dim, index)
+    return _padded(s.gather(dim, index), x)
+
+
+def _padded(back: Tensor, x: Tensor) -> Tensor:
+    """With zeros in the shape of ``x``, whose first elements alone have an index."""
     if back.shape == x.shape:
         return back
     pads = [p for size, whole in zip(reversed(back.shape), reversed(x.shape), strict=True) for p in (0, whole - size)]
@@ -95,9 +99,14 @@ class PlacedSum(FixedOperation):
 
 @primitive(linear="first")
 def unscatter(relevance: Tensor, dim: int, index: Tensor, source: Any) -> list[Tensor]:
-    """The relevance of a value, and of what was scattered over it; ``source`` gives the shape of that."""
-    rest = relevance.scatter(dim, index, 0)
-    return [rest, scatter_sum_transpose(relevance, source, dim, index)]
+    """The relevance of a value, and of what was scattered over it; ``source`` gives the shape of that.
+
+    Of elements that were written to one place, the last one stands there.
+    """
+    numbers = torch.arange(index.numel(), device=index.device).reshape(index.shape)
+    last = torch.zeros(relevance.shape, dtype=torch.long, device=index.device).scatter(dim, index, numbers)
+    back = relevance.gather(dim, index).masked_fill(last.gather(dim, index) != numbers, 0)
+    return [relevance.scatter(dim, index, 0), _padded(back, source)]
 
 
 @primitive(linear="first")
@@ -108,15 +117,20 @@ def unscatter_value(relevance: Tensor, dim: int, index: Tensor) -> Tensor:
 
 @primitive(linear="first")
 def uncopy_index(relevance: Tensor, dim: int, index: Tensor) -> list[Tensor]:
-    """The relevance of a value, and of the slices that were written over some of its own."""
-    return [relevance.index_fill(dim, index, 0), relevance.index_select(dim, index)]
+    """The relevance of a value, and of the slices that were written over some of its own; the last one stands."""
+    numbers = torch.arange(index.numel(), device=index.device)
+    last = torch.zeros(relevance.shape[dim], dtype=torch.long, device=index.device).index_copy(0, index, numbers)
+    stands = (last[index] == numbers).reshape([-1 if d == dim % relevance.dim() else 1 for d in range(relevance.dim())])
+    return [relevance.index_fill(dim, index, 0), relevance.index_select(dim, index) * stands]
 
 
 @primitive(linear="first")
 def unput(relevance: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> list[Tensor]:
-    """The relevance of a value, and of what was written to the places of ``indices``."""
-    rest = aten.index_put(relevance, indices, relevance.new_zeros(()))
-    return [rest, aten.index(relevance, indices).sum_to_size(values.shape)]
+    """The relevance of a value, and of what was written to the places of ``indices``; the last one stands."""
+    rest, back = aten.index_put(relevance, indices, relevance.new_zeros(())), aten.index(relevance, indices)
+    numbers = torch.arange(back.numel(), device=back.device).reshape(back.shape)
+    last = aten.index_put(torch.zeros(relevance.shape, dtype=torch.long, device=back.device), indices, numbers)
+    return [rest, back.masked_fill(aten.index(last, indices) != numbers, 0).sum_to_size(values.shape)]
 
 
 @primitive(linear="first")
@@ -134,6 +148,12 @@ def arrivals(like: Tensor, dim: int, index: Tensor) -> Tensor:
     """How many elements are scattered to each place of ``like``, in its dtype."""
     ones = torch.ones(index.shape, dtype=like.dtype, device=like.device)
     return torch.zeros_like(like).scatter_add(dim, index, ones)
+
+
+@primitive
+def along(index: Tensor, like: Tensor, dim: int) -> Tensor:
+    """The index of slices along ``dim`` as one of elements, in the shape of ``like``."""
+    return index.reshape([-1 if d == dim % like.dim() else 1 for d in range(like.dim())]).expand(like.shape)
 
 
 @primitive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from functools import partial
 from typing import Any
@@ -97,6 +98,17 @@ def lower_floor_divide(input: Any, other: Any) -> Any:
     return lower_div(input, other, rounding_mode="floor")
 
 
+def lower_copysign(input: Any, other: Any) -> Any:
+    """The magnitude with a sign that is held constant."""
+    if is_scalar(other):
+        return aten.mul.Tensor(aten.abs.default(input), math.copysign(1.0, other))
+    return aten.mul.Tensor(aten.abs.default(input), torch.copysign(torch.ones_like(other), other))
+
+
+def lower_ldexp(input: Any, other: Any) -> Any:
+    return aten.mul.Tensor(input, aten.exp2.default(other))
+
+
 def sign_of_power(a: Arguments) -> Sign:
     return Sign.NONNEGATIVE if isinstance(a["exponent"], int) and a["exponent"] % 2 == 0 else Sign.KEEPS
 
@@ -158,6 +170,10 @@ COMPOSED = [
     Composed(lower_floor_divide, (torch.floor_divide, operator.floordiv), ("floor_divide",), {
         aten.floor_divide.default: None, aten.floor_divide.Scalar: None,
     }),
+    Composed(lower_copysign, (torch.copysign,), ("copysign",), {
+        aten.copysign.Tensor: None, aten.copysign.Scalar: None,
+    }),
+    Composed(lower_ldexp, (torch.ldexp,), ("ldexp",), {aten.ldexp.Tensor: None}),
     Composed(partial(lower_paired, aten.fmod.Tensor), (torch.fmod,), ("fmod",), {aten.fmod.Scalar: None}),
     Composed(partial(lower_paired, aten.remainder.Tensor), (torch.remainder, operator.mod), ("remainder",),
              {aten.remainder.Scalar: None}),

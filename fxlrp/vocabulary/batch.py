@@ -136,7 +136,9 @@ def batch_selected(position: Any, a: Arguments) -> Any:
 
 def batch_written(position: Any, a: Arguments) -> Any:
     """What is written to places stands where they are; of what it is written over, nothing moves."""
-    return position if in_front(position) else batch_axis.written(position)
+    if in_front(position) or a["operand"] == "self":
+        return position
+    return batch_axis.written(position, a["output"].shape, a["batch"])
 
 
 def batch_summed(position: Any, a: Arguments) -> Any:

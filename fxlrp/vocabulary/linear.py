@@ -117,6 +117,12 @@ def lower_baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha:
     return aten.add.Tensor(product, input if beta == 1 else aten.mul.Tensor(input, beta))
 
 
+def lower_addbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    products = aten.sum.dim_IntList(aten.matmul.default(batch1, batch2), [0])
+    products = products if alpha == 1 else aten.mul.Tensor(products, alpha)
+    return aten.add.Tensor(products, input if beta == 1 else aten.mul.Tensor(input, beta))
+
+
 def bind_matmul(a: Arguments, operand: str) -> Bindings:
     left = operand == "other"
     return MatrixProduct(left), a["self" if left else "other"], None
@@ -245,6 +251,7 @@ OPERATIONS: list[Operation] = [
 
 COMPOSED = [
     Composed(lower_convolution, aten={aten.convolution.default: None}),
-    Composed(lower_baddbmm, (torch.baddbmm,)),
+    Composed(lower_baddbmm, (torch.baddbmm, torch.addmv), ("addmv",), {aten.addmv.default: None}),
+    Composed(lower_addbmm, (torch.addbmm,), ("addbmm",), {aten.addbmm.default: None}),
     Composed(lower_addmm, (torch.addmm,)),
 ]

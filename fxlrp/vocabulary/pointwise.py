@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from functools import partial
 from typing import Any
@@ -137,6 +138,19 @@ def _stochastic_depth() -> Any:
     return stochastic_depth
 
 
+def lower_round(input: Any, *, decimals: int = 0) -> Any:
+    scale = 10.0**decimals
+    if decimals == 0:
+        return aten.round.default(input)
+    return aten.div.Tensor(aten.round.default(aten.mul.Tensor(input, scale)), scale)
+
+
+def lower_safe_softmax(self: Any, dim: int, dtype: Any = None) -> Any:
+    """A softmax that is zero where all is masked, and a softmax would be no number."""
+    everywhere = torch.all(torch.eq(self, -math.inf), dim, True)
+    return aten.masked_fill.Scalar(aten.softmax.int(self, dim, dtype), everywhere, 0.0)
+
+
 ACTIVATIONS = [
     activation("relu", sign=Sign.NONNEGATIVE),
     activation("relu6", sign=Sign.NONNEGATIVE, bound=Bound.CLIPPED, methods=()),
@@ -167,7 +181,7 @@ ACTIVATIONS = [
         lower=lower_softmax, sign=Sign.NONNEGATIVE, bound=Bound.GATE,
         aten={
             aten._softmax.default: lambda self, dim, half: aten.softmax.int(self, dim),
-            aten._safe_softmax.default: lambda self, dim, dtype=None: aten.softmax.int(self, dim, dtype),
+            aten._safe_softmax.default: lower_safe_softmax,
         },
     ),
     Operation(
@@ -177,7 +191,8 @@ ACTIVATIONS = [
     ),
 ]
 
-ODD = ("asin", "asinh", "sinh", "floor", "ceil", "round", "trunc", "frac", "sinc")
+SPECIAL = ("special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx")
+ODD = ("asin", "asinh", "sinh", "floor", "ceil", "trunc", "frac", "sinc")
 """Functions that keep the sign of what they are given, or make it zero."""
 
 FUNCTIONS = [
@@ -197,9 +212,11 @@ FUNCTIONS = [
     pointwise("tan"),
     pointwise("atan", sign=Sign.KEEPS, bound=Bound.CLIPPED),
     pointwise("nan_to_num", sign=Sign.KEEPS),
+    pointwise("round", lower=lower_round, sign=Sign.KEEPS, aten={aten.round.decimals: lower_round}),
     *(pointwise(name, sign=Sign.KEEPS) for name in ODD),
-    *(pointwise(name, sign=Sign.NONNEGATIVE) for name in ("exp2", "cosh", "erfc")),
-    *(pointwise(name) for name in ("acos", "acosh", "atanh", "log2", "log10")),
+    *(pointwise(name, sign=Sign.NONNEGATIVE) for name in ("exp2", "cosh", "erfc", "i0")),
+    *(pointwise(name) for name in ("acos", "acosh", "atanh", "log2", "log10", "digamma", "lgamma")),
+    *(pointwise(name, getattr(torch.special, name.removeprefix("special_")), methods=()) for name in SPECIAL),
     Operation(
         aten.to.dtype, Kind.POINTWISE, methods=("to", "type_as"), lower=lower_cast, sign=Sign.KEEPS, bound=Bound.KEEPS,
         aten={

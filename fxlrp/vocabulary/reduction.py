@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -81,6 +82,9 @@ def statistic(target: Any, weights: Any, lower: Any, *spellings: Any, methods: t
 def lower_norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out: Any = None,
                dtype: Any = None) -> Any:
     order = {"fro": 2, None: 2}.get(p, p)
+    if order in (math.inf, -math.inf):
+        extreme = aten.amax if order > 0 else aten.amin
+        return extreme.default(aten.abs.default(input), axes(dim) or [], keepdim)
     return aten.linalg_vector_norm.default(input, order, axes(dim), keepdim)
 
 
@@ -91,7 +95,7 @@ def lower_linalg_norm(input: Any, ord: Any = None, dim: Any = None, keepdim: boo
 
 
 def lower_normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Any:
-    norm = aten.linalg_vector_norm.default(input, p, [dim], True)
+    norm = lower_norm(input, p, [dim], True)
     return aten.div.Tensor(input, aten.expand_as.default(aten.clamp_min.default(norm, eps), input))
 
 
@@ -136,6 +140,10 @@ def lower_vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = Fal
     return lower_norm(x, ord, dim, keepdim)
 
 
+def lower_dist(input: Any, other: Any, p: Any = 2) -> Any:
+    return lower_norm(aten.sub.Tensor(input, other), p)
+
+
 OPERATIONS: list[Operation] = [
     reduction(aten.mean.dim, "mean"),
     reduction(aten.sum.dim_IntList, "sum"),
@@ -145,7 +153,9 @@ OPERATIONS: list[Operation] = [
     ),
     statistic(
         aten.linalg_vector_norm.default, lambda a: norm_weights(a["self"], a["ord"]), lower_norm, torch.norm,
-        methods=("norm",), aten={aten.norm.ScalarOpt_dim: lower_norm},
+        methods=("norm",), aten=dict.fromkeys(
+            (aten.norm.ScalarOpt_dim, aten.norm.Scalar, aten.linalg_vector_norm.default), lower_norm
+        ),
     ),
     *(
         statistic(
@@ -174,4 +184,5 @@ COMPOSED = [
     Composed(lower_normalize, (F.normalize,)),
     Composed(lower_linalg_norm, (torch.linalg.norm,)),
     Composed(lower_vector_norm, (torch.linalg.vector_norm,)),
+    Composed(lower_dist, (torch.dist,), ("dist",), {aten.dist.default: None}),
 ]

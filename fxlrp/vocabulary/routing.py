@@ -172,8 +172,10 @@ def _index_axis(input: Any, axis: int, entry: Any, *, back: bool) -> tuple[Any, 
 
 
 def lower_repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Any:
-    if not isinstance(repeats, int) or dim is None:
-        raise Unsupported("repeat_interleave by a tensor, or without dim")
+    if not isinstance(repeats, int):
+        raise Unsupported("repeat_interleave by a tensor")
+    if dim is None:
+        input, dim = aten.reshape.default(input, [-1]), 0
     return aten.repeat_interleave.self_int(input, repeats, dim)
 
 
@@ -299,7 +301,8 @@ COPIES = [
     move(aten.expand_as.default, lambda r, a: fit(r, a["self"].shape), batch=batch_expanded, methods=("expand_as",)),
     move(aten.repeat_interleave.self_int,
          lambda r, a: back.unrepeat_interleave(r, a["self"].shape, a["repeats"], a["dim"]), batch=batch_interleaved,
-         methods=("repeat_interleave",), functions=(torch.repeat_interleave,), lower=lower_repeat_interleave),
+         methods=("repeat_interleave",), functions=(torch.repeat_interleave,), lower=lower_repeat_interleave,
+         aten={aten.repeat_interleave.self_int: lower_repeat_interleave}),
     move(aten.unfold.default, lambda r, a: back.fold_axis(r, a["self"].shape, a["dimension"], a["size"], a["step"]),
          channels=lost, methods=("unfold",)),
     move(aten.im2col.default, back_im2col, channels=lost, functions=(F.unfold,), lower=lower_unfold,
@@ -343,8 +346,16 @@ CHOICES = [
          operands=("self", "src"), sign=Sign.KEEPS),
     move(aten.select_scatter.default, lambda r, a: back.unscatter_select(r, a["dim"], a["index"]),
          operands=("self", "src"), sign=Sign.KEEPS),
+    move(aten.diagonal_scatter.default,
+         lambda r, a: back.unscatter_diagonal(r, a["offset"], a["dim1"], a["dim2"]), operands=("self", "src"),
+         functions=(torch.diagonal_scatter,), methods=("diagonal_scatter",), sign=Sign.KEEPS),
 ]
 """Parts that an index or a mask picks."""
+
+
+def lower_masked_select(input: Any, mask: Any) -> Any:
+    like = torch.zeros_like(input, dtype=torch.bool)
+    return aten.index.Tensor(aten.expand_as.default(input, like | mask), [like | mask])
 
 
 def lower_copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
@@ -356,6 +367,7 @@ def lower_masked_fill_tensor(self: Any, mask: Any, value: Any) -> Any:
 
 
 COMPOSED = [
+    Composed(lower_masked_select, (torch.masked_select,), ("masked_select",), {aten.masked_select.default: None}),
     Composed(lower_copy, aten={aten.copy.default: None}),
     Composed(lower_masked_fill_tensor, aten={aten.masked_fill.Tensor: None}),
 ]

@@ -74,7 +74,8 @@ OPERATIONS = [
         lower=lower_grid_sampler,
     ),
     move(
-        aten.max_unpool2d.default, lambda r, a: unpool_transpose(r, a["indices"]), lower=lower_unpool,
+        aten.max_unpool2d.default, lambda r, a: unpool_transpose(r, a["self"], a["indices"], a["output"]),
+        lower=lower_unpool,
         loses=lambda r, a: unpool_rest(r, a["indices"]), channels=behind_batch,
     ),
     antialiased("_upsample_bilinear2d_aa"),

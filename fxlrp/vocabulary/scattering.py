@@ -76,6 +76,16 @@ def lower_scatter_reduce(input: Any, dim: int, index: Any, src: Any, reduce: str
     return aten.where.self(torch.gt(count, 0), result, input)
 
 
+def lower_index_reduce(input: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+    places = scattering.along(index, source, dim)
+    return lower_scatter_reduce(input, dim, places, source, reduce, include_self=include_self)
+
+
+def lower_put(input: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    flat = aten.reshape.default(input, [-1])
+    return aten.reshape.default(lower_index_put(flat, [index], source, accumulate), input.shape)
+
+
 def lower_index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
     return aten.index_copy.default(input, dim, index, source)
 
@@ -96,7 +106,7 @@ def lower_take_along_dim(input: Any, indices: Any, dim: int | None = None) -> An
 
 def lower_repeat_by_counts(input: Any, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Any:
     if dim is None:
-        raise Unsupported("repeat_interleave without dim joins the items of a batch")
+        input, dim = aten.reshape.default(input, [-1]), 0
     if isinstance(repeats, int):
         return aten.repeat_interleave.self_int(input, repeats, dim)
     return aten.index_select.default(input, dim, back.repeated_index(input, repeats, dim, output_size))
@@ -143,6 +153,8 @@ COMPOSED = [
     Composed(lower_index_put, (torch.index_put,), ("index_put",), {aten.index_put.default: None}),
     Composed(lower_scatter, (torch.scatter,), ("scatter",), {aten.scatter.src: None, aten.scatter.value: None}),
     Composed(lower_scatter_reduce, (torch.scatter_reduce,), ("scatter_reduce",), {aten.scatter_reduce.two: None}),
+    Composed(lower_index_reduce, (torch.index_reduce,), ("index_reduce",), {aten.index_reduce.default: None}),
+    Composed(lower_put, (torch.put,), ("put",), {aten.put.default: None}),
     Composed(lower_index_copy, (torch.index_copy,), ("index_copy",), {aten.index_copy.default: None}),
     Composed(lower_index_fill, (torch.index_fill,), ("index_fill",), {aten.index_fill.int_Scalar: None}),
     Composed(lower_masked_scatter, (torch.masked_scatter,), ("masked_scatter",), {aten.masked_scatter.default: None}),
