@@ -243,3 +243,13 @@ def test_a_kernel_that_is_computed_may_be_padded_to_the_same_size(kernel):
 
     torch.manual_seed(0)
     assert_explains(Computed().double().eval(), torch.randn(2, 1, 9, dtype=torch.float64), absorbs=ABSORBS)
+
+
+@pytest.mark.parametrize("pool", [lambda h: F.max_pool2d(h[:, 0], 3, 2), lambda h: F.adaptive_max_pool2d(h[:, 0], 2)])
+def test_pools_of_values_without_channels_hand_on_to_their_winners(pool):
+    model = Between(pool, IMAGE, False).eval()
+    x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    explainer = fxlrp.compile(model, "attnlrp", start="logit")
+    ledger = explainer.ledger(x, target=0)
+    assert (ledger.error.abs() <= 1e-10 * ledger.start.abs().clamp(min=1)).all()
+    assert explainer(x, target=0).relevance.any()

@@ -28,12 +28,10 @@ _ADAPTIVE_INDICES: dict[int, Any] = {
 
 
 @primitive(linear="first")
-def to_winners(relevance: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """Each window's relevance to the element that it selected, summed where windows overlap."""
-    dims = x.dim() - 2
-    flat = relevance.new_zeros(*x.shape[:2], x.shape[2:].numel())
-    back = flat.scatter_add(2, indices.flatten(2), relevance.flatten(2))
-    return back.reshape(x.shape) if dims else back
+def to_winners(relevance: Tensor, x: Tensor, indices: Tensor, axes: int) -> Tensor:
+    """Each window's relevance to the element that it selected in the last ``axes``, summed where windows overlap."""
+    flat = relevance.new_zeros(*x.shape[:-axes], x.shape[-axes:].numel())
+    return flat.scatter_add(-1, indices.flatten(-axes), relevance.flatten(-axes)).reshape(x.shape)
 
 
 @primitive(linear="none")
@@ -67,7 +65,7 @@ class MaxPool:
 
     def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
         """Each window's relevance to its winner."""
-        return to_winners(relevance, x, self.indices(x))
+        return to_winners(relevance, x, self.indices(x), len(self.kernel))
 
     def windows(self) -> LinearOperation:
         """A linear operation over the same windows."""
@@ -88,7 +86,7 @@ class AdaptiveMaxPool:
 
     def to_winners(self, relevance: Tensor, x: Tensor) -> Tensor:
         """Each window's relevance to its winner."""
-        return to_winners(relevance, x, self.indices(x))
+        return to_winners(relevance, x, self.indices(x), len(self.size))
 
     def windows(self) -> LinearOperation:
         """A linear operation over the same windows."""
