@@ -10,7 +10,7 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("captum")
 
-from examples.evaluation import known_truth
+from examples.evaluation import known_truth, known_truth_model, token_methods
 from examples.evaluation.known_truth import figures, interval
 from examples.evaluation.known_truth_model import BLANK, NUMBER, TASKS, WORDS, sequences, text, untrained
 from examples.evaluation.removing_tokens import areas, removed
@@ -104,6 +104,8 @@ def test_figures_of_an_order():
     found = figures(torch.tensor([0.1, -4.0, 0.9, 2.0, 1.0]), torch.tensor([1, 4]))
     assert found.named == 1  # by magnitude
     assert found.signed == 0
+    assert found.both == 0  # the other one is third
+    assert figures(torch.tensor([0.0, 2.0, -3.0]), torch.tensor([1, 2])).both == 1
     assert float(found.share) == pytest.approx(5 / 8)
     assert float(found.precision) == pytest.approx((1 + 2 / 3) / 2)
 
@@ -165,6 +167,8 @@ def test_the_area_is_largest_for_the_true_order():
 def test_it_runs_with_little_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["known_truth", "--training", "30", "--count", "2"])
+    monkeypatch.setattr(token_methods, "PRESETS", ("evidence",))
+    monkeypatch.setattr(known_truth_model, "BATCH", 12)
     monkeypatch.setattr(known_truth, "UNSEEN", 200)
     monkeypatch.setattr(known_truth, "BLANKED", 10)
     known_truth.main()

@@ -10,6 +10,7 @@ The query, the last token of each prompt, is left out: where it stands is no sec
 given with 95 % bootstrap intervals over sequences:
 
 - *named*: how often the token with the largest magnitude is one of the two; *named, signed*: that with the most for it;
+- *both*: how often the two have the largest magnitudes of all;
 - *share*: what part of all magnitudes lies on the two;
 - *precision*: average precision of the two in the order of magnitudes: 1 where both come first.
 """
@@ -44,6 +45,7 @@ class Figures(NamedTuple):
 
     named: Tensor
     signed: Tensor
+    both: Tensor
     share: Tensor
     precision: Tensor
 
@@ -61,7 +63,8 @@ def figures(relevance: Tensor, truth: Tensor) -> Figures:
     found = true[size.argsort(descending=True)].float()
     hits = found.cumsum(0) / torch.arange(1, len(found) + 1)
     share = size[true].sum() / size.sum().clamp_min(1e-30)
-    return Figures(found[0], true[relevance.argmax()].float(), share, (hits * found).sum() / found.sum())
+    first = found[: len(truth)]
+    return Figures(first[0], true[relevance.argmax()].float(), first.prod(), share, (hits * found).sum() / found.sum())
 
 
 def interval(values: Tensor, draws: int = 2000) -> tuple[float, float, float]:

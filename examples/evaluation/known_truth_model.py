@@ -119,7 +119,7 @@ def untrained() -> tuple[Any, Any]:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=BLANK, pad_token=BLANK)
     config = transformers.LlamaConfig(
         vocab_size=len(WORDS), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, bos_token_id=None, eos_token_id=NUMBER[BLANK], pad_token_id=None,
+        max_position_embeddings=64, bos_token_id=NUMBER[BLANK], eos_token_id=NUMBER[BLANK], pad_token_id=None,
         rope_theta=10000.0,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config), tokenizer

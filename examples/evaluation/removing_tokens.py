@@ -21,6 +21,9 @@ from examples.evaluation.next_token import PROMPTS, log_odds
 from examples.evaluation.token_methods import STARTS, Question, methods
 from examples.smollm2 import load
 
+ORDERS = 6
+"""So many random orders are drawn for each prompt."""
+
 
 def removed(ids: Tensor, order: Tensor, blank: int) -> Tensor:
     """A prompt, (1, tokens), with none of its tokens replaced, one, two, … in this order, (tokens + 1, tokens)."""
@@ -69,9 +72,9 @@ def main() -> None:
         seconds, found = 0.0, []
         for question in questions:
             began = time.perf_counter()
-            relevance = method(question)
+            drawn = [method(question) for _ in range(ORDERS if name == "random" else 1)]
             seconds += time.perf_counter() - began
-            found.append(areas(logits, question, relevance, blank))
+            found.append(torch.stack([areas(logits, question, relevance, blank) for relevance in drawn]).mean(0))
         cells = "   ".join("{:6.2f} ({:.2f} to {:.2f})".format(*interval(values)) for values in torch.stack(found, 1))
         print(f"  {name:33s} {cells}   {seconds / len(questions):.1f} s", flush=True)
 
