@@ -69,14 +69,16 @@ def main() -> None:
         questions.append(Question(prompt, tokenizer.decode([target]), ids, target))
     print(f"{len(questions)} prompts, explained: {asked.start}; area between the curves of the logit, and the log-odds")
     for name, method in methods(model, tokenizer, blank, start=asked.start, steps=asked.steps).items():
-        seconds, found = 0.0, []
+        seconds, found, opens = 0.0, [], 0
         for question in questions:
             began = time.perf_counter()
             drawn = [method(question) for _ in range(ORDERS if name == "random" else 1)]
             seconds += time.perf_counter() - began
+            opens += sum(int(relevance.argmax() == 0) for relevance in drawn)
             found.append(torch.stack([areas(logits, question, relevance, blank) for relevance in drawn]).mean(0))
         cells = "   ".join("{:6.2f} ({:.2f} to {:.2f})".format(*interval(values)) for values in torch.stack(found, 1))
-        print(f"  {name:33s} {cells}   {seconds / len(questions):.1f} s", flush=True)
+        print(f"  {name:33s} {cells}   {seconds / len(questions):.1f} s   "
+              f"the first token is first on {opens / len(drawn):.0f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
