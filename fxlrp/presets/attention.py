@@ -37,4 +37,7 @@ CP_LRP = Preset(
     norm=NormEpsilon(1e-6),
     batch_norm=Fold(),
 )
-"""Ali et al. (ICML 2022): attention weights, deviations and gates held constant."""
+"""Ali et al. (ICML 2022): attention weights and deviations held constant; of a SwiGLU each factor has a half.
+
+LXT's ``cp_LRP`` holds the gate of a SwiGLU constant.
+"""
