@@ -219,9 +219,10 @@ def summed(position: AnyPosition, dim: int, rank: int) -> AnyPosition:
 def written(position: AnyPosition, shape: Sequence[int], batch: int) -> AnyPosition:
     """After values were written to places: entries are of the item in whose place they are.
 
-    ``shape`` is that of what they were written to; one that is no batch is of the one item whose values they are.
+    ``shape`` is that of what they were written to. Where it holds no whole batch, all of it is of the one item whose
+    values they are.
     """
-    if _has_one_owner(position) and (not shape or shape[0] != batch):
+    if _has_one_owner(position) and (not shape or shape[0] % batch):
         return position
     return Position(0) if isinstance(position, OwnedPosition) else position
 
