@@ -79,6 +79,16 @@ def test_relevance_of_units_adds_up_to_that_of_what_their_layer_writes(inside):
     torch.testing.assert_close(inside["blocks.0.hook_resid_post"], inside["blocks.1.hook_resid_pre"])
 
 
+def test_a_head_has_the_relevance_of_its_own_features(lm, inside):
+    inputs, wanted, _, _ = lm._call(lm._asked(PROMPT, "Rome is it", None, None, 1))
+    nodes = {node.name: node for node in lm.explainer.model_graph.nodes}
+    node = nodes["model_layers_1_self_attn_o_proj"].all_input_nodes[0].name  # what the layer behind the heads reads
+    features = lm.explainer.relevance_of(nodes=[node], target=wanted, **inputs)[node].sum(0)[0].float()
+    for head in range(4):
+        of_head = features[:, 8 * head : 8 * head + 8].sum(-1)
+        torch.testing.assert_close(inside.heads[1, head], of_head, atol=1e-5, rtol=1e-4)
+
+
 def test_relevance_inside_is_that_of_single_calls(lm, inside, story):
     rows = [lm.inside(PROMPT, "Rome is it", row=row, at_once=1) for row in range(len(story.rows))]
     for name, amount in inside.amounts.items():

@@ -117,7 +117,7 @@ FUNCTIONS = {
     "put twice": (by_item(lambda i: i.new_zeros(2, 6).index_put((INDEX[:2] * 0,), i[:2])), SERIES),
     "copied twice": (lambda h: h.index_copy(2, INDEX[:3] * 0, h[..., :3]), SERIES),
     "max_unpool2d, windows overlap": (
-        lambda h: F.max_unpool2d(*F.max_pool2d(h, 3, 2, return_indices=True), 3, 2, output_size=h.shape[2:]), IMAGE
+        lambda h: F.max_unpool2d(*F.max_pool2d(h, 3, 1, return_indices=True), 3, 1, output_size=h.shape[2:]), IMAGE
     ),
     "take_along_dim": (lambda h: torch.take_along_dim(h, h.argsort(1)[:, :2], dim=1), SERIES),
     "repeated by counts": (lambda h: torch.repeat_interleave(h, INDEX, dim=1), SERIES),
