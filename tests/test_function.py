@@ -117,6 +117,25 @@ def test_a_branch_on_the_batch_that_changes_nothing_leads_to_another_capture():
     assert_explains(model, torch.randn(3, 4), torch.randn(66, 4), torch.randn(1, 4))
 
 
+IN_TWO_WAYS = {
+    "two branches": lambda self, h: h.relu() if h.shape[0] > 2 else h.clamp(min=0),
+    "halves": lambda self, h: torch.cat([half.relu() for half in h.chunk(2)]) if h.shape[0] > 2 else h.relu(),
+    "one item after the other": lambda self, h: torch.stack([h[i].relu() for i in range(h.shape[0])]),
+}
+
+
+@pytest.mark.parametrize("way", IN_TWO_WAYS)
+@pytest.mark.parametrize("sizes", [(4, 1, 2), (1, 4), (2, 1, 3)], ids=str)
+def test_batches_that_take_two_ways_to_one_function_are_explained_in_any_order(way, sizes):
+    model = Between(IN_TWO_WAYS[way]).eval()
+    assert_explains(model, *(torch.randn(size, 4) for size in sizes))
+
+
+def test_one_item_of_a_model_that_mixes_larger_batches_is_refused():
+    model = Between(lambda self, h: h.relu() if h.shape[0] > 2 else h.tanh()).eval()
+    assert_refused(model, torch.randn(1, 4), "one batch size only")
+
+
 def test_another_size_than_the_captured_one_leads_to_another_capture():
     class Grid(nn.Module):
         shape = None

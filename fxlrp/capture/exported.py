@@ -242,7 +242,7 @@ def quiet() -> Iterator[None]:
 def _refused(model: nn.Module, error: Exception) -> CaptureError:
     reason = str(error).strip().split("\n\n")[0].split("\n  - ")[0]
     where = _blamed(model, error)
-    if "batch" in str(error) and "pecializ" in str(error) and not _is_of_values(error):
+    if "batch" in str(error) and _is_of_sizes(error) and not _is_of_values(error):
         return one_batch_size(model, where)
     return CaptureError(
         f"{type(model).__name__} cannot be captured by torch.export{where}: {reason}\n"

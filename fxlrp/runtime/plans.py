@@ -49,6 +49,7 @@ class Plans:
         self.untraceable: CaptureError | None = None
         self._plans: list[Plan] = []
         self._may_differ = False  # whether a comparison failed: then no graph is read for single sizes
+        self._alone = False  # whether a comparison showed that items of a batch do not depend on each other
         self._trace()
 
     def __len__(self) -> int:
@@ -101,7 +102,9 @@ class Plans:
 
     def _compare(self, plan: Plan, tensors: list[Tensor]) -> Any:
         """The output of the model, where it was run to be compared with the plan's."""
-        return self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
+        output = self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
+        self._alone = self._alone or (output is not None and plan.count(tensors) > 1)
+        return output
 
     def _trace(self) -> None:
         """Capture the model symbolically, where that is possible."""
@@ -132,7 +135,7 @@ class Plans:
             self.recipe.check(self.weights.model)
             for plan in list(self._plans):
                 self._discard(plan)
-            self.untraceable, self._may_differ = None, False
+            self.untraceable, self._may_differ, self._alone = None, False, False
             self._trace()
         except FxlrpError as error:
             note = f"{change} was changed since the model was compiled, by forward() itself or from outside"
@@ -146,7 +149,7 @@ class Plans:
             DifferentFunctionError: there is no other.
         """
         exporting = plan.captured.way == "export"
-        if plan.captured.fixed or (exporting and not self._may_fix(call, tensors)):
+        if plan.captured.fixed or (exporting and not self._may_fix(plan, tensors)):
             raise reason
         self._discard(plan)
         if not exporting:  # symbolic tracing took a way through forward() that the model does not take
@@ -186,7 +189,7 @@ class Plans:
         try:
             return exported(self.captures, self.recipe, call, tensors, self.weights.dtype)
         except OneBatchError as reason:
-            if not self._may_fix(call, tensors):
+            if self._may_differ:
                 raise
             plan = exported(self.captures, self.recipe, call, tensors, self.weights.dtype, fixed=True)
             try:
@@ -195,16 +198,20 @@ class Plans:
                 self._may_differ = True
                 error.args = (f"{error}\n({reason})",)
                 raise
+            if not self._may_fix(plan, tensors):
+                raise
             return plan
 
-    def _may_fix(self, call: Call, tensors: list[Tensor]) -> bool:
+    def _may_fix(self, plan: Plan, tensors: list[Tensor]) -> bool:
         """Whether the model may be read for the sizes of these inputs alone.
 
-        Of one item nothing shows whether another batch changes the function: several must have been explained before,
-        each as if it were alone.
+        What is read for one item alone says nothing of another batch. That items do not depend on each other must have
+        been shown by a comparison, of several items at an earlier call or of copies of this one.
         """
-        shown = call.items.whole or call.count(tensors) > 1 or any(plan.captured.fixed for plan in self._plans)
-        return shown and not self._may_differ
+        if self._may_differ:
+            return False
+        several = plan.items.whole or plan.count(tensors) > 1
+        return several or self._alone or self._verifier.is_alone(plan, tensors)
 
     def _tell_anew(self, call: Call, tensors: list[Tensor]) -> None:
         """Say that other sizes took another capture."""

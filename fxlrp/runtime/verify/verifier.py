@@ -24,6 +24,8 @@ from fxlrp.runtime.weights import Weights
 
 MOST_KINDS = 256
 """How many kinds of calls are remembered as verified."""
+OTHERS = 2
+"""How many items stand beside one whose model is read for one item alone."""
 
 
 class Verifier:
@@ -72,6 +74,19 @@ class Verifier:
         while len(self._verified) > MOST_KINDS:
             self._verified.popitem(last=False)
         return explained
+
+    def is_alone(self, plan: Plan, inputs: Sequence[Tensor]) -> bool:
+        """Whether the model answers one item alike when it stands before others, as far as it takes several.
+
+        Args:
+            plan: knows how the model is called.
+            inputs: of one item.
+        """
+        if self._mode == "never" or is_compiling():
+            return True
+        sides = Sides(self._model, self._weights, self._output, plan)
+        with torch.no_grad(), randomness_kept():
+            return _answers_among_others(Comparison(sides, list(inputs)))
 
     def _key(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> Hashable:
         named = zip(plan.names, inputs, strict=True)
@@ -135,6 +150,25 @@ def _check_items(comparison: Comparison, explained: Tensor) -> None:
             within = explained.roll(-item - 1, axis)
         if alone.numel() != within.numel() or not comparison.agree(alone.reshape(within.shape), within):
             raise reasons.mixes_items(sides.of, item, batch)
+
+
+def _answers_among_others(comparison: Comparison) -> bool:
+    """Whether one item has the same output as the first of several, which are made of it."""
+    sides, inputs = comparison.sides, comparison.inputs
+    plan, alone = sides.plan, sides.model(inputs)[0]
+    copies = plan.items.picked(plan.names, inputs, torch.zeros(OTHERS + 1, dtype=torch.long))
+    for name, copy in zip(plan.names, copies, strict=True):
+        axis = plan.items.axis_of(name, copy.dim())
+        if copy.is_floating_point():  # of integers, which may be lengths, the others are equal
+            copy.narrow(axis, 1, OTHERS).mul_(0.75)
+    axis = plan.plain.output_axis or 0
+    try:
+        within = sides.model(copies)[0].narrow(axis, 0, 1)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # it is written for one item
+        return False
+    return within.shape == alone.shape and comparison.agree(alone, within)
 
 
 def _remembers(comparison: Comparison, warm: nn.Module) -> bool:
