@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import random
 import types
+import unittest.mock
+import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -412,6 +414,78 @@ def test_wrappers_are_looked_through(wrap):
     assert [row.path for row in explainer.summary()] == ["0", "1", "2"]
     x = torch.rand(3, 4)
     assert torch.equal(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance)
+
+
+def wrapped(model):
+    inner = model.forward
+
+    @functools.wraps(inner)
+    def forward(*args, **kwargs):
+        return inner(*args, **kwargs)
+
+    model.forward = forward
+
+
+def wrapped_as_a_method(model):
+    inner = model.forward
+    model.forward = types.MethodType(lambda self, x: inner(x), model)
+
+
+def written_anew(model):
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+
+
+@pytest.mark.parametrize("change", [wrapped, wrapped_as_a_method, written_anew])
+def test_a_forward_that_wraps_the_first_one_keeps_the_names_of_modules(change):
+    model = plain()
+    change(model)
+    kept = dict(vars(model))
+    explainer = assert_explains(model, torch.randn(3, 4))
+    assert [row.path for row in explainer.summary()] == ["0", "1", "2"]
+    assert all(vars(model)[name] is value for name, value in kept.items())
+
+
+class Trainer:
+    """What a Lightning module knows by a weak proxy."""
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_weak_references_of_a_model_are_followed_or_left_alone(alive):
+    model, trainer, other = plain(), Trainer(), nn.Linear(2, 2)
+    model.trainer, model.reference, model[0].parent = weakref.proxy(trainer), weakref.ref(trainer), weakref.ref(model)
+    vars(model)["other"] = weakref.proxy(other)  # which passes for a module
+    vars(model[2])["parent"] = weakref.proxy(model)
+    explainer = fxlrp.compile(model, "conserving")
+    if not alive:
+        del trainer, other
+        assert model.reference() is None
+    assert_explains(model, torch.randn(3, 4), explainer=explainer)
+    assert_explains(model, torch.randn(3, 4))
+    model[2].forward = lambda x: F.linear(x, model[0].parent()[2].weight)
+    assert_explains(model, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [functools.lru_cache(lambda name: name), unittest.mock.Mock(spec=nn.Module), torch.jit.script(nn.ReLU())],
+    ids=["a cache", "a mock of a module", "a scripted module"],
+)
+def test_objects_that_cannot_be_doubled_are_left_alone(value):
+    model = plain()
+    model.kept = [value]
+    assert_explains(model, torch.randn(3, 4))
+
+
+def test_a_model_in_shards_is_refused_with_the_way_out():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        from torch.distributed.fsdp import fully_shard
+
+        model = plain()
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        assert_refused(model, torch.randn(3, 4), "full_state_dict")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class Settings:

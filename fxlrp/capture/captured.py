@@ -257,6 +257,14 @@ def check_model(model: nn.Module) -> None:
             raise CaptureError(
                 f"{where} a lazy {type(module).__name__} without weights yet: call the model on an input, then compile"
             )
+    sharded = [name for name, tensor in model.named_parameters() if type(tensor.data).__name__ == "DTensor"]
+    if sharded:
+        raise CaptureError(
+            f"{sharded[0]!r} lies in shards on several processes (DTensor, of fully_shard or tensor parallelism), of "
+            "which one program cannot be made: build the model once more without sharding and load "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) into it"
+        )
     training = [
         name or "the model itself" for name, module in model.named_modules()
         if module.training and not isinstance(module, _CONTAINERS)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import functools
 import types
+import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ MOST_OBJECTS = 50_000
 LARGEST_TENSOR = 10_000_000
 """Elements of the largest tensor beside parameters and buffers that is copied; a larger one is shared."""
 
+WEAK = (weakref.ReferenceType, *weakref.ProxyTypes)
+"""The classes of references that do not keep what they refer to."""
+
 _HEAP_TYPE = 1 << 9
 """The flag of a class that is written in Python."""
 _FOREIGN = ("torch", "threading", "logging", "weakref", "multiprocessing", "concurrent", "asyncio", "enum")
@@ -41,10 +45,19 @@ class Doubles:
         self._made: dict[int, tuple[Any, Any]] = {}
         self._left = MOST_OBJECTS
 
-    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Let these tensors be themselves wherever they are met."""
-        for tensor in tensors:
+    def of_model(self, model: nn.Module) -> nn.Module:
+        """The double of a whole model, with the model's own parameters and buffers, wherever they are met."""
+        for tensor in model.buffers():
             self._note(tensor, tensor)
+        double: nn.Module = self.of(model)
+        for module in self.modules():
+            attributes = vars(module)
+            for name, value in list(attributes.items()):
+                if type(value) is types.FunctionType:  # such as another forward
+                    attributes[name] = _on_doubles(value, self)
+                elif type(value) is types.MethodType:
+                    attributes[name] = types.MethodType(_on_doubles(value.__func__, self), value.__self__)
+        return double
 
     def known(self, value: Any) -> Any:
         """The double of a value where there is one already; else the value itself."""
@@ -57,6 +70,8 @@ class Doubles:
             value: anything.
             counted: whether it counts against :data:`MOST_OBJECTS`.
         """
+        if type(value) in WEAK:  # a proxy passes for what it stands for, be that gone
+            return self._weak(value)
         if isinstance(value, nn.Parameter | str | int | float | type | types.FunctionType) or value is None:
             return value
         known = self._made.get(id(value))
@@ -64,7 +79,7 @@ class Doubles:
             return known[1]
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
-        if isinstance(value, nn.Module):
+        if is_module(value):
             return self._object(value, object.__new__(type(value)))
         if counted:
             if self._left <= 0:
@@ -79,13 +94,28 @@ class Doubles:
         if is_container(value):
             return self._container(value, _empty_like(value))
         if is_plain(value):
-            namespace = type(value) is types.SimpleNamespace
-            return self._object(value, types.SimpleNamespace() if namespace else object.__new__(type(value)))
+            double = _bare(type(value))
+            return value if double is None else self._object(value, double)
         return value
 
     def modules(self) -> Iterator[nn.Module]:
         """The doubles that are modules."""
-        return (double for _, double in list(self._made.values()) if isinstance(double, nn.Module))
+        return (double for _, double in list(self._made.values()) if is_module(double))
+
+    def _weak(self, value: Any) -> Any:
+        """A weak reference or proxy to the double of what it refers to; itself where that has none.
+
+        A proxy of what is gone becomes ``None``, because whoever asks for its class gets an error.
+        """
+        refers = type(value) is weakref.ReferenceType
+        try:
+            meant = value() if refers else value.__init__.__self__
+        except ReferenceError:
+            return None
+        except AttributeError:  # it stands for something without a constructor in Python
+            return value
+        double = self.known(meant)
+        return value if double is meant else weakref.ref(double) if refers else weakref.proxy(double)
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         """A copy of a tensor that is neither parameter nor buffer: forward() may write to it while it is read."""
@@ -100,7 +130,7 @@ class Doubles:
 
     def _object(self, value: Any, double: Any) -> Any:
         self._note(value, double)
-        owned = isinstance(value, nn.Module)  # the tables of a module are always its double's own
+        owned = is_module(value)  # the tables of a module are always its double's own
         for name, item in vars(value).items():
             tensors = owned and name in ("_parameters", "_buffers")
             vars(double)[name] = dict(item) if tensors else self.of(item, not owned)
@@ -133,6 +163,14 @@ class Doubles:
         return double
 
 
+def is_module(value: Any) -> bool:
+    """Whether a value is a module whose calls can be followed, and not one that only passes for a module.
+
+    Proxies and mocks answer ``isinstance`` as what they stand for.
+    """
+    return issubclass(type(value), nn.Module) and not issubclass(type(value), torch.jit.ScriptModule)
+
+
 def is_container(value: Any) -> bool:
     """Whether a value is a container that can be written to, be it of a class of its own."""
     return isinstance(value, dict | list | deque | set)
@@ -148,6 +186,16 @@ def is_plain(value: Any) -> bool:
     if any(vars(base).get("__slots__") or not base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1]):
         return False  # it is more than its __dict__
     return kind.__module__.partition(".")[0] not in _FOREIGN
+
+
+def _bare(kind: type[Any]) -> Any:
+    """An object of a class without any state; ``None`` where only the class itself can make one."""
+    if kind is types.SimpleNamespace:
+        return types.SimpleNamespace()
+    try:
+        return object.__new__(kind)
+    except TypeError:
+        return None
 
 
 def _empty_like(value: Any) -> Any:
@@ -212,8 +260,7 @@ def with_hooks(model: nn.Module) -> nn.Module:
 def _to_read(model: nn.Module) -> tuple[nn.Module, Doubles]:
     """A double with the model's own buffers, whose recurrent layers take padded sequences, and all doubles."""
     doubles = Doubles()
-    doubles.keep(model.buffers())
-    double: nn.Module = doubles.of(model)
+    double = doubles.of_model(model)
     take_padded(doubles.modules())
     for module in doubles.modules():
         vars(module)["_compiled_call_impl"] = None
@@ -227,17 +274,36 @@ def _keep_on_doubles(module: nn.Module, doubles: Doubles) -> None:
             hooks[number] = _on_doubles(hook, doubles)
 
 
-def _on_doubles(hook: Any, doubles: Doubles) -> Any:
-    """A function for which parts of the model that it knows from around it are those of the double."""
-    if not isinstance(hook, types.FunctionType) or hook.__closure__ is None:
-        return hook
+def _on_doubles(function: Any, doubles: Doubles, within: tuple[Any, ...] = ()) -> Any:
+    """A function for which parts of the model that it knows from around it are those of the double.
+
+    Args:
+        function: any function.
+        doubles: those of the model.
+        within: the functions that know this one.
+    """
+    if not isinstance(function, types.FunctionType) or function.__closure__ is None or function in within:
+        return function
     try:
-        cells = tuple(types.CellType(doubles.known(cell.cell_contents)) for cell in hook.__closure__)
+        around = [cell.cell_contents for cell in function.__closure__]
     except ValueError:  # a variable that has no value yet
-        return hook
-    double = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
-    double.__kwdefaults__ = hook.__kwdefaults__
+        return function
+    known = [_known_around(value, doubles, (*within, function)) for value in around]
+    if all(double is value for double, value in zip(known, around, strict=True)):
+        return function
+    cells = tuple(map(types.CellType, known))
+    code, names, defaults = function.__code__, function.__globals__, function.__defaults__
+    double = types.FunctionType(code, names, function.__name__, defaults, cells)
+    double.__kwdefaults__ = function.__kwdefaults__
     return double
+
+
+def _known_around(value: Any, doubles: Doubles, within: tuple[Any, ...]) -> Any:
+    """What stands for a value that functions know from around them."""
+    if isinstance(value, types.MethodType):
+        owner = doubles.known(value.__self__)
+        return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+    return _on_doubles(doubles.known(value), doubles, within)
 
 
 COMPUTING = (BasePruningMethod, SpectralNorm, WeightNorm)
@@ -252,8 +318,7 @@ def weight_hooks(module: nn.Module) -> list[Any]:
 def to_run(model: nn.Module) -> nn.Module:
     """A double to run: with hooks, as the model runs, and with buffers of its own, to which it may write."""
     doubles = Doubles()
-    doubles.keep(model.buffers())
-    double: nn.Module = doubles.of(model)
+    double = doubles.of_model(model)
     copied: dict[int, torch.Tensor] = {}
     for module in doubles.modules():
         buffers = vars(module)["_buffers"]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
 
-from fxlrp.capture.double import is_container, is_plain
+from fxlrp.capture.double import WEAK, is_container, is_module, is_plain
 
 MOST_OBJECTS = 20_000
 """How many containers and objects beside modules are looked into."""
@@ -145,7 +145,9 @@ class Snapshot:
                     self._look_at_value(value, _joined(table.name, key))
 
     def _look_at_value(self, value: Any, name: str) -> None:
-        if isinstance(value, nn.Module):
+        if type(value) in WEAK:  # it passes for what it refers to, be that gone
+            return
+        if is_module(value):
             if id(vars(value)) not in self._seen:  # in a list, where nn.Module does not see it
                 self._look_at(value, name, registered=False)
         elif isinstance(value, torch.Tensor):
@@ -232,6 +234,8 @@ def _slot_names(kind: type) -> tuple[str, ...]:
 
 def _alike(old: Any, new: Any, followed: bool) -> bool:
     """Whether code that reads a value does the same for another one."""
+    if type(old) in WEAK or type(new) in WEAK:
+        return False
     if isinstance(old, torch.Tensor) or isinstance(new, torch.Tensor):
         both = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
         return followed and both and (type(old), old.shape, old.dtype) == (type(new), new.shape, new.dtype)

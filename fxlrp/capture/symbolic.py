@@ -116,8 +116,7 @@ class Tracer(fx.Tracer):
     def read(self, model: nn.Module) -> fx.Graph:
         """The graph of ``model``, which is not touched."""
         doubles = Doubles()
-        doubles.keep(model.buffers())
-        self.root = root = doubles.of(model)
+        self.root = root = doubles.of_model(model)
         # fx searches all parameters at each access; a table keeps that linear in depth.
         self.names = {id(t): n for n, t in [*model.named_buffers(), *model.named_parameters()]}
         self.buffers = dict(model.named_buffers())
