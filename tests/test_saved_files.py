@@ -156,11 +156,57 @@ def test_a_damaged_file_is_one_error_or_explains_as_before(saved, tmp_path):
         lambda fields: fields.pop("outputs"),
         lambda fields: fields.update(new=1),
         lambda fields: fields.update(format=1),
+        lambda fields: fields["inputs"][0].update(name={}),
+        lambda fields: fields["inputs"][0].update(axis=7),
+        lambda fields: fields["inputs"][0].update(entries=""),
+        lambda fields: fields["about"].update(start=3),
+        lambda fields: fields.update(inputs={}),
     ],
 )
 def test_what_a_file_says_is_held_against_its_program(saved, tmp_path, change):
     with pytest.raises(ExportError):
         fxlrp.load(rewritten(saved[0], tmp_path / "bad.pt2", in_member("/extra/fxlrp.json", change)))
+
+
+def test_a_changed_program_whose_digest_fits_is_one_error(saved, tmp_path):
+    good, x, _ = saved
+    with zipfile.ZipFile(good) as opened:
+        name = next(name for name in opened.namelist() if name.endswith("/models/model.json"))
+        program = json.loads(opened.read(name))
+    places = [place for place in _places(program) if place]
+    told = 0
+    for seed in range(40):
+        draw = random.Random(seed)
+        place, value = draw.choice(places), draw.choice([None, -1, 7, 2**40, "", "x", [], {}, True])
+        changed = in_member("/models/model.json", lambda found, place=place, value=value: _put(found, place, value))
+        try:
+            fxlrp.load(rewritten(good, tmp_path / "bad.pt2", changed))(x)
+        except ExportError:
+            told += 1
+    assert told > 10
+
+
+def _places(value, place=()):
+    """Where the values of nested JSON are."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    yield place
+    for key, item in items:
+        yield from _places(item, (*place, key))
+
+
+def _put(content, place, value):
+    for key in place[:-1]:
+        content = content[key]
+    content[place[-1]] = value
+
+
+def test_a_compressed_file_is_refused_before_it_fills_the_memory(saved, tmp_path):
+    path = tmp_path / "bomb.pt2"
+    with zipfile.ZipFile(saved[0]) as opened, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in opened.namelist():
+            made.writestr(name, opened.read(name))
+    with pytest.raises(ExportError, match="compressed"):
+        fxlrp.load(path)
 
 
 _FULL_DISK = """

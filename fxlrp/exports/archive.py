@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from fxlrp.capture.exported import quiet
 from fxlrp.common.errors import ExportError
 
 FORMAT = 2
@@ -75,6 +76,7 @@ def read(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
         ExportError: the file is damaged, of another format, or holds what fxlrp does not write.
     """
     try:
+        _check_uncompressed(path)
         members = _members(path)
         text = members[_one(members, f"/extra/{SIGNATURE}")]
         signature = json.loads(text)
@@ -84,7 +86,8 @@ def read(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
             raise ExportError(f"{path} is damaged: its contents are not those that were saved")
         del signature["format"]
         _check_tree(signature["structure"])
-        return torch.export.load(io.BytesIO(_zipped(_trusted(members)))), signature
+        with quiet():
+            return torch.export.load(io.BytesIO(_zipped(_trusted(members)))), signature
     except ExportError:
         raise
     except FileNotFoundError as error:
@@ -222,6 +225,17 @@ def _walk(value: Any) -> Iterator[tuple[Any, Any]]:
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item
+
+
+def _check_uncompressed(path: Path) -> None:
+    """Raise where a small file could fill the memory.
+
+    Raises:
+        ExportError: it is compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ExportError(f"{path} is compressed, and fxlrp writes nothing compressed")
 
 
 def _members(source: Any) -> dict[str, bytes]:

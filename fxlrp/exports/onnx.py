@@ -16,8 +16,9 @@ from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import ExportError
 from fxlrp.common.extras import require
 from fxlrp.exports.onnx_program import for_onnx
-from fxlrp.exports.portable import Signature, check_path, exported
+from fxlrp.exports.portable import check_path, exported
 from fxlrp.exports.saved import SavedExplainer, check_results
+from fxlrp.exports.signature import Signature
 from fxlrp.runtime.engine import Engine
 
 METADATA = "fxlrp"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture.exported import example_batch, quiet
 from fxlrp.common.errors import ExportError
 from fxlrp.common.version import __version__
+from fxlrp.exports.signature import PREDICTED, Signature
 from fxlrp.passes.optimize.base import retarget
 from fxlrp.passes.request import Request, Results
 from fxlrp.results.explanation import Explanation
@@ -24,61 +24,10 @@ from fxlrp.runtime.plan import Plan
 from fxlrp.steps.primitives import primitive
 from fxlrp.steps.recurrence import of_lengths
 
-PREDICTED = -1
-"""The target that stands for the predicted class."""
-
 _PLAIN = (dict, list, tuple)
 
 _OF_LENGTHS: Any = torch.ops.fxlrp.recurrence.default
 """The one operation of fxlrp's own in programs: a file that runs without fxlrp has its steps instead."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What an exported explanation takes and gives.
-
-    Attributes:
-        inputs: what is known of each input.
-        dtypes: of the inputs, such as ``"float32"``.
-        outputs: the names of what it returns, a tensor each.
-        structure: of the explanation that these make up, as ``torch.utils._pytree`` writes it down.
-        absent: the places in it where there is no tensor but ``None``.
-        takes_target: whether a target (batch,) of classes follows the inputs; ``PREDICTED`` asks for
-            the predicted one.
-        classes: how many classes there are; ``None`` where the output is not (batch, classes).
-        about: what was compiled: the model's class, preset, start, and versions.
-    """
-
-    inputs: tuple[InputSpec, ...]
-    dtypes: tuple[str, ...]
-    outputs: tuple[str, ...]
-    structure: str
-    absent: tuple[int, ...]
-    takes_target: bool
-    classes: int | None
-    about: dict[str, str]
-
-    def dump(self) -> str:
-        """As JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Signature:
-        """From what ``dataclasses.asdict`` and JSON made of it."""
-        for spec in fields["inputs"]:
-            spec["shape"] = None if spec["shape"] is None else tuple(spec["shape"])
-        fields["inputs"] = tuple(InputSpec(**spec) for spec in fields["inputs"])
-        for name in ("dtypes", "outputs", "absent"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields)
-
-    def explanation(self, results: Sequence[Tensor]) -> Explanation:
-        """The explanation that the returned tensors make up."""
-        leaves: list[Tensor | None] = list(results)
-        for place in self.absent:
-            leaves.insert(place, None)
-        found: Explanation = pytree.tree_unflatten(leaves, pytree.treespec_loads(self.structure))
-        return found
 
 
 class Portable(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import BackendError, ExportError, InputError, TargetError
 from fxlrp.exports.archive import SIGNATURE, is_sealed, read, seal, written
-from fxlrp.exports.portable import PREDICTED, Exported, Signature, check_path, exported, like
+from fxlrp.exports.portable import Exported, check_path, exported, like
+from fxlrp.exports.signature import PREDICTED, Signature
 from fxlrp.interop import captum
 from fxlrp.maps.heatmap import heatmap
 from fxlrp.results.explanation import Explanation
@@ -107,6 +108,7 @@ class SavedExplainer(nn.Module):
         Raises:
             InputError: an input does not fit.
             TargetError: the target is no class of the model, or several are given.
+            ExportError: the program in the file fails.
         """
         return self.explain(inputs, named, target=target)
 
@@ -130,8 +132,7 @@ class SavedExplainer(nn.Module):
         last = []
         if self.signature.takes_target:
             last = [torch.full((batch,), PREDICTED, device=self.device) if wanted is None else wanted]
-        with torch.no_grad():
-            found = self.signature.explanation(self.program(*tensors, *last))
+        found = self._run([*tensors, *last])
         return replace(found, start_name=self.signature.about.get("start", ""), given=tuple(tensors))
 
     def heatmap(self, *inputs: Any, target: Any = None, **named: Any) -> Tensor:
@@ -146,6 +147,24 @@ class SavedExplainer(nn.Module):
     def has_convergence_delta(self) -> bool:
         """``True``: :meth:`attribute` can return a delta."""
         return True
+
+    def _run(self, tensors: list[Tensor]) -> Explanation:
+        """What the program gives.
+
+        Raises:
+            ExportError: it fails, though it is given what the file says that it takes.
+        """
+        try:
+            with torch.no_grad():
+                return self.signature.explanation(self.program(*tensors))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise ExportError(
+                f"the program of this file fails for inputs of shape {shapes}: the file was changed, or the model "
+                f"does not take them: {error}"
+            ) from error
 
     def _in_order(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
         names = [spec.name for spec in self.signature.inputs]
@@ -166,8 +185,9 @@ def load_archive(path: Path, device: str | torch.device | None) -> SavedExplaine
         signature = Signature.of(fields)
         _check_against(signature, program)
         signature.explanation([torch.zeros(1)] * len(signature.outputs))  # its parts fit together
-    except ExportError:
-        raise
+        program.module(check_guards=False)
+    except ExportError as error:
+        raise ExportError(f"{path} is damaged: {error}") from error
     except Exception as error:
         raise ExportError(f"{path} is damaged: it does not say what its program takes and gives ({error!r})") from error
     if device is not None:
@@ -190,7 +210,11 @@ def _check_against(signature: Signature, program: torch.export.ExportedProgram) 
     takes = len(signature.inputs) + signature.takes_target
     if len(taken) != takes or len(signature.dtypes) != len(signature.inputs):
         raise ExportError(f"the file says that its program takes {takes} tensors, and it takes {len(taken)}")
+    if len(given) != len(signature.outputs):
+        raise ExportError(f"the file says that its program gives {len(signature.outputs)} tensors, not {len(given)}")
     for spec, dtype, value in zip(signature.inputs, signature.dtypes, taken, strict=False):
+        if spec.axis is not None and not 0 <= spec.axis < value.dim():
+            raise ExportError(f"the file says that input {spec.name} has an axis {spec.axis}")
         fixed = [size for size in spec.shape or () if not isinstance(size, str)]
         if str(value.dtype) != f"torch.{dtype}" or (spec.shape is not None and fixed != list(value.shape[1:])):
             raise ExportError(f"the file says of input {spec.name} what is not so of its program")
