@@ -1,5 +1,6 @@
 """A saved explanation is data: no code in it is run, damage is told, and saving never leaves half a file."""
 
+import importlib.util
 import io
 import json
 import os
@@ -211,29 +212,42 @@ def test_a_compressed_file_is_refused_before_it_fills_the_memory(saved, tmp_path
 
 _FULL_DISK = """
 import resource, sys, warnings; warnings.simplefilter("ignore")
-from pathlib import Path
 import torch, fxlrp
 from torch import nn
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 500)).eval()
-explainer = fxlrp.compile(model); explainer(torch.randn(2, 3, 8, 8))
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-try: explainer.save(Path(sys.argv[1]) / "a.pt2")
-except fxlrp.errors.ExportError as error: print("told", error)
+x = torch.randn(200, 3, 8, 8)
+explainer = fxlrp.compile(model); explanation = explainer(x)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+for path in sys.argv[1:]:
+    try:
+        if path.endswith(".pt2"): explainer.save(path)
+        elif path.endswith(".onnx"): explainer.export_onnx(path)
+        elif path.endswith(".html"): explainer.report(x[:2], path)
+        else: explanation.save(path)
+    except fxlrp.errors.FxlrpError as error: print("told", error)
 """
+_WRITERS = {
+    ".pt2": "torch", ".onnx": "onnxscript", ".html": "torch", ".npz": "numpy", ".json": "json", ".parquet": "polars",
+}  # fmt: skip
+"""What can be written, and the package that does it."""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are limited by resource, which Windows lacks")
 def test_a_full_disk_leaves_the_old_file(tmp_path):
-    old = tmp_path / "a.pt2"
-    old.write_bytes(b"OLD")
+    written = [ending for ending, package in _WRITERS.items() if importlib.util.find_spec(package)]
+    files = [tmp_path / f"a{ending}" for ending in written]
+    for file in files:
+        file.write_bytes(b"OLD")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _FULL_DISK, *map(str, files)],
+        env=environment, capture_output=True, text=True, check=True,
     )
-    assert "told" in done.stdout
-    assert "is as it was" in done.stdout
-    assert os.listdir(tmp_path) == ["a.pt2"]
-    assert old.read_bytes() == b"OLD"
+    told = [line for line in done.stdout.splitlines() if line.startswith("told")]
+    assert len(told) == len(files)
+    assert all("cannot be written, and is as it was" in line for line in told)
+    assert sorted(os.listdir(tmp_path)) == sorted(file.name for file in files)
+    assert all(file.read_bytes() == b"OLD" for file in files)
 
 
 def test_machine_code_of_others_is_not_run(tmp_path, monkeypatch):

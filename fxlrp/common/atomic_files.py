@@ -10,18 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fxlrp.common.errors import ExportError
+from fxlrp.common.errors import ExportError, FileError, FxlrpError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; the file written there replaces ``path``, unless the block raises."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+def whole(path: Path, kind: type[FxlrpError] = FileError) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; the file written there replaces ``path``, unless the block raises.
+
+    Args:
+        path: the file.
+        kind: the error where the file cannot be written, for lack of space or of permission.
+    """
     try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+        try:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise kind(f"{path} cannot be written, and is as it was: {error.strerror or error}") from error
 
 
 def checked_path(path: Any) -> Path:

@@ -75,6 +75,10 @@ class ExportError(FxlrpError, RuntimeError):
     """An explanation cannot be exported as asked, or a file contains none."""
 
 
+class FileError(ExportError, OSError):
+    """A file cannot be written, for lack of space or of permission; what was there before is as it was."""
+
+
 class StartError(FxlrpError, ValueError):
     """The starting relevance does not fit the output of the model."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxlrp.common.atomic_files import whole
+from fxlrp.common.errors import EvaluationError
 from fxlrp.common.extras import require
 
 Maps = dict[str, npt.NDArray[Any]]
@@ -35,7 +36,7 @@ class MapFiles:
         """Keep the maps of an image."""
         self._waiting.mkdir(parents=True, exist_ok=True)
         named = {f"map {name}" if name else "output": value for name, value in maps.items()}
-        with whole(self._waiting / f"{index:08d}.npz") as path:
+        with whole(self._waiting / f"{index:08d}.npz", EvaluationError) as path:
             np.savez(path, label=np.int64(-1 if label is None else label), **named)  # type: ignore[arg-type]
 
     def take(self, path: Path) -> None:
@@ -90,7 +91,7 @@ def _write(file_path: Path, entries: dict[int, tuple[Any, ...]]) -> None:
         return
     order = sorted(entries)
     maps, outputs, labels = (np.stack([entries[index][i] for index in order]) for i in range(3))
-    with whole(file_path) as path:
+    with whole(file_path, EvaluationError) as path:
         with require("h5py", "evaluate").File(path, "w") as file:
             file.create_dataset("attribution", data=maps.astype(np.float32), compression="gzip", compression_opts=1)
             file["prediction"] = outputs.astype(np.float32)

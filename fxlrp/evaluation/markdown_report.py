@@ -11,7 +11,7 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxlrp.common.atomic_files import whole
-from fxlrp.common.errors import FxlrpError
+from fxlrp.common.errors import EvaluationError, FxlrpError
 from fxlrp.common.text_tables import markdown
 from fxlrp.evaluation import paper, plots, result_frames
 from fxlrp.evaluation.config import Config
@@ -59,7 +59,7 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
         randomized_images=randomized.get("images"), properties=tables.properties(properties),
         counts=properties, gallery=gallery_texts, failures=tables.failures(),
     )  # fmt: skip
-    with whole(folder / "report.md") as path:
+    with whole(folder / "report.md", EvaluationError) as path:
         path.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
     return folder / "report.md"
 

@@ -152,14 +152,14 @@ class Store:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a file beside the results."""
-        with whole(self.folder / name) as path:
+        with whole(self.folder / name, EvaluationError) as path:
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _file(self, index: int) -> Path:
         return self.results / f"{index:08d}.parquet"
 
     def _write(self, file: Path, table: Any) -> None:
-        with whole(file) as path:
+        with whole(file, EvaluationError) as path:
             require("pyarrow.parquet", "evaluate").write_table(table, path, compression="zstd")
             with path.open("rb") as written:
                 os.fsync(written.fileno())  # only what is on the disk may get its name

@@ -35,11 +35,8 @@ def save(engine: Engine, path: str | os.PathLike[str], example_inputs: Any = Non
     made = exported(engine, example_inputs)
     check_results(made, made.program.module())
     data = written(made.program, asdict(made.signature))
-    try:
-        with whole(path) as beside:
-            beside.write_bytes(data)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written, and is as it was: {error}") from error
+    with whole(path) as beside:
+        beside.write_bytes(data)
     return path
 
 

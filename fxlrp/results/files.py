@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -54,10 +55,10 @@ def write(path: str | os.PathLike[str], writers: Mapping[str, Writer]) -> Path:
         raise InputError(f"{path} is a folder: name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as beside:
-            writer(beside)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    with whole(path, InputError) as beside:
+        writer(beside)
     return path
 
 
@@ -81,7 +82,12 @@ def json_writer(content: Mapping[str, Any]) -> Writer:
 
 def frame_writers(frame: Callable[[], Any]) -> dict[str, Writer]:
     """Write a table of :mod:`polars`."""
-    return {".parquet": lambda path: frame().write_parquet(path), ".csv": lambda path: frame().write_csv(path)}
+    def parquet(path: Path) -> None:
+        content = io.BytesIO()  # a full disk is an error of polars' own where polars writes to it
+        frame().write_parquet(content)
+        path.write_bytes(content.getvalue())
+
+    return {".parquet": parquet, ".csv": lambda path: path.write_text(frame().write_csv())}
 
 
 def polars() -> Any:

@@ -53,12 +53,9 @@ def save(path: Any, model: nn.Module, output: Any, kept: list[Kept]) -> Path:
     text = json.dumps({"format": FORMAT, "model": _described(model), "output": _chosen(output), "graphs": graphs})
     tensors = io.BytesIO()
     torch.save(constants, tensors)
-    try:
-        with whole(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(_TEXT, text)
-            archive.writestr(_TENSORS, tensors.getvalue())
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written, and is as it was: {error}") from error
+    with whole(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_TEXT, text)
+        archive.writestr(_TENSORS, tensors.getvalue())
     return path
 
 
