@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 
 import fxlrp
 from benchmarks import models
-from benchmarks.methods import FORMATS, Case, Method, Trial
+from benchmarks.methods import FORMATS, Case, Method, Steps, Trial
 from benchmarks.runs import Benchmark, every, listed
 
 COUNT, LAYER = 8, "layer3"
 """How many explanations, K; and the module whose channels are conditions."""
 
 
-def _explain_several(trial: Trial, together: bool) -> Iterator[Any]:
+def _explain_several(trial: Trial, together: bool) -> Steps:
     """K explanations in one call, or in K calls."""
     what, name = trial.variant.split(", ")
     model, images = (each.to(memory_format=FORMATS[name]) for each in (trial.model, trial.images))
@@ -40,8 +39,8 @@ def _explain_several(trial: Trial, together: bool) -> Iterator[Any]:
 
 
 SEVERAL = {
-    "K calls": Method(partial(_explain_several, together=False), "fxlrp", "fxlrp"),
-    "one call": Method(partial(_explain_several, together=True), "fxlrp", "fxlrp"),
+    "K calls": Method(partial(_explain_several, together=False), "fxlrp"),
+    "one call": Method(partial(_explain_several, together=True), "fxlrp"),
 }
 TARGETS = Benchmark(
     "targets", "Time K targets, and K conditions, in one call and in K calls.", f"{__name__}:SEVERAL",
@@ -60,7 +59,7 @@ def _photographs(case: Case) -> tuple[nn.Module, Tensor]:
     return loaded.model, torch.stack([to_input(photo, loaded.preprocess) for photo in photos])
 
 
-def _explain_in(trial: Trial, dtype: torch.dtype = torch.float32, autocast: bool = False) -> Iterator[Any]:
+def _explain_in(trial: Trial, dtype: torch.dtype = torch.float32, autocast: bool = False) -> Steps:
     exact = fxlrp.compile(copy.deepcopy(trial.model).double())(trial.images.double())
     model, images = trial.model.to(dtype), trial.images.to(dtype)
 
@@ -88,7 +87,7 @@ def _errors(explanation: fxlrp.Explanation, exact: fxlrp.Explanation) -> dict[st
 
 
 PRECISIONS = {
-    name: Method(partial(_explain_in, **options), "fxlrp", "fxlrp", channels_last=True, subject=_photographs)
+    name: Method(partial(_explain_in, **options), "fxlrp", channels_last=True, subject=_photographs)
     for name, options in {
         "float32": {}, "autocast to bfloat16": {"autocast": True}, "model in bfloat16": {"dtype": torch.bfloat16},
     }.items()
@@ -111,7 +110,7 @@ def _in_unit_interval(case: Case) -> tuple[nn.Module, Tensor]:
     return model, torch.rand(1, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
 
 
-def _insert_and_delete(trial: Trial, metric: bool) -> Iterator[Any]:
+def _insert_and_delete(trial: Trial, metric: bool) -> Steps:
     from fxlrp.evaluation import PlateauWarning, insertion_deletion
 
     pixels, ties, levels = (word.split()[0] for word in trial.variant.split(", "))
@@ -136,8 +135,8 @@ def _insert_and_delete(trial: Trial, metric: bool) -> Iterator[Any]:
 
 
 METRIC = {
-    "forward passes": Method(partial(_insert_and_delete, metric=False), "model", subject=_in_unit_interval),
-    "metric": Method(partial(_insert_and_delete, metric=True), "fxlrp", "fxlrp", subject=_in_unit_interval),
+    "forward passes": Method(partial(_insert_and_delete, metric=False), subject=_in_unit_interval),
+    "metric": Method(partial(_insert_and_delete, metric=True), "fxlrp", subject=_in_unit_interval),
 }
 EVALUATION = Benchmark(
     "evaluation", "Time insertion and deletion of one image, and the same number of forward passes.",

@@ -1,14 +1,12 @@
 """What an explanation of a language model costs: one token of a 0.5 B model, beside a pass forward and back."""
 
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fxlrp
-from benchmarks.methods import YARDSTICK, Case, Method, Trial
+from benchmarks.methods import YARDSTICK, Case, Method, Steps, Trial
 from benchmarks.runs import Benchmark, listed
 from fxlrp.extras import require
 
@@ -29,7 +27,7 @@ def _subject(case: Case) -> tuple[nn.Module, Tensor]:
     return model.requires_grad_(False), torch.randint(0, 1000, (1, case.size))
 
 
-def _autograd(trial: Trial) -> Iterator[Any]:
+def _autograd(trial: Trial) -> Steps:
     def call() -> Tensor:
         leaf = trial.model.get_input_embeddings()(trial.images).detach().requires_grad_()
         return torch.autograd.grad(trial.model(inputs_embeds=leaf, **LAST).logits.amax(-1).sum(), leaf)[0]
@@ -38,15 +36,15 @@ def _autograd(trial: Trial) -> Iterator[Any]:
     yield call
 
 
-def _explained(trial: Trial, preset: str, memory: str | None = None) -> Iterator[Any]:
+def _explained(trial: Trial, preset: str, memory: str | None = None) -> Steps:
     yield
     explainer = fxlrp.compile(trial.model, preset, output=lambda out: out.logits[:, -1], memory=memory)
     yield lambda: explainer(input_ids=trial.images, **LAST)
 
 
 METHODS = {
-    YARDSTICK: Method(_autograd, "model", subject=_subject),
-    **{name: Method(partial(_explained, **options), "fxlrp", "fxlrp", subject=_subject) for name, options in {
+    YARDSTICK: Method(_autograd, subject=_subject),
+    **{name: Method(partial(_explained, **options), "fxlrp", subject=_subject) for name, options in {
         "evidence": {"preset": "evidence"}, "attnlrp": {"preset": "attnlrp"}, "conserving": {"preset": "conserving"},
         "evidence, low memory": {"preset": "evidence", "memory": "low"},
     }.items()},

@@ -1,8 +1,8 @@
 """What can be timed: passes of the model, and fxlrp in its ways; `benchmarks.peers` has the others.
 
-A method is a generator function of a `Trial`. It does what is not timed (imports, what a user knows beforehand) and
-yields; then it does the set-up, which is timed once, and yields the call, which is timed in every round. Each of these
-explains the predicted class of every image of the batch in one call.
+A method is a generator function of a `Trial`, which gives `Steps`. It does what is not timed (imports, what a user
+knows beforehand) and yields; then it does the set-up, which is timed once, and yields the call, which is timed in every
+round. Each of these explains the predicted class of every image of the batch in one call.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fxlrp
 from benchmarks import models
 
+Steps = Iterator[Any]
 YARDSTICK = "autograd"
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -49,14 +50,13 @@ class Trial:
 class Method:
     """One way to run or to explain a model.
 
-    ``steps``: see the module; ``kind``: "model", "fxlrp" or "peer"; ``package``: whose version goes into the row;
-    ``channels_last``: whether model and images are laid out so; ``models`` and ``device``: a pattern, and the only
-    device if there is one, of what the method applies to; ``parts``: whether the call returns seconds by part, which
-    are told instead of its own; ``subject`` makes the model and the images of a case.
+    ``steps``: see the module; ``package``: whose work is timed, and whose version goes into the row; ``channels_last``:
+    whether model and images are laid out so; ``models`` and ``device``: a pattern, and the only device if there is one,
+    of what the method applies to; ``parts``: whether the call returns seconds by part, which are told instead of its
+    own; ``subject`` makes the model and the images of a case.
     """
 
-    steps: Callable[[Trial], Iterator[Any]]
-    kind: str
+    steps: Callable[[Trial], Steps]
     package: str = "torch"
     channels_last: bool = False
     models: str = "*"
@@ -68,28 +68,20 @@ class Method:
         return fnmatch(model, self.models) and self.device in ("", device)
 
 
-def forward(trial: Trial, compiled: bool = False) -> Iterator[Any]:
+def forward(trial: Trial, compiled: bool = False) -> Steps:
     yield
     model = torch.compile(trial.model) if compiled else trial.model
     yield torch.no_grad()(lambda: model(trial.images))
 
 
-def forward_replayed(trial: Trial) -> Iterator[Any]:
+def forward_replayed(trial: Trial) -> Steps:
     yield
     with torch.no_grad():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                trial.model(trial.images)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = trial.model(trial.images)
-    yield lambda: (graph.replay(), output)
+        replay = torch.cuda.make_graphed_callables(trial.model.forward, (trial.images,))  # takes no parameters
+    yield torch.no_grad()(lambda: replay(trial.images))
 
 
-def autograd(trial: Trial) -> Iterator[Any]:
+def autograd(trial: Trial) -> Steps:
     def call() -> Tensor:
         leaf = trial.images.detach().requires_grad_()
         return torch.autograd.grad(trial.model(leaf).amax(dim=1).sum(), leaf)[0]
@@ -102,9 +94,9 @@ def fxlrp_method(preset: str = "conserving", channels_last: bool = False, models
                  **options: Any) -> Method:  # fmt: skip
     """An explainer of fxlrp; further options are those of ``fxlrp.compile``."""
 
-    def steps(trial: Trial) -> Iterator[Any]:
+    def steps(trial: Trial) -> Steps:
         yield
         explainer = fxlrp.compile(trial.model, preset, **options)
         yield lambda: explainer(trial.images)
 
-    return Method(steps, "fxlrp", "fxlrp", channels_last, models, device)
+    return Method(steps, "fxlrp", channels_last, models, device)

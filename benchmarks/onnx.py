@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxlrp
-from benchmarks.methods import Case, Method, Trial, subject
+from benchmarks.methods import Case, Method, Steps, Trial, subject
 from benchmarks.pages import grid, groups, in_order
 from benchmarks.runs import Benchmark, listed
 from fxlrp.extras import require
@@ -28,7 +27,7 @@ def _subject(case: Case) -> tuple[nn.Module, Tensor]:
     return require("examples.efficientnet_lite0", "demo").load().model, subject(Case("resnet18", case.batch, 224))[1]
 
 
-def _run(trial: Trial, preset: str = "", by_operator: bool = False, rounds: int = 5) -> Iterator[Any]:
+def _run(trial: Trial, preset: str = "", by_operator: bool = False, rounds: int = 5) -> Steps:
     """The model, or its explanation by a preset; ``by_operator``: seconds by kind of operator instead of a call."""
     runtime = require("onnxruntime", "onnx")
     with TemporaryDirectory() as folder:
@@ -62,8 +61,8 @@ def _run(trial: Trial, preset: str = "", by_operator: bool = False, rounds: int 
 
 METHODS = {
     (preset or "model") + what: Method(
-        partial(_run, preset=preset, by_operator=bool(what)), "fxlrp" if preset else "model",
-        "fxlrp" if preset else "onnxruntime", parts=bool(what), subject=_subject,
+        partial(_run, preset=preset, by_operator=bool(what)), "fxlrp" if preset else "onnxruntime", parts=bool(what),
+        subject=_subject,
     ) for what in ("", BY_OPERATOR) for preset in ("", "evidence", "conserving")
 }  # fmt: skip
 

@@ -7,7 +7,6 @@ the output of the model, (batch, classes), and the relevance of the images. Each
 import copy
 import importlib
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from torchvision.models import VGG
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import fxlrp
-from benchmarks.methods import Method, Trial
+from benchmarks.methods import Method, Steps, Trial
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def _out_of_place(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fxlrp(trial: Trial) -> Iterator[Any]:
+def _fxlrp(trial: Trial) -> Steps:
     yield "preset conserving"
     explainer = fxlrp.compile(trial.model)
 
@@ -60,7 +59,7 @@ def _fxlrp(trial: Trial) -> Iterator[Any]:
     yield explain
 
 
-def _zennit(trial: Trial, composite: str) -> Iterator[Any]:
+def _zennit(trial: Trial, composite: str) -> Steps:
     import zennit.composites
     from zennit.attribution import Gradient
 
@@ -96,7 +95,7 @@ def _zennit_canonizers(model: nn.Module, images: Tensor) -> tuple[str, list[Any]
     return f"no canonizer ({kind.__name__} does not apply)", None
 
 
-def _captum(trial: Trial) -> Iterator[Any]:
+def _captum(trial: Trial) -> Steps:
     from captum.attr import LRP
 
     with torch.no_grad():
@@ -106,7 +105,7 @@ def _captum(trial: Trial) -> Iterator[Any]:
     yield lambda: (output, method.attribute(trial.images.clone(), target=target).detach())
 
 
-def _autolrp(trial: Trial, composite: bool) -> Iterator[Any]:
+def _autolrp(trial: Trial, composite: bool) -> Steps:
     """From the sum of the predicted logits: one pass for a batch, in which relevance adds up to one."""
     import autolrp
 
@@ -123,7 +122,7 @@ def _autolrp(trial: Trial, composite: bool) -> Iterator[Any]:
     yield explain
 
 
-def _lxt(trial: Trial) -> Iterator[Any]:
+def _lxt(trial: Trial) -> Steps:
     """The patches of ``lxt.efficient`` for torchvision's vision transformer, as its ``monkey_patch`` applies them.
 
     The package also imports its patches for language models, which fails beside versions of transformers that it does
@@ -148,11 +147,11 @@ def _lxt(trial: Trial) -> Iterator[Any]:
 
 
 PEERS = {
-    "fxlrp": Peer(_fxlrp, "fxlrp", "fxlrp", start="probability"),
-    "autolrp": Peer(partial(_autolrp, composite=False), "peer", "autolrp", start="one"),
-    "autolrp composite": Peer(partial(_autolrp, composite=True), "peer", "autolrp", start="one"),
-    "zennit EpsilonPlus": Peer(partial(_zennit, composite="EpsilonPlus"), "peer", "zennit"),
-    "zennit EpsilonPlusFlat": Peer(partial(_zennit, composite="EpsilonPlusFlat"), "peer", "zennit"),
-    "captum": Peer(_captum, "peer", "captum"),
-    "lxt": Peer(_lxt, "peer", "lxt", models="vit_*"),
+    "fxlrp": Peer(_fxlrp, "fxlrp", start="probability"),
+    "autolrp": Peer(partial(_autolrp, composite=False), "autolrp", start="one"),
+    "autolrp composite": Peer(partial(_autolrp, composite=True), "autolrp", start="one"),
+    "zennit EpsilonPlus": Peer(partial(_zennit, composite="EpsilonPlus"), "zennit"),
+    "zennit EpsilonPlusFlat": Peer(partial(_zennit, composite="EpsilonPlusFlat"), "zennit"),
+    "captum": Peer(_captum, "captum"),
+    "lxt": Peer(_lxt, "lxt", models="vit_*"),
 }

@@ -1,6 +1,5 @@
 """The emitted program: where its time goes by kind of node, and what each optimisation of it brings."""
 
-from collections.abc import Iterator
 from functools import partial
 from inspect import getdoc
 from typing import Any
@@ -9,7 +8,7 @@ import polars as pl
 
 import fxlrp
 from benchmarks.harness import PLACEBO
-from benchmarks.methods import YARDSTICK, Method, Trial, autograd, fxlrp_method
+from benchmarks.methods import YARDSTICK, Method, Steps, Trial, autograd, fxlrp_method
 from benchmarks.models import MODELS
 from benchmarks.pages import groups, in_order
 from benchmarks.runs import Benchmark, every
@@ -22,7 +21,7 @@ LEAST = 0.005
 """What is below in every model has no line of its own."""
 
 
-def _profile(trial: Trial, preset: str) -> Iterator[Any]:
+def _profile(trial: Trial, preset: str) -> Steps:
     yield
     explainer = fxlrp.compile(trial.model, preset)
 
@@ -36,11 +35,11 @@ def _profile(trial: Trial, preset: str) -> Iterator[Any]:
     yield seconds_by_part
 
 
-PROFILED = {YARDSTICK: Method(autograd, "model")}
+PROFILED = {YARDSTICK: Method(autograd)}
 for _preset in PRESETS:
     _steps = partial(_profile, preset=_preset)
     PROFILED[_preset] = fxlrp_method(_preset, channels_last=True)
-    PROFILED[_preset + PROFILE] = Method(_steps, "fxlrp", "fxlrp", channels_last=True, parts=True)
+    PROFILED[_preset + PROFILE] = Method(_steps, "fxlrp", channels_last=True, parts=True)
 
 
 def by_kind(frame: pl.DataFrame) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _contests(
     suiting = [name for name in chosen if methods[name].suits(case.model, device)]
     if against:
         return [(case, name, {"before": (name, against), "now": (name, "")})
-                for name in suiting if methods[name].kind == "fxlrp"]  # fmt: skip
+                for name in suiting if methods[name].package == "fxlrp"]  # fmt: skip
     return [(case, "", {name: (name, "") for name in dict.fromkeys([next(iter(methods)), *suiting])})]
 
 

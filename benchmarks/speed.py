@@ -20,11 +20,11 @@ from benchmarks.workers import Row
 CHANNELS_LAST = {"channels_last": True}
 INDUCTOR = {"channels_last": True, "backend": "inductor"}
 METHODS = {
-    YARDSTICK: Method(autograd, "model"),
-    "forward": Method(forward, "model"),
-    "forward channels-last": Method(forward, "model", channels_last=True),
-    "forward inductor": Method(partial(forward, compiled=True), "model", channels_last=True),
-    "forward cudagraph": Method(forward_replayed, "model", channels_last=True, device="cuda"),
+    YARDSTICK: Method(autograd),
+    "forward": Method(forward),
+    "forward channels-last": Method(forward, channels_last=True),
+    "forward inductor": Method(partial(forward, compiled=True), channels_last=True),
+    "forward cudagraph": Method(forward_replayed, channels_last=True, device="cuda"),
     "fxlrp eager": fxlrp_method(),
     "fxlrp channels-last": fxlrp_method(**CHANNELS_LAST),
     "fxlrp inductor": fxlrp_method(**INDUCTOR),
@@ -99,8 +99,8 @@ def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
         some = [row for method in methods if (row := rows.get((model, batch, method))) and row["status"] == "ok"]
         return min(some, key=lambda row: row["ratio"], default=None)
 
-    peers = [name for name, method in METHODS.items() if method.kind == "peer"]
-    explanations = [name for name, method in METHODS.items() if method.kind != "model"]
+    peers = [name for name, method in METHODS.items() if method.package not in ("torch", "fxlrp")]
+    explanations = [name for name, method in METHODS.items() if method.package != "torch"]
     for (model, batch, method), row in rows.items():
         share = quotient(rows.get((model, batch, ROOFS.get(method))), row)
         row["has_roof"], row["roof"] = method in ROOFS, share and 3 * share

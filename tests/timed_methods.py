@@ -19,5 +19,4 @@ def broken(trial):
     raise ValueError("no rule for this layer")
 
 
-METHODS = {"yard": Method(once, "model"), "broken": Method(broken, "model"),
-           "parts": Method(in_parts, "model", parts=True)}  # fmt: skip
+METHODS = {"yard": Method(once), "broken": Method(broken), "parts": Method(in_parts, parts=True)}
