@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from fnmatch import fnmatch
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,16 +23,17 @@ from benchmarks.pages import CsvTable, groups, in_order, page
 from benchmarks.peers import PEERS
 from benchmarks.runs import HERE, checked, console
 from benchmarks.workers import CORES, Failure, Row, Worker, commit, now, versions
-from benchmarks.zoo import ZOOS, magnitude, smallest_classifiers
+from benchmarks.zoo import FIELD, ZOOS, load, magnitude, smallest_classifiers
 
 PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
+KEY = ("zoo", "name", "dtype", "peer")
 STAGES = {"build": "build", "the model": "run", "compile": "compile", "explain": "explain", "ledger": "ledger"}
 """What is asked for in turn, by the name of the stage; of a peer what ``PEER_STAGES`` says."""
 PEER_STAGES = {"build": "build", "the model": "run", "explain": "explain_by_peer"}
 LIMITS = {"float32": 1e-4, "float64": 1e-10}
 TEXTS = (
-    "zoo", "dtype", "peer", "group", "status", "stage", "reason", "capture", "joins_identity", "joins_projection",
-    "joins_merge", "worst_node", "absorbed", "outputs", "finite", "within_1_percent", "start", "how", "made", "date",
+    "group", "status", "stage", "reason", "capture", "joins_identity", "joins_projection", "joins_merge", "worst_node",
+    "absorbed", "outputs", "finite", "within_1_percent", "start", "how", "made", "date",
 )  # fmt: skip
 NUMBERS = ("node_error", "total_error", "compile_s", "ratio")
 COLUMNS = dict.fromkeys(NUMBERS, pl.Float64) | dict.fromkeys(TEXTS, pl.String)
@@ -49,46 +50,36 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once; they share the cores.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one stage of a model.")] = 1200,
     memory: Annotated[float, typer.Option(help="GiB for one model.")] = round(0.9 * virtual_memory().total / 2**30),
-    out: Annotated[Path, typer.Option(help="The folder of coverage.md and the CSV files.")] = HERE,
+    out: Annotated[Path, typer.Option(help="The folder of coverage.md and its CSV file.")] = HERE,
 ) -> None:
     """Sweep model zoos: what compiles, what conserves, and what the peers keep. A run goes on where one was stopped."""
     out.mkdir(parents=True, exist_ok=True)
-    models = CsvTable(out / "coverage.csv", ("zoo", "name", "dtype"))
-    shares = CsvTable(out / "coverage_peers.csv", ("name", "peer"))
+    table = CsvTable(out / "coverage.csv", KEY)
     zoos = checked(zoo or ZOOS, ZOOS.__contains__, "zoo")
-    precisions = ("float32", "float64") if float64 else ("float32",)
-    rows = [{"zoo": zoo, "name": name, "group": group, "dtype": dtype}
-            for zoo in zoos for name, group in ZOOS[zoo].members().items() for dtype in precisions]  # fmt: skip
+    precisions = LIMITS if float64 else ["float32"]
+    keys = [key for zoo in zoos for key in product([zoo], ZOOS[zoo], precisions, [""])]
     if peers and "torchvision" in zoos:
-        rows += [{"name": name, "group": family, "peer": peer}
-                 for name, family in smallest_classifiers().items() for peer in PEERS if peer != "lxt"]  # fmt: skip
-    wanted = [] if page_only else [row for row in rows if fnmatch(row["name"], only)]
-
-    def table(row: Row) -> CsvTable:
-        return shares if "peer" in row else models
-
-    def due(row: Row) -> bool:
-        known = table(row).rows.get(table(row).key_of(row), {})
-        return fresh or not known or (retry_failed and known["status"] == "failed")
-
-    todo = list(filter(due, wanted))
+        keys += product(["torchvision"], smallest_classifiers(), ["float32"], [name for name in PEERS if name != "lxt"])
+    wanted = [] if page_only else [key for key in keys if fnmatch(key[1], only)]
+    due = {None, "failed"} if retry_failed else {None}
+    todo = [dict(zip(KEY, key, strict=True)) | {"group": ZOOS[key[0]][key[1]]["group"]}
+            for key in wanted if fresh or table.rows.get(key, {}).get("status") in due]  # fmt: skip
     threads, numbers = max(1, CORES // jobs), count(1)
     console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
     made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
 
     def start(row: Row) -> Worker:
-        job = {"zoo": "torchvision", "dtype": "float32"} | row
-        return Worker("benchmarks.coverage", job, timeout, threads, memory)
+        return Worker("benchmarks.coverage", row, timeout, threads, memory)
 
     def enter(row: Row) -> None:
-        table(row).add([row | {"made": made, "date": now()}])
-        what = f"{row['name']} ({row.get('peer') or row['dtype']})"
+        table.add([row | {"made": made, "date": now()}])
+        what = f"{row['name']} ({row['peer'] or row['dtype']})"
         console.print(f"{next(numbers)} of {len(todo)}: {what}: {_told(row)}", markup=False)
 
     try:
         sweep(todo, jobs, start, enter)
     finally:  # also where Ctrl-C comes first
-        (out / "coverage.md").write_text(page("coverage", **context(models, shares)))
+        (out / "coverage.md").write_text(page("coverage", **context(table)))
         console.print(f"written: {out / 'coverage.md'}")
 
 
@@ -100,7 +91,7 @@ def sweep(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter:
         running.add(worker := start(row))
         found = {"status": "ok", "stage": ""}
         try:
-            for stage, do in (PEER_STAGES if "peer" in row else STAGES).items():
+            for stage, do in (PEER_STAGES if row.get("peer") else STAGES).items():
                 found |= worker.ask(stage, do) | worker.ask(stage, "peak")
         except Failure as failure:
             found |= failure.row
@@ -125,7 +116,7 @@ def sweep(todo: Sequence[Row], jobs: int, start: Callable[[Row], Worker], enter:
 def _told(row: Row) -> str:
     if row["status"] != "ok":
         return f"failed at {row['stage']}: {row['reason'][:160]}"
-    if "peer" in row:
+    if row["peer"]:
         return f"Σ relevance / start {row['ratio']:.4g}"
     return f"worst node {row['node_error']:.4g}, total {row['total_error']:.4g}, outputs {row['outputs']}"
 
@@ -137,7 +128,7 @@ class Tasks:
         self.job = job
 
     def build(self) -> Row:
-        self.subject = ZOOS[self.job["zoo"]].load(self.job["name"]).to(getattr(torch, self.job["dtype"]))
+        self.subject = load(ZOOS[self.job["zoo"]][self.job["name"]]).to(getattr(torch, self.job["dtype"]))
         return {"parameters": sum(p.numel() for p in self.subject.model.parameters())}
 
     def run(self) -> Row:
@@ -153,7 +144,7 @@ class Tasks:
     def compile(self) -> Row:
         subject = self.subject
         asked = {"start": subject.start, "output": subject.output, **subject.further}
-        if ZOOS[self.job["zoo"]].alone and self._explains_alone():
+        if self.job["zoo"] in FIELD and self._explains_alone():
             asked, self.subject = {}, replace(subject, output=None)
         began = time.perf_counter()
         self.explainer = fxlrp.compile(subject.model, **asked)
@@ -233,17 +224,18 @@ def _explained(structure: Any, output: Any) -> Tensor:
     return output(structure) if callable(output) else structure[output]
 
 
-def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
+def context(table: CsvTable) -> dict[str, Any]:
     """What the page may name; models come as the zoos have them, not as processes happened to end."""
-    frame, others = models.frame(COLUMNS), peers.frame(COLUMNS)
-    known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo].members()]
+    every, is_model = table.frame(COLUMNS), pl.col("peer") == ""
+    frame, others = every.filter(is_model), every.filter(~is_model)
+    known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo]]
     places = pl.DataFrame(known, schema=["zoo", "name"], orient="row").with_row_index("place")
     ok, finite = pl.col("status") == "ok", pl.col("finite") == "True"
     typed = pl.col("reason").str.extract(r"^(\w+)").is_in(dir(fxlrp.errors))
     frame = frame.join(places, on=["zoo", "name"], how="left").sort("place", "dtype", nulls_last=True).with_columns(
         limit=pl.col("dtype").replace_strict(LIMITS, return_dtype=pl.Float64),
     ).with_columns(conserves=(ok & finite & (pl.col("total_error") <= pl.col("limit"))).fill_null(False))  # fmt: skip
-    others = in_order(in_order(others, "peer", PEERS), "name", ZOOS["torchvision"].members())
+    others = in_order(in_order(others, "peer", PEERS), "name", ZOOS["torchvision"])
     rows = pl.concat([frame.select("made", "date"), others.select("made", "date")])
     return {
         "dates": (rows["date"].min(), rows["date"].max()),
@@ -263,7 +255,7 @@ def context(models: CsvTable, peers: CsvTable) -> dict[str, Any]:
             constants=(ok & pl.col("absorbed").str.contains("^(constant [^;]*(; )?)*$")).sum(),
             finite=(ok & finite).sum(),
         ).rows(named=True),
-        "field": [zoo for zoo in ZOOS if ZOOS[zoo].alone],
+        "field": [*FIELD],
         "failed": frame.filter(~pl.col("conserves")).sort(ok, maintain_order=True).rows(named=True),
         "zoos": [(zoo, [dtype for dtype in LIMITS if dtype in some["dtype"]], [
             {row["dtype"]: row for row in rows.iter_rows(named=True)} for rows in groups(some, "name").values()
