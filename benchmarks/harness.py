@@ -170,8 +170,6 @@ class Tasks:
     def make(self) -> Row:
         """The model and its images, and what the method needs that is not timed."""
         case, self.method = Case(**self.job["case"]), resolve_name(self.job["methods"])[self.job["method"]]
-        if not self.method.suits(case.model, self.device):
-            raise ValueError(f"does not apply to {case.model} on {self.device}")
         form = "channels-last" if self.method.channels_last else "contiguous"
         model, images = (each.to(self.device, memory_format=FORMATS[form]) for each in self.method.subject(case))
         trial = Trial(model, images, case.variant)

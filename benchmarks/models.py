@@ -66,11 +66,8 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
-            raise ValueError(f"depth {depth}: these networks have 6n + 2 layers")
         layers, width = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
-        for wider in [width for width in (16, 32, 64) for _ in range(blocks)]:
+        for wider in [width for width in (16, 32, 64) for _ in range(depth // 6)]:
             grows = wider != width
             skip = nn.Sequential(nn.Conv2d(width, wider, 1, 2, bias=False), nn.BatchNorm2d(wider)) if grows else None
             layers.append(BasicBlock(width, wider, wider // width, skip))

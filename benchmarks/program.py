@@ -26,11 +26,10 @@ def _profile(trial: Trial, preset: str) -> Steps:
     explainer = fxlrp.compile(trial.model, preset)
 
     def seconds_by_part() -> dict[str, float]:
-        parts = {}
-        for kind, (forward, relevance) in explainer.profile(trial.images, rounds=1).kinds.items():
-            spent = {FORWARD: forward.total, PRODUCTS: relevance.products, REST: relevance.rest}
-            parts |= {f"{kind}, {what}": time / 1000 for what, time in spent.items() if time}
-        return parts
+        kinds = explainer.profile(trial.images, rounds=1).kinds
+        return {f"{kind}, {what}": time / 1000 for kind, (forward, relevance) in kinds.items() for what, time in (
+            (FORWARD, forward.total), (PRODUCTS, relevance.products), (REST, relevance.rest),
+        ) if time}  # fmt: skip
 
     yield seconds_by_part
 

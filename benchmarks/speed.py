@@ -47,13 +47,10 @@ METHODS = {
 ORDER = [PLACEBO, *METHODS]
 WAYS = {"eager": ("fxlrp eager", "fxlrp channels-last"), "compiled": ("fxlrp inductor", "fxlrp cudagraphs")}
 """The preset ``conserving``, by the way it runs."""
-SAME_RULES = [
-    ("zennit EpsilonPlus", "fxlrp channels-last epsilon_plus"), ("zennit EpsilonPlus", "fxlrp inductor epsilon_plus"),
-    ("captum LRP", "fxlrp channels-last epsilon"), ("captum LRP", "fxlrp inductor epsilon"),
-    ("autolrp composite", "fxlrp channels-last epsilon_plus"), ("autolrp composite", "fxlrp inductor epsilon_plus"),
-    ("lxt", "fxlrp eager cp_lrp"), ("lxt", "fxlrp inductor cp_lrp"),
-]  # fmt: skip
-"""Peers and the methods of fxlrp with the same rules."""
+SAME_RULES = {
+    "zennit EpsilonPlus": "epsilon_plus", "captum LRP": "epsilon", "autolrp composite": "epsilon_plus", "lxt": "cp_lrp",
+}  # fmt: skip
+"""By peer the preset with the same rules."""
 ROOFS = {
     "fxlrp eager": "forward", "fxlrp channels-last": "forward channels-last", "fxlrp inductor": "forward inductor",
     "fxlrp cudagraphs": "forward cudagraph",
@@ -113,7 +110,8 @@ def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
         elif any(ours):
             alone.append(f"{model} (batch {batch})")
     same_rules = []
-    for (peer, ours), batch in product(SAME_RULES, batches):
+    alike = [(peer, ours) for peer, preset in SAME_RULES.items() for ours in METHODS if ours.endswith(f" {preset}")]
+    for (peer, ours), batch in product(alike, batches):
         pairs = [(rows.get((model, batch, peer)), rows.get((model, batch, ours))) for model in models]
         cells = ["peer fails" if other and other["status"] != "ok" else starred_quotient(other, row)
                  for other, row in pairs]  # fmt: skip
@@ -145,23 +143,22 @@ def by_batch(frame: pl.DataFrame) -> Panels:
 
 def on_axes(frame: pl.DataFrame) -> dict[tuple[str, str, str], pl.DataFrame]:
     """By device, title and label the rows, with their ``value`` on the axis."""
-    found = {}
-    for device, rows in groups(in_order(frame, "method", ORDER), "device_name").items():
-        for axis, cases in AXES.items():
-            values = pl.DataFrame([{**asdict(case), "value": value} for case, value in cases.items()])
-            placed = rows.join(values, on=["model", "batch", "size", "variant"], maintain_order="left")
-            found[(device, *axis)] = placed.sort("value", maintain_order=True)
-    return found
+    places = pl.DataFrame([
+        {**asdict(case), "title": title, "label": label, "value": value}
+        for (title, label), cases in AXES.items() for case, value in cases.items()
+    ])  # fmt: skip
+    rows = in_order(frame, "method", ORDER)
+    placed = rows.join(places, on=["model", "batch", "size", "variant"], maintain_order="right_left")
+    return groups(placed.sort("device_name", maintain_order=True), "device_name", "title", "label")
 
 
 def scaling_context(frame: pl.DataFrame) -> dict[str, Any]:
     """What the page says of each device and axis: the rows, and once more those of fxlrp for its set-up."""
-    devices: dict[str, Any] = {}
-    for (device, *axis), rows in on_axes(frame).items():
+    axes = {}
+    for axis, rows in on_axes(frame).items():
         ours = rows.filter(pl.col("method") == "fxlrp eager", pl.col("status") == "ok")
-        both = pl.concat([rows, ours.with_columns(method=pl.lit("set-up, fxlrp eager"))])
-        devices.setdefault(device, {})[tuple(axis)] = both.rows(named=True)
-    return {"devices": devices}
+        axes[axis] = pl.concat([rows, ours.with_columns(method=pl.lit("set-up, fxlrp eager"))]).rows(named=True)
+    return {"axes": axes}
 
 
 SPEED = Benchmark(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -133,34 +133,11 @@ def _made(value: Any) -> Any:
     return called(called.config_class(**arguments)) if hasattr(called, "config_class") else called(**arguments)
 
 
-FAMILIES = (
-    "alexnet", "convnext", "densenet", "efficientnet", "efficientnet_v2", "googlenet", "inception", "maxvit", "mnasnet",
-    "mobilenet_v2", "mobilenet_v3", "regnet_x", "regnet_y", "resnet", "resnext", "shufflenet", "squeezenet", "swin",
-    "swin_v2", "vgg", "vit", "wide_resnet",
-)  # fmt: skip
-
-
-def _classifiers() -> dict[str, str]:
-    """The names, each with its family: the longest of ``FAMILIES`` that fits."""
-    return {
-        name: max((family for family in FAMILIES if name.startswith(family)), key=len) + "_bn" * name.endswith("_bn")
-        for name in list_models(module=torchvision.models)
-    }
-
-
-def smallest_classifiers() -> list[str]:
-    """The smallest of each torchvision family."""
-    families = _classifiers()
-    sizes = {name: get_model_weights(name).DEFAULT.meta["num_params"] for name in families}
-    smallest = {families[name]: name for name in sorted(sizes, key=sizes.get, reverse=True)}
-    return [smallest[family] for family in dict.fromkeys(families.values())]
-
-
-def _of_names(zoo: str, groups: Mapping[str, str]) -> dict[str, Row]:
+def _of_names(zoo: str, names: Iterable[str]) -> dict[str, Row]:
     """Entries of models by their names, each that of the first pattern that fits, with the name in place of NAME."""
     patterns = {pattern: json.dumps(entry) for pattern, entry in _read("models_by_pattern")[zoo].items()}
-    texts = {name: next(text for pattern, text in patterns.items() if fnmatchcase(name, pattern)) for name in groups}
-    return {name: {"group": groups[name], **json.loads(text.replace("NAME", name))} for name, text in texts.items()}
+    texts = {name: next(text for pattern, text in patterns.items() if fnmatchcase(name, pattern)) for name in names}
+    return {name: json.loads(text.replace("NAME", name)) for name, text in texts.items()}
 
 
 def _package(entry: Row) -> str:
@@ -171,15 +148,23 @@ def _package(entry: Row) -> str:
 FIELD = {zoo: {name: {"group": _package(entry), **entry} for name, entry in entries.items()}
          for zoo, entries in _read("field").items()}  # fmt: skip
 """Models that are tried alone first, with no start and no output."""
+TORCHVISION = {
+    "torchvision": torchvision.models, "torchvision-segmentation": torchvision.models.segmentation,
+    "torchvision-video": torchvision.models.video, "torchvision-detection": torchvision.models.detection,
+}  # fmt: skip
+TIMM = {model["name"]: family for family, model in _read("timm_smallest").items()}
 ZOOS = {
-    "torchvision": _of_names("torchvision", _classifiers()),
-    **{f"torchvision-{task}": _of_names(f"torchvision-{task}", dict.fromkeys(
-        list_models(module=getattr(torchvision.models, task)), task,
-    )) for task in ("segmentation", "video", "detection")},
-    "timm": _of_names("timm", {model["name"]: family for family, model in _read("timm_smallest").items()}),
+    **{zoo: _of_names(zoo, list_models(module=module)) for zoo, module in TORCHVISION.items()},
+    "timm": {name: {"group": TIMM[name], **entry} for name, entry in _of_names("timm", TIMM).items()},
     "transformers": _read("small_transformers"),
     **FIELD,
-}  # fmt: skip
+}
+
+
+def smallest_classifiers() -> list[str]:
+    """The smallest of each torchvision family."""
+    sizes = {name: get_model_weights(name).DEFAULT.meta["num_params"] for name in ZOOS["torchvision"]}
+    return [*{ZOOS["torchvision"][name]["group"]: name for name in sorted(sizes, key=sizes.get, reverse=True)}.values()]
 
 
 def choose_timm_models() -> None:
@@ -188,16 +173,16 @@ def choose_timm_models() -> None:
     from rich.progress import track
     from timm.models._registry import _model_to_module
 
-    smallest: dict[str, dict[str, Any]] = {}
+    families: dict[str, list[Row]] = {}
     for name in track(timm.list_models(), "counting"):
         try:
             with torch.device("meta"):  # parameters are counted without memory for them
                 count = sum(int(p.numel()) for p in timm.create_model(name, pretrained=False).parameters())
         except Exception:
             count = None  # a family none of whose models can be built is kept: the sweep's row says why
-        best = smallest.setdefault(_model_to_module[name], {"name": name, "parameters": count})
-        if count is not None and (best["parameters"] is None or count < best["parameters"]):
-            best.update(name=name, parameters=count)
+        families.setdefault(_model_to_module[name], []).append({"name": name, "parameters": count})
+    smallest = {family: min(models, key=lambda model: (model["parameters"] is None, model["parameters"]))
+                for family, models in families.items()}  # fmt: skip
     path = HERE / "timm_smallest.json"
     path.write_text(json.dumps(smallest, indent=1, sort_keys=True) + "\n")
     print(f"{len(smallest)} families of timm {timm.__version__}: {path}")
