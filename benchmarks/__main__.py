@@ -4,10 +4,10 @@ import signal
 
 import typer
 
-from benchmarks import costs, coverage, language, onnx, program, runs, speed, zoo
+from benchmarks import costs, coverage, program, runs, speed, zoo
 
 TIMED = (speed.SPEED, speed.SCALING, program.OPTIMIZER, program.KINDS, costs.TARGETS, costs.PRECISION, costs.EVALUATION,
-         onnx.ONNX, language.LANGUAGE)  # fmt: skip
+         costs.ONNX, costs.LANGUAGE)  # fmt: skip
 app = typer.Typer(help="Measure what models fxlrp explains, and how fast. Pages and CSV files lie in benchmarks/.")
 for benchmark in TIMED:
     app.command(benchmark.name, help=benchmark.about)(runs.command(benchmark))

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from contextlib import suppress
 from fnmatch import fnmatch
 from itertools import count, product
 from pathlib import Path
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import fxlrp
+from benchmarks.methods import PEERS
 from benchmarks.pages import CsvTable, groups, in_order, page
-from benchmarks.peers import PEERS
-from benchmarks.runs import HERE, checked, console
-from benchmarks.workers import CORES, Failure, Row, Worker, commit, now, versions
+from benchmarks.runs import checked, console
+from benchmarks.workers import CORES, HERE, Failure, Row, Worker, commit, now, versions
 from benchmarks.zoo import FIELD, ZOOS, load, magnitude, smallest_classifiers
 
 PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
@@ -68,16 +68,13 @@ def main(
     console.print(f"{len(wanted)} rows asked for, {len(todo)} to measure")
     made = f"{versions(*PACKAGES)}; {commit()}; {threads} thread{'s' if threads > 1 else ''}"
 
-    def start(row: Row) -> Worker:
-        return Worker("benchmarks.coverage", row, timeout, threads, memory)
-
     def enter(row: Row) -> None:
         table.add([row | {"made": made, "date": now()}])
         what = f"{row['name']} ({row['peer'] or row['dtype']})"
         console.print(f"{next(numbers)} of {len(todo)}: {what}: {_told(row)}", markup=False)
 
     try:
-        sweep(todo, jobs, start, enter)
+        sweep(todo, jobs, lambda row: Worker("benchmarks.coverage", row, timeout, threads, memory), enter)
     finally:  # also where Ctrl-C comes first
         (out / "coverage.md").write_text(page("coverage", **context(table)))
         console.print(f"written: {out / 'coverage.md'}")
@@ -128,57 +125,50 @@ class Tasks:
         self.job = job
 
     def build(self) -> Row:
-        self.subject = load(ZOOS[self.job["zoo"]][self.job["name"]]).to(getattr(torch, self.job["dtype"]))
+        self.subject = load(ZOOS[self.job["zoo"]][self.job["name"]], getattr(torch, self.job["dtype"]))
         return {"parameters": sum(p.numel() for p in self.subject.model.parameters())}
 
     def run(self) -> Row:
-        self.output = self.subject.run()
-        if self.subject.output is None and not isinstance(self.output, Tensor):
-            first = 0 if isinstance(self.output, tuple | list) else next(iter(self.output))
-            self.subject = replace(self.subject, output=first)
-        if self.subject.start is None:
-            classes = _explained(self.output, self.subject.output).dim() == 2
-            self.subject = replace(self.subject, start="probability" if classes else magnitude)
+        with torch.no_grad():
+            self.output = self.subject.given_to(self.subject.model)
+        asked = self.subject.asked
+        if asked["output"] is None and not isinstance(self.output, Tensor):
+            asked["output"] = 0 if isinstance(self.output, tuple | list) else next(iter(self.output))
+        if asked["start"] is None:
+            asked["start"] = "probability" if _explained(self.output, asked["output"]).dim() == 2 else magnitude
         return {}
 
     def compile(self) -> Row:
-        subject = self.subject
-        asked = {"start": subject.start, "output": subject.output, **subject.further}
-        if self.job["zoo"] in FIELD and self._explains_alone():
-            asked, self.subject = {}, replace(subject, output=None)
+        subject, asked = self.subject, self.subject.asked
+        if self.job["zoo"] in FIELD:
+            with suppress(fxlrp.errors.FxlrpError):  # where the model alone is not explained, fxlrp says so itself
+                subject.given_to(fxlrp.compile(subject.model))
+                asked.clear()
         began = time.perf_counter()
         self.explainer = fxlrp.compile(subject.model, **asked)
         self.compile_s = time.perf_counter() - began
         given = [f"{name} {getattr(value, '__name__', value)}" for name, value in asked.items()
-                 if value is not None or name in subject.further]  # fmt: skip
+                 if (name, value) != ("output", None)]  # fmt: skip
         return {"compile_s": self.compile_s, "how": ", ".join(given) or "alone"}
-
-    def _explains_alone(self) -> bool:
-        """Whether the model is explained with no start and no output; where it is not, fxlrp says so itself."""
-        try:
-            fxlrp.compile(self.subject.model)(*self.subject.inputs, **self.subject.keywords)
-        except fxlrp.errors.FxlrpError:
-            return False
-        return True
 
     def explain(self) -> Row:
         explainer, subject, began = self.explainer, self.subject, time.perf_counter()
-        explanation, ended = explainer(*subject.inputs, **subject.keywords), time.perf_counter()
+        explanation, ended = subject.given_to(explainer), time.perf_counter()
         if explainer.capture != "symbolic":
             # The capture may have waited for the first inputs, and then belongs to compiling: a second call tells.
-            explainer(*subject.inputs, **subject.keywords)
+            subject.given_to(explainer)
             self.compile_s += max(0.0, (ended - began) - (time.perf_counter() - ended))
         kinds = Counter(join.kind for join in explainer.joins)
         return {
             "capture": explainer.capture, "compile_s": self.compile_s,
             **{f"joins_{kind}": kinds[kind] for kind in ("identity", "projection", "merge")},
-            "outputs": difference(explanation.output, self.output, subject.output),
+            "outputs": difference(explanation.output, self.output, subject.asked.get("output")),
             "finite": all(bool(part.isfinite().all()) for part in tree_leaves(explanation.relevance)),
         }  # fmt: skip
 
     def ledger(self) -> Row:
         """The errors of the ledger as shares of |start|, the worst of the batch."""
-        ledger = self.explainer.ledger(*self.subject.inputs, **self.subject.keywords)
+        ledger = self.subject.given_to(self.explainer.ledger)
 
         def share(amount: Tensor) -> float:
             return float((amount.abs() / ledger.start.abs()).max())
@@ -226,29 +216,27 @@ def _explained(structure: Any, output: Any) -> Tensor:
 
 def context(table: CsvTable) -> dict[str, Any]:
     """What the page may name; models come as the zoos have them, not as processes happened to end."""
-    every, is_model = table.frame(COLUMNS), pl.col("peer") == ""
-    frame, others = every.filter(is_model), every.filter(~is_model)
+    ok, finite, is_model = pl.col("status") == "ok", pl.col("finite") == "True", pl.col("peer") == ""
+    typed = pl.col("reason").str.extract(r"^(\w+)").is_in(dir(fxlrp.errors))
     known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo]]
     places = pl.DataFrame(known, schema=["zoo", "name"], orient="row").with_row_index("place")
-    ok, finite = pl.col("status") == "ok", pl.col("finite") == "True"
-    typed = pl.col("reason").str.extract(r"^(\w+)").is_in(dir(fxlrp.errors))
-    frame = frame.join(places, on=["zoo", "name"], how="left").sort("place", "dtype", nulls_last=True).with_columns(
-        limit=pl.col("dtype").replace_strict(LIMITS, return_dtype=pl.Float64),
-    ).with_columns(conserves=(ok & finite & (pl.col("total_error") <= pl.col("limit"))).fill_null(False))  # fmt: skip
-    others = in_order(in_order(others, "peer", PEERS), "name", ZOOS["torchvision"])
-    rows = pl.concat([frame.select("made", "date"), others.select("made", "date")])
+    rows = in_order(table.frame(COLUMNS), "peer", PEERS).join(places, on=["zoo", "name"], how="left")
+    rows = rows.sort(~is_model, "place", "dtype", nulls_last=True, maintain_order=True)
+    limit = pl.col("dtype").replace_strict(LIMITS, return_dtype=pl.Float64)
+    conserves = (ok & finite & (pl.col("total_error") <= limit)).fill_null(False)
+    frame, others = rows.filter(is_model), rows.filter(~is_model)
     return {
         "dates": (rows["date"].min(), rows["date"].max()),
         "made": [(how, len(some)) for how, some in groups(rows, "made").items()],
         # One row per zoo and precision: how many of the models that run do what, and the worst errors.
-        "summary": frame.group_by("zoo", "dtype", "limit", maintain_order=True).agg(
+        "summary": frame.group_by("zoo", "dtype", limit=limit, maintain_order=True).agg(
             models=pl.len(),
             run=ok.sum(),
             alone=(ok & (pl.col("how") == "alone")).sum(),
             refused=(~ok & typed).sum(),
             identical=(ok & (pl.col("outputs") == "bit-identical")).sum(),
-            conserve=(ok & (pl.col("total_error") <= pl.col("limit"))).sum(),
-            at_every_node=(ok & (pl.col("node_error") <= pl.col("limit"))).sum(),
+            conserve=(ok & (pl.col("total_error") <= limit)).sum(),
+            at_every_node=(ok & (pl.col("node_error") <= limit)).sum(),
             # max() would pass over NaN, which is the worst.
             worst_total=pl.col("total_error").filter(ok).nan_max(),
             worst_node=pl.col("node_error").filter(ok).nan_max(),
@@ -256,7 +244,7 @@ def context(table: CsvTable) -> dict[str, Any]:
             finite=(ok & finite).sum(),
         ).rows(named=True),
         "field": [*FIELD],
-        "failed": frame.filter(~pl.col("conserves")).sort(ok, maintain_order=True).rows(named=True),
+        "failed": frame.filter(~conserves).sort(ok, maintain_order=True).rows(named=True),
         "zoos": [(zoo, [dtype for dtype in LIMITS if dtype in some["dtype"]], [
             {row["dtype"]: row for row in rows.iter_rows(named=True)} for rows in groups(some, "name").values()
         ]) for zoo, some in groups(frame, "zoo").items()],

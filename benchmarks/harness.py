@@ -124,7 +124,7 @@ class TimedMethod(Worker):
     def prepare(self) -> None:
         """Do all up to the first call that counts."""
         self.facts |= self.ask("model", "make")
-        self.facts["setup_s"] = self.ask("set-up", "set_up")["seconds"]
+        self.facts |= self.ask("set-up", "set_up")
         self.facts["first_s"] = self.ask("first call", "measure")["seconds"]
         for _ in range(self.warmups):
             self.ask("warm-up", "measure")
@@ -182,7 +182,7 @@ class Tasks:
 
     def set_up(self) -> Row:
         seconds, _, self.call = self._timed(lambda: next(self.steps))
-        return {"seconds": seconds}
+        return {"setup_s": seconds}
 
     def measure(self) -> Row:
         """Seconds of one call, by the clock and of the processor; and of its parts, if it tells them."""

@@ -7,14 +7,23 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import list_models
 from torchvision.models.resnet import BasicBlock
 
 MODELS = ("resnet50", "vgg16_bn", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
+TRAINED = "efficientnet_lite0"
 _CIFAR = re.compile(r"cifar_resnet(\d+)")
 
 
 def build(name: str) -> nn.Module:
-    """A classifier of torchvision, or ``cifar_resnetN`` with N layers; weights always the same, nothing to train."""
+    """A classifier of torchvision, or ``cifar_resnetN`` with N layers; weights always the same, nothing to train.
+
+    ``efficientnet_lite0`` alone has its trained weights.
+    """
+    if name == TRAINED:
+        from examples.efficientnet_lite0 import load
+
+        return load().model.requires_grad_(False)
     torch.manual_seed(0)
     match, size = _CIFAR.fullmatch(name), native_size(name)
     model = CifarResNet(int(match[1])) if match else torchvision.models.get_model(name, weights=None)
@@ -29,7 +38,7 @@ def native_size(name: str) -> int:
 def is_model(name: str) -> bool:
     """Whether ``build`` has such a model."""
     match = _CIFAR.fullmatch(name)
-    return int(match[1]) % 6 == 2 if match else name in torchvision.models.list_models(module=torchvision.models)
+    return int(match[1]) % 6 == 2 if match else name in [TRAINED, *list_models(module=torchvision.models)]
 
 
 def noise(*shape: int, seed: int = 1, batch: int = 2) -> Tensor:

@@ -9,7 +9,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.harness import PLACEBO
-from benchmarks.workers import Row
+from benchmarks.workers import HERE, Row
 
 # The colours of Okabe and Ito, which differ for every kind of colour vision, and markers.
 STYLES = {
@@ -36,10 +36,8 @@ class CsvTable:
     def key_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(_text(row.get(column)) or "" for column in self.key)
 
-    def add(self, rows: Iterable[Mapping[str, Any]], instead_of: Iterable[tuple[str, ...]] = ()) -> None:
-        """Add rows, or replace those with the same key and some others, and write the file."""
-        for key in instead_of:
-            self.rows.pop(key, None)
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows, or replace those with the same key, and write the file."""
         self.rows |= {self.key_of(row): {name: _text(value) for name, value in row.items()} for row in rows}
         partial = self.path.with_suffix(".partial")
         self._texts().write_csv(partial)
@@ -60,7 +58,7 @@ def _text(value: Any) -> str | None:
 
 def page(name: str, **context: Any) -> str:
     """The text of this name, which extends ``page.md.jinja``; the context is what it may name."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "texts"), trim_blocks=True,
+    environment = Environment(loader=FileSystemLoader(HERE / "texts"), trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
     environment.globals |= {"table": table, "grid": grid}
     # An error may hold angle brackets, stars and underscores.

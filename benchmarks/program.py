@@ -1,5 +1,6 @@
 """The emitted program: where its time goes by kind of node, and what each optimisation of it brings."""
 
+from dataclasses import replace
 from functools import partial
 from inspect import getdoc
 from typing import Any
@@ -36,9 +37,8 @@ def _profile(trial: Trial, preset: str) -> Steps:
 
 PROFILED = {YARDSTICK: Method(autograd)}
 for _preset in PRESETS:
-    _steps = partial(_profile, preset=_preset)
     PROFILED[_preset] = fxlrp_method(_preset, channels_last=True)
-    PROFILED[_preset + PROFILE] = Method(_steps, "fxlrp", channels_last=True, parts=True)
+    PROFILED[_preset + PROFILE] = replace(PROFILED[_preset], steps=partial(_profile, preset=_preset), parts=True)
 
 
 def by_kind(frame: pl.DataFrame) -> dict[str, Any]:
@@ -85,13 +85,14 @@ for _name in NAMES:
 def by_optimisation(frame: pl.DataFrame) -> dict[str, Any]:
     """What each optimisation wins at best, the figures of all programs by model, and what the names mean."""
     frame = in_order(frame, "method", [PLACEBO, *OPTIMISED])
-    models = {key: [{**row, "what": what, "column": f"{what}, batch {row['batch']}"}
-                    for row in rows.sort("batch", maintain_order=True).iter_rows(named=True)
-                    for what in ("time", "memory")]
-              for key, rows in groups(frame, "model", "device_name").items()}  # fmt: skip
+    figures = frame.sort("batch", maintain_order=True).join(pl.DataFrame({"what": ["time", "memory"]}), how="cross")
+    figures = figures.with_columns(column=pl.format("{}, batch {}", "what", "batch"))
     told = {name: EMITTED.get(name) or getdoc(PASSES[name]) or "" for name in NAMES}
-    described = [(name, text.partition("\n")[0]) for name, text in told.items()]
-    return {"models": models, "described": described, "verdicts": _verdicts(frame)}
+    return {
+        "models": {key: rows.rows(named=True) for key, rows in groups(figures, "model", "device_name").items()},
+        "described": [(name, text.partition("\n")[0]) for name, text in told.items()],
+        "verdicts": _verdicts(frame),
+    }
 
 
 def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
@@ -101,16 +102,14 @@ def _verdicts(frame: pl.DataFrame) -> list[list[str]]:
     """
     case, measures = ["device_name", "model", "batch"], ["ratio", "held_mb", "peak"]
     good = frame.filter(pl.col("status") == "ok").with_columns(peak=pl.col("held_mb") + pl.col("call_mb"))
-    for name, suffix in ((ALL, "_default"), (PLACEBO, "_placebo")):
-        good = good.join(good.filter(pl.col("method") == name).select(*case, *measures), on=case, suffix=suffix)
+    good = good.with_columns(pl.when(pl.col(measures) > 0).then(pl.col(measures)))
+    default, placebo = (pl.col(measures).filter(pl.col("method") == name).first().over(case) for name in (ALL, PLACEBO))
+    gains = good.with_columns((pl.col(measures) - default) / pl.col(measures) - (placebo / default - 1).abs())
     lines = []
-    for name in NAMES if len(good) else ():
-        best = []
-        for measure in measures:
-            other, default, placebo = (pl.col(measure + suffix) for suffix in ("", "_default", "_placebo"))
-            rows = good.filter(pl.col("method") == f"without {name}", other > 0, default > 0, placebo > 0)
-            gains = rows.select(1 - default / other - (placebo / default - 1).abs(), "model", "batch").rows()
-            best.append(max(gains, default=(0.0, "", 0)))
+    for name in NAMES if PLACEBO in good["method"] else ():
+        rows = gains.filter(pl.col("method") == f"without {name}")
+        best = [max(rows.drop_nulls(measure).select(measure, "model", "batch").rows(), default=(0.0, "", 0))
+                for measure in measures]  # fmt: skip
         told = [f"{gain:+.1%} ({model}, batch {batch})" if model else "" for gain, model, batch in best]
         lines.append([name, *told, "yes" if max(best)[0] >= WORTH else "**no**"])
     return lines

@@ -12,12 +12,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.harness import PLACEBO, Entry, Settings, measure
-from benchmarks.methods import Case, Method
+from benchmarks.methods import Case
 from benchmarks.models import is_model, native_size
 from benchmarks.pages import CsvTable, Panels, draw, page, ratio, timing_context
-from benchmarks.workers import CORES
+from benchmarks.workers import CORES, HERE
 
-HERE = Path(__file__).parent
 KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
 NUMBERS = ("ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s", "busy",
            "processor_ratio")  # fmt: skip
@@ -73,7 +72,7 @@ def listed(*cases: Case) -> Cases:
 def command(benchmark: Benchmark) -> Callable[..., None]:
     """The function of which typer makes the command."""
     methods = resolve_name(benchmark.methods)
-    default = list(benchmark.default or methods)
+    default, yardstick = list(benchmark.default or methods), next(iter(methods))
 
     def main(
         model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
@@ -98,7 +97,14 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         settings = Settings(benchmark.methods, rounds, threads, timeout, together, device)
         out.mkdir(parents=True, exist_ok=True)
         table = CsvTable(out / f"{benchmark.name}{'_against' if against else ''}.csv", KEY)
-        contests = [contest for case in cases for contest in _contests(methods, chosen, case, device, against)]
+        contests: list[tuple[Case, str, dict[str, Entry]]] = []
+        for case in cases:
+            suiting = [name for name in chosen if methods[name].suits(case.model, device)]
+            if against:  # each method of fxlrp beside the other checkout's
+                contests += [(case, name, {"before": (name, against), "now": (name, "")})
+                             for name in suiting if methods[name].package == "fxlrp"]  # fmt: skip
+            else:  # all side by side
+                contests.append((case, "", {name: (name, "") for name in dict.fromkeys([yardstick, *suiting])}))
         try:
             for number, contest in enumerate([] if page_only else contests, start=1):
                 console.print(f"{number} of {len(contests)}", end=" ")
@@ -109,32 +115,20 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
     return main
 
 
-def _contests(
-    methods: Mapping[str, Method], chosen: Sequence[str], case: Case, device: str, against: str
-) -> list[tuple[Case, str, dict[str, Entry]]]:
-    """What is timed side by side, the yardstick first: all methods, or each of fxlrp's beside another checkout's."""
-    suiting = [name for name in chosen if methods[name].suits(case.model, device)]
-    if against:
-        return [(case, name, {"before": (name, against), "now": (name, "")})
-                for name in suiting if methods[name].package == "fxlrp"]  # fmt: skip
-    return [(case, "", {name: (name, "") for name in dict.fromkeys([next(iter(methods)), *suiting])})]
-
-
 def _enter(
     case: Case, compared: str, entries: Mapping[str, Entry], settings: Settings, table: CsvTable, only_missing: bool
 ) -> None:
     """Measure what is timed side by side, as a whole because ratios are of one run, and enter its rows."""
     known = {**asdict(case), "device": settings.device, "compared": compared}
     keys = {table.key_of({**known, "method": name}) for name in entries}
-    present = only_missing and keys <= table.rows.keys()
-    where = f"batch {case.batch}, {case.size} × {case.size}"
-    console.print(*filter(None, (case.model, case.variant, compared, where, present and "is there")))
-    if present:
+    console.print(*filter(None, (case.model, case.variant, compared, f"batch {case.batch}, {case.size} × {case.size}")))
+    if only_missing and keys <= table.rows.keys():
+        console.print("  is there")
         return
     with console.status("") as status:
         rows = measure(case, entries, settings, status.update)
-    parts = [key for key in table.rows if key[:-1] in {key[:-1] for key in keys}]
-    table.add(({"compared": compared, **row} for row in rows), instead_of=parts)
+    table.rows = {key: row for key, row in table.rows.items() if (*key[:-1], "") not in keys}  # all parts of a method
+    table.add({"compared": compared, **row} for row in rows)
     for row in rows:
         if row["status"] != "ok":
             console.print(f"  {row['method']}: failed at {row['stage']}: {row['reason'][:160]}", markup=False)

@@ -10,10 +10,9 @@ from typing import Any
 import polars as pl
 
 from benchmarks.harness import PLACEBO
-from benchmarks.methods import YARDSTICK, Case, Method, autograd, forward, forward_replayed, fxlrp_method
+from benchmarks.methods import PEERS, YARDSTICK, Case, Method, autograd, forward, forward_replayed, fxlrp_method
 from benchmarks.models import MODELS
 from benchmarks.pages import Panels, groups, in_order
-from benchmarks.peers import PEERS
 from benchmarks.runs import Benchmark, every, listed
 from benchmarks.workers import Row
 
@@ -72,7 +71,7 @@ def context(frame: pl.DataFrame) -> dict[str, Any]:
     """What the page says of each device."""
     frame = in_order(in_order(frame, "model", MODELS), "method", ORDER)
     devices = [_device(name, rows) for name, rows in groups(frame, "device_name").items()]
-    return {"devices": devices, "median": median, "quotient": starred_quotient}
+    return {"devices": devices, "median": median, "quotient": starred_quotient, "speeds": speeds}
 
 
 def quotient(row: Row | None, other: Row | None) -> float | None:
@@ -117,21 +116,22 @@ def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
                  for other, row in pairs]  # fmt: skip
         if any(cells) and any(row for _, row in pairs):
             same_rules.append([peer, ours, batch, *cells])
-    timed = groups(frame.filter(pl.col("status") == "ok", pl.col("method").is_in([*METHODS])), "method", "model")
+    timed = frame.filter(pl.col("status") == "ok", pl.col("method").is_in([*METHODS]))
+    timed = timed.group_by("method", "model", "status", maintain_order=True).agg("batch", "seconds")
     return {
         "name": name, "models": models.to_list(), "claims": claims, "alone": alone, "same_rules": same_rules,
         "batches": {batch: [row for row in rows.values() if row["batch"] == batch] for batch in batches},
         "gains": {way: [quotient(peer, ours[place]) for peer, ours in claims if ours[place]]
                   for place, way in enumerate(WAYS)},
-        "throughput": [{"method": method, "model": model, "status": "ok", "speeds": _speeds(some)}
-                       for (method, model), some in timed.items()],
+        "timed": timed.rows(named=True),
     }  # fmt: skip
 
 
-def _speeds(rows: pl.DataFrame) -> str:
+def speeds(row: Row) -> str:
     """The time of one image, and the most images per second."""
-    single = [f"{1000 * seconds:.1f} ms" for seconds in rows.filter(pl.col("batch") == 1)["seconds"]]
-    rate, batch = max((batch / seconds, str(batch)) for batch, seconds in rows.select("batch", "seconds").rows())
+    times = dict(zip(row["batch"], row["seconds"], strict=True))
+    single = [f"{1000 * times[1]:.1f} ms"] if 1 in times else []
+    rate, batch = max((batch / seconds, batch) for batch, seconds in times.items())
     return ", ".join([*single, f"{rate:.1f}/s ({batch})"])
 
 

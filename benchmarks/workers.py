@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

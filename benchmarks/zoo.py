@@ -1,52 +1,36 @@
 """The models of the coverage sweep by zoo: each with its inputs, and where relevance starts."""
 
 import json
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.models import get_model_weights, list_models
 
 from benchmarks.models import noise, usable
-from benchmarks.workers import Row
+from benchmarks.workers import HERE, Row
 
-HERE = Path(__file__).parent
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A model with random weights that are always the same, a batch of its inputs, and what to explain of it.
 
-    ``start`` and ``output`` are as ``fxlrp.compile`` takes them; no start: the probability of the predicted class, or
-    for an output of another shape its magnitude. ``further`` is what else it needs.
+    ``asked`` are arguments of ``fxlrp.compile``. No start: the probability of the predicted class, or for an output of
+    another shape its magnitude.
     """
 
     model: nn.Module
-    inputs: tuple[Tensor, ...] = ()
-    keywords: dict[str, Tensor] = field(default_factory=dict)
-    start: Any = None
-    output: Any = None
-    further: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[Tensor, ...]
+    keywords: dict[str, Tensor]
+    asked: dict[str, Any]
 
-    def to(self, dtype: torch.dtype) -> "Subject":
-        """The same in another precision; integers stay integers."""
-        inputs, keywords = tree_map_only(
-            Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (self.inputs, self.keywords)
-        )
-        model = self.model.double() if dtype == torch.float64 else self.model.float()  # complex weights stay complex
-        return replace(self, model=model, inputs=inputs, keywords=keywords)
-
-    def run(self) -> Any:
-        """What the model returns for the inputs."""
-        with torch.no_grad():
-            return self.model(*self.inputs, **self.keywords)
+    def given_to(self, function: Callable[..., Any]) -> Any:
+        """What a function returns for the inputs."""
+        return function(*self.inputs, **self.keywords)
 
 
 def _read(name: str) -> Any:
@@ -77,28 +61,12 @@ def first_tensor(returned: Any) -> Tensor:
     return tree_leaves(returned)[0]
 
 
-def token_ids() -> Tensor:
-    """Of two sentences, always the same; the first few numbers stand for padding and the like."""
-    return torch.randint(5, 128, (2, 12), generator=torch.Generator().manual_seed(1))
-
-
-def backbone(**options: Any) -> nn.Module:
-    """What a detector of torchvision computes its features with."""
-    return get_model(**options).backbone
-
-
-def timm_shape(name: str) -> tuple[int, ...]:
-    """The input that a model of timm is made for."""
-    import timm
-
-    return timm.get_pretrained_cfg(name).input_size
-
-
-def load(entry: Row) -> Subject:
-    """What an entry of a zoo describes, in float32; its parts are as `_made` takes them.
+def load(entry: Row, dtype: torch.dtype) -> Subject:
+    """What an entry of a zoo describes; its parts are as `_made` takes them.
 
     ``model``, ``start`` and ``output``; ``inputs`` and ``keywords``, or ``noise``: the shape of an input of noise, for
-    which batch norms are measured on other noise; ``further``: what else ``fxlrp.compile`` needs; ``group``.
+    which batch norms are measured on other noise; ``further``: what else ``fxlrp.compile`` needs;
+    ``group``: a family, a task or a package.
     """
     torch.manual_seed(0)
     model, inputs, keywords, shape, start, output = (
@@ -106,7 +74,9 @@ def load(entry: Row) -> Subject:
     )
     inputs, keywords = (noise(*shape),) if shape else tuple(inputs or ()), keywords or {}
     usable(model, *shape or (), run=None if shape else lambda: model(*inputs, **keywords))
-    return Subject(model, inputs, keywords, start, output, entry.get("further", {}))
+    model = model.double() if dtype == torch.float64 else model.float()  # complex weights stay complex
+    inputs, keywords = tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (inputs, keywords))
+    return Subject(model, inputs, keywords, {"start": start, "output": output, **entry.get("further", {})})
 
 
 def _made(value: Any) -> Any:
@@ -140,13 +110,7 @@ def _of_names(zoo: str, names: Iterable[str]) -> dict[str, Row]:
     return {name: json.loads(text.replace("NAME", name)) for name, text in texts.items()}
 
 
-def _package(entry: Row) -> str:
-    """The package that a model is from: the first that the entry names beside torch."""
-    return next(name for name in re.findall(r'"@?(\w+)\.', json.dumps(entry["model"])) if name != "torch")
-
-
-FIELD = {zoo: {name: {"group": _package(entry), **entry} for name, entry in entries.items()}
-         for zoo, entries in _read("field").items()}  # fmt: skip
+FIELD = _read("field")
 """Models that are tried alone first, with no start and no output."""
 TORCHVISION = {
     "torchvision": torchvision.models, "torchvision-segmentation": torchvision.models.segmentation,

@@ -13,10 +13,9 @@ import fxlrp
 from benchmarks import coverage, harness, program, runs, speed
 from benchmarks.__main__ import app
 from benchmarks.harness import PLACEBO, Memory, Settings, measure
-from benchmarks.methods import Case, Trial
+from benchmarks.methods import PEERS, Case, Trial
 from benchmarks.models import CifarResNet, build, is_model, noise
 from benchmarks.pages import CsvTable
-from benchmarks.peers import PEERS
 from benchmarks.speed import METHODS as TIMED
 from benchmarks.speed import quotient, starred_quotient
 from benchmarks.workers import Failure, Worker
