@@ -49,8 +49,7 @@ def _explain_several(trial: Trial, together: bool) -> Steps:
 
 
 SEVERAL = {
-    "K calls": Method(partial(_explain_several, together=False), "fxlrp"),
-    "one call": Method(partial(_explain_several, together=True), "fxlrp"),
+    name: Method(partial(_explain_several, together=name == "one call"), "fxlrp") for name in ("K calls", "one call")
 }
 TARGETS = Benchmark(
     "targets", "Time K targets, and K conditions, in one call and in K calls.", f"{__name__}:SEVERAL",
@@ -108,10 +107,10 @@ PRECISION = Benchmark(
     listed(Case("efficientnet_lite0", 4, 224)), facts={"difference": ".1e", "rank_correlation": ".4f", "lost": ".1e"},
 )  # fmt: skip
 
+
 def _in_unit_interval(case: Case) -> tuple[nn.Module, Tensor]:
     """A model, and an image in [0, 1]."""
-    model = models.build(case.model)
-    return model, torch.rand(1, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
+    return models.build(case.model), torch.rand(1, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
 
 
 def _insert_and_delete(trial: Trial, metric: bool) -> Steps:
@@ -151,20 +150,19 @@ EVALUATION = Benchmark(
     )), rounds=5, threads=1, facts={"passes": ".0f"},
 )  # fmt: skip
 
-QWEN2_05B = {
-    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-}  # fmt: skip
-"""The shape of Qwen2.5-0.5B."""
 LAST = {"use_cache": False, "logits_to_keep": 1}
 
 
 def _language_model(case: Case) -> tuple[nn.Module, Tensor]:
-    """The model with random weights, and the numbers of ``case.size`` tokens, (1, tokens)."""
+    """A model of the shape of Qwen2.5-0.5B with random weights, and the numbers of ``case.size`` tokens."""
     transformers = require("transformers", "text")
+    shape = transformers.Qwen2Config(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        vocab_size=151936, tie_word_embeddings=True,
+    )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**QWEN2_05B)).to(getattr(torch, case.variant)).eval()
-    return model.requires_grad_(False), torch.randint(0, 1000, (1, case.size))
+    model = transformers.Qwen2ForCausalLM(shape).to(getattr(torch, case.variant))
+    return model.eval().requires_grad_(False), torch.randint(0, 1000, (1, case.size))
 
 
 def _autograd_to_embeddings(trial: Trial) -> Steps:

@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -20,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 import fxlrp
 from benchmarks.methods import PEERS
+from benchmarks.models import FIELD, ZOOS, load, magnitude, smallest_classifiers
 from benchmarks.pages import CsvTable, groups, in_order, page
 from benchmarks.runs import checked, console
 from benchmarks.workers import CORES, HERE, Failure, Row, Worker, commit, now, versions
-from benchmarks.zoo import FIELD, ZOOS, load, magnitude, smallest_classifiers
 
 PACKAGES = ("fxlrp", "torch", "torchvision", "timm", "transformers", "autolrp", "zennit", "captum")
 KEY = ("zoo", "name", "dtype", "peer")
@@ -31,12 +30,10 @@ STAGES = {"build": "build", "the model": "run", "compile": "compile", "explain":
 """What is asked for in turn, by the name of the stage; of a peer what ``PEER_STAGES`` says."""
 PEER_STAGES = {"build": "build", "the model": "run", "explain": "explain_by_peer"}
 LIMITS = {"float32": 1e-4, "float64": 1e-10}
-TEXTS = (
+COLUMNS = dict.fromkeys(("node_error", "total_error", "compile_s", "ratio"), pl.Float64) | dict.fromkeys((
     "group", "status", "stage", "reason", "capture", "joins_identity", "joins_projection", "joins_merge", "worst_node",
     "absorbed", "outputs", "finite", "within_1_percent", "start", "how", "made", "date",
-)  # fmt: skip
-NUMBERS = ("node_error", "total_error", "compile_s", "ratio")
-COLUMNS = dict.fromkeys(NUMBERS, pl.Float64) | dict.fromkeys(TEXTS, pl.String)
+), pl.String)  # fmt: skip
 
 
 def main(
@@ -56,12 +53,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     table = CsvTable(out / "coverage.csv", KEY)
     zoos = checked(zoo or ZOOS, ZOOS.__contains__, "zoo")
-    precisions = LIMITS if float64 else ["float32"]
-    keys = [key for zoo in zoos for key in product([zoo], ZOOS[zoo], precisions, [""])]
+    keys = [key for zoo in zoos for key in product([zoo], ZOOS[zoo], LIMITS if float64 else ["float32"], [""])]
     if peers and "torchvision" in zoos:
         keys += product(["torchvision"], smallest_classifiers(), ["float32"], [name for name in PEERS if name != "lxt"])
     wanted = [] if page_only else [key for key in keys if fnmatch(key[1], only)]
-    due = {None, "failed"} if retry_failed else {None}
+    due = {None, "failed"} if retry_failed else {None}  # by status; what has no row has none
     todo = [dict(zip(KEY, key, strict=True)) | {"group": ZOOS[key[0]][key[1]]["group"]}
             for key in wanted if fresh or table.rows.get(key, {}).get("status") in due]  # fmt: skip
     threads, numbers = max(1, CORES // jobs), count(1)
@@ -74,7 +70,7 @@ def main(
         console.print(f"{next(numbers)} of {len(todo)}: {what}: {_told(row)}", markup=False)
 
     try:
-        sweep(todo, jobs, lambda row: Worker("benchmarks.coverage", row, timeout, threads, memory), enter)
+        sweep(todo, jobs, lambda row: Worker("benchmarks.coverage", row | {"memory": memory}, timeout, threads), enter)
     finally:  # also where Ctrl-C comes first
         (out / "coverage.md").write_text(page("coverage", **context(table)))
         console.print(f"written: {out / 'coverage.md'}")
@@ -125,13 +121,14 @@ class Tasks:
         self.job = job
 
     def build(self) -> Row:
-        self.subject = load(ZOOS[self.job["zoo"]][self.job["name"]], getattr(torch, self.job["dtype"]))
-        return {"parameters": sum(p.numel() for p in self.subject.model.parameters())}
+        entry, dtype = ZOOS[self.job["zoo"]][self.job["name"]], getattr(torch, self.job["dtype"])
+        self.model, self.inputs, self.keywords, self.asked = load(entry, dtype)
+        return {"parameters": sum(p.numel() for p in self.model.parameters())}
 
     def run(self) -> Row:
         with torch.no_grad():
-            self.output = self.subject.given_to(self.subject.model)
-        asked = self.subject.asked
+            self.output = self._given_to(self.model)
+        asked = self.asked
         if asked["output"] is None and not isinstance(self.output, Tensor):
             asked["output"] = 0 if isinstance(self.output, tuple | list) else next(iter(self.output))
         if asked["start"] is None:
@@ -139,36 +136,35 @@ class Tasks:
         return {}
 
     def compile(self) -> Row:
-        subject, asked = self.subject, self.subject.asked
         if self.job["zoo"] in FIELD:
             with suppress(fxlrp.errors.FxlrpError):  # where the model alone is not explained, fxlrp says so itself
-                subject.given_to(fxlrp.compile(subject.model))
-                asked.clear()
+                self._given_to(fxlrp.compile(self.model))
+                self.asked.clear()
         began = time.perf_counter()
-        self.explainer = fxlrp.compile(subject.model, **asked)
+        self.explainer = fxlrp.compile(self.model, **self.asked)
         self.compile_s = time.perf_counter() - began
-        given = [f"{name} {getattr(value, '__name__', value)}" for name, value in asked.items()
+        given = [f"{name} {getattr(value, '__name__', value)}" for name, value in self.asked.items()
                  if (name, value) != ("output", None)]  # fmt: skip
         return {"compile_s": self.compile_s, "how": ", ".join(given) or "alone"}
 
     def explain(self) -> Row:
-        explainer, subject, began = self.explainer, self.subject, time.perf_counter()
-        explanation, ended = subject.given_to(explainer), time.perf_counter()
+        explainer, began = self.explainer, time.perf_counter()
+        explanation, ended = self._given_to(explainer), time.perf_counter()
         if explainer.capture != "symbolic":
             # The capture may have waited for the first inputs, and then belongs to compiling: a second call tells.
-            subject.given_to(explainer)
+            self._given_to(explainer)
             self.compile_s += max(0.0, (ended - began) - (time.perf_counter() - ended))
-        kinds = Counter(join.kind for join in explainer.joins)
         return {
             "capture": explainer.capture, "compile_s": self.compile_s,
-            **{f"joins_{kind}": kinds[kind] for kind in ("identity", "projection", "merge")},
-            "outputs": difference(explanation.output, self.output, subject.asked.get("output")),
+            **{f"joins_{kind}": sum(join.kind == kind for join in explainer.joins)
+               for kind in ("identity", "projection", "merge")},
+            "outputs": difference(explanation.output, self.output, self.asked.get("output")),
             "finite": all(bool(part.isfinite().all()) for part in tree_leaves(explanation.relevance)),
         }  # fmt: skip
 
     def ledger(self) -> Row:
         """The errors of the ledger as shares of |start|, the worst of the batch."""
-        ledger = self.subject.given_to(self.explainer.ledger)
+        ledger = self._given_to(self.explainer.ledger)
 
         def share(amount: Tensor) -> float:
             return float((amount.abs() / ledger.start.abs()).max())
@@ -183,7 +179,7 @@ class Tasks:
     def explain_by_peer(self) -> Row:
         """How much of its start a peer's relevance amounts to at the input."""
         peer, began = PEERS[self.job["peer"]], time.perf_counter()
-        shares, how = peer.shares(self.subject.model, *self.subject.inputs)
+        shares, how = peer.shares(self.model, *self.inputs)
         finite = bool(shares.isfinite().all())
         return {
             "seconds": time.perf_counter() - began,
@@ -195,6 +191,9 @@ class Tasks:
 
     def peak(self) -> Row:
         return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+    def _given_to(self, function: Callable[..., Any]) -> Any:
+        return function(*self.inputs, **self.keywords)
 
 
 def difference(ours: Any, theirs: Any, output: Any) -> str:
@@ -218,9 +217,8 @@ def context(table: CsvTable) -> dict[str, Any]:
     """What the page may name; models come as the zoos have them, not as processes happened to end."""
     ok, finite, is_model = pl.col("status") == "ok", pl.col("finite") == "True", pl.col("peer") == ""
     typed = pl.col("reason").str.extract(r"^(\w+)").is_in(dir(fxlrp.errors))
-    known = [(zoo, name) for zoo in ZOOS for name in ZOOS[zoo]]
-    places = pl.DataFrame(known, schema=["zoo", "name"], orient="row").with_row_index("place")
-    rows = in_order(table.frame(COLUMNS), "peer", PEERS).join(places, on=["zoo", "name"], how="left")
+    places = pl.DataFrame([(zoo, name) for zoo in ZOOS for name in ZOOS[zoo]], ["zoo", "name"], orient="row")
+    rows = in_order(table.frame(COLUMNS), "peer", PEERS).join(places.with_row_index("place"), on=KEY[:2], how="left")
     rows = rows.sort(~is_model, "place", "dtype", nulls_last=True, maintain_order=True)
     limit = pl.col("dtype").replace_strict(LIMITS, return_dtype=pl.Float64)
     conserves = (ok & finite & (pl.col("total_error") <= limit)).fill_null(False)

@@ -28,6 +28,7 @@ from benchmarks.methods import FORMATS, Case, Trial
 from benchmarks.workers import Failure, Row, Worker, commit, now, processor
 
 PLACEBO = "placebo"
+WARMUPS = 2  # calls after the first one that do not count
 Entry = tuple[str, str]
 """A method by its name among those that are timed, and the checkout of fxlrp that it runs, or ""."""
 
@@ -36,8 +37,8 @@ Entry = tuple[str, str]
 class Settings:
     """How methods are timed, which ``methods`` names: the module and its dictionary of them, with a colon between.
 
-    Beside the first call, ``warmups`` do not count and ``rounds`` do. ``timeout``: seconds for one step of a worker;
-    ``together``: how many take turns beside yardstick and placebo; ``device``: ``"cpu"`` or ``"cuda"``.
+    ``rounds``: how many calls count; ``timeout``: seconds for one step of a worker; ``together``: how many take turns
+    beside yardstick and placebo; ``device``: ``"cpu"`` or ``"cuda"``.
     """
 
     methods: str
@@ -46,7 +47,6 @@ class Settings:
     timeout: float = 900
     together: int = 6
     device: str = "cpu"
-    warmups: int = 2
 
 
 def measure(
@@ -115,18 +115,18 @@ class TimedMethod(Worker):
     """
 
     def __init__(self, name: str, entry: Entry, case: Case, settings: Settings) -> None:
-        self.name, self.warmups, self.facts, self.calls = name, settings.warmups, {}, []
+        self.name, self.facts, self.calls = name, {}, []
         self.failure: Failure | None = None
         method, checkout = entry
-        job = {"case": asdict(case), "method": method, "methods": settings.methods, "device": settings.device}
-        super().__init__("benchmarks.harness", job, settings.timeout, settings.threads, checkout=checkout)
+        job = {**asdict(settings), "case": asdict(case), "method": method, "checkout": checkout}
+        super().__init__("benchmarks.harness", job, settings.timeout, settings.threads)
 
     def prepare(self) -> None:
         """Do all up to the first call that counts."""
         self.facts |= self.ask("model", "make")
         self.facts |= self.ask("set-up", "set_up")
         self.facts["first_s"] = self.ask("first call", "measure")["seconds"]
-        for _ in range(self.warmups):
+        for _ in range(WARMUPS):
             self.ask("warm-up", "measure")
 
     def count(self) -> None:
@@ -220,9 +220,8 @@ class Memory:
         """Since `start_over`."""
         if self.cuda:
             return torch.cuda.max_memory_allocated()
-        with suppress(OSError):
-            entry = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-            return int(entry[1]) * 1024 if entry else None
+        with suppress(OSError, TypeError):
+            return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
     def start_over(self) -> int:
         """Give back what is free, and let `peak` count from here; what is held is in use."""

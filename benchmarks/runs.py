@@ -18,13 +18,11 @@ from benchmarks.pages import CsvTable, Panels, draw, page, ratio, timing_context
 from benchmarks.workers import CORES, HERE
 
 KEY = ("device", "model", "size", "batch", "variant", "compared", "method", "part")
-NUMBERS = ("ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s", "busy",
-           "processor_ratio")  # fmt: skip
-TEXTS = ("status", "stage", "reason", "device_name", "threads", "torch", "dtype", "rounds", "date", "version",
-         "memory_format", "run")  # fmt: skip
-COLUMNS = {
-    "size": pl.Int64, "batch": pl.Int64, **dict.fromkeys(NUMBERS, pl.Float64), **dict.fromkeys(TEXTS, pl.String),
-}  # fmt: skip
+COLUMNS = {"size": pl.Int64, "batch": pl.Int64} | dict.fromkeys((
+    "ratio", "ratio_min", "ratio_max", "seconds", "peak_mb", "call_mb", "held_mb", "setup_s", "first_s", "busy",
+    "processor_ratio"), pl.Float64) | dict.fromkeys((
+    "status", "stage", "reason", "device_name", "threads", "torch", "dtype", "rounds", "date", "version",
+    "memory_format", "run"), pl.String)  # fmt: skip
 BUSY = 0.25
 """So many cores in use by others spoil a measurement: threads that wait for one another wait for these."""
 LIMIT = 0.02
@@ -101,7 +99,7 @@ def command(benchmark: Benchmark) -> Callable[..., None]:
         for case in cases:
             suiting = [name for name in chosen if methods[name].suits(case.model, device)]
             if against:  # each method of fxlrp beside the other checkout's
-                contests += [(case, name, {"before": (name, against), "now": (name, "")})
+                contests += [(case, name, {"before": (name, str(Path(against).resolve())), "now": (name, "")})
                              for name in suiting if methods[name].package == "fxlrp"]  # fmt: skip
             else:  # all side by side
                 contests.append((case, "", {name: (name, "") for name in dict.fromkeys([yardstick, *suiting])}))

@@ -43,7 +43,6 @@ METHODS = {
     "autolrp composite": PEERS["autolrp composite"],
     "lxt": PEERS["lxt"],
 }
-ORDER = [PLACEBO, *METHODS]
 WAYS = {"eager": ("fxlrp eager", "fxlrp channels-last"), "compiled": ("fxlrp inductor", "fxlrp cudagraphs")}
 """The preset ``conserving``, by the way it runs."""
 SAME_RULES = {
@@ -69,7 +68,7 @@ GROWING = ("forward", "fxlrp eager", "fxlrp channels-last", "captum LRP", "autol
 
 def context(frame: pl.DataFrame) -> dict[str, Any]:
     """What the page says of each device."""
-    frame = in_order(in_order(frame, "model", MODELS), "method", ORDER)
+    frame = in_order(in_order(frame, "model", MODELS), "method", [PLACEBO, *METHODS])
     devices = [_device(name, rows) for name, rows in groups(frame, "device_name").items()]
     return {"devices": devices, "median": median, "quotient": starred_quotient, "speeds": speeds}
 
@@ -101,13 +100,8 @@ def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
         share = quotient(rows.get((model, batch, ROOFS.get(method))), row)
         row["has_roof"], row["roof"] = method in ROOFS, share and 3 * share
         row["fastest"] = row is fastest(model, batch, explanations)
-    claims, alone = [], []
-    for batch, model in product(batches, models):
-        peer, ours = fastest(model, batch, peers), [fastest(model, batch, names) for names in WAYS.values()]
-        if peer:
-            claims.append((peer, ours))
-        elif any(ours):
-            alone.append(f"{model} (batch {batch})")
+    cases = [(f"{model} (batch {batch})", *(fastest(model, batch, names) for names in (peers, *WAYS.values())))
+             for batch, model in product(batches, models)]  # fmt: skip
     same_rules = []
     alike = [(peer, ours) for peer, preset in SAME_RULES.items() for ours in METHODS if ours.endswith(f" {preset}")]
     for (peer, ours), batch in product(alike, batches):
@@ -119,9 +113,10 @@ def _device(name: str, frame: pl.DataFrame) -> dict[str, Any]:
     timed = frame.filter(pl.col("status") == "ok", pl.col("method").is_in([*METHODS]))
     timed = timed.group_by("method", "model", "status", maintain_order=True).agg("batch", "seconds")
     return {
-        "name": name, "models": models.to_list(), "claims": claims, "alone": alone, "same_rules": same_rules,
+        "name": name, "models": models.to_list(), "claims": [(peer, ours) for _, peer, *ours in cases if peer],
+        "alone": [case for case, peer, *ours in cases if not peer and any(ours)], "same_rules": same_rules,
         "batches": {batch: [row for row in rows.values() if row["batch"] == batch] for batch in batches},
-        "gains": {way: [quotient(peer, ours[place]) for peer, ours in claims if ours[place]]
+        "gains": {way: [quotient(peer, ours[place]) for _, peer, *ours in cases if peer and ours[place]]
                   for place, way in enumerate(WAYS)},
         "timed": timed.rows(named=True),
     }  # fmt: skip
@@ -147,7 +142,7 @@ def on_axes(frame: pl.DataFrame) -> dict[tuple[str, str, str], pl.DataFrame]:
         {**asdict(case), "title": title, "label": label, "value": value}
         for (title, label), cases in AXES.items() for case, value in cases.items()
     ])  # fmt: skip
-    rows = in_order(frame, "method", ORDER)
+    rows = in_order(frame, "method", [PLACEBO, *METHODS])
     placed = rows.join(places, on=["model", "batch", "size", "variant"], maintain_order="right_left")
     return groups(placed.sort("device_name", maintain_order=True), "device_name", "title", "label")
 

@@ -39,13 +39,11 @@ class Worker:
     """A process that works when it is asked to, until `close`.
 
     ``tasks``: the module whose class ``Tasks`` is made of ``job`` and has a method for each thing to do; ``timeout``:
-    seconds for one of these; ``threads``: of torch and of the libraries under it; ``memory``: the most GiB that it may
-    ask the system for; ``checkout``: another checkout of fxlrp, which the process imports in place of this one.
+    seconds for one of these; ``threads``: of torch and of the libraries under it. A job may name the ``memory``, the
+    most GiB to ask the system for, and a ``checkout`` of fxlrp, which the process imports in place of this one.
     """
 
-    def __init__(
-        self, tasks: str, job: Row, timeout: float, threads: int, memory: float | None = None, checkout: str = ""
-    ) -> None:
+    def __init__(self, tasks: str, job: Row, timeout: float, threads: int) -> None:
         self.timeout, self._scratch = timeout, tempfile.TemporaryDirectory()
         folder = Path(self._scratch.name)
         self.log = folder / "log.txt"
@@ -62,7 +60,7 @@ class Worker:
                 [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log,
                 stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
-        self.pipe.send((tasks, {**job, "threads": threads}, memory, checkout and str(Path(checkout).resolve())))
+        self.pipe.send((tasks, {**job, "threads": threads}))
 
     def ask(self, stage: str, do: str) -> Row:
         """What one of the tasks returns; ``stage`` names it in a `Failure`."""
@@ -114,13 +112,13 @@ def serve(descriptor: int) -> None:
                 pipe.send((None, one_line(error)))
 
 
-def _tasks(name: str, job: Row, memory: float | None, checkout: str) -> Any:
+def _tasks(name: str, job: Row) -> Any:
     # A process that asks for too much gets an error; if all together do, one of these is to end, not the run.
-    if memory is not None:
+    if memory := job.get("memory"):
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if checkout:  # fxlrp, and it alone, comes from there
+    if checkout := job.get("checkout"):  # fxlrp, and it alone, comes from there
         sys.path.insert(0, checkout)
         module = importlib.import_module("fxlrp")
         sys.path.remove(checkout)

@@ -23,7 +23,7 @@ from fxlrp.passes.optimize import NAMES
 
 CASE = Case("cifar_resnet8", 2, 32)
 
-HERE = Settings("tests.timed_methods:METHODS", rounds=3, warmups=0, threads=1, timeout=120)
+HERE = Settings("tests.timed_methods:METHODS", rounds=3, threads=1, timeout=120)
 
 
 def entries(*names):
@@ -56,7 +56,7 @@ def test_a_method_runs_another_checkout_of_which_it_needs_the_public_face_alone(
     (tmp_path / "fxlrp" / "__init__.py").write_text(
         "__version__ = 'other'\ndef compile(model, preset, **options): return lambda images: None\n"
     )
-    settings = Settings("benchmarks.speed:METHODS", rounds=1, warmups=0, threads=1, timeout=120)
+    settings = Settings("benchmarks.speed:METHODS", rounds=1, threads=1, timeout=120)
     names = {"before": ("fxlrp eager", str(tmp_path)), "now": ("fxlrp eager", "")}
     rows = {row["method"]: row for row in measure(CASE, names, settings)}
     assert rows["before"]["version"] == rows[PLACEBO]["version"] == "fxlrp other, no commit"
