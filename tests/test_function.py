@@ -133,6 +133,37 @@ def test_batches_that_take_two_ways_to_one_function_are_explained_in_any_order(w
     assert_explains(model, *(torch.randn(size, 4) for size in sizes))
 
 
+def limited(self, h):
+    if h.shape[0] > 4:
+        raise ValueError("too many items")
+    return h.relu()
+
+
+def kept_in_a_cache(self, h):
+    cache = torch.zeros(4, h.shape[1])
+    cache[: h.shape[0]] = h
+    return cache[: h.shape[0]].relu()
+
+
+PADDED = {
+    "a limit": limited,
+    "a cache": kept_in_a_cache,
+    "padding by size": lambda self, h: F.pad(h, (0, 0, 0, 4 - h.shape[0] % 4))[: h.shape[0]].relu(),
+    "padding by zeros": lambda self, h: torch.cat([h, h.new_zeros(8 - h.shape[0], 8)])[: h.shape[0]].relu(),
+    "padding in front": lambda self, h: torch.cat([h.new_zeros(3, 8), h])[3:].relu(),
+}
+
+
+@pytest.mark.parametrize("way", PADDED)
+def test_batches_that_forward_limits_or_pads_are_explained_item_by_item(way):
+    model = Between(PADDED[way]).eval()
+    explainer = fxlrp.compile(model, "conserving")
+    for size in (3, 1, 2, 4):
+        x = torch.randn(size, 4)
+        assert_explains(model, x, explainer=explainer)
+        assert_close(explainer.ledger(x).error + 1, torch.ones(size, dtype=torch.float64), 1e-5)
+
+
 def test_one_item_of_a_model_that_mixes_larger_batches_is_refused():
     model = Between(lambda self, h: h.relu() if h.shape[0] > 2 else h.tanh()).eval()
     assert_refused(model, torch.randn(1, 4), "one batch size only")
@@ -386,6 +417,11 @@ def test_a_hook_of_all_modules_is_seen():
     finally:
         handle.remove()
     assert torch.equal(explainer(x).relevance, before.relevance)
+
+
+def test_a_copy_of_a_value_is_the_value():
+    for copied in (copy.copy, copy.deepcopy):
+        assert_explains(Between(lambda self, h, copied=copied: copied(h).relu()).eval(), torch.randn(3, 4))
 
 
 def test_a_forward_that_was_set_and_a_call_of_the_classs_own_are_explained():

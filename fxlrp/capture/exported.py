@@ -120,6 +120,8 @@ def _read_double(
                 break
             answered, again = _first(model, call, flat, tries, own, fixed, asking=True)
             captured, refused = (answered, None) if again is None else (captured, refused)
+    if isinstance(refused, CaptureError):
+        raise refused
     if refused is not None:
         raise _refused(flat.model, refused) from refused
     assert captured is not None
@@ -161,8 +163,10 @@ def _first(
         except Exception as error:
             if flat.refusal is not None:
                 raise flat.refusal from None
-            refused = refused or error
-            if batch is not Dim.AUTO and not free and not (_is_of_sizes(error) or asking):
+            known = examples is own or _is_of_sizes(error) or _is_of_values(error)
+            limited = not known and not flat.takes(examples)
+            refused = refused or (one_batch_size(flat.model, _blamed(flat.model, error)) if limited else error)
+            if batch is not Dim.AUTO and not free and not (_is_of_sizes(error) or asking or limited):
                 break
     return captured, refused  # for other batches than this one, which a comparison with the model will tell
 

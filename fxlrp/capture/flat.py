@@ -66,3 +66,15 @@ class Flat(nn.Module):
         with torch.no_grad(), Answers(places=self.places) as answers:
             to_run(self.model)(*args, **kwargs)
         self.known = answers.noted
+
+    def takes(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the model itself runs on these inputs: it may have a limit of its own, such as a largest batch."""
+        args, kwargs = self.call[0].arguments(tensors)
+        try:
+            with torch.no_grad():
+                to_run(self.model)(*args, **kwargs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            return False
+        return True

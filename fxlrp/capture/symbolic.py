@@ -69,6 +69,12 @@ class InPlaceProxy(fx.Proxy):
     def __bool__(self) -> bool:
         return bool(self._number()) if self.node.op == "get_attr" else super().__bool__()
 
+    def __copy__(self) -> InPlaceProxy:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.clone()
+
     def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 

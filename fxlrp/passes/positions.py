@@ -16,7 +16,7 @@ from torch import fx
 
 from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts, operation_of
-from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, joined, owners_in
+from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, joined, owners_in, padded
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import (
     batch_interleaved,
@@ -104,7 +104,12 @@ class Positions:
             positions = [self.of(operand) for _, operand in node_facts.operands]
             if any(isinstance(position, fx.Proxy) for position in positions) or _joins_items(node, positions):
                 return self._joined(node, positions)
-        if node.target is getitem or node_facts.operation is None or node_facts.operation.batch is None:
+        if node.target is getitem or node_facts.operation is None:
+            return before
+        if node_facts.operation.name == "constant_pad_nd" and self._asks_batch(node.args[1]):
+            shape = self.arguments(node)["self"].shape
+            return padded(FRONT if before is None else before, self.arguments(node)["pad"], shape, self.batch)
+        if node_facts.operation.batch is None:
             return before
         move = node_facts.operation.batch
         if move is batch_reshaped and (before is None or in_front(before)) and self._keeps_batch(node):
@@ -131,11 +136,25 @@ class Positions:
         """After ``cat`` or ``stack`` of values that may be of one item each."""
         operation = operation_of(facts(node))
         arguments = operation.arguments(node.args, node.kwargs)
-        parts = [self.value(operand) for _, operand in facts(node).operands]
-        if len(parts) < len(arguments["tensors"]):
-            return positions[0]  # with constants, which belong to nobody
-        known = [FRONT if position is None else position for position in positions]
+        signals = [operand for _, operand in facts(node).operands]
+        constants = len(signals) < len(arguments["tensors"])
+        if constants and not _joins_items(node, positions):
+            return positions[0]  # beside constants, which belong to nobody
+        places = dict(zip(signals, (FRONT if place is None else place for place in positions), strict=True))
+        known = [places.get(part) for part in arguments["tensors"]]
+        parts = self.arguments(node)["tensors"]
         return joined(known, parts, arguments["dim"], self.batch, stacks=operation.name == "stack")
+
+    def _asks_batch(self, numbers: Any) -> bool:
+        """Whether any of some numbers in the graph is made of the length of the batch."""
+        waiting = [number for number in numbers if isinstance(number, fx.Node)]
+        while waiting:
+            number = waiting.pop()
+            if self._is_batch(number):
+                return True
+            if not facts(number).signal:
+                waiting.extend(number.all_input_nodes)
+        return False
 
     def _keeps_batch(self, node: fx.Node) -> bool:
         """Whether a reshape of a value with the batch in front is known to leave it there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxlrp.passes.facts import Facts, facts, operation_of, rule_of
@@ -63,6 +64,11 @@ def _routing(values: Values, node: fx.Node, node_facts: Facts, relevance: Releva
             shares.absorbed[CONSTANT] = lambda: relevance - moved[0] if carries[0] else moved[0]
         return shares
     constants = [piece for signal, piece in pieces if not signal]
+    if constants and operation.name == "cat" and values.where(node):  # whose entries are of the node
+        shares.absorbed[CONSTANT] = lambda: torch.cat(
+            [torch.zeros_like(piece) if signal else piece for signal, piece in pieces], arguments["dim"]
+        )
+        return shares
     if operation.name == "stack":  # the batch of what is absorbed is where the node has it
         constants = [piece.unsqueeze(arguments["dim"]) for piece in constants]
     if constants:

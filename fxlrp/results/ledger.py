@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from fxlrp.common.errors import PropagationError
 from fxlrp.common.text_tables import html_table, table
 from fxlrp.passes.request import Results
 from fxlrp.passes.watchers.ledger import LedgerHead
@@ -176,7 +179,10 @@ def ledger_of(results: Results, heads: Sequence[LedgerHead], arrived: Tensor) ->
         start = start.sum().reshape(1)
     rows = []
     absorbed = {reason: start.new_zeros(start.shape) for reason in REASONS}
-    for head, (received, handed, rescaled, *rest) in zip(heads, results.ledger, strict=True):
+    for head, amounts in zip(heads, results.ledger, strict=True):
+        received, handed, rescaled, *rest = pytree.tree_map_only(
+            Tensor, partial(_of_items, node=head.node, count=len(start)), amounts
+        )
         by_reason = dict(zip(head.reasons, rest, strict=True))
         for reason, amount in by_reason.items():
             absorbed[reason] = absorbed.get(reason, 0) + amount
@@ -187,3 +193,19 @@ def ledger_of(results: Results, heads: Sequence[LedgerHead], arrived: Tensor) ->
             Row(head.node, head.path, head.kind, head.rule, received, to, handed_on, kept, by_reason, rescaled)
         )
     return Ledger(rows, start, arrived, absorbed)
+
+
+def _of_items(amount: Tensor, node: str, count: int) -> Tensor:
+    """The amounts of the items, where a batch that was padded has more entries, of which nothing is explained.
+
+    Raises:
+        PropagationError: relevance lies in entries that are of no item.
+    """
+    if amount.dim() == 0 or len(amount) == count:
+        return amount
+    if len(amount) < count or bool(amount[count:].any()):
+        raise PropagationError(
+            f"{node} has {len(amount)} entries for {count} items, and the ledger cannot tell whose they are: ask for "
+            "the ledger of one item at a time"
+        )
+    return amount[:count]

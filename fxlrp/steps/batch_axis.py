@@ -28,8 +28,10 @@ from fxlrp.steps.positions import (
     joined,
     owners_in,
     owners_of,
+    padded,
     permuted,
     picked,
+    placed,
     removed,
     repeated,
     reshaped,
@@ -43,10 +45,10 @@ from fxlrp.steps.primitives import smallest_denominator
 
 __all__ = [
     "AnyPosition", "BatchAxis", "OwnedPosition", "Position", "behind_places", "conditioned", "einsum_position",
-    "expanded", "indexed", "inserted", "item_sum", "joined", "owners_in", "owners_of", "permuted", "picked",
-    "removed", "repeated", "rescale", "rescale_along", "rescale_into", "rescale_signed_into", "rescale_signed_to",
-    "rescale_to", "reshaped", "row_sums", "rows_of", "select_target", "selected", "sliced", "spread_items",
-    "sum_items", "summed", "swapped", "total", "written",
+    "expanded", "indexed", "inserted", "item_sum", "joined", "owners_in", "owners_of", "padded", "permuted",
+    "picked", "placed", "removed", "repeated", "rescale", "rescale_along", "rescale_into", "rescale_signed_into",
+    "rescale_signed_to", "rescale_to", "reshaped", "row_sums", "rows_of", "select_target", "selected",
+    "sliced", "spread_items", "sum_items", "summed", "swapped", "total", "written",
 ]  # fmt: skip
 
 

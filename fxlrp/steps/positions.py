@@ -172,9 +172,21 @@ def picked(
 
 @primitive
 def joined(
-    positions: Sequence[AnyPosition], parts: Sequence[Tensor], dim: int, batch: int, *, stacks: bool = False
+    positions: Sequence[AnyPosition | None], parts: Sequence[Tensor], dim: int, batch: int, *, stacks: bool = False
 ) -> AnyPosition:
-    """After parts were put behind each other along ``dim``, or stacked: also where they are of other items."""
+    """After parts were put behind each other along ``dim``, or stacked: also where they are of other items.
+
+    A part without a position is a constant. It holds nothing of any item, and counts as of the first.
+    """
+    if any(position is None for position in positions):
+        nobody = OwnedPosition(0, 1, torch.zeros(1, dtype=torch.long, device=parts[0].device))
+        positions = [nobody if position is None else position for position in positions]
+    return _joined(positions, parts, dim, batch, stacks)  # type: ignore[arg-type]
+
+
+def _joined(
+    positions: Sequence[AnyPosition], parts: Sequence[Tensor], dim: int, batch: int, stacks: bool
+) -> AnyPosition:
     first, rank = positions[0], parts[0].dim()
     owned = any(isinstance(position, OwnedPosition) for position in positions)
     if batch == 1 or not (owned or (not stacks and any(position[0] == dim % rank for position in positions))):
@@ -197,6 +209,20 @@ def joined(
     times = max(len(found) // batch, 1)
     in_order = torch.arange(batch, device=found.device).repeat(times)
     return Position(dim, times) if torch.equal(found, in_order) else OwnedPosition(dim, 1, found)
+
+
+@primitive
+def padded(position: AnyPosition, pad: Sequence[int], shape: Sequence[int], batch: int) -> AnyPosition:
+    """After constants were put around a value of this shape, as ``torch.nn.functional.pad`` counts axes.
+
+    Entries before and behind the items are of the first and of the last one: they hold nothing of any.
+    """
+    place = 2 * (len(shape) - 1 - position[0])
+    if _has_one_owner(position) or place >= len(pad) or not any(pad[place : place + 2]):
+        return position
+    owners = owners_of(position, shape[position[0]], batch, torch.device("cpu"))
+    places = torch.arange(-pad[place], len(owners) + pad[place + 1]).clamp(0, len(owners) - 1)
+    return OwnedPosition(position[0], 1, owners[places])
 
 
 @primitive
@@ -225,6 +251,19 @@ def written(position: AnyPosition, shape: Sequence[int], batch: int) -> AnyPosit
     if _has_one_owner(position) and (not shape or shape[0] % batch):
         return position
     return Position(0) if isinstance(position, OwnedPosition) else position
+
+
+@primitive
+def placed(
+    position: AnyPosition, dim: int, shape: Sequence[int], batch: int, start: int | None, end: int | None, step: int = 1
+) -> AnyPosition:
+    """After values were written to a slice along ``dim`` of a constant of this shape, which has nothing of any item."""
+    if _has_one_owner(position) or dim % len(shape) != position[0]:
+        return position
+    owners = torch.zeros(shape[position[0]], dtype=torch.long)
+    places = owners[start:end:step]
+    places.copy_(owners_of(position, len(places), batch, owners.device))
+    return position if len(places) == len(owners) else OwnedPosition(position[0], 1, owners)
 
 
 @primitive

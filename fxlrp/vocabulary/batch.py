@@ -141,6 +141,14 @@ def batch_written(position: Any, a: Arguments) -> Any:
     return batch_axis.written(position, a["output"].shape, a["batch"])
 
 
+def batch_of_written_slice(position: Any, a: Arguments) -> Any:
+    """After ``slice_scatter``: a buffer with places for more items than there are, such as a cache, is a constant."""
+    if a["operand"] == "self" or not _may_be_batch(position, a["dim"]):
+        return position
+    places = a["start"], a["end"], a["step"]
+    return batch_axis.placed(position, a["dim"], a["output"].shape, a["batch"], *places)
+
+
 def batch_summed(position: Any, a: Arguments) -> Any:
     """What is summed onto the axis of the batch is of the item in whose place it is."""
     dim = a["dim"]

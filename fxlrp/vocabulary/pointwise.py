@@ -92,7 +92,7 @@ def lower_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any 
 def lower_rrelu(input: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
                 inplace: bool = False) -> Any:
     if training:
-        raise Unsupported("a leaky ReLU that draws its slopes in eval mode (pass training=self.training)", final=True)
+        raise Unsupported("a leaky ReLU with random slopes in eval mode (pass training=self.training)", final=True)
     return aten.leaky_relu.default(input, (lower + upper) / 2)
 
 
