@@ -1,48 +1,26 @@
 """Maps from attention weights and their gradients, as methods of an evaluation: what transformers are compared with.
 
-Attention rollout (Abnar and Zuidema, ACL 2020), and the rule for self-attention of Chefer, Gur and Wolf, "Generic
-Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers" (ICCV 2021).
+Attention rollout (Abnar and Zuidema, ACL 2020), and two rules for self-attention of Chefer, Gur and Wolf: "Transformer
+Interpretability Beyond Attention Visualization" (CVPR 2021) and "Generic Attention-model Explainability for
+Interpreting Bi-Modal and Encoder-Decoder Transformers" (ICCV 2021). The first needs relevance of attention weights,
+by rules of its own: :mod:`examples.evaluation.attention_relevance`.
 In a configuration: ``kind = "python"``, ``function = "examples.evaluation.attention_maps:generic_attention"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from examples.evaluation.attention_relevance import RelevanceOfWeights
+from examples.evaluation.attention_weights import AttentionWeights
 from fxlrp.errors import MethodError
 
 Maps = Callable[[Tensor, Tensor], Tensor]
 """From inputs, (batch, channels, height, width), and classes, (batch,), to maps, (batch, height, width)."""
-
-
-class AttentionWeights(TorchFunctionMode):
-    """While it is entered, every self-attention keeps its weights, (batch, heads, tokens, tokens), in ``weights``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-    ) -> Tensor:  # fmt: skip
-        if attn_mask is not None or is_causal or enable_gqa or query.shape != key.shape:
-            raise MethodError("an attention with a mask, groups or other keys is no plain self-attention")
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        weights = (query @ key.mT * factor).softmax(dim=-1)
-        self.weights.append(weights)
-        return weights @ value
 
 
 def rollout(model: nn.Module) -> Maps:
@@ -68,22 +46,56 @@ def generic_attention(model: nn.Module, *, log_odds: bool = False) -> Maps:
     """
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.enable_grad(), AttentionWeights() as kept:
-            logits = model(inputs.detach().requires_grad_())
-            start = logits.gather(1, targets[:, None]).sum()
-            if log_odds:
-                others = torch.zeros_like(logits).scatter(1, targets[:, None], -torch.inf)
-                start = start - (logits + others).logsumexp(dim=1).sum()
-        relevance = _identity(kept.weights)
-        gradients = torch.autograd.grad(start, kept.weights)
-        for weights, gradient in zip(kept.weights, gradients, strict=True):
-            relevance = relevance + (gradient * weights).clamp(min=0).mean(dim=1) @ relevance
-        return _of_class_token(relevance, inputs).detach()
+        weights, gradients = _gradients(model, inputs, targets, log_odds)
+        return _accumulated(weights, gradients, inputs)
 
     return maps
 
 
-def _identity(weights: list[Tensor]) -> Tensor:
+def transformer_attribution(model: nn.Module, *, log_odds: bool = False) -> Maps:
+    """Chefer et al. (CVPR 2021): R ← R + mean over heads of (∇A ⊙ Rᴬ)⁺ R, layer by layer, from R = 1.
+
+    Rᴬ is the relevance of the attention weights. It starts with 1 at the logit of the class.
+
+    Args:
+        model: a transformer for images whose first token, and no other, stands for no patch.
+        log_odds: whether gradients are those of the class against the others; else of its logit, as published.
+            Relevance starts at the logit in both cases: a start that sums to zero vanishes in their rule for a sum.
+    """
+
+    def maps(inputs: Tensor, targets: Tensor) -> Tensor:
+        _, gradients = _gradients(model, inputs, targets, log_odds)
+        with torch.enable_grad(), RelevanceOfWeights() as kept:
+            logits = model(inputs.detach().requires_grad_())
+        relevance = torch.autograd.grad(logits, kept.weights, F.one_hot(targets, logits.shape[1]).to(logits))
+        return _accumulated(relevance, gradients, inputs)
+
+    return maps
+
+
+def _gradients(
+    model: nn.Module, inputs: Tensor, targets: Tensor, log_odds: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The attention weights of every layer, and the gradients of the logit or the log-odds by them."""
+    with torch.enable_grad(), AttentionWeights() as kept:
+        logits = model(inputs.detach().requires_grad_())
+        start = logits.gather(1, targets[:, None]).sum()
+        if log_odds:
+            others = torch.zeros_like(logits).scatter(1, targets[:, None], -torch.inf)
+            start = start - (logits + others).logsumexp(dim=1).sum()
+    _identity(kept.weights)
+    return kept.weights, torch.autograd.grad(start, kept.weights)
+
+
+def _accumulated(weights: Sequence[Tensor], gradients: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """R ← R + mean over heads of (gradient ⊙ weights)⁺ R from the first layer on, and the map of the first token."""
+    relevance = _identity(weights)
+    for each, gradient in zip(weights, gradients, strict=True):
+        relevance = relevance + (gradient * each).clamp(min=0).mean(dim=1) @ relevance
+    return _of_class_token(relevance, inputs).detach()
+
+
+def _identity(weights: Sequence[Tensor]) -> Tensor:
     if not weights:
         raise MethodError("the model calls scaled_dot_product_attention nowhere")
     return torch.eye(weights[0].shape[-1]).to(weights[0]).expand(len(weights[0]), -1, -1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import fxlrp
 from examples import dinov2
 from examples.efficientnet_lite0 import load_lite
-from examples.evaluation.attention_maps import Maps, generic_attention, rollout
+from examples.evaluation.attention_maps import Maps, generic_attention, rollout, transformer_attribution
 from fxlrp.evaluation.grid_pointing import GridResult, grids, point
 
 NETWORKS = ("lite0", "lite1", "lite2", "dinov2")
@@ -33,8 +33,13 @@ CONVOLUTIONAL = [("conserving", "probability"), ("conserving", "log_odds"), ("ev
                  ("evidence", "centred"), ("evidence", "log_odds")]  # fmt: skip
 TRANSFORMER = [("conserving", "probability"), ("attnlrp", "probability"), ("attnlrp", "log_odds"),
                ("cp_lrp", "log_odds"), ("evidence", "probability"), ("evidence", "log_odds")]  # fmt: skip
-FROM_ATTENTION = [("rollout", "none", rollout), ("chefer2021", "logit", generic_attention),
-                  ("chefer2021", "log_odds", partial(generic_attention, log_odds=True))]  # fmt: skip
+FROM_ATTENTION = [
+    ("rollout", "none", rollout),
+    ("chefer_cvpr", "logit", transformer_attribution),
+    ("chefer_cvpr", "log_odds", partial(transformer_attribution, log_odds=True)),
+    ("chefer_iccv", "logit", generic_attention),
+    ("chefer_iccv", "log_odds", partial(generic_attention, log_odds=True)),
+]
 
 
 def subject(network: str, folder: Path) -> tuple[nn.Module, Iterator[tuple[Tensor, int]]]:
