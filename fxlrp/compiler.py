@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import InitVar, replace
@@ -26,6 +27,11 @@ def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[Model, P], Ex
     """A function with the parameters of ``recipe``, which so are written once, after the model."""
 
     def compile(model: Model, *args: P.args, **kwargs: P.kwargs) -> Explainer:
+        options = inspect.signature(recipe).parameters
+        if unknown := kwargs.keys() - options.keys():
+            close = difflib.get_close_matches(next(iter(unknown)), options, n=1)
+            hint = f"; did you mean {close[0]}=?" if close else ""
+            raise TypeError(f"compile() takes no {next(iter(unknown))}= but {', '.join(options)}{hint}")
         asked = recipe(*args, **kwargs)
         if isinstance(model, CapturedModel) and asked.output is None:
             asked = replace(asked, output=model.output)

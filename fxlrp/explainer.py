@@ -23,7 +23,7 @@ from fxlrp.rules.starts import told
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.prepared import Prepared
 from fxlrp.runtime.recipe import Recipe
-from fxlrp.runtime.slices import check_chunk
+from fxlrp.runtime.slices import check_chunk, check_nodes
 from fxlrp.runtime.targets import check_one_target, separate_target
 from fxlrp.runtime.timing import ROUNDS, Spent, Step, measure
 
@@ -144,6 +144,7 @@ class Explainer(nn.Module):
             InputError, TargetError, CaptureError: as for an explanation.
         """
         check_chunk(chunk)
+        check_nodes(nodes)
         one = "" if self.recipe.items.whole else "the relevance of nodes"
         prepared = self._prepared(inputs, named, target, against=against, one_target=one)
         return self._engine.run(prepared, Request(nodes=tuple(nodes)), chunk).nodes

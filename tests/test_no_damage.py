@@ -9,6 +9,7 @@ import threading
 import types
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -357,3 +358,34 @@ def test_models_without_weights_or_code_are_rejected(model, word):
 def test_an_output_that_cannot_be_picked_is_an_error_that_names_it(output):
     with pytest.raises(FxlrpError, match="output="):
         fxlrp.compile(net(1), output=output)(torch.randn(6, 4))
+
+
+ODD = (3, 2.5, [0], [[0]], {}, {"a": 1}, set(), object(), b"a", np.array([0, 1]), torch.tensor(1), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("option", ["preset", "split", "start", "backend", "verify", "memory", "checkpoints"])
+def test_options_of_other_types_are_told(option):
+    for value in ODD:
+        if option == "checkpoints" and isinstance(value, dict | set) and not value:
+            continue  # none is asked for
+        with pytest.raises(FxlrpError, match=option.removesuffix("s")):
+            fxlrp.compile(net(1), **{option: value})
+
+
+def test_an_option_that_there_is_not_is_told_with_one_that_there_is():
+    with pytest.raises(TypeError, match=r"compile\(\) takes no optimise= but .*did you mean optimize=\?"):
+        fxlrp.compile(net(1), optimise=True)
+
+
+def test_results_say_what_they_take():
+    explainer, x = fxlrp.compile(net(1)), torch.randn(6, 4)
+    explanation = explainer(x)
+    for value in (3, None, [0], {}, torch.tensor([0, 1])):
+        for use in (
+            explanation.save, explainer.draw, lambda path: explainer.report(x, path),
+            lambda titles: explanation.plot(titles=titles) if titles != {} else explanation.save(3),
+            lambda nodes: explainer.relevance_of(x, nodes=nodes) if nodes != {} else explanation.save(3),
+            lambda stages: fxlrp.stage_map(stages, 8, 8), lambda images: fxlrp.region_map(x, images),
+        ):  # fmt: skip
+            with pytest.raises(FxlrpError):
+                use(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
     return None if size is None else _enlarged(relevance[None], size, height, width)[0]
 
 
-def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float = 0.0) -> Tensor:
+def stage_map(stages: Collection[Tensor], height: int, width: int, *, sigma: float = 0.0) -> Tensor:
     """One map of the relevance at several stages of a network: the mean of their maps, each enlarged to the picture.
 
     The relevance of a position is spread over its pixels. If the picture is larger by a whole factor, a stage's map
@@ -79,8 +79,8 @@ def stage_map(stages: Sequence[Tensor], height: int, width: int, *, sigma: float
         InputError: there is no stage, a stage has no rows and columns in the picture's proportions, their batches
             differ, or ``sigma`` is negative.
     """
-    if not stages:
-        raise InputError("a map is made of one stage at least")
+    if isinstance(stages, Tensor) or not isinstance(stages, Collection) or not len(stages):
+        raise InputError("a map is made of a list of stages, one at least")
     if not 0 <= sigma < math.inf:
         raise InputError(f"sigma={sigma!r}: give a number of pixels, or 0")
     maps = [_spread(stage, height, width) for stage in stages]

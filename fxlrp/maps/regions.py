@@ -35,6 +35,8 @@ def region_map(
         InputError: shapes do not fit, there is no scale, or a scale is not positive.
         MissingExtraError: scikit-image is not installed.
     """
+    if not isinstance(relevance, Tensor) or not isinstance(images, Tensor):
+        raise InputError("relevance and images are tensors, (batch, channels, height, width)")
     maps = relevance.sum(dim=1) if relevance.dim() == 4 else relevance
     if maps.dim() != 3 or images.dim() != 4 or maps.shape != (images.shape[0], *images.shape[2:]):
         raise InputError(

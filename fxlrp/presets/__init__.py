@@ -38,7 +38,7 @@ def preset_named(preset: str | Preset) -> Preset:
     if isinstance(preset, Preset):
         return preset
     name = preset.lower().replace("-", "_") if isinstance(preset, str) else preset
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=2, cutoff=0.6)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise RuleError(f"preset={preset!r}: choose one of {', '.join(map(repr, PRESETS))}, or give a Preset{hint}")

@@ -61,6 +61,8 @@ def plot(
     if wrong := [item for item in chosen if not -count <= item < count]:
         raise InputError(f"there is no item {wrong[0]}: the batch has {count}")
     targets = explanation.start.shape[1] if axes > 1 else 1
+    if isinstance(titles, str) or not isinstance(titles, Sequence):
+        raise InputError(f"titles={titles!r}: give a list of texts")
     if titles and len(titles) != (targets if axes > 1 else len(chosen)):
         raise InputError(f"there are {len(titles)} titles for {targets if axes > 1 else len(chosen)} maps")
     rows = []

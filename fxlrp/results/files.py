@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.common.version import __version__
@@ -47,7 +47,7 @@ def write(path: str | os.PathLike[str], writers: Mapping[str, Writer]) -> Path:
     Raises:
         InputError: there is no writer for the suffix, or the file cannot be written.
     """
-    path = Path(path)
+    path = checked_path(path)
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise InputError(f"{path}: the name must end in {', '.join(writers)}")

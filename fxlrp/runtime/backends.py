@@ -122,7 +122,7 @@ def backend_named(name: str | None) -> Backend:
         BackendError: there is none of this name, or it cannot run here.
     """
     wanted = Eager.name if name is None else name
-    if wanted not in BACKENDS:
+    if not isinstance(wanted, str) or wanted not in BACKENDS:
         raise BackendError(f"backend={name!r}: choose one of {', '.join(map(repr, BACKENDS))}")
     backend = BACKENDS[wanted]()
     backend.check()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxlrp.capture import check_model
 from fxlrp.common.errors import BackendError, PatternError, RuleError, StartError
@@ -94,14 +94,18 @@ class Recipe:
 
     def __post_init__(self, example_inputs: Any) -> None:
         check_preset(self.chosen_preset)
+        if not isinstance(self.rules, Mapping | None):
+            raise RuleError(f"rules={self.rules!r}: give a dict, from names, types or conditions to rules")
+        if isinstance(self.checkpoints, str | Tensor) or not isinstance(self.checkpoints, Collection):
+            raise PatternError(f"checkpoints={self.checkpoints!r}: give the names of modules, such as ['layer3']")
         for key, rule in (self.rules or {}).items():
             override(key, rule)
         # What a name stands for is found once, and so are errors in it.
         _ = self.chosen_split, self.chosen_start, self.optimizations, self.items
         backend_named(self.backend)
-        if self.verify not in MODES:
+        if not isinstance(self.verify, str) or self.verify not in MODES:
             raise RuleError(f"verify={self.verify!r}: choose one of {', '.join(map(repr, MODES))}")
-        if self.memory not in (None, LOW):
+        if self.memory is not None and not (isinstance(self.memory, str) and self.memory == LOW):
             raise RuleError(f"memory={self.memory!r}: give 'low', or leave it out")
         if self.memory == LOW and self.backend not in (None, "eager"):
             raise BackendError(f"memory='low' is for backend='eager': {self.backend!r} decides itself what it holds")
@@ -123,7 +127,7 @@ class Recipe:
         """The split that ``split`` names; ``None``: the preset's."""
         if self.split is None or isinstance(self.split, SplitRule):
             return self.split
-        if self.split not in SPLITS:
+        if not isinstance(self.split, str) or self.split not in SPLITS:
             raise RuleError(f"split={self.split!r}: choose one of {', '.join(map(repr, SPLITS))}, or give a split rule")
         return SPLITS[self.split]
 
@@ -165,5 +169,5 @@ class Recipe:
         check_model(model)
         modules = dict(model.named_modules())
         for name in self.checkpoints:
-            if name not in modules:
+            if not isinstance(name, str) or name not in modules:
                 raise PatternError(f"checkpoint {name!r} is no module of this model")

@@ -6,14 +6,14 @@ forward pass and the denominators of the rules, is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.common.errors import InputError, RuleError
+from fxlrp.common.errors import InputError, PatternError, RuleError
 from fxlrp.passes.request import Results
 
 
@@ -28,6 +28,17 @@ def check_chunk(chunk: Any) -> None:
             "chunk= is how many targets or conditions to explain at once, a whole number of at least 1, "
             f"not {chunk!r}"
         )
+
+
+def check_nodes(nodes: Any) -> None:
+    """Raise where ``nodes`` is no list of names.
+
+    Raises:
+        PatternError: it is none.
+    """
+    listed = isinstance(nodes, Collection) and not isinstance(nodes, str | Tensor)
+    if not listed or not all(isinstance(name, str) for name in nodes):
+        raise PatternError(f"nodes={nodes!r}: give names of nodes, such as ['relu', 'layer4_1_add']")
 
 
 def run_slices(

@@ -11,7 +11,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import DrawError, MissingExtraError, NotCapturedError
 from fxlrp.common.extras import require
 from fxlrp.results.ledger import Ledger
@@ -80,7 +80,7 @@ def draw(
         DrawError: suffix, folder, view, depth or ledger will not do, or Graphviz is missing or fails.
         MissingExtraError: the Python package ``graphviz`` is not installed.
     """
-    path = Path(path)
+    path = checked_path(path)
     kind = path.suffix.removeprefix(".").lower()
     if kind not in TEXT + RENDERED:
         raise DrawError(f"cannot draw {path}: choose a suffix of {', '.join(f'.{k}' for k in RENDERED + TEXT)}")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import DrawError
 from fxlrp.common.extras import require
 from fxlrp.views.draw.flow import Flow
@@ -40,7 +40,7 @@ def write_graph(
         DrawError: the path will not do.
         InputError, TargetError: as for an explanation.
     """
-    path = Path(path)
+    path = checked_path(path)
     if path.suffix.lower() != ".json" or not path.parent.is_dir():
         raise DrawError(f"{path}: a graph is written as a .json file, in a folder that is there")
     graph, data = _described(explainer, images, target)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import checked_path, whole
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.maps.placing import Box
@@ -52,7 +52,7 @@ def write_report(
         TargetError: a target is no class of the model, or is explained against itself.
         MissingExtraError: jinja2 or matplotlib is not installed (extra ``draw``).
     """
-    path = Path(path)
+    path = checked_path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path}: a report is a page, so the name must end in .html")
     if not path.parent.is_dir():
