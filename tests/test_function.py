@@ -512,6 +512,23 @@ def test_objects_that_cannot_be_doubled_are_left_alone(value):
     assert_explains(model, torch.randn(3, 4))
 
 
+class Offloaded(nn.Module):
+    """A model that takes another way by its input's length, with weights that were moved out of memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).to("meta")
+
+    def forward(self, x):
+        return self.layer(x).relu() if len(x) else x
+
+
+def test_weights_without_values_are_told():
+    with pytest.raises(FxlrpError, match="meta"):
+        fxlrp.compile(Offloaded().eval(), "conserving")(torch.randn(3, 4))
+    assert fxlrp.compile(nn.Sequential(nn.Linear(4, 3)).to("meta").eval(), "conserving").joins == []
+
+
 def test_a_model_in_shards_is_refused_with_the_way_out():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:

@@ -10,7 +10,15 @@ import types
 from typing import Any
 
 from fxlrp.capture.call import Call, bind, input_counts
-from fxlrp.capture.captured import Captured, as_module, attribute, check_model, tensor_proxy, unwrapped
+from fxlrp.capture.captured import (
+    Captured,
+    as_module,
+    attribute,
+    check_loaded,
+    check_model,
+    tensor_proxy,
+    unwrapped,
+)
 from fxlrp.capture.choosing import with_output
 from fxlrp.capture.exported import export
 from fxlrp.capture.program import OneBatchError
@@ -18,8 +26,8 @@ from fxlrp.capture.snapshot import Snapshot
 from fxlrp.capture.symbolic import trace
 
 __all__ = [
-    "Call", "Captured", "OneBatchError", "Snapshot", "as_module", "attribute", "bind", "check_model", "export",
-    "input_counts", "tensor_proxy", "trace", "unwrapped", "with_output",
+    "Call", "Captured", "OneBatchError", "Snapshot", "as_module", "attribute", "bind", "check_loaded",
+    "check_model", "export", "input_counts", "tensor_proxy", "trace", "unwrapped", "with_output",
 ]  # fmt: skip
 
 

@@ -277,3 +277,18 @@ def check_model(model: nn.Module) -> None:
     hooked = [name or type(module).__name__ for name, module in model.named_modules() if _hooks(module)]
     if hooked:
         warnings.warn(f"the forward hooks of {', '.join(hooked[:3])} are not part of the explanation", stacklevel=3)
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Raise where weights of a model have no values. What is not to be run, but drawn, needs none.
+
+    Raises:
+        CaptureError: so it is.
+    """
+    empty = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if empty:
+        raise CaptureError(
+            f"{empty[0]!r} has no values: it is on the meta device, because the model was made there or its weights "
+            "were moved out of memory (device_map= with a part on 'disk' or too large for the device); load it into "
+            "memory, for example with device_map='cpu'"
+        )

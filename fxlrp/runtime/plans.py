@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.capture import Call, OneBatchError, Snapshot, bind, unwrapped
+from fxlrp.capture import Call, OneBatchError, Snapshot, bind, check_loaded, unwrapped
 from fxlrp.common.errors import CaptureError, FxlrpError
 from fxlrp.common.progress import stage, watched
 from fxlrp.runtime.backends import Backend
@@ -166,6 +166,7 @@ class Plans:
         for plan in served:
             if plan.takes(tensors):
                 return plan if plan is self.current else self._use(plan)
+        check_loaded(self.weights.model)
         check_examples(call, tensors)
         reads = self.captures.reads
         try:
