@@ -80,7 +80,7 @@ def stage_map(stages: Collection[Tensor], height: int, width: int, *, sigma: flo
             differ, or ``sigma`` is negative.
     """
     if isinstance(stages, Tensor) or not isinstance(stages, Collection) or not len(stages):
-        raise InputError("a map is made of a list of stages, one at least")
+        raise InputError("a map is made of one stage at least, of a list of tensors")
     if not 0 <= sigma < math.inf:
         raise InputError(f"sigma={sigma!r}: give a number of pixels, or 0")
     maps = [_spread(stage, height, width) for stage in stages]
