@@ -177,3 +177,17 @@ def test_a_layer_to_which_no_node_goes_has_a_row_of_nothing():
     ledger = explainer.ledger(x, kinds)
     torch.testing.assert_close(explainer(x, kinds).relevance[0].sum()[None], ledger.start)
     assert float(ledger.error.abs().max()) < 1e-10
+
+
+def test_degrees_may_be_counted_by_bincount():
+    class Mean(GraphNet):
+        def round(self, x, edge_index, edge_weight):
+            source, sink = edge_index
+            messages = x.new_zeros(x.shape).index_add(0, sink, x[source] * edge_weight[:, None])
+            return messages / torch.bincount(sink, minlength=x.shape[0]).clamp(min=1)[:, None]
+
+    model = Mean(pooled=False).double().eval()
+    explainer = fxlrp.compile(model, "conserving", batch=None, start="logit")
+    ledger = explainer.ledger(*graph())
+    assert float(ledger.error.abs().max()) < 1e-9 * float(ledger.start.abs().max())
+    assert torch.allclose(explainer(*graph()).output, model(*graph()))

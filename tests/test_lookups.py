@@ -176,3 +176,22 @@ def test_numbers_may_stand_for_integers_that_are_cast():
     of_integers, of_numbers = explainer(ids).relevance, explainer(ids.float()).relevance
     assert of_numbers.shape == (2, 3)
     torch.testing.assert_close(of_integers.sum(-1), of_numbers)
+
+
+@pytest.mark.parametrize("pick", [
+    lambda ids, order: ids[order], lambda ids, order: ids.index_select(0, order), lambda ids, order: ids[order, 1:],
+], ids=["an index", "index_select", "an index and a slice"])  # fmt: skip
+def test_items_that_are_looked_up_in_another_order_keep_their_relevance(pick):
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.rnn, self.head = table(), nn.GRU(6, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, ids, lengths):
+            _, order = lengths.sort(descending=True)
+            return self.head(self.rnn(self.words(pick(ids, order)))[0][:, -1][order.argsort()])
+
+    ids = torch.randint(0, 20, (3, 5), generator=torch.Generator().manual_seed(0))
+    model = Sorted().double().eval()
+    assert_explains(model, ids, torch.tensor([2, 5, 3]), absorbs=("bias", "constant"))

@@ -85,6 +85,10 @@ FUNCTIONS = {
     },
     "scatter": (lambda h: torch.zeros_like(h).scatter(-1, h.topk(2, -1).indices, h.topk(2, -1).values), SERIES),
     "scatter a number": (lambda h: h.scatter(1, INDEX[None, :1, None].expand(h.shape[0], 1, 6), 0.5), SERIES),
+    "scatter, a number multiplied": (
+        lambda h: h.scatter(1, INDEX[None, :1, None].expand(h.shape[0], 1, 6), 0.5, reduce="multiply"), SERIES
+    ),
+    "scatter, a signal added": (lambda h: h.scatter(1, spread(h), h.tanh(), reduce="add"), SERIES),
     "index_add": (lambda h: h.index_add(1, INDEX[:2], h[:, 3:], alpha=-0.5), SERIES),
     "index_copy": (lambda h: h.index_copy(1, INDEX[:2], h[:, 3:].relu()), SERIES),
     "index_fill": (lambda h: h.index_fill(1, INDEX[:2], 0.0), SERIES),
@@ -128,6 +132,14 @@ FUNCTIONS = {
     "resizing with antialiasing": (
         lambda h: F.interpolate(h, scale_factor=0.5, mode="bilinear", antialias=True), IMAGE
     ),
+    "bicubic resizing with antialiasing": (
+        lambda h: F.interpolate(h, size=(4, 3), mode="bicubic", antialias=True), IMAGE
+    ),
+    "max_pool2d, dilated windows that reach out": (
+        lambda h: F.max_pool2d(h, 3, 2, padding=1, dilation=2, ceil_mode=True), IMAGE
+    ),
+    "a chain of matrices": (lambda h: torch.linalg.multi_dot([h, POINTS.T, POINTS[:, :2], POINTS[:2, :4]]), VECTOR),
+    "erfinv": (lambda h: torch.erfinv(0.9 * h.tanh()), VECTOR),
     "rrelu": (lambda h: F.rrelu(h, 0.1, 0.3), VECTOR),
     "fmin": (lambda h: torch.fmin(h, h.flip(1)) + torch.fmax(h, POINTS[0]), VECTOR),
     "power by a tensor": (lambda h: (h.abs() + 0.1) ** POINTS[0].abs(), VECTOR),

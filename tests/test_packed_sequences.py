@@ -1,6 +1,8 @@
 """Packed sequences: items of several lengths, each explained as it is alone."""
 
+import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -135,3 +137,27 @@ def test_by_gradients_packed_sequences_get_those_of_the_model():
     explainer = fxlrp.compile(model, GRADIENT, start=lambda value, target: weights_of(value))
     wanted = torch.autograd.grad(output, x, weights_of(output))[0]
     assert_close(explainer(x.detach(), LENGTHS).by_input["x"], wanted)
+
+
+def test_functions_may_be_imported_under_another_name_by_another_module(monkeypatch):
+    helpers = types.ModuleType("helpers_of_a_model")
+    exec(
+        "from torch.nn.utils.rnn import pack_padded_sequence as fold, pad_packed_sequence as unfold\n"
+        "def run(rnn, x, lengths):\n"
+        "    packed = fold(x, lengths, batch_first=True, enforce_sorted=False)\n"
+        "    return unfold(rnn(packed)[0], batch_first=True)[0]\n",
+        vars(helpers),
+    )
+    monkeypatch.setitem(sys.modules, helpers.__name__, helpers)
+    originals = helpers.fold, helpers.unfold
+
+    class Helped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x, lengths):
+            return self.head(helpers.run(self.rnn, x, lengths).sum(1))
+
+    assert_explains(Helped().double().eval(), torch.randn(3, 5, 4, dtype=DOUBLE), LENGTHS, absorbs=("bias", "constant"))
+    assert (helpers.fold, helpers.unfold) == originals

@@ -24,13 +24,14 @@ from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.flexible import flexible_functions, unwatched_functions
-from fxlrp.capture.recurrent import packing_functions
+from fxlrp.capture.recurrent import of_thread, packing_functions
 
 CAPTURING = threading.RLock()
 """One model of the process is read at a time: torch.export is not made for several."""
 
 _FUNCTIONS = {id(function) for name, function in vars(math).items() if callable(function) and not name.startswith("_")}
 _ORIGINAL = "_fxlrp_original"
+_bincount = torch.bincount
 
 
 def _no_hint(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
@@ -92,6 +93,18 @@ def _length(value: Any) -> Any:
     return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
 
 
+def _counted(input: Any, weights: Any = None, minlength: Any = 0) -> Any:
+    """``torch.bincount`` of numbers below ``minlength``: an export knows how long it is."""
+    if not isinstance(input, torch.Tensor) or weights is not None or (isinstance(minlength, int) and minlength <= 0):
+        return _bincount(input, weights, minlength)
+    zeros = torch.zeros(minlength, dtype=torch.int64, device=input.device)
+    return zeros.index_add(0, input, torch.ones_like(input, dtype=torch.int64))
+
+
+def _counting() -> dict[Callable[..., Any], Callable[..., Any]]:
+    return {torch.bincount: of_thread(torch.bincount, _counted, threading.get_ident())}
+
+
 def _tables(model: nn.Module) -> list[dict[str, Any]]:
     """The globals of the code of a model."""
     tables: dict[int, dict[str, Any]] = {}
@@ -111,9 +124,15 @@ def _found(
         setattr(ours, _ORIGINAL, function)
     for table in tables:
         yield from ((table, name, stand_ins[id(f)][1]) for name, f in list(table.items()) if id(f) in stand_ins)
-    modules = [vars(module) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)]
-    for function, ours in stand_ins.values():
-        yield from ((table, function.__name__, ours) for table in modules if table.get(function.__name__) is function)
+    for path, module in list(sys.modules.items()):
+        if not isinstance(module, types.ModuleType):
+            continue
+        table = vars(module)
+        if path.startswith("torch."):  # large, and they hold their functions by their own names
+            names = [function.__name__ for function, _ in stand_ins.values()]
+        else:
+            names = [name for name, value in list(table.items()) if id(value) in stand_ins]
+        yield from ((table, name, stand_ins[id(table[name])][1]) for name in names if id(table.get(name)) in stand_ins)
 
 
 def _places(tables: list[dict[str, Any]], numbers: bool) -> Iterator[tuple[dict[str, Any], str]]:
@@ -158,7 +177,7 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
         tracer.call_module = _left_in_order(call_module)
         tables = _tables(model)
-        opened = {} if numbers else {**packing_functions(), **flexible_functions()}
+        opened = {} if numbers else {**packing_functions(), **flexible_functions(), **_counting()}
         for table, name, answer in [*_ANSWERED, *_found(tables, opened)]:
             undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
             table[name] = answer

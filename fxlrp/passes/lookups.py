@@ -149,6 +149,26 @@ def position(node: fx.Node) -> Position | None:
     return Position(1) if swapped else Position(0) if flat else None
 
 
+def picked(node: fx.Node) -> tuple[fx.Node, Any] | None:
+    """Of which numbers a lookup takes some items, or all in another order, and by which index; ``None``: of none."""
+    for moved in trail(_indices(node)):
+        if moved.op != "placeholder" and (index := _index_of_items(moved)) is not None:
+            return moved.args[0], index  # type: ignore[return-value]
+    return None
+
+
+def _index_of_items(node: fx.Node) -> fx.Node | None:
+    """The index by which a node picks entries of the first axis."""
+    name, index = name_of(node), None
+    if node.target is operator.getitem:
+        index = node.args[1][0] if isinstance(node.args[1], tuple) and node.args[1] else node.args[1]
+    elif node.target is aten.index.Tensor:
+        index = node.args[1][0]  # type: ignore[index]
+    elif name == "index_select" and node.args[1:2] == (0,):
+        index = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
+    return index if isinstance(index, fx.Node) and not _is_size(index) else None
+
+
 def _indices(node: fx.Node) -> Any:
     """The indices of a lookup in the canonical graph."""
     operation = facts(node).operation

@@ -16,7 +16,7 @@ from torch import fx
 
 from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts, operation_of
-from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, joined, owners_in, padded
+from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, indexed, joined, owners_in, padded
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import (
     batch_interleaved,
@@ -86,7 +86,7 @@ class Positions:
         node_facts = facts(node)
         if node_facts.kind is Kind.INPUT:
             if node_facts.source is not None:
-                return lookups.position(node)
+                return self._of_lookup(node)
             return Position(node_facts.batch) if node_facts.batch else None
         if not node_facts.operands:
             return None
@@ -121,6 +121,14 @@ class Positions:
         after = move(FRONT if before is None else before, arguments)
         merges = move in (batch_reshaped, batch_summed, batch_interleaved)
         return None if before is None and in_front(after) and not merges else after
+
+    def _of_lookup(self, node: fx.Node) -> Any:
+        """In what is looked up for an input, of which some items may have been picked before."""
+        picked, position = lookups.picked(node), lookups.position(node)
+        if picked is None or position is not None or facts(node).fixed:
+            return position
+        numbers, index = picked
+        return indexed(FRONT, [self.value(index)], self.value(numbers).shape, self.batch)
 
     def _of_piece(self, node: fx.Node, source: fx.Node) -> Any:
         """In one of the pieces into which ``source`` takes a value apart."""

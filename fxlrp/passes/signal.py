@@ -85,4 +85,6 @@ def _asks(node: fx.Node) -> bool:
     target: Any = node.target
     overload = isinstance(target, torch._ops.OpOverload)
     name = target.overloadpacket.__name__ if overload else getattr(target, "__name__", "")
+    if name == "bincount":
+        return len(node.args) < 2 and "weights" not in node.kwargs
     return name in SHAPE_FUNCTIONS or name in QUESTIONS or (overload and name in SHAPE_METHODS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,12 +104,31 @@ def only(axis: int, values: list[Any], idle: Any = 1) -> list[Any]:
     return [value if i == axis else idle for i, value in enumerate(values)]
 
 
+def _beyond(
+    sizes: Sequence[int], kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
+    """How far windows reach beyond the padding behind each axis in torch's ``ceil_mode``.
+
+    The last window begins within the input or the padding before it.
+    """
+    beyond = []
+    for n, k, step, pad, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
+        left = n + 2 * pad - d * (k - 1) - 1
+        last = -(-left // step)
+        last -= last * step >= n + pad
+        beyond.append(max(last * step - left, 0))
+    return beyond
+
+
 @primitive
 def window_sum(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool = False
 ) -> Tensor:
     """The sum over each window, channel by channel."""
     dims = len(kernel)
+    if ceil_mode:
+        beyond = _beyond(x.shape[2:], kernel, stride, padding, dilation)
+        x = aten.constant_pad_nd(x, [p for n in reversed(beyond) for p in (0, n)])
     flat = x.reshape(-1, 1, *x.shape[2:])
     z = _CONVOLUTION[dims](flat, x.new_ones(1, 1, *kernel), None, stride, padding, dilation)
     return z.reshape(*x.shape[:2], *z.shape[2:])
@@ -118,9 +137,14 @@ def window_sum(
 @primitive(linear="first", fresh=True)
 def window_sum_transpose(
     s: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
-    dilation: list[int],
+    dilation: list[int], ceil_mode: bool = False,
 ) -> Tensor:
     """The transpose of :func:`window_sum`, in the shape of ``x``."""
+    if ceil_mode:
+        beyond = _beyond(x.shape[2:], kernel, stride, padding, dilation)
+        padded = aten.constant_pad_nd(x, [p for n in reversed(beyond) for p in (0, n)])
+        whole = window_sum_transpose(s, padded, kernel, stride, padding, dilation)
+        return aten.constant_pad_nd(whole, [p for n in reversed(beyond) for p in (0, -n)])
     c = convolution_transpose(
         s.reshape(-1, 1, *s.shape[2:]), s.new_ones(1, 1, *kernel), x.reshape(-1, 1, *x.shape[2:]),
         stride, padding, dilation, 1,
@@ -136,12 +160,13 @@ class WindowSum(FixedOperation):
     stride: list[int]
     padding: list[int]
     dilation: list[int]
+    ceil_mode: bool = False
 
     def apply(self, x: Tensor, weight: Weight) -> Tensor:
-        return window_sum(x, self.kernel, self.stride, self.padding, self.dilation)
+        return window_sum(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
-        return window_sum_transpose(s, x, self.kernel, self.stride, self.padding, self.dilation)
+        return window_sum_transpose(s, x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
 
 @primitive(linear="first", fresh=True)
@@ -181,6 +206,15 @@ def upsample_transpose(
     return backward(s, s.shape[2:], x.shape, *corners, *factors)
 
 
+def changed_lobes(
+    operation: SeparableOperation, change: Callable[[Any], Any]
+) -> tuple[LinearOperation, Weight] | None:
+    """Bicubic interpolation with changed weights: its side lobes are negative."""
+    if change in (positive, negative):
+        return ByAxis(operation, "positive" if change is positive else "negative"), None
+    return FixedOperation.changed(operation, None, change)
+
+
 @dataclass(frozen=True)
 class Upsample(SeparableOperation):
     """Interpolation; ``mode`` as ATen names it, such as ``"bilinear2d"``."""
@@ -202,9 +236,7 @@ class Upsample(SeparableOperation):
         return replace(self, size=size, scales=None if self.scales is None else only(axis, self.scales, 1.0))
 
     def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
-        if "bicubic" in self.mode and change in (positive, negative):  # its side lobes are negative
-            return ByAxis(self, "positive" if change is positive else "negative"), None
-        return super().changed(weight, change)
+        return changed_lobes(self, change) if "bicubic" in self.mode else super().changed(weight, change)
 
 
 @primitive(linear="first")

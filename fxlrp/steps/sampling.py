@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.steps.declaration import primitive
-from fxlrp.steps.linear_operation import FixedOperation, Weight
+from fxlrp.steps.linear_operation import LinearOperation, Weight
+from fxlrp.steps.pooling import changed_lobes, only
+from fxlrp.steps.separable import SeparableOperation
 
 aten = torch.ops.aten
 
@@ -56,7 +59,7 @@ def unpool_rest(relevance: Tensor, indices: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Resize(FixedOperation):
+class Resize(SeparableOperation):
     """Interpolation with antialiasing; ``name`` is ATen's, such as ``"_upsample_bilinear2d_aa"``."""
 
     name: str
@@ -69,6 +72,13 @@ class Resize(FixedOperation):
 
     def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
         return resize_transpose(s, x, self.name, self.size, self.align_corners, self.scales)
+
+    def along(self, axis: int) -> LinearOperation:
+        size = None if self.size is None else only(axis, self.size)
+        return replace(self, size=size, scales=None if self.scales is None else only(axis, self.scales, 1.0))
+
+    def changed(self, weight: Weight, change: Callable[[Any], Any]) -> tuple[LinearOperation, Weight] | None:
+        return changed_lobes(self, change) if "bicubic" in self.name else super().changed(weight, change)
 
 
 @primitive

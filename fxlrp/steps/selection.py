@@ -70,7 +70,7 @@ class MaxPool:
     def windows(self) -> LinearOperation:
         """A linear operation over the same windows."""
         if any(d != 1 for d in self.dilation):
-            return WindowSum(self.kernel, self.stride, self.padding, self.dilation)
+            return WindowSum(self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
         return AveragePool(self.kernel, self.stride, self.padding, self.ceil_mode)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import string
 from typing import Any
@@ -121,6 +122,12 @@ def lower_addbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: 
     products = aten.sum.dim_IntList(aten.matmul.default(batch1, batch2), [0])
     products = products if alpha == 1 else aten.mul.Tensor(products, alpha)
     return aten.add.Tensor(products, input if beta == 1 else aten.mul.Tensor(input, beta))
+
+
+def lower_chain(tensors: Any, *more: Any) -> Any:
+    """A chain of matrices from the left. torch picks an order by their sizes, among which is that of the batch."""
+    first, *others = (tensors, *more) if more else tensors
+    return functools.reduce(aten.matmul.default, others, first)
 
 
 def bind_matmul(a: Arguments, operand: str) -> Bindings:
@@ -251,6 +258,9 @@ OPERATIONS: list[Operation] = [
 
 COMPOSED = [
     Composed(lower_convolution, aten={aten.convolution.default: None}),
+    Composed(lower_chain, (torch.linalg.multi_dot, torch.chain_matmul), (), {
+        aten.linalg_multi_dot.default: None, aten.chain_matmul.default: None,
+    }),
     Composed(lower_baddbmm, (torch.baddbmm, torch.addmv), ("addmv",), {aten.addmv.default: None}),
     Composed(lower_addbmm, (torch.addbmm,), ("addbmm",), {aten.addbmm.default: None}),
     Composed(lower_addmm, (torch.addmm,)),

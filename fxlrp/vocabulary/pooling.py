@@ -62,13 +62,14 @@ def adaptive_average_pool(dims: int) -> Operation:
 
 
 def interpolation(mode: str) -> Operation:
-    """Nearest or linear interpolation, ``mode`` as ATen names it."""
+    """Nearest, linear or cubic interpolation, ``mode`` as ATen names it."""
 
     def bind(a: Arguments, operand: str) -> Bindings:
         return Upsample(mode, a["output_size"], a.get("align_corners"), a["scale_factors"]), None, None
 
     target = getattr(aten, f"upsample_{mode}").vec
-    return Operation(target, Kind.LINEAR, bind=bind, sign=Sign.KEEPS, channels=behind_batch)
+    sign = Sign.ANY if "bicubic" in mode else Sign.KEEPS
+    return Operation(target, Kind.LINEAR, bind=bind, sign=sign, channels=behind_batch)
 
 
 _MODES = {

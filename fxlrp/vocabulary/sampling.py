@@ -63,7 +63,8 @@ def antialiased(name: str) -> Operation:
     def bind(a: Arguments, operand: str) -> Any:
         return Resize(name, a["output_size"], a["align_corners"], a["scale_factors"]), None, None
 
-    return Operation(target, Kind.LINEAR, bind=bind, sign=Sign.KEEPS, channels=behind_batch)
+    sign = Sign.ANY if "bicubic" in name else Sign.KEEPS
+    return Operation(target, Kind.LINEAR, bind=bind, sign=sign, channels=behind_batch)
 
 
 OPERATIONS = [
@@ -79,6 +80,7 @@ OPERATIONS = [
         loses=lambda r, a: unpool_rest(r, a["indices"]), channels=behind_batch,
     ),
     antialiased("_upsample_bilinear2d_aa"),
+    antialiased("_upsample_bicubic2d_aa"),
 ]
 
 COMPOSED = [

@@ -38,10 +38,10 @@ def lower_index_put(input: Any, indices: Any, values: Any, accumulate: bool = Fa
 
 
 def lower_scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = None, reduce: Any = None) -> Any:
-    if reduce is not None:
-        name = {"add": "sum", "multiply": "prod"}[reduce]
-        return lower_scatter_reduce(input, dim, index, src if value is None else value, name)
     src = value if src is None else src
+    if reduce is not None:
+        src = torch.full_like(index, src, dtype=input.dtype) if is_scalar(src) else src
+        return lower_scatter_reduce(input, dim, index, src, {"add": "sum", "multiply": "prod"}[reduce])
     if is_scalar(src):
         return aten.scatter.value(input, dim, index, src)
     return aten.scatter.src(input, dim, index, src)
@@ -151,7 +151,9 @@ COMPOSED = [
     Composed(lower_scatter_add, (torch.scatter_add,), ("scatter_add",), {aten.scatter_add.default: None}),
     Composed(lower_index_add, (torch.index_add,), ("index_add",), {aten.index_add.default: None}),
     Composed(lower_index_put, (torch.index_put,), ("index_put",), {aten.index_put.default: None}),
-    Composed(lower_scatter, (torch.scatter,), ("scatter",), {aten.scatter.src: None, aten.scatter.value: None}),
+    Composed(lower_scatter, (torch.scatter,), ("scatter",), dict.fromkeys((
+        aten.scatter.src, aten.scatter.value, aten.scatter.reduce, aten.scatter.value_reduce,
+    ))),
     Composed(lower_scatter_reduce, (torch.scatter_reduce,), ("scatter_reduce",), {aten.scatter_reduce.two: None}),
     Composed(lower_index_reduce, (torch.index_reduce,), ("index_reduce",), {aten.index_reduce.default: None}),
     Composed(lower_put, (torch.put,), ("put",), {aten.put.default: None}),
