@@ -47,6 +47,44 @@ class Masked(Experts):
         return self.head(result.view(batch, tokens, features).mean(1))
 
 
+class Asked(Experts):
+    """Experts to which no token goes are passed over; tokens and their shares are picked by masks."""
+
+    def forward(self, x):
+        batch, tokens, features = x.shape
+        x = x.reshape(-1, features)
+        share, chosen = self.router(x).softmax(-1).topk(2, -1)
+        result = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mine = chosen == i
+            if mine.any():
+                token = mine.any(-1)
+                result[token] = result[token] + expert(x[token]) * share[mine].unsqueeze(-1)
+        return self.head(result.view(batch, tokens, features).mean(1))
+
+
+class Counted(Experts):
+    """Tokens in the order of their experts, and how many each one gets as a list of numbers."""
+
+    def forward(self, x):
+        batch, tokens, features = x.shape
+        x = x.reshape(-1, features)
+        share, chosen = self.router(x).softmax(-1).topk(2, -1)
+        counts = chosen.new_zeros(len(chosen), 4).scatter_(1, chosen, 1).sum(0).tolist()
+        order, start, results = chosen.view(-1).argsort(), 0, []
+        ordered = x[order // 2]
+        for expert, count in zip(self.experts, counts, strict=True):
+            if count == 0:
+                continue
+            results.append(expert(ordered[start : start + count]))
+            start += count
+        results = torch.cat(results)
+        result = torch.empty_like(results)
+        result[order] = results
+        result = (result.view(*chosen.shape, -1) * share.unsqueeze(-1)).sum(1)
+        return self.head(result.view(batch, tokens, features).mean(1))
+
+
 class Dense(Experts):
     """Every expert takes every token; a gate with zeros."""
 
@@ -57,7 +95,7 @@ class Dense(Experts):
         return self.head((every * (chosen * scores.softmax(-1)).unsqueeze(-1)).sum(-2).mean(1))
 
 
-@pytest.mark.parametrize("kind", [Looped, Masked])
+@pytest.mark.parametrize("kind", [Looped, Masked, Asked, Counted])
 @pytest.mark.parametrize("preset", ["conserving", "epsilon", "attnlrp", "evidence"])
 def test_experts_in_a_loop_are_explained(preset, kind):
     x = torch.randn(3, 5, 8, dtype=torch.float64)
@@ -69,8 +107,9 @@ def test_experts_in_a_loop_are_explained(preset, kind):
 def test_a_loop_and_a_dense_gate_are_the_same_function():
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     preset = fxlrp.presets.epsilon(1e-12, 1e-12)
-    found = [fxlrp.compile(model, preset, start="logit")(x, target=0).relevance for model in (Looped(), Dense())]
-    assert_close(*found, limit=1e-6)
+    wanted = fxlrp.compile(Dense(), preset, start="logit")(x, target=0).relevance
+    for model in (Looped(), Asked(), Counted()):
+        assert_close(fxlrp.compile(model, preset, start="logit")(x, target=0).relevance, wanted, limit=1e-6)
 
 
 def test_owners_are_followed_and_summed():

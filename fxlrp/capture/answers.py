@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+aten = torch.ops.aten
+
 _QUESTIONS = frozenset(
     {Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist}
 )
@@ -162,7 +164,8 @@ class Questions:
 
     Attributes:
         of_signal: whether a number is asked for that values of the model decide, such as the sign of a sum: a branch
-            that moves with what is explained.
+            that moves with what is explained. Several whole numbers are counts of what was picked, and held constant;
+            so is whether anything was, of the tokens that a router sends to an expert.
     """
 
     def __init__(self, graph: fx.Graph, asked: Sequence[fx.Node], answers: Sequence[Any]) -> None:
@@ -177,7 +180,8 @@ class Questions:
     def _of_signal(self) -> bool:
         (asked,) = next(node for node in self.graph.nodes if node.op == "output").args
         answered = zip(asked, self.answers, strict=True)
-        return any(_is_of_signal(node) for node, answer in answered if not _are_tensors(answer))
+        numbers = [node for node, answer in answered if not (_are_tensors(answer) or _are_counts(answer))]
+        return any(_is_of_signal(node) and not _asks_whether_any(node) for node in numbers)
 
     def alike(self, tensors: Sequence[Tensor], tensor: Callable[[str], Tensor]) -> bool:
         """Whether the answers for these inputs are those for which the graph was read.
@@ -226,8 +230,24 @@ def _is_of_signal(asked: fx.Node) -> bool:
     return inputs and tables
 
 
+def _asks_whether_any(asked: fx.Node) -> bool:
+    """Whether it is asked if any of some numbers that were picked, such as those of experts, is a certain one."""
+    if asked.target not in (aten.any.default, aten.any.dim, aten.any.dims):
+        return False
+    mask: Any = asked
+    while isinstance(mask, fx.Node) and mask.target is not aten.eq.Scalar:
+        mask = mask.args[0] if mask.args else None
+    value = None if mask is None else mask.args[0].meta.get("val")
+    return isinstance(value, Tensor) and _counts(value)
+
+
 def _are_tensors(answer: Any) -> bool:
     return isinstance(answer, Tensor) or (isinstance(answer, list) and bool(answer) and isinstance(answer[0], Tensor))
+
+
+def _are_counts(answer: Any) -> bool:
+    """Whether an answer is a list of whole numbers, such as how many tokens each expert gets; no branch of its own."""
+    return isinstance(answer, list) and len(answer) > 1 and all(type(number) is int for number in answer)
 
 
 def _same(value: Tensor, answer: Any) -> bool:

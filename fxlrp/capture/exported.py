@@ -119,6 +119,8 @@ def _read_double(
             if again is None or not _is_of_values(again):
                 break
             answered, again = _first(model, call, flat, tries, own, fixed, asking=True)
+            if again is not None and not fixed and call.count(own) == 1:  # for which alone the answers may hold
+                answered, again = _first(model, call, flat, [(own, None, False)], own, True, asking=True)
             captured, refused = (answered, None) if again is None else (captured, refused)
     if isinstance(refused, CaptureError):
         raise refused

@@ -94,9 +94,11 @@ def _length(value: Any) -> Any:
 
 
 def _counted(input: Any, weights: Any = None, minlength: Any = 0) -> Any:
-    """``torch.bincount`` of numbers below ``minlength``: an export knows how long it is."""
-    if not isinstance(input, torch.Tensor) or weights is not None or (isinstance(minlength, int) and minlength <= 0):
+    """``torch.bincount`` of numbers below ``minlength``, or of as many as there are: an export knows how long it is."""
+    if not isinstance(input, torch.Tensor) or weights is not None:
         return _bincount(input, weights, minlength)
+    if isinstance(minlength, int) and minlength <= 0:
+        minlength = int(input.max()) + 1  # an answer, as others are for which a graph holds
     zeros = torch.zeros(minlength, dtype=torch.int64, device=input.device)
     return zeros.index_add(0, input, torch.ones_like(input, dtype=torch.int64))
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxlrp.capture import Captured, attribute, symbolic, tensor_proxy
+from fxlrp.capture import Captured, attribute, tensor_proxy
 from fxlrp.capture.decompositions import can_be_decomposed, is_composite
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import dequantized, is_packed, plain_name, safe_name
@@ -36,7 +36,7 @@ from fxlrp.vocabulary.operation import SHAPE
 from fxlrp.vocabulary.routing import lower_getitem
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_NOT_THE_MODEL = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, symbolic.__file__))
+_NOT_THE_MODEL = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
 
 SEVERAL = (nn.Sequential, nn.MultiheadAttention)
 """Modules of torch that are more than one operation."""

@@ -121,15 +121,18 @@ def selected(position: AnyPosition, dim: int, index: Tensor, shape: Sequence[int
 
 
 def _by_axis(indices: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor]]:
-    """The axis that each tensor indexes; a mask of several axes is no list of entries."""
+    """The axis that each tensor indexes; a mask of several axes is the places where it is set."""
     axis = 0
     for index in indices:
         if index is None:
             axis += 1
             continue
-        several = index.dim() if index.dtype in (torch.bool, torch.uint8) else 1
-        yield axis, index
-        axis += several
+        if index.dtype in (torch.bool, torch.uint8) and index.dim() > 1:
+            yield from enumerate(index.nonzero(as_tuple=True), axis)
+            axis += index.dim()
+        else:
+            yield axis, index
+            axis += 1
 
 
 def owners_of(position: AnyPosition, size: int, batch: int, device: torch.device) -> Tensor:
