@@ -191,3 +191,41 @@ def test_degrees_may_be_counted_by_bincount():
     ledger = explainer.ledger(*graph())
     assert float(ledger.error.abs().max()) < 1e-9 * float(ledger.start.abs().max())
     assert torch.allclose(explainer(*graph()).output, model(*graph()))
+
+
+MULTIPLIED = {
+    "sparse.mm": torch.sparse.mm, "spmm": torch.spmm, "an operator": lambda matrix, x: matrix @ x,
+    "sparse.addmm": lambda matrix, x: torch.sparse.addmm(x.tanh(), matrix, x, beta=0.5),
+}  # fmt: skip
+
+
+class Neighbours(nn.Module):
+    """Messages by a product with a matrix that may be sparse; ``kept``: how it is kept."""
+
+    def __init__(self, multiply, kept):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head, self.multiply, self.kept = nn.Linear(4, 5), nn.Linear(5, 3), multiply, kept
+        matrix = torch.zeros(7, 7).index_put((EDGES[1], EDGES[0]), torch.rand(8), accumulate=True).double()
+        self.register_buffer("matrix", {"coo": matrix.to_sparse(), "csr": matrix.to_sparse_csr()}.get(kept, matrix))
+
+    def forward(self, x, edges=None):
+        matrix = self.matrix
+        if self.kept == "made of edges":
+            values = matrix[edges[1], edges[0]]
+            matrix = torch.sparse_coo_tensor(edges.flip(0), values, (7, 7)).coalesce()
+        return self.head(torch.relu(self.multiply(matrix, self.first(x))))
+
+
+@pytest.mark.parametrize("kept", ["coo", "csr", "made of edges"])
+@pytest.mark.parametrize("how", MULTIPLIED)
+def test_a_sparse_matrix_is_as_the_dense_one(how, kept):
+    x, edges, _ = graph()
+    wanted, found = (
+        fxlrp.compile(Neighbours(MULTIPLIED[how], form).double().eval(), "conserving", batch=None, start="logit")(
+            x, *([edges] if form == "made of edges" else []), target=torch.zeros(7, dtype=torch.int64)
+        )
+        for form in ("dense", kept)
+    )
+    assert torch.allclose(found.output, wanted.output)
+    assert torch.allclose(found.by_input["x"], wanted.by_input["x"])

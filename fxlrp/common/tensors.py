@@ -58,6 +58,11 @@ def dequantized(tensor: Tensor) -> Tensor:
     return numbers
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor with its zeros, where it is kept without."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
 def tensor_names(graph: fx.Graph) -> list[str]:
     """The dotted names of the parameters, buffers and constants that a graph reads."""
     return sorted({str(node.target) for node in graph.nodes if node.op == "get_attr"})
@@ -108,8 +113,11 @@ class Watch:
 
 
 def watchable(tensors: Sequence[Tensor]) -> bool:
-    """Whether torch counts the writes to all of them; it does not for inference tensors and tensor subclasses."""
-    return all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
+    """Whether torch counts the writes to all of them; not to inference tensors, tensor subclasses and sparse ones."""
+    return all(
+        type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_inference()
+        for tensor in tensors
+    )
 
 
 def _as_seen(tensor: Tensor, seen: _Seen) -> bool:

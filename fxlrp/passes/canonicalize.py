@@ -21,7 +21,7 @@ from torch import fx, nn
 from fxlrp.capture import Captured, attribute, tensor_proxy
 from fxlrp.capture.decompositions import can_be_decomposed, is_composite
 from fxlrp.common.errors import UnknownOperationError
-from fxlrp.common.tensors import dequantized, is_packed, plain_name, safe_name
+from fxlrp.common.tensors import dense, dequantized, is_packed, plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.building import identifier, target_name
 from fxlrp.passes.complex_calls import ComplexBuilder, holds_complex, of_constant
@@ -29,6 +29,7 @@ from fxlrp.passes.facts import KEY, Facts, Origin, facts
 from fxlrp.passes.lookups import table_index
 from fxlrp.passes.refusals import check_fixed, check_real_output
 from fxlrp.passes.signal import signal_nodes
+from fxlrp.passes.sparse_values import SPARSE, is_sparse, made_dense
 from fxlrp.vocabulary import VOCABULARY, Unsupported
 from fxlrp.vocabulary.complex_values import ComplexPair
 from fxlrp.vocabulary.embedding import lower_table
@@ -112,13 +113,16 @@ class _Canonicalizer:
         elif node in self.signal or node.op == "call_module":
             self._lower(node)
         else:
-            constant = self.builder.constant(node, self._map(node.args), self._map(node.kwargs))
+            args, kwargs = self._map(node.args), self._map(node.kwargs)
+            constant = self.builder.constant(node, args, kwargs)
+            if isinstance(constant, fx.Proxy) and is_sparse(node, args, kwargs):
+                constant.node.meta[SPARSE] = True
             if isinstance(constant, fx.Proxy) and isinstance(node.meta.get("val"), torch.Tensor):
                 constant.node.meta[SHAPE] = tuple(node.meta["val"].shape)
             self.aliases.bind(node, constant)
 
     def _lower(self, node: fx.Node) -> None:
-        args, kwargs = self._map(node.args), self._map(node.kwargs)
+        args, kwargs = made_dense((self._map(node.args), self._map(node.kwargs)), self.builder)
         try:
             if table_index(node) is not None:
                 table, index = self._map((node.args[0], table_index(node)))
@@ -197,6 +201,8 @@ class _Canonicalizer:
             if is_packed(tensor):
                 node = self.builder.create_proxy("call_function", dequantized, (self.builder.proxy_of(node),), {}).node
                 tensor = dequantized(tensor)
+            if tensor.layout is not torch.strided:
+                node.meta[SPARSE], tensor = True, dense(tensor)
             proxy = tensor_proxy(self.builder, node, name, nn.Parameter(tensor, requires_grad=False))
             self.tensors[name] = of_constant(proxy) if tensor.is_complex() else proxy
         return self.tensors[name]

@@ -112,6 +112,14 @@ def lower_addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any =
     return lower_baddbmm(input, mat1, mat2, beta=beta, alpha=alpha)
 
 
+def lower_sparse_addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """A product with a sparse matrix, which is written out; torch adds nothing, times zero, to a product alone."""
+    if beta == 0:
+        product = aten.matmul.default(mat1, mat2)
+        return product if alpha == 1 else aten.mul.Tensor(product, alpha)
+    return lower_baddbmm(input, mat1, mat2, beta=beta, alpha=alpha)
+
+
 def lower_baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     product = aten.matmul.default(batch1, batch2)
     product = product if alpha == 1 else aten.mul.Tensor(product, alpha)
@@ -242,7 +250,8 @@ OPERATIONS: list[Operation] = [
     ),
     Operation(
         aten.matmul.default, Kind.LINEAR, several=Kind.PRODUCT, operands=("self", "other"),
-        functions=(torch.matmul, operator.matmul, torch.bmm, torch.mm), methods=("matmul", "bmm", "mm", "__matmul__"),
+        functions=(torch.matmul, operator.matmul, torch.bmm, torch.mm, torch.sparse.mm),
+        methods=("matmul", "bmm", "mm", "__matmul__"),
         lower=lower_matmul, bind=bind_matmul, parametric=has_weights, channels=last,
         aten={
             aten.bmm.default: lower_matmul, aten.mm.default: lower_matmul, aten.mv.default: lower_matmul,
@@ -264,4 +273,5 @@ COMPOSED = [
     Composed(lower_baddbmm, (torch.baddbmm, torch.addmv), ("addmv",), {aten.addmv.default: None}),
     Composed(lower_addbmm, (torch.addbmm,), ("addbmm",), {aten.addbmm.default: None}),
     Composed(lower_addmm, (torch.addmm,)),
+    Composed(lower_sparse_addmm, (torch.sparse.addmm,), (), {aten._sparse_addmm.default: None}),
 ]
