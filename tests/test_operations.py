@@ -33,6 +33,10 @@ def blanked(h):
     return h
 
 
+def first_of(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
 def by_item(function):
     return lambda h: torch.stack([function(item) for item in h])
 
@@ -104,6 +108,10 @@ FUNCTIONS = {
     "round to places": (lambda h: h.round(decimals=1), SERIES),
     "gamma functions": (lambda h: torch.lgamma(h.exp() + 1) + torch.digamma(h.exp() + 1), SERIES),
     "Bessel functions": (lambda h: torch.i0(h) + torch.special.i1(h) * torch.special.i1e(h), SERIES),
+    "more Bessel functions": (
+        lambda h: torch.special.bessel_j0(h) + torch.special.spherical_bessel_j0(h) * torch.special.bessel_j1(h), SERIES
+    ),
+    "what returns a tuple, asked for its type": (lambda h: first_of(h.median(1)) + first_of(h.mode(1)), SERIES),
     "the largest magnitude": (lambda h: torch.linalg.vector_norm(h, float("inf"), dim=1), SERIES),
     "the smallest magnitude": (lambda h: torch.linalg.vector_norm(h, -float("inf"), dim=1), SERIES),
     "dist": (by_item(lambda i: torch.dist(i, torch.ones_like(i), 3).reshape(1)), SERIES),

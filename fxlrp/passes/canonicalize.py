@@ -135,7 +135,7 @@ class _Canonicalizer:
             self.aliases.bind(node, value)
             if overwrites or kwargs.get("inplace", False):
                 self.aliases.overwrite(node)
-        except (Unsupported, TypeError, fx.proxy.TraceError) as reason:
+        except (Unsupported, TypeError, AttributeError, fx.proxy.TraceError) as reason:
             what, where = self._describe(node)
             self.unknown.append((what, where + (f": {reason}" if str(reason) else "")))
             self.final = self.final or getattr(reason, "final", False) or _is_atomic(node)

@@ -191,7 +191,12 @@ ACTIVATIONS = [
     ),
 ]
 
-SPECIAL = ("special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx")
+SPECIAL = (
+    "special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx", "special_airy_ai",
+    *(f"special_bessel_{kind}" for kind in ("j0", "j1", "y0", "y1")),
+    *(f"special_modified_bessel_{kind}" for kind in ("i0", "i1", "k0", "k1")),
+    "special_scaled_modified_bessel_k0", "special_scaled_modified_bessel_k1", "special_spherical_bessel_j0",
+)
 ODD = ("asin", "asinh", "sinh", "floor", "ceil", "trunc", "frac", "sinc")
 """Functions that keep the sign of what they are given, or make it zero."""
 
