@@ -195,3 +195,37 @@ def test_items_that_are_looked_up_in_another_order_keep_their_relevance(pick):
     ids = torch.randint(0, 20, (3, 5), generator=torch.Generator().manual_seed(0))
     model = Sorted().double().eval()
     assert_explains(model, ids, torch.tensor([2, 5, 3]), absorbs=("bias", "constant"))
+
+
+def test_what_depends_on_places_alone_is_told():
+    class Nearest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes = nn.Parameter(torch.randn(7, 3))
+
+        def forward(self, x):
+            return self.codes[torch.cdist(x, torch.eye(7, x.shape[1])).argmin(-1)]
+
+    with pytest.raises(fxlrp.errors.CaptureError, match="does not depend on the input, but by places"):
+        fxlrp.compile(Nearest().eval(), "conserving")(torch.randn(2, 4))
+
+
+def test_shares_of_a_bag_may_be_of_the_input():
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.scores, self.bag, self.head = nn.Linear(6, 9), nn.EmbeddingBag(9, 4, mode="sum"), nn.Linear(4, 3)
+            self.written = False
+
+        def forward(self, x):
+            shares, chosen = self.scores(x).topk(2, -1)
+            if self.written:
+                return self.head((self.bag.weight[chosen] * shares.unsqueeze(-1)).sum(1))
+            return self.head(self.bag(chosen, per_sample_weights=shares))
+
+    model, x = Memory().double().eval(), torch.randn(3, 6, dtype=torch.float64)
+    assert_explains(model, x, absorbs=("bias", "constant"))
+    bag = fxlrp.compile(model, "conserving")(x).relevance
+    model.written = True
+    assert_close(bag, fxlrp.compile(model, "conserving")(x).relevance)

@@ -61,10 +61,11 @@ def _goes_on(node: fx.Node) -> bool:
     """Whether what is looked up by a node is looked up by its first argument: it is moved, cast or shifted."""
     if is_moved(node):
         return True
-    return name_of(node) in _SHIFTS and isinstance(node.args[0], fx.Node) and not _comes_from_input(node.args[1:])
+    return name_of(node) in _SHIFTS and isinstance(node.args[0], fx.Node) and not comes_from_input(node.args[1:])
 
 
-def _comes_from_input(arguments: Any) -> bool:
+def comes_from_input(arguments: Any) -> bool:
+    """Whether values are made of an input, and not of its shape alone."""
     waiting, seen = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)], set()
     while waiting:
         node = waiting.pop()
@@ -114,12 +115,12 @@ def table_index(node: fx.Node) -> Any:
         index = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
     if not isinstance(index, fx.Node):  # what most nodes are is seen without a walk through the graph
         return None
-    return index if _is_table(node.args[0]) and _comes_from_input(index) else None
+    return index if _is_table(node.args[0]) and comes_from_input(index) else None
 
 
 def _is_table(value: Any) -> bool:
     """Whether a value is made of parameters and buffers alone."""
-    return isinstance(value, fx.Node) and value.op != "placeholder" and not _comes_from_input(value)
+    return isinstance(value, fx.Node) and value.op != "placeholder" and not comes_from_input(value)
 
 
 _INDEX_AT: dict[Any, tuple[int, str]] = {

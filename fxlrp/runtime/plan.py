@@ -29,6 +29,7 @@ from fxlrp.passes.facts import facts
 from fxlrp.passes.fitting_start import fitting_start
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
+from fxlrp.passes.lookups import comes_from_input
 from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
 from fxlrp.passes.optimize.recompute import Recompute, kept_values
 from fxlrp.passes.positions import ONE_ITEM
@@ -41,6 +42,10 @@ from fxlrp.runtime.weights import dtype_of
 from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
 
+_ONLY_AS_PLACES = (
+    ", but by places, whole numbers or comparisons, such as those of an argmax, a mask or a sampled grid: they are "
+    "held constant, and no relevance leads through them"
+)
 _SERIALS = count()
 MOST_PROGRAMS = 24
 """How many programs of a plan are kept: one per kind of request."""
@@ -104,6 +109,7 @@ class Plan:
             raise IndependentError(
                 f"the output {which}does not depend on the input"
                 + (f" (output={self.recipe.output!r})" if which else "")
+                + (_ONLY_AS_PLACES if comes_from_input(outputs[0]) else "")
             )
         return outputs[0]
 

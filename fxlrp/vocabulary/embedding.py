@@ -52,7 +52,7 @@ def lower_embedding_bag(input: Any, weight: Any, offsets: Any = None, max_norm: 
         )[0]
     entries = aten.embedding.default(weight, input)
     if per_sample_weights is not None:
-        entries = aten.mul.Tensor(entries, torch.unsqueeze(per_sample_weights, -1))
+        entries = aten.mul.Tensor(entries, aten.unsqueeze.default(per_sample_weights, -1))
     if padding_idx is not None:
         padding = torch.unsqueeze(torch.eq(input, padding_idx), -1)
         entries = aten.masked_fill.Scalar(entries, padding, float("-inf") if mode == "max" else 0.0)
@@ -70,7 +70,7 @@ def lower_flat_bag(weight: Any, indices: Any, offsets: Any, scale_grad_by_freq: 
         raise Unsupported("an embedding bag by offsets in mode 'max': give it one row for each bag")
     entries = aten.embedding.default(weight, indices)
     if per_sample_weights is not None:
-        entries = aten.mul.Tensor(entries, torch.unsqueeze(per_sample_weights, -1))
+        entries = aten.mul.Tensor(entries, aten.unsqueeze.default(per_sample_weights, -1))
     if padding_idx is not None and not (isinstance(padding_idx, int) and padding_idx < 0):
         entries = aten.masked_fill.Scalar(entries, torch.unsqueeze(torch.eq(indices, padding_idx), -1), 0.0)
     bags = bag_numbers(indices, offsets)
