@@ -108,9 +108,6 @@ FUNCTIONS = {
     "round to places": (lambda h: h.round(decimals=1), SERIES),
     "gamma functions": (lambda h: torch.lgamma(h.exp() + 1) + torch.digamma(h.exp() + 1), SERIES),
     "Bessel functions": (lambda h: torch.i0(h) + torch.special.i1(h) * torch.special.i1e(h), SERIES),
-    "more Bessel functions": (
-        lambda h: torch.special.bessel_j0(h) + torch.special.spherical_bessel_j0(h) * torch.special.bessel_j1(h), SERIES
-    ),
     "what returns a tuple, asked for its type": (lambda h: first_of(h.median(1)) + first_of(h.mode(1)), SERIES),
     "the largest magnitude": (lambda h: torch.linalg.vector_norm(h, float("inf"), dim=1), SERIES),
     "the smallest magnitude": (lambda h: torch.linalg.vector_norm(h, -float("inf"), dim=1), SERIES),
@@ -147,7 +144,6 @@ FUNCTIONS = {
         lambda h: F.max_pool2d(h, 3, 2, padding=1, dilation=2, ceil_mode=True), IMAGE
     ),
     "a chain of matrices": (lambda h: torch.linalg.multi_dot([h, POINTS.T, POINTS[:, :2], POINTS[:2, :4]]), VECTOR),
-    "erfinv": (lambda h: torch.erfinv(0.9 * h.tanh()), VECTOR),
     "rrelu": (lambda h: F.rrelu(h, 0.1, 0.3), VECTOR),
     "fmin": (lambda h: torch.fmin(h, h.flip(1)) + torch.fmax(h, POINTS[0]), VECTOR),
     "power by a tensor": (lambda h: (h.abs() + 0.1) ** POINTS[0].abs(), VECTOR),
