@@ -190,7 +190,7 @@ TOKEN = {
 LANGUAGE = Benchmark(
     "language", "Time the explanation of a token by a 0.5 B language model.", f"{__name__}:TOKEN",
     listed(*(Case("qwen2_05b", 1, tokens, dtype) for dtype in ("float32", "bfloat16") for tokens in (128, 512))),
-    rounds=5, facts={"call_mb": ".0f", "held_mb": ".0f"},
+    rounds=5, facts={"size": ".0f", "call_mb": ".0f", "held_mb": ".0f"},
 )  # fmt: skip
 
 BY_OPERATOR = ", by operator"
