@@ -14,14 +14,17 @@ from fxlrp.common.errors import ExportError, FileError, FxlrpError
 
 
 @contextmanager
-def whole(path: Path, kind: type[FxlrpError] = FileError) -> Iterator[Path]:
+def whole(path: Path, kind: type[FxlrpError] = FileError, *, makes_folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path``; the file written there replaces ``path``, unless the block raises.
 
     Args:
         path: the file.
         kind: the error where the file cannot be written, for lack of space or of permission.
+        makes_folder: whether its folder is made where there is none.
     """
     try:
+        if makes_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
         try:
             yield folder / path.name
@@ -29,7 +32,7 @@ def whole(path: Path, kind: type[FxlrpError] = FileError) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise kind(f"{path} cannot be written, and is as it was: {error.strerror or error}") from error
+        raise kind(f"{path} cannot be written: {error.strerror or error}; it is as it was") from error
 
 
 def checked_path(path: Any) -> Path:

@@ -53,11 +53,7 @@ def write(path: str | os.PathLike[str], writers: Mapping[str, Writer]) -> Path:
         raise InputError(f"{path}: the name must end in {', '.join(writers)}")
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-    with whole(path, InputError) as beside:
+    with whole(path, InputError, makes_folder=True) as beside:
         writer(beside)
     return path
 

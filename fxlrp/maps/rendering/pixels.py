@@ -75,12 +75,8 @@ def _save(picture: Tensor, path: Path, suffixes: tuple[str, ...], **options: Any
         raise ImageError(
             f"{path}: pictures are written as {options['format']}, so the name must end in {' or '.join(suffixes)}"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as beside:
-            Image.fromarray(picture.numpy()).save(beside, **options)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be written: {error.strerror or error}") from error
+    with whole(path, ImageError, makes_folder=True) as beside:
+        Image.fromarray(picture.numpy()).save(beside, **options)
     return path
 
 
