@@ -32,7 +32,7 @@ def whole(path: Path, kind: type[FxlrpError] = FileError, *, makes_folder: bool 
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise kind(f"{path} cannot be written: {error.strerror or error}; it is as it was") from error
+        raise kind(f"{path} cannot be written, and is as it was: {error.strerror or error}") from error
 
 
 def checked_path(path: Any) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.common.atomic_files import whole
-from fxlrp.common.errors import ImageError, InputError
+from fxlrp.common.errors import FileError, ImageError, InputError
 
 
 def enlarge(picture: Tensor, shortest: int = 448) -> Tensor:
@@ -75,8 +75,12 @@ def _save(picture: Tensor, path: Path, suffixes: tuple[str, ...], **options: Any
         raise ImageError(
             f"{path}: pictures are written as {options['format']}, so the name must end in {' or '.join(suffixes)}"
         )
-    with whole(path, ImageError, makes_folder=True) as beside:
-        Image.fromarray(picture.numpy()).save(beside, **options)
+    try:
+        with whole(path, makes_folder=True) as beside:
+            Image.fromarray(picture.numpy()).save(beside, **options)
+    except FileError as error:
+        reason = error.__cause__
+        raise ImageError(f"{path} cannot be written: {getattr(reason, 'strerror', None) or reason}") from error
     return path
 
 
