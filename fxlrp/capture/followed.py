@@ -124,14 +124,16 @@ def _found(
     stand_ins = {id(function): (function, ours) for function, ours in functions.items()}
     for function, ours in stand_ins.values():
         setattr(ours, _ORIGINAL, function)
-    for table in tables:
-        yield from ((table, name, stand_ins[id(f)][1]) for name, f in list(table.items()) if id(f) in stand_ins)
-    for path, module in list(sys.modules.items()):
-        if not isinstance(module, types.ModuleType):
-            continue
-        table = vars(module)
+    modules = [
+        (path, vars(module))
+        for path, module in list(sys.modules.items())
+        if stand_ins and isinstance(module, types.ModuleType)
+    ]
+    for path, table in [*(("", table) for table in tables), *modules]:
         if path.startswith("torch."):  # large, and they hold their functions by their own names
             names = [function.__name__ for function, _ in stand_ins.values()]
+        elif stand_ins.keys().isdisjoint(map(id, list(table.values()))):  # nearly all, and there are thousands
+            continue
         else:
             names = [name for name, value in list(table.items()) if id(value) in stand_ins]
         yield from ((table, name, stand_ins[id(table[name])][1]) for name in names if id(table.get(name)) in stand_ins)
