@@ -60,10 +60,22 @@ def test_relevance_is_the_same_to_the_last_bit(kind, preset):
     assert low.ledger(x).error.abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "swin_t"])
+def a_network(name):
+    """A network of torchvision by name, or one of its families with few layers."""
+    if name == "densenet":
+        return models.DenseNet(growth_rate=8, block_config=(2, 3, 2), num_init_features=16, num_classes=7)
+    if name == "swin":
+        return models.SwinTransformer([4, 4], 24, [1, 2], [2, 4], [4, 4], num_classes=7)
+    return models.get_model(name, weights=None, num_classes=7)
+
+
+WHOLE = [pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "swin_t")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet", "swin", *WHOLE])
 def test_networks_are_explained_alike(name):
     torch.manual_seed(0)
-    model, x = models.get_model(name, weights=None, num_classes=7).eval(), torch.randn(2, 3, 64, 64)
+    model, x = a_network(name).eval(), torch.randn(2, 3, 64, 64)
     usual, low = fxlrp.compile(model, "conserving"), fxlrp.compile(model, "conserving", memory="low")
     assert torch.equal(usual(x, target=3).relevance, low(x, target=3).relevance)
 

@@ -124,19 +124,36 @@ def _found(
     stand_ins = {id(function): (function, ours) for function, ours in functions.items()}
     for function, ours in stand_ins.values():
         setattr(ours, _ORIGINAL, function)
-    modules = [
-        (path, vars(module))
-        for path, module in list(sys.modules.items())
-        if stand_ins and isinstance(module, types.ModuleType)
-    ]
-    for path, table in [*(("", table) for table in tables), *modules]:
-        if path.startswith("torch."):  # large, and they hold their functions by their own names
-            names = [function.__name__ for function, _ in stand_ins.values()]
-        elif stand_ins.keys().isdisjoint(map(id, list(table.values()))):  # nearly all, and there are thousands
-            continue
-        else:
-            names = [name for name, value in list(table.items()) if id(value) in stand_ins]
+    for table, names in [*((table, _names_of(table, stand_ins)) for table in tables), *_holders(stand_ins)]:
         yield from ((table, name, stand_ins[id(table[name])][1]) for name in names if id(table.get(name)) in stand_ins)
+
+
+_HOLDERS: dict[frozenset[int], dict[str, tuple[int, int, list[str]]]] = {}
+"""By the functions that are sought, and by path of a module: which table it had, of what length, and which names."""
+
+
+def _holders(sought: dict[int, Any]) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The tables of modules that hold such functions; one that has neither grown nor shrunk is not read again."""
+    seen = _HOLDERS.setdefault(frozenset(sought), {}) if sought else {}
+    for path, module in list(sys.modules.items()) if sought else ():
+        if not isinstance(module, types.ModuleType):
+            continue
+        table = vars(module)
+        known, length, names = seen.get(path, (0, 0, []))
+        if (known, length) != (id(table), len(table)):
+            names = _names_of(table, sought)
+            seen[path] = id(table), len(table), names
+        if names:
+            yield table, names
+
+
+def _names_of(table: dict[str, Any], sought: dict[int, Any]) -> list[str]:
+    """The names of such functions, and of what stands in their place by now."""
+
+    def function(value: Any) -> Any:  # by type, because isinstance asks lazy objects for their class
+        return vars(value).get(_ORIGINAL, value) if type(value) is types.FunctionType else value
+
+    return [name for name, value in list(table.items()) if id(function(value)) in sought]
 
 
 def _places(tables: list[dict[str, Any]], numbers: bool) -> Iterator[tuple[dict[str, Any], str]]:
