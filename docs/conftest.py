@@ -6,10 +6,15 @@ import os
 import shutil
 import tempfile
 
+import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 _before = []
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1 if hasattr(config, "workerinput") else 2)  # a thread per worker
 
 
 def _missing(package):

@@ -14,7 +14,7 @@ from torch import fx
 from fxlrp.exports import onnx_steps as steps
 from fxlrp.passes.facts import facts, has_facts
 from fxlrp.passes.optimize import PASSES, OptimizerPass
-from fxlrp.passes.optimize.base import emitted, inserted, retarget, weight_shapes, without_dead_code
+from fxlrp.passes.optimize.base import WeightShapes, emitted, inserted, retarget, without_dead_code
 from fxlrp.passes.optimize.matching import Capture, Step, arguments_of
 from fxlrp.passes.optimize.transposes import spaced
 from fxlrp.steps.addition import gamma_split, ratio_split
@@ -78,7 +78,7 @@ class PadsInConvolutions(OptimizerPass):
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        self.shapes = weight_shapes(module)
+        self.shapes = WeightShapes(module)
         for node in list(module.graph.nodes):
             a = _UNPADDED.match(node)
             if a is None or min(a["pads"]) < 0 or not _covers(a["support"], a["pads"]):
@@ -249,7 +249,7 @@ class TurnedTransposes(OptimizerPass):
     """Writes the transpose of a strided depthwise convolution as a convolution over values with zeros between."""
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        shapes = weight_shapes(module)
+        shapes = WeightShapes(module)
         for node in list(module.graph.nodes):
             if node.target is not convolution_transpose:
                 continue

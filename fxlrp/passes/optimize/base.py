@@ -51,24 +51,36 @@ def weights_only(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def weight_shapes(module: fx.GraphModule) -> dict[fx.Node, torch.Size]:
-    """The shapes of the model's tensors, and of what is made of nothing else; found without computing.
+class WeightShapes:
+    """The shapes of the model's tensors, and of what is made of nothing else; found without computing, when asked for.
 
     Of a step that looks at the numbers, which then are not there, no shape is told.
     """
-    values: dict[fx.Node, Any] = {}
-    weight_nodes = weights_only(module.graph)
-    for node in module.graph.nodes:
-        if node not in weight_nodes:
-            continue
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.of_weights = module, weights_only(module.graph)
+        self.values: dict[fx.Node, Any] = {}
+
+    def get(self, node: Any) -> torch.Size | None:
+        """The shape of what ``node`` gives; ``None`` where that is no tensor, or depends on the input."""
+        value = self._value(node) if node in self.of_weights else None
+        return value.shape if isinstance(value, Tensor) else None
+
+    def _value(self, node: fx.Node) -> Any:
+        if node not in self.values:
+            self.values[node] = self._found(node)
+        return self.values[node]
+
+    def _found(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            tensor = tensor_at(module, str(node.target))
-            values[node] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        elif all(source in values for source in node.all_input_nodes):
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            with suppress(Exception):
-                values[node] = node.target(*args, **kwargs)
-    return {node: value.shape for node, value in values.items() if isinstance(value, Tensor)}
+            tensor = tensor_at(self.module, str(node.target))
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        if not callable(node.target) or any(self._value(source) is None for source in node.all_input_nodes):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        with suppress(Exception):
+            return node.target(*args, **kwargs)
+        return None
 
 
 def inserted(node: fx.Node, target: Callable[..., Any], *args: Any, name: str | None = None) -> fx.Node:

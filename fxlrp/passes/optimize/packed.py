@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.common.compiling import is_compiling
-from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, retarget, weight_shapes
+from fxlrp.passes.optimize.base import OptimizerPass, WeightShapes, emitted, inserted, retarget
 from fxlrp.passes.optimize.matching import arguments_of
 from fxlrp.steps.primitives import channels_last, plain, primitive
 
@@ -150,7 +150,7 @@ class PackWeights(OptimizerPass):
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        shapes = weight_shapes(module)
+        shapes = WeightShapes(module)
         for node in list(module.graph.nodes):
             if node.target not in (F.conv2d, aten.conv2d.default):
                 continue

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxlrp.passes.optimize.base import OptimizerPass, emitted, inserted, weight_shapes, without_dead_code
+from fxlrp.passes.optimize.base import OptimizerPass, WeightShapes, emitted, inserted, without_dead_code
 from fxlrp.passes.optimize.matching import Capture, Step
 from fxlrp.steps.batch_axis import rescale, sum_items
 from fxlrp.steps.primitives import divide, favoured_denominator, primitive, with_sign
@@ -112,7 +112,7 @@ class OnePart(OptimizerPass):
     """
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
-        shapes = weight_shapes(module)
+        shapes = WeightShapes(module)
         for node in list(module.graph.nodes):
             if node.target in (unsplit, unreshape) and emitted(node):
                 _narrow(node, shapes)
@@ -120,7 +120,7 @@ class OnePart(OptimizerPass):
         return module
 
 
-def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
+def _narrow(relevance: fx.Node, shapes: WeightShapes) -> None:
     """Let a linear rule that starts from ``relevance``, (..., out), read a part of it, where the rest is zeros."""
     shares = [user for user in relevance.users if Step(divide, relevance=relevance).match(user) is not None]
     totals = [user for user in relevance.users if user not in shares]
@@ -129,7 +129,7 @@ def _narrow(relevance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> None:
     weights = [_PRODUCT.match(product) for product in products]
     if not all(weights) or not all(_adds_up(user, relevance) for user in totals):
         return
-    sizes = {shapes.get(found["weight"], torch.Size()) for found in weights if found is not None}
+    sizes = {shapes.get(found["weight"]) or torch.Size() for found in weights if found is not None}
     outputs = {size[0] for size in sizes if len(size) == 2}
     if len(outputs) != 1 or not all(sizes):
         return
@@ -184,14 +184,14 @@ def _axis(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
     return small, _Part(index % axes[0] * length, length)
 
 
-def _value(value: Any, reader: fx.Node, part: _Part, features: int, shapes: dict[fx.Node, torch.Size]) -> fx.Node:
+def _value(value: Any, reader: fx.Node, part: _Part, features: int, shapes: WeightShapes) -> fx.Node:
     """A denominator, for the part alone; where nobody else needs the whole, the whole is not computed."""
     if len(value.users) == 1 and emitted(value):
         if value.target in _BY_ELEMENT and all(isinstance(arg, fx.Node) for arg in value.args[:2]):
             terms = [_value(arg, value, part, features, shapes) for arg in value.args[:2]]
             return inserted(value, value.target, *terms, *value.args[2:], name=f"{value.name}_part")
         held = [arg for arg in value.args[1:] if arg is not None]  # weight and bias
-        if value.target is F.linear and not value.kwargs and all(shapes.get(w, (0,))[0] == features for w in held):
+        if value.target is F.linear and not value.kwargs and all((shapes.get(w) or (0,))[0] == features for w in held):
             small = [_weights(value, w, part) for w in held]
             return inserted(value, F.linear, value.args[0], *small, name=f"{value.name}_part")
     return inserted(reader, features_of, value, part.start, part.length, name=f"{value.name}_part")

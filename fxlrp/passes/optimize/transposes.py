@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxlrp.common.compiling import is_compiling
-from fxlrp.passes.optimize.base import OptimizerPass, inserted, retarget, weight_shapes
+from fxlrp.passes.optimize.base import OptimizerPass, WeightShapes, inserted, retarget
 from fxlrp.passes.optimize.matching import arguments_of
 from fxlrp.steps.convolution import convolution_transpose
 from fxlrp.steps.primitives import channels_last, primitive
@@ -91,7 +91,7 @@ class TransposesAsConvolutions(OptimizerPass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         transposes = [node for node in module.graph.nodes if node.target is convolution_transpose]
-        shapes = weight_shapes(module) if transposes else {}
+        shapes = WeightShapes(module)
         for node in transposes:
             a = arguments_of(node)
             shape = shapes.get(a["weight"])
