@@ -218,12 +218,13 @@ class Plan:
         self._programs.move_to_end(request)
         return program
 
-    def learn_start(self, output: Tensor) -> bool:
-        """Whether the start is another one after a look at an output: where each item's values sum to one, or are none.
+    def learn(self, output: Tensor) -> bool:
+        """See an output of the model, and how many classes it has; whether the start is another one after that.
 
-        A softmax has many spellings, and the output of each is a probability; a single number is no class. The programs
-        are then of the old start.
+        It is where each item's values sum to one, or are none: a softmax has many spellings, and the output of each is
+        a probability; a single number is no class. The programs are then of the old start.
         """
+        self._see_classes(output.shape)
         asked = self.recipe.chosen_start is None and self.start in _NOT_GIVEN
         if asked and output.dim() < 2 and self.start not in _BY_SHAPE:  # a number for each item, and no classes
             self.start = starts.value
@@ -288,9 +289,11 @@ class Plan:
     def class_count(self, inputs: Sequence[Tensor]) -> int | None:
         """How many classes the output has, ``None`` where it is not (batch, classes)."""
         if self._classes is None:
-            shape = self.shapes(inputs)[self.explained]
-            self._classes = shape[1] if len(shape) == 2 else -1
-        return self._classes if self._classes >= 0 else None
+            self._see_classes(self.shapes(inputs)[self.explained])
+        return self._classes if self._classes is not None and self._classes >= 0 else None
+
+    def _see_classes(self, shape: Any) -> None:
+        self._classes = shape[1] if len(shape) == 2 else -1
 
 
 _NOT_GIVEN = (starts.value, *(start for pair in starts.OF_CLASSES.values() for start in pair))

@@ -82,7 +82,7 @@ class Plans:
         except CaptureError:
             self._may_differ = True
             raise
-        if output is not None and plan.learn_start(output):
+        if output is not None and plan.learn(output):
             self.drop_programs(plan, most=0)
             self._use(plan)
         return plan, tensors
