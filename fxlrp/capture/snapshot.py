@@ -30,6 +30,8 @@ _GLOBAL_HOOKS = tuple(
     table for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
     if (table := getattr(nn_module, name, None)) is not None
 )  # fmt: skip
+_END = object()
+"""Behind all values."""
 _LIBRARIES = ("torch", "builtins", "typing", "abc", "collections", "enum")
 """Packages whose classes nobody changes."""
 
@@ -82,10 +84,14 @@ class _Table(NamedTuple):
     keyed: bool
     closed: bool
 
-    def values(self) -> Iterable[Any]:
+    def views(self) -> list[Iterable[Any]]:
+        """What is in it, now and later."""
         if not isinstance(self.content, dict | types.MappingProxyType):
-            return self.content
-        return chain(self.content, self.content.values()) if self.keyed else self.content.values()
+            return [self.content]
+        return [self.content, self.content.values()] if self.keyed else [self.content.values()]
+
+    def values(self) -> Iterable[Any]:
+        return chain.from_iterable(self.views())
 
 
 class Snapshot:
@@ -107,8 +113,10 @@ class Snapshot:
         for table in _GLOBAL_HOOKS:
             self._add(table, "the hooks of all modules", closed=True)
         self._look_inside()
+        # The values of a dict are a view, which follows it.
+        self._views = [view for table in self._tables for view in table.views()] + [[_END]]
         self._values = list(map(list, (table.values() for table in self._tables)))
-        self._flat = list(chain.from_iterable(self._values))
+        self._flat = list(chain.from_iterable(self._views))
         self._ties = _ties(model)
 
     def _look_at(self, module: nn.Module, name: str, *, registered: bool = True) -> None:
@@ -189,8 +197,7 @@ class Snapshot:
         for array, copied in self._arrays:
             if array.tobytes() != copied.tobytes():
                 return "an array of NumPy"
-        now = list(chain.from_iterable([table.values() for table in self._tables]))
-        if len(now) == len(self._flat) and all(map(is_, now, self._flat)):
+        if self._is_same():
             return ""
         found = list(map(list, (table.values() for table in self._tables)))
         for table, before, after in zip(self._tables, self._values, found, strict=True):
@@ -201,8 +208,12 @@ class Snapshot:
                     return _at(table, position)
         if _ties(self._model) != self._ties:
             return "which weights are tied"
-        self._values, self._flat = found, now
+        self._values, self._flat = found, list(chain.from_iterable(self._views))
         return ""
+
+    def _is_same(self) -> bool:
+        """Whether every value is the same object; where there are more or fewer, the last one meets another."""
+        return all(map(is_, chain.from_iterable(self._views), self._flat))
 
     def touched(self) -> bool:
         """Whether anything at all is not the same object with the same contents, buffers included."""
@@ -210,8 +221,7 @@ class Snapshot:
             return True
         if any(array.tobytes() != copied.tobytes() for array, copied in self._arrays):
             return True
-        now = list(chain.from_iterable([table.values() for table in self._tables]))
-        return len(now) != len(self._flat) or not all(map(is_, now, self._flat))
+        return not self._is_same()
 
 
 class _Forward:
