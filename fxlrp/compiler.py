@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import InitVar, replace
+from os import PathLike
 from typing import Any, Concatenate, ParamSpec, cast
 
 import numpy.typing as npt
@@ -14,13 +15,14 @@ from torch.export import ExportedProgram
 
 from fxlrp.explainer import Explainer
 from fxlrp.interop import quantus
+from fxlrp.loading import onnx_files
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.recipe import Recipe
 
 P = ParamSpec("P")
-Model = nn.Module | CapturedModel | ExportedProgram
-"""What can be compiled."""
+Model = nn.Module | CapturedModel | ExportedProgram | str | PathLike[str]
+"""What can be compiled; a path is that of a file of ONNX."""
 
 
 def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[Model, P], Explainer]:
@@ -35,7 +37,7 @@ def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[Model, P], Ex
         asked = recipe(*args, **kwargs)
         if isinstance(model, CapturedModel) and asked.output is None:
             asked = replace(asked, output=model.output)
-        return Explainer(Engine(model, asked, cast("dict[str, Any]", kwargs).get("example_inputs")))
+        return Explainer(Engine(_read(model), asked, cast("dict[str, Any]", kwargs).get("example_inputs")))
 
     model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Model)
     compile.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -45,6 +47,11 @@ def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[Model, P], Ex
     compile.__doc__ = _DOC.format(*_sections(inspect.getdoc(Recipe) or ""))
     compile.__qualname__ = "compile"
     return compile  # type: ignore[return-value]  # Concatenate knows no name for the model
+
+
+def _read(model: Model) -> Any:
+    """The network in a file, or the model itself."""
+    return onnx_files.onnx_model(model) if onnx_files.is_onnx(model) else model  # type: ignore[arg-type]
 
 
 def _plain(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -65,7 +72,8 @@ The model is read by symbolic tracing where that can follow it, and else by ``to
 from example inputs: those given here, or those of the explainer's first call.
 
 Args:
-    model: any module in eval mode, an exported program, or what :func:`fxlrp.capture` gave. It is not changed.
+    model: any module in eval mode, an exported program, what :func:`fxlrp.capture` gave, or the path of an .onnx
+        file. It is not changed.
     {}
 
 Raises:
@@ -77,7 +85,7 @@ Raises:
 compile = _compiler(Recipe)
 
 
-def capture(model: nn.Module | ExportedProgram, *inputs: Any, output: Any = None, **named: Any) -> CapturedModel:
+def capture(model: Model, *inputs: Any, output: Any = None, **named: Any) -> CapturedModel:
     """Read a model once, to be compiled several times: with other presets, rules, starts, outputs or foils.
 
     Args:
@@ -90,7 +98,7 @@ def capture(model: nn.Module | ExportedProgram, *inputs: Any, output: Any = None
     Raises:
         TrainingModeError, CaptureError, InputError: as :func:`compile` and a call of the explainer.
     """
-    captured = CapturedModel(model, output)
+    captured = CapturedModel(_read(model), output)
     engine = Engine(captured, Recipe(output=output))
     if inputs or named:
         engine.prepare(inputs, named)

@@ -53,6 +53,6 @@ def test_a_sequence_of_logits_asks_for_a_token():
         fxlrp.compile(Tokens().eval())(torch.ones(2, 3, dtype=torch.long))
 
 
-def test_a_path_is_no_model():
+def test_a_path_without_a_file_is_no_model():
     with pytest.raises(CaptureError, match=r"not str: load it first.*onnx2torch"):
         fxlrp.compile("model.onnx")

@@ -233,7 +233,7 @@ def check_model(model: nn.Module) -> None:
         named = isinstance(model, str | os.PathLike)
         raise CaptureError(
             f"fxlrp compiles a torch.nn.Module, not {type(model).__name__}"
-            + (": load it first; of an ONNX file onnx2torch.convert(path) makes a module" if named else "")
+            + (": load it first; a path is that of an .onnx file" if named else "")
         )
     for name, module in model.named_modules():
         where = f"{name!r} is" if name else "the model is"

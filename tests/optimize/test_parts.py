@@ -143,3 +143,16 @@ def test_weights_that_change_are_followed():
         model.qkv.weight.add_(0.1)
     expected = explained(model, x, optimize=False).relevance
     assert (explainer(x).relevance - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+def test_a_part_whose_number_is_a_tensor_is_left_alone():
+    class Chosen(Net):
+        def __init__(self):
+            super().__init__(threes)
+            self.register_buffer("which", torch.tensor(1))
+
+        def forward(self, x):
+            return self.head(threes(self.qkv(self.norm(self.embed(x))))[self.which].mean(1).flatten(1)[:, :WIDTH])
+
+    x = torch.randn(2, HEADS, WIDTH, dtype=DOUBLE)
+    assert narrowed(Chosen().double().eval(), x) == []

@@ -179,6 +179,8 @@ def _axis(relevance: fx.Node, features: int) -> tuple[fx.Node, _Part] | None:
     axes = sizes[dims[dim] % len(dims) :]
     if not all(isinstance(size, int) and size > 0 for size in axes) or prod(axes) != features:
         return None
+    if not isinstance(index, int):  # it is computed from sizes
+        return None
     length = features // axes[0]
     small = inserted(relevance, as_features, small, a["shape"], dim, list(dims))
     return small, _Part(index % axes[0] * length, length)

@@ -1,0 +1,121 @@
+"""Networks in files of ONNX: what is explained is what the file computes."""
+
+import sys
+
+import pytest
+import torch
+from checks import assert_close, assert_conserves
+from torch import nn
+
+import fxlrp
+from fxlrp.common.errors import CaptureError, MissingExtraError
+
+pytest.importorskip("onnxscript")
+onnx2pytorch = pytest.importorskip("onnx2pytorch")
+
+
+class Residual(nn.Module):
+    """A convolutional network with a skip connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (x + self.norm(self.conv(x))).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Patches(nn.Module):
+    """A small vision transformer: a class token for every item, attention written out, sizes taken from the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.patches, self.qkv, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.patches(x)
+        x = x.reshape(x.shape[0], 8, -1).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        q, k, v = self.qkv(self.norm(x)).reshape(x.shape[0], x.shape[1], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+        return self.head((x + self.out(mixed.transpose(1, 2).flatten(2)))[:, 0])
+
+
+MODELS = {"residual": Residual, "transformer": Patches}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Each network, and a file that torch's exporter wrote of it."""
+    folder, made = tmp_path_factory.mktemp("onnx"), {}
+    for name, kind in MODELS.items():
+        torch.manual_seed(0)
+        model, path, x = kind().eval(), folder / f"{name}.onnx", torch.randn(2, 3, 16, 16)
+        free = ({0: torch.export.Dim("batch", min=1)},)
+        torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=free, external_data=False, verbose=False)
+        made[name] = model, path
+    return made
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_in_a_file_is_explained_as_the_network(files, name):
+    model, path = files[name]
+    x = torch.randn(3, 3, 16, 16)
+    explainer, wanted = fxlrp.compile(path, "conserving"), fxlrp.compile(model, "conserving")
+    found, expected = explainer(x, target=1), wanted(x, target=1)
+    assert_close(found.output, expected.output)
+    assert_close(found.relevance, expected.relevance, 1e-4)
+    assert_conserves(explainer, x, target=1, absorbs=("constant",))  # the class token is one
+
+
+def test_a_file_is_read_once_for_several_presets(files, monkeypatch):
+    captured = fxlrp.capture(str(files["residual"][1]), torch.randn(2, 3, 16, 16))
+    monkeypatch.setattr(onnx2pytorch, "ConvertModel", None)
+    for preset in ("evidence", "epsilon_plus"):
+        assert fxlrp.compile(captured, preset)(torch.randn(1, 3, 16, 16)).relevance.isfinite().all()
+
+
+def test_another_function_is_refused(files, monkeypatch):
+    real = onnx2pytorch.ConvertModel
+
+    class Wrong(real):
+        def forward(self, *inputs):
+            return 1.01 * super().forward(*inputs)
+
+    monkeypatch.setattr(onnx2pytorch, "ConvertModel", Wrong)
+    with pytest.raises(CaptureError, match="another function in onnx2pytorch than in onnxruntime"):
+        fxlrp.compile(files["residual"][1])
+
+
+def test_what_cannot_be_read_is_told(files, tmp_path, monkeypatch):
+    model, path = files["residual"]
+    with pytest.raises(CaptureError, match="there is no file"):
+        fxlrp.compile(tmp_path / "none.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CaptureError, match="damaged"):
+        fxlrp.compile(tmp_path / "damaged.onnx")
+    fxlrp.compile(model).export_onnx(tmp_path / "explainer.onnx", torch.randn(1, 3, 16, 16))
+    with pytest.raises(CaptureError, match=r"holds an explanation, not a model: fxlrp\.load"):
+        fxlrp.compile(tmp_path / "explainer.onnx")
+    with pytest.raises(CaptureError, match=r"a path is that of an \.onnx file"):
+        fxlrp.compile("model.pt")
+    monkeypatch.setitem(sys.modules, "onnx2pytorch", None)
+    with pytest.raises(MissingExtraError, match="onnx"):
+        fxlrp.compile(path)
+
+
+def test_an_operation_that_the_converter_does_not_know_is_told(tmp_path):
+    import onnx
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    node = onnx.helper.make_node("Unknown", ["x"], ["y"], domain="elsewhere")
+    graph = onnx.helper.make_graph([node], "graph", value[:1], value[1:])
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("elsewhere", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), tmp_path / "unknown.onnx")
+    with pytest.raises(CaptureError, match="cannot be made a module by onnx2pytorch"):
+        fxlrp.compile(tmp_path / "unknown.onnx")
