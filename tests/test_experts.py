@@ -95,13 +95,19 @@ class Dense(Experts):
         return self.head((every * (chosen * scores.softmax(-1)).unsqueeze(-1)).sum(-2).mean(1))
 
 
-@pytest.mark.parametrize("kind", [Looped, Masked, Asked, Counted])
-def test_experts_in_a_loop_are_explained(kind, request):
+PRESETS = ("conserving", "evidence", "attnlrp", "epsilon")
+
+
+@pytest.mark.parametrize(("kind", "presets"), [
+    (Looped, PRESETS), (Masked, PRESETS), (Asked, PRESETS), (Counted, PRESETS[:1]),
+    pytest.param(Counted, PRESETS[1:], marks=pytest.mark.slow),  # is read anew for each item and preset
+])  # fmt: skip
+def test_experts_in_a_loop_are_explained(kind, presets, request):
     if kind in (Looped, Masked):  # the others look at values, and are read once more for others
         request.getfixturevalue("exported_once")
     model, x = kind(), torch.randn(3, 5, 8, dtype=torch.float64)
     absorbs = ("bias", "constant", "padding", "stabilizer")
-    for preset in ("conserving", "epsilon", "attnlrp", "evidence"):
+    for preset in presets:
         assert_explains(model, x, preset=preset, start="logit", absorbs=absorbs)
 
 

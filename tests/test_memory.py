@@ -65,7 +65,7 @@ def a_network(name):
     if name == "densenet":
         return models.DenseNet(growth_rate=8, block_config=(2, 3, 2), num_init_features=16, num_classes=7)
     if name == "swin":
-        return models.SwinTransformer([4, 4], 24, [1, 2], [2, 4], [4, 4], num_classes=7)
+        return models.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=7)
     return models.get_model(name, weights=None, num_classes=7)
 
 
