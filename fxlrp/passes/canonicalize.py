@@ -8,11 +8,9 @@ computed from parameters) stays as the model wrote it and is executed as it is.
 from __future__ import annotations
 
 import operator
-import os
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import fx, nn
 
 from fxlrp.capture import Captured, attribute, tensor_proxy
 from fxlrp.capture.decompositions import can_be_decomposed, is_composite
+from fxlrp.capture.symbolic import NOT_THE_MODEL
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import dense, dequantized, is_packed, plain_name, safe_name
 from fxlrp.passes.aliases import Aliases
@@ -37,7 +36,6 @@ from fxlrp.vocabulary.operation import SHAPE
 from fxlrp.vocabulary.routing import lower_getitem
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_NOT_THE_MODEL = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
 
 SEVERAL = (nn.Sequential, nn.MultiheadAttention)
 """Modules of torch that are more than one operation."""
@@ -333,7 +331,7 @@ def _source(stack_trace: str | None) -> str:
     """The innermost line of a stack trace that is neither torch's nor ours: ``file:line``."""
     lines = (line.strip() for line in (stack_trace or "").splitlines())
     found = [match.groups() for match in map(_FRAME.match, lines) if match]
-    theirs = [(file, line) for file, line in found if not file.startswith(_NOT_THE_MODEL)]
+    theirs = [(file, line) for file, line in found if not file.startswith(NOT_THE_MODEL)]
     return ":".join(theirs[-1]) if theirs else ""
 
 

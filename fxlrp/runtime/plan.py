@@ -211,8 +211,7 @@ class Plan:
             stage("the relevance of its nodes is written")
             program = emit(self.forward, self.explained, self.start, request)
             if self.recipe.memory == LOW:
-                program.module = Recompute(kept_values(self.forward.graph, self.explained)).of_graph(program.module)
-                program.module.recompile()
+                program.module = Recompute(kept_values(self.forward.graph, self.explained))(program.module)
             program.module = optimize(program.module, request.optimizations or ())
         self._programs[request] = program
         self._programs.move_to_end(request)

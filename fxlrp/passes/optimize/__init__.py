@@ -70,6 +70,4 @@ def optimize(module: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
     wanted = [step for name, step in PASSES.items() if name in set(names)]
     for step in wanted:
         module = step.of_graph(module)
-    if wanted:
-        module.recompile()
-    return module
+    return wanted[-1].finished(module) if wanted else module

@@ -25,13 +25,19 @@ class OptimizerPass(Pass):
         self.requires(module)
 
     def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
-        result = self.of_graph(module)
-        result.recompile()
-        return result
+        return self.finished(self.of_graph(module))
 
     def of_graph(self, module: fx.GraphModule) -> fx.GraphModule:
-        """The same, but the code is left as it was: to write it takes longer than most passes."""
-        return super().__call__(module)
+        """The same, but its graph is not checked and its code is left as it was: both take longer than most passes."""
+        self.requires(module)
+        return self.run(module)
+
+    def finished(self, module: fx.GraphModule) -> fx.GraphModule:
+        """What passes made, checked, and with the code that belongs to it."""
+        module.graph.lint()
+        self.ensures(module)
+        module.recompile()
+        return module
 
 
 def emitted(node: fx.Node) -> bool:
