@@ -46,7 +46,18 @@ class Patches(nn.Module):
         return self.head((x + self.out(mixed.transpose(1, 2).flatten(2)))[:, 0])
 
 
-MODELS = {"residual": Residual, "transformer": Patches}
+class Recurrent(nn.Module):
+    """A recurrent layer, which a file holds as one operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.GRU(48, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(x.flatten(2).reshape(x.shape[0], 16, 48))[0][:, -1])
+
+
+MODELS = {"residual": Residual, "transformer": Patches, "recurrent": Recurrent}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +81,23 @@ def test_a_network_in_a_file_is_explained_as_the_network(files, name):
     found, expected = explainer(x, target=1), wanted(x, target=1)
     assert_close(found.output, expected.output)
     assert_close(found.relevance, expected.relevance, 1e-4)
-    assert_conserves(explainer, x, target=1, absorbs=("constant",))  # the class token is one
+    assert_conserves(explainer, x, target=1, absorbs=("constant", "bias"))  # the class token is constant
+    assert_close(explainer(x[:1], target=1).relevance, found.relevance[:1], 1e-4)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_axes_beside_the_batch_may_be_free(tmp_path, dynamo):
+    torch.manual_seed(0)
+    model, x, path = Residual().eval(), torch.randn(2, 3, 16, 16), tmp_path / "free.onnx"
+    if dynamo:
+        free = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+        torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=(free,), external_data=False, verbose=False)
+    else:
+        axes = {"x": {0: "batch", 2: "h", 3: "w"}}
+        torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    x = torch.randn(2, 3, 24, 20)
+    found, expected = (fxlrp.compile(each, "conserving")(x, target=1) for each in (path, model))
+    assert_close(found.relevance, expected.relevance, 1e-4)
 
 
 def test_a_file_is_read_once_for_several_presets(files, monkeypatch):
