@@ -5,10 +5,12 @@ import sys
 import pytest
 import torch
 from checks import assert_close, assert_conserves
+from PIL import Image
 from torch import nn
 
 import fxlrp
-from fxlrp.common.errors import CaptureError, MissingExtraError
+from fxlrp.common.errors import CaptureError, MissingExtraError, WeightsError
+from fxlrp.loading.models import ModelWarning, load_model
 
 pytest.importorskip("onnxscript")
 onnx2pytorch = pytest.importorskip("onnx2pytorch")
@@ -57,7 +59,20 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x.flatten(2).reshape(x.shape[0], 16, 48))[0][:, -1])
 
 
-MODELS = {"residual": Residual, "transformer": Patches, "recurrent": Recurrent}
+class TimeFirst(nn.Module):
+    """An attention of torch's own, in which items are the second axis and are folded into the heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+MODELS = {"residual": Residual, "transformer": Patches, "recurrent": Recurrent, "time first": TimeFirst}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +98,65 @@ def test_a_network_in_a_file_is_explained_as_the_network(files, name):
     assert_close(found.relevance, expected.relevance, 1e-4)
     assert_conserves(explainer, x, target=1, absorbs=("constant", "bias"))  # the class token is constant
     assert_close(explainer(x[:1], target=1).relevance, found.relevance[:1], 1e-4)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_for_one_item_is_explained_for_several(tmp_path, name, dynamo):
+    torch.manual_seed(0)
+    model, path, x = MODELS[name]().eval(), tmp_path / "one.onnx", torch.randn(3, 3, 16, 16)
+    options = {"external_data": False, "verbose": False} if dynamo else {}
+    torch.onnx.export(model, (x[:1],), path, dynamo=dynamo, **options)
+    found, expected = (fxlrp.compile(each, "conserving")(x, target=1) for each in (path, model))
+    assert_close(found.output, expected.output)
+    assert_close(found.relevance, expected.relevance, 1e-4)
+
+
+NUMBERS = {
+    "resize by a factor": lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "resize to a size": lambda x: nn.functional.interpolate(x, size=(5, 7)),
+    "flip": lambda x: x.flip(2),
+    "topk": lambda x: x.flatten(1).topk(5, 1)[0],
+    "smaller of two": lambda x: torch.minimum(x, x.mean(1, keepdim=True)),
+    "split": lambda x: torch.cat(x.split([2, 6], 1)[::-1], 1),
+    "repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "largest": lambda x: x.amax(1),
+    "add up": lambda x: x.cumsum(1),
+    "axis of one": lambda x: x.unsqueeze(2).squeeze(2),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_a_file_gives_as_tensors_are_read(tmp_path, name):
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.LazyLinear(4)
+
+        def forward(self, x):
+            return self.head(NUMBERS[name](self.conv(x)).flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Between(), torch.randn(3, 3, 8, 8)
+    model.eval()(x)
+    torch.onnx.export(model, (x[:1],), tmp_path / "one.onnx", dynamo=False, opset_version=18)
+    found, expected = (fxlrp.compile(each, "conserving")(x, target=1) for each in (tmp_path / "one.onnx", model))
+    assert_close(found.relevance, expected.relevance, 1e-4)
+
+
+def test_a_file_whose_items_are_seen_together_is_explained_for_one(tmp_path):
+    class Together(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.head(x - x.mean(0))
+
+    torch.onnx.export(Together().eval(), (torch.randn(1, 12),), tmp_path / "one.onnx", dynamo=False)
+    assert fxlrp.compile(tmp_path / "one.onnx", batch=None)(torch.randn(1, 12), target=1).relevance.shape == (1, 12)
+    with pytest.raises(CaptureError):
+        fxlrp.compile(tmp_path / "one.onnx")(torch.randn(3, 12), target=1)
 
 
 @pytest.mark.parametrize("dynamo", [True, False])
@@ -146,3 +220,28 @@ def test_an_operation_that_the_converter_does_not_know_is_told(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), tmp_path / "unknown.onnx")
     with pytest.raises(CaptureError, match="cannot be made a module by onnx2pytorch"):
         fxlrp.compile(tmp_path / "unknown.onnx")
+
+
+def file_of_pictures(path, size):
+    """A classifier of pictures of one size in a file."""
+    torch.onnx.export(Residual().eval(), (torch.randn(1, 3, *size),), str(path), dynamo=False)
+    return path
+
+
+def test_a_file_is_a_model_of_the_command_line_with_the_size_of_its_input(tmp_path):
+    path = file_of_pictures(tmp_path / "net.onnx", (32, 48))
+    with pytest.warns(ModelWarning, match="middle 32 × 48"):
+        loaded = load_model(f"onnx:{path}")
+    picture = Image.new("RGB", (60, 50), "orange")
+    assert loaded.preprocess(picture).shape == (3, 32, 48)
+    assert fxlrp.compile(loaded.model)(loaded.preprocess(picture)[None]).relevance.shape == (1, 3, 32, 48)
+
+
+def test_a_file_with_weights_beside_it_and_one_of_other_inputs_are_errors(tmp_path):
+    path = file_of_pictures(tmp_path / "net.onnx", (32, 32))
+    torch.save(Residual().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match="holds its weights"):
+        load_model(f"onnx:{path}", tmp_path / "weights.pt")
+    torch.onnx.export(nn.Linear(4, 3).eval(), (torch.randn(1, 4),), str(path), dynamo=False)
+    with pytest.raises(WeightsError, match=r"inputs of shape \(1, 4\)"):
+        load_model(f"onnx:{path}")

@@ -142,6 +142,7 @@ def test_relevance_moves_back_alike_by_export(name):
 CHOICES = {
     "topk": (lambda x: x.topk(2, dim=1)[0], (2, 5, 3)),
     "topk, the smallest": (lambda x: torch.topk(x, 2, -1, largest=False)[0], (2, 5)),
+    "sort, stable": (lambda x: torch.sort(x, dim=1, descending=True, stable=True)[0], (2, 5, 3)),
     "topk by name": (lambda x: x.topk(2).values, (2, 5)),
     "sort": (lambda x: torch.sort(x, dim=1)[0], (2, 5, 3)),
     "sort, descending": (lambda x: x.sort(1, True)[0][:, :2], (2, 5, 3)),

@@ -21,7 +21,7 @@ class ModelOptions:
         str,
         Option(
             metavar="SPEC",
-            help="torchvision:NAME, timm:NAME, transformers:FOLDER or python:package.module:callable.",
+            help="torchvision:NAME, timm:NAME, transformers:FOLDER, onnx:FILE or python:package.module:callable.",
         ),
     ]
     weights: Annotated[

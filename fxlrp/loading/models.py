@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fxlrp.common.errors import FxlrpError, WeightsError
 from fxlrp.common.extras import require
-from fxlrp.loading import preprocessing
+from fxlrp.loading import onnx_files, preprocessing
 from fxlrp.loading.checkpoints import Checkpoint, class_count, fit, read_checkpoint_file
 from fxlrp.loading.images import Preprocess
 from fxlrp.loading.preprocessing import Asked, InputFormat
@@ -42,6 +42,7 @@ class LoadedModel:
         classes: the classes' names in the order of the output; ``None``: classes have only numbers.
         input_format: what the preprocessing does, where that is known.
         preprocessing_from: who says how the input is made: ``"model"``, ``"user"``, or ``"guess"``.
+        input_shape: channels, height and width of an input, ``None`` for those that are free, where a file says it.
     """
 
     model: nn.Module
@@ -49,16 +50,17 @@ class LoadedModel:
     classes: Sequence[str] | None = None
     input_format: InputFormat | None = None
     preprocessing_from: str = "model"
+    input_shape: Sequence[int | None] = (None, None, None)
 
 
 def load_model(spec: str, weights: str | os.PathLike[str] | None = None, asked: Asked = NOTHING_ASKED) -> LoadedModel:
     """Build the model that a specification names, in eval mode. Nothing is downloaded.
 
     Args:
-        spec: ``torchvision:NAME``, ``timm:NAME``, ``transformers:FOLDER`` or ``python:package.module:callable``.
-            The folder is one that ``save_pretrained`` wrote, of an image classifier. The callable takes no
-            arguments and returns the module, ``(module, preprocess)`` or a :class:`LoadedModel`; modules in the
-            current folder can be named too.
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``transformers:FOLDER``, ``onnx:FILE`` or
+            ``python:package.module:callable``. The folder is one that ``save_pretrained`` wrote, of an image
+            classifier; the file is of a classifier of pictures. The callable takes no arguments and returns the
+            module, ``(module, preprocess)`` or a :class:`LoadedModel`; modules in the current folder can be named too.
         weights: a checkpoint file, written by ``torch.save`` or safetensors: a state dict, bare or
             under a key such as ``"state_dict"``. Without one a torchvision or timm model has
             random weights, the same at every call.
@@ -74,11 +76,12 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None, asked: 
         WeightsError: the specification is unknown, the callable fails, or the checkpoint
             cannot be read or does not fit.
         InputError: what the user says of the preprocessing does not fit together.
-        MissingExtraError: timm, transformers or safetensors is needed and not installed.
+        CaptureError: a file of ONNX cannot be read as a module.
+        MissingExtraError: timm, transformers, safetensors or onnx2pytorch is needed and not installed.
     """
     source, _, name = spec.partition(":")
     if source not in _SOURCES or not name:
-        kinds = "torchvision:NAME, timm:NAME, python:package.module:callable, transformers:FOLDER"
+        kinds = "torchvision:NAME, timm:NAME, python:package.module:callable, transformers:FOLDER, onnx:FILE"
         raise WeightsError(f"--model {spec!r} is none of {kinds}")
     # Files are read first, because building a model may take long.
     classes = None if asked.classes is None else preprocessing.read_classes(asked.classes)
@@ -113,7 +116,7 @@ def _with_preprocessing(loaded: LoadedModel, spec: str, checkpoint: Checkpoint |
     if loaded.preprocess is not None and not asked.preprocessing:
         return replace(loaded, input_format=said)
     known = own is not None
-    taken = asked.applied(own or preprocessing.guessed(loaded.model))
+    taken = asked.applied(own or preprocessing.guessed(loaded.model, loaded.input_shape))
     if not known and not asked.preprocessing:
         usual = "ImageNet's, " if taken == preprocessing.IMAGENET else ""
         warnings.warn(
@@ -203,6 +206,23 @@ def _transformers(folder: str, state: dict[str, Any] | None) -> LoadedModel:
     return LoadedModel(_Logits(model), preprocess, names)
 
 
+def _onnx(path: str, state: dict[str, Any] | None) -> LoadedModel:
+    if state is not None:
+        raise WeightsError(f"--weights: onnx:{path} holds its weights")
+    model = onnx_files.onnx_model(path)
+    shape = onnx_files.input_shape(path)
+    if len(shape) != 4 or shape[1] not in (None, 1, 3):
+        raise WeightsError(
+            f"onnx:{path} takes inputs of shape {_sizes(shape)}, and a picture is (batch, channels, height, width) "
+            f"with 1 or 3 channels: explain it in Python, with fxlrp.compile({path!r})"
+        )
+    return LoadedModel(model, input_shape=shape[1:])
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return f"({', '.join('free' if size is None else str(size) for size in shape)})"
+
+
 def import_callable(target: str) -> Callable[..., Any]:
     """The function that ``package.module:function`` names; modules in the current folder can be named too.
 
@@ -252,6 +272,7 @@ _SOURCES: dict[str, Callable[[str, dict[str, Any] | None], LoadedModel]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "transformers": _transformers,
+    "onnx": _onnx,
     "python": _python,
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.extras import require
-from fxlrp.loading.onnx_numbers import BATCHES, Trials, fix_numbers, session_of, settle_sizes, spread_batch
+from fxlrp.loading.onnx_batch import free_batch, of_one_item
+from fxlrp.loading.onnx_numbers import begin_at_zero, fix_numbers, read_views, session_of, settle_sizes
 
 EXTRA = "onnx"
+BATCHES = (1, 2, 3)
+"""How many items are tried."""
 _FREE = (64, 16, 224, 5)
 """How long other axes are made that a file leaves free, until onnxruntime takes its inputs."""
+_CONVERTERS = ("onnx2pytorch", "onnxscript.optimizer")
 _OURS = "fxlrp"
 """The key of the metadata of files that hold an explanation."""
 _LIMIT = 1e-3
@@ -34,7 +39,8 @@ def onnx_model(path: str | os.PathLike[str]) -> nn.Module:
     """The network in a file of ONNX as a module in eval mode.
 
     Its outputs are compared with those of onnxruntime for random inputs of three batches. Where no axis of its inputs
-    is free but the batch, the sizes that the file computes are made numbers: a capture need not follow them.
+    is free but the batch, the file is read for one item, so that the sizes that it computes are numbers, and the batch
+    is let go afterwards; so it is where the file is for one item.
 
     Args:
         path: the file, which ends in ``.onnx``.
@@ -49,8 +55,9 @@ def onnx_model(path: str | os.PathLike[str]) -> nn.Module:
             f"fxlrp compiles a torch.nn.Module, not {type(path).__name__}: load it first; of a file of ONNX "
             f"onnx2pytorch or onnx2torch make a module, but there is no file {path}"
         )
-    onnx, converter = require("onnx", EXTRA), require("onnx2pytorch", EXTRA)
-    runtime, optimizer = require("onnxruntime", EXTRA), require("onnxscript.optimizer", EXTRA)
+    onnx, runtime = require("onnx", EXTRA), require("onnxruntime", EXTRA)
+    for package in _CONVERTERS:
+        require(package, EXTRA)
     try:
         file = onnx.load(str(path))
         onnx.checker.check_model(file)
@@ -61,15 +68,7 @@ def onnx_model(path: str | os.PathLike[str]) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trials = _trials(onnx, session_of(runtime, str(path)), file)
-            file = optimizer.optimize(file)
-            _name_plainly(file.graph)
-            spread = settle_sizes(onnx, runtime, file, trials) if trials.settled else {}
-            module: nn.Module = converter.ConvertModel(file)
-            spread_batch(module, spread)
-            fix_numbers(onnx, module)
-            module.eval()
-            _compare(path, module, trials)
+            module = _module(path, _trials(onnx, session_of(runtime, str(path)), file))
     except CaptureError:
         raise
     except Exception as error:  # of four packages
@@ -78,6 +77,18 @@ def onnx_model(path: str | os.PathLike[str]) -> nn.Module:
             "Compile the torch.nn.Module that it was exported from"
         ) from error
     return module.requires_grad_(False)
+
+
+def input_shape(path: str | os.PathLike[str]) -> list[int | None]:
+    """The shape of the first input of a file that :func:`onnx_model` reads, ``None`` for axes that are free."""
+    graph = require("onnx", EXTRA).load(str(path), load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    first = next(value for value in graph.input if value.name not in constants)
+    return _sizes(first.type.tensor_type)
+
+
+def _sizes(kind: Any) -> list[int | None]:
+    return [int(dim.dim_value) if dim.HasField("dim_value") else None for dim in kind.shape.dim]
 
 
 def _name_plainly(graph: Any) -> None:
@@ -102,6 +113,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or "no reason is given").splitlines()[0]
 
 
+class Trials(NamedTuple):
+    """Random inputs of a file by position, and what onnxruntime makes of them.
+
+    Attributes:
+        inputs: for each batch, an array for each input.
+        outputs: likewise for each output.
+        items: for each input whether its first axis is the batch; ``None`` where other axes are free, or the batch is
+            a number other than one.
+        alone: the inputs of two items, where there are ``items``.
+        free: whether the file takes several items.
+    """
+
+    inputs: list[list[Any]]
+    outputs: list[list[Any]]
+    items: list[bool] | None
+    alone: list[list[Any]]
+    free: bool
+
+
 def _trials(onnx: Any, session: Any, file: Any) -> Trials:
     """Inputs that onnxruntime takes, with several batches.
 
@@ -110,34 +140,92 @@ def _trials(onnx: Any, session: Any, file: Any) -> Trials:
     """
     constants = {tensor.name for tensor in file.graph.initializer}
     kinds = [value.type.tensor_type for value in file.graph.input if value.name not in constants]
-    sizes = [[dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim] for kind in kinds]
-    settled = all(each and None not in each[1:] for each in sizes)
-    for length in _FREE[:1] if settled else _FREE:
+    sizes = [_sizes(kind) for kind in kinds]
+    fixed = all(None not in each[1:] for each in sizes)
+    for length in _FREE[:1] if fixed else _FREE:
         generator, inputs, outputs = np.random.default_rng(0), [], []
         try:
             for batch in BATCHES:
                 given = []
                 for kind, each in zip(kinds, sizes, strict=True):
-                    shape = [(length if axis else batch) if size is None else int(size)
-                             for axis, size in enumerate(each)]  # fmt: skip
+                    shape = [(length if axis else batch) if size is None else size for axis, size in enumerate(each)]
                     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
                     drawn = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
                     given.append(drawn.astype(dtype))
                 inputs.append(given)
                 names = [value.name for value in session.get_inputs()]
                 outputs.append(session.run(None, dict(zip(names, given, strict=True))))
-            return Trials(inputs, outputs, settled)
         except Exception as error:  # onnxruntime raises many kinds where sizes do not fit
             reason = error
+            continue
+        free = any(None in each for each in sizes)
+        if free and fixed:
+            items = [None in each for each in sizes]
+            alone = [[each[row : row + 1] if own else each for own, each in zip(items, inputs[-1], strict=True)]
+                     for row in range(2)]  # fmt: skip
+            return Trials(inputs, outputs, items, alone, free)
+        one = not free and all(each.shape[:1] == (1,) for run in (*inputs, *outputs) for each in run)
+        return Trials(inputs, outputs, [True] * len(kinds) if one else None, inputs[:2] if one else [], free)
     raise CaptureError(f"onnxruntime takes no random input of this file, to compare it with: {_first_line(reason)}")
 
 
-def _compare(path: str | os.PathLike[str], module: nn.Module, trials: Trials) -> None:
+def _module(path: str | os.PathLike[str], trials: Trials) -> nn.Module:
+    """The network in a file as a module that computes the same; of any batch where that can be."""
+    if trials.items is not None:
+        try:
+            module = _converted(path, trials.items, trials.alone[0])
+            free_batch(module, trials.items, *(list(map(torch.from_numpy, given)) for given in trials.alone))
+            inputs, outputs = (trials.inputs, trials.outputs) if trials.free else map(_batches, trials[:2])
+            _compare(path, module, inputs, outputs)
+            return module
+        except Exception:  # of four packages: sizes do not fit several items
+            if not trials.free:  # the file is for one item, and so is the module
+                return _compared(path, _converted(path, trials.items, trials.alone[0]), trials)
+    return _compared(path, _converted(path), trials)
+
+
+def _batches(runs: list[list[Any]]) -> list[list[Any]]:
+    """Arrays of three items, one after the other, as those of several batches."""
+    return [[np.concatenate(each[:batch]) for each in zip(*runs, strict=True)] for batch in BATCHES]
+
+
+def _converted(
+    path: str | os.PathLike[str], items: Sequence[bool] | None = None, inputs: Sequence[Any] | None = None
+) -> nn.Module:
+    """What onnx2pytorch makes of a file, for one item where ``items`` tells which inputs have a batch.
+
+    ``inputs``: such arrays, where no axis is free then.
+    """
+    onnx, runtime, converter, optimizer = (
+        require(package, EXTRA) for package in ("onnx", "onnxruntime", *_CONVERTERS)
+    )
+    file = onnx.load(str(path))
+    if items is not None:
+        of_one_item(file, items)
+    file = optimizer.optimize(file)
+    _name_plainly(file.graph)
+    begin_at_zero(onnx, file)
+    read_views(onnx, file)
+    if inputs is not None:
+        settle_sizes(onnx, runtime, file, inputs)
+    module: nn.Module = converter.ConvertModel(file)
+    fix_numbers(onnx, module)
+    return module.eval()
+
+
+def _compared(path: str | os.PathLike[str], module: nn.Module, trials: Trials) -> nn.Module:
+    _compare(path, module, trials.inputs, trials.outputs)
+    return module
+
+
+def _compare(
+    path: str | os.PathLike[str], module: nn.Module, inputs: Sequence[list[Any]], outputs: Sequence[list[Any]]
+) -> None:
     """Raise where a module computes something else than a file."""
-    for inputs, outputs in zip(trials.inputs, trials.outputs, strict=True):
+    for given, expected in zip(inputs, outputs, strict=True):
         with torch.no_grad():
-            found = module(*map(torch.from_numpy, inputs))
-        for theirs, ours in zip(outputs, [found] if isinstance(found, Tensor) else found, strict=True):
+            found = module(*map(torch.from_numpy, given))
+        for theirs, ours in zip(expected, [found] if isinstance(found, Tensor) else found, strict=True):
             wanted = torch.from_numpy(theirs).double()
             off = (ours.double() - wanted).abs().max() if ours.shape == wanted.shape and wanted.numel() else torch.inf
             if not float(off) <= _LIMIT * max(float(wanted.abs().max()), 1e-6):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-BATCHES = (1, 2, 3)
-"""With which sizes in a file are computed: what differs between them depends on the batch."""
+from fxlrp.loading.onnx_batch import Concat, Reshape
 
 
 def session_of(runtime: Any, model: str | bytes) -> Any:
@@ -20,99 +20,77 @@ def session_of(runtime: Any, model: str | bytes) -> Any:
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-class Trials(NamedTuple):
-    """Random inputs of a file by position, and what onnxruntime makes of them.
+def settle_sizes(onnx: Any, runtime: Any, file: Any, inputs: Sequence[Any]) -> None:
+    """Write the sizes that a file computes as numbers into it, by running it.
 
-    Attributes:
-        inputs: for each batch, an array for each input.
-        outputs: likewise for each output.
-        settled: whether no axis but the batch is free.
-    """
-
-    inputs: list[list[Any]]
-    outputs: list[list[Any]]
-    settled: bool
-
-
-def settle_sizes(onnx: Any, runtime: Any, file: Any, trials: Trials) -> dict[str, tuple[str, list[int]]]:
-    """Write sizes that a file computes as numbers into it, by running it.
-
-    Returns:
-        Of outputs that are expanded to the batch: an input of the file, and the sizes, −1 in the place of the batch.
+    Args:
+        onnx: the package.
+        runtime: the package ``onnxruntime``.
+        file: the file, no axis of whose inputs is free; it is changed in place.
+        inputs: arrays to run it with.
     """
     graph = file.graph
     known = {tensor.name for tensor in graph.initializer}
     sizes: dict[str, None] = {}  # what depends on shapes, and on nothing else that is not constant
     for node in graph.node:
-        inputs = [name for name in node.input if name]
+        names = [name for name in node.input if name]
         if node.op_type == "Constant":
             known.update(node.output)
-        elif node.op_type == "Shape" or (inputs and all(name in sizes or name in known for name in inputs)):
+        elif node.op_type == "Shape" or (names and all(name in sizes or name in known for name in names)):
             sizes.update(dict.fromkeys(node.output))
     if not sizes:
-        return {}
+        return
     asked = onnx.ModelProto()
     asked.CopyFrom(file)
     asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sizes)
     session = session_of(runtime, asked.SerializeToString())
-    names = [value.name for value in session.get_inputs()]
-    found = [session.run(list(sizes), dict(zip(names, given, strict=True))) for given in trials.inputs]
-    by_batch = {name: list(values) for name, *values in zip(sizes, *found, strict=True)}
-    settled = {name: few for name, (few, *more) in by_batch.items() if all(np.array_equal(few, each) for each in more)}
-    spread: dict[str, tuple[str, list[int]]] = {}
-    for node in graph.node:
-        shape = node.input[1] if node.op_type in ("Reshape", "Expand") and len(node.input) > 1 else ""
-        if shape in settled or shape not in sizes or len({value.shape for value in by_batch[shape]}) > 1:
-            continue
-        rows = np.stack(by_batch[shape])  # (batches, axes)
-        differs = (rows != rows[0]).any(0)
-        if differs.sum() != 1 or (node.op_type == "Reshape" and (rows < 0).any()):
-            continue  # the converter may know what to do
-        free = np.where(differs, -1, rows[0])
-        if node.op_type == "Expand":
-            if rows[:, differs].flatten().tolist() != list(BATCHES):
-                continue
-            spread[node.output[0]] = names[0], free.tolist()
-        settled[f"{node.output[0]}_shape"] = free
-        node.input[1] = f"{node.output[0]}_shape"
-    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in settled.items())
+    found = session.run(list(sizes), dict(zip([value.name for value in session.get_inputs()], inputs, strict=True)))
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in zip(sizes, found, strict=True)
+    )  # fmt: skip
     kept, needed = [], {value.name for value in graph.output}
     for node in reversed(graph.node):
-        if any(name in needed for name in node.output) and not all(name in settled for name in node.output):
+        if any(name in needed for name in node.output) and not all(name in sizes for name in node.output):
             kept.append(node)
             needed.update(node.input)
     del graph.node[:]
     graph.node.extend(reversed(kept))
-    return spread
 
 
-class _Spread(nn.Module):
-    """A constant for every item of an input: ``Expand`` to sizes of which one is the batch."""
-
-    def __init__(self, sizes: list[int]) -> None:
-        super().__init__()
-        self.sizes = sizes
-
-    def forward(self, value: Tensor, like: Tensor) -> Tensor:
-        own = [1] * (len(self.sizes) - value.dim()) + list(value.shape)
-        return value.expand([
-            like.shape[0] if size < 0 else mine if size == 1 else size
-            for size, mine in zip(self.sizes, own, strict=True)
-        ])  # fmt: skip
+def begin_at_zero(onnx: Any, file: Any) -> None:
+    """Leave out initial states of recurrent layers that are zero, as where none is given: that fits any batch."""
+    constants = {tensor.name: tensor for tensor in file.graph.initializer}
+    for node in file.graph.node:
+        if node.op_type in ("LSTM", "GRU", "RNN") and len(node.input) > 5:
+            states = [name for name in node.input[5:7] if name]
+            zero = all(
+                name in constants and not onnx.numpy_helper.to_array(constants[name]).any() for name in states
+            )
+            if zero and len(node.input) <= 7:  # the eighth, peepholes, would move
+                del node.input[5:]
 
 
-def spread_batch(module: Any, spread: Mapping[str, tuple[str, list[int]]]) -> None:
-    """Let the nodes that expand to the batch take it from an input."""
-    for node in module.onnx_model.graph.node:
-        if node.output[0] in spread:
-            source, sizes = spread[node.output[0]]
-            setattr(module, module.mapping[node.output[0]], _Spread(sizes))
-            node.input[1] = source
-            module.needed_by.setdefault(source, set()).add(node.output[0])
+def read_views(onnx: Any, file: Any) -> None:
+    """Write a gathering of all elements in their order, as exporters write some views, as the reshape that it is."""
+    graph = file.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in graph.value_info if value.type.tensor_type.HasField("shape")
+    }  # fmt: skip
+    for node in graph.node:
+        if node.op_type != "Gather" or node.input[1] not in constants:
+            continue
+        index = onnx.numpy_helper.to_array(constants[node.input[1]])
+        if shapes.get(node.input[0]) == [index.size] and np.array_equal(index.flatten(), np.arange(index.size)):
+            name = f"{node.output[0]}_shape"
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(index.shape, dtype=np.int64), name))
+            node.op_type, node.input[1] = "Reshape", name
+            del node.attribute[:]
 
 
 class _Fixed(nn.Module):
-    """An operation of which all but the first input is known."""
+    """An operation, perhaps a module of the converter, of which all but the first input is known."""
 
     def __init__(self, function: Callable[..., Tensor], *numbers: Any) -> None:
         super().__init__()
@@ -122,8 +100,18 @@ class _Fixed(nn.Module):
         return self.function(value, *self.numbers)
 
 
-def _reshaped(value: Tensor, sizes: list[int]) -> Tensor:
-    return value.reshape([value.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)])
+class _Extremum(nn.Module):
+    """The largest or the smallest of several values, element by element."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return reduce(self.function, values)
+
+
+_EXTREMA = {"Max": torch.maximum, "Min": torch.minimum}
 
 
 def _padded(value: Tensor, pads: list[int]) -> Tensor:
@@ -143,11 +131,21 @@ def _summed(value: Tensor, axes: list[int], keep: bool) -> Tensor:
 def _sliced(value: Tensor, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> Tensor:
     index = [slice(None)] * value.dim()
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(max(start, -_FAR), min(end, _FAR), step)
-    return value[tuple(index)]
+        if step > 0:
+            index[axis] = slice(max(start, -_FAR), min(end, _FAR), step)
+    turned = [axis for axis, step in zip(axes, steps, strict=True) if step < 0]
+    return value[tuple(index)].flip(turned) if turned else value[tuple(index)]
 
 
-_FAR = 1 << 40
+def _is_turned(start: int, end: int, step: int) -> bool:
+    """Whether a slice is the whole axis, from its end to its beginning."""
+    return step == -1 and start in (-1, *_ENDS) and end <= -_FAR
+
+
+_ENDS = (2**31 - 1, 2**63 - 1)
+
+
+_FAR = 1 << 30
 """Beyond the end of every axis."""
 
 
@@ -155,17 +153,26 @@ def fix_numbers(onnx: Any, module: Any) -> None:
     """Read what is constant in the file now: sizes and axes, whose values a capture does not look at; norms whole."""
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in module.onnx_model.graph.initializer}
     for node in module.onnx_model.graph.node:
-        if len(node.input) < 2 or not all(name in constants for name in node.input[1:]):
-            continue
         options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        values = [constants[name] for name in node.input[1:]]
+        name = module.mapping[node.output[0]]
+        if node.op_type == "Concat":
+            setattr(module, name, Concat(options["axis"]))
+        if node.op_type in _EXTREMA:  # the converter stacks the values
+            setattr(module, name, _Extremum(_EXTREMA[node.op_type]))
+        if len(node.input) < 2 or not all(given in constants for given in node.input[1:] if given):
+            continue
+        values = [constants.get(given) for given in node.input[1:]]
         if node.op_type == "LayerNormalization" and len(node.output) == 1:
             fixed: nn.Module | None = _norm(values, options)
+        elif node.op_type == "Resize":
+            fixed = _resize(getattr(module, name), values)
+        elif all(value is not None and value.dtype == np.int64 and value.ndim <= 1 for value in values):
+            numbers = [value.tolist() for value in values if value is not None]
+            fixed = _fixed(node.op_type, getattr(module, name), numbers, options)
         else:
-            numbers = all(value.dtype == np.int64 and value.ndim <= 1 for value in values)
-            fixed = _fixed(node.op_type, [value.tolist() for value in values], options) if numbers else None
+            fixed = None
         if fixed is not None:
-            setattr(module, module.mapping[node.output[0]], fixed)
+            setattr(module, name, fixed)
             del node.input[1:]
 
 
@@ -181,11 +188,30 @@ def _norm(values: list[Any], options: Mapping[str, Any]) -> nn.Module | None:
     return norm
 
 
-def _fixed(kind: str, numbers: list[list[int]], options: Mapping[str, Any]) -> nn.Module | None:
-    """An operation with these numbers; ``None`` where the converter's is taken."""
+def _resize(own: Any, values: list[Any]) -> nn.Module | None:
+    """``Resize`` of the axes behind batch and channels; ``None`` where the converter's is taken."""
+    _, scales, sizes = [*values, None, None][:3]
+    if own.opset_version < 11 or (scales is None) == (sizes is None):
+        return None
+    if scales is not None and list(scales[:2]) != [1, 1]:
+        return None
+    size = None if sizes is None else [int(each) for each in sizes[2:]]
+    factor = None if scales is None else [float(each) for each in scales[2:]]
+    return _Fixed(nn.functional.interpolate, size, factor, own.torch_mode(len(size or factor or [])), own.align_corners)
+
+
+def _fixed(kind: str, own: Any, numbers: list[Any], options: Mapping[str, Any]) -> nn.Module | None:
+    """An operation with these numbers; ``None`` where the converter's is taken.
+
+    Args:
+        kind: what it is called in the file.
+        own: what the converter takes for it.
+        numbers: its inputs but the first, each a list, or a number.
+        options: its attributes.
+    """
     first, keep = numbers[0], bool(options.get("keepdims", 1))
     if kind == "Reshape" and not (options.get("allowzero") and 0 in first):
-        return _Fixed(_reshaped, first)
+        return Reshape(first)
     if kind == "Pad" and len(numbers) == 1 and options.get("mode", b"constant") == b"constant":
         return _Fixed(_padded, first)
     if kind in ("ReduceMean", "ReduceSum") and first:
@@ -193,5 +219,22 @@ def _fixed(kind: str, numbers: list[list[int]], options: Mapping[str, Any]) -> n
     if kind == "Slice" and len(numbers) >= 2:
         axes = numbers[2] if len(numbers) > 2 else list(range(len(first)))
         steps = numbers[3] if len(numbers) > 3 else [1] * len(first)
-        return _Fixed(_sliced, *numbers[:2], axes, steps) if min(steps, default=1) > 0 else None
+        known = all(step > 0 or _is_turned(start, end, step)
+                    for start, end, step in zip(*numbers[:2], steps, strict=True))  # fmt: skip
+        return _Fixed(_sliced, *numbers[:2], axes, steps) if known else None
+    if kind in ("Squeeze", "Unsqueeze", "Tile", "Expand"):
+        return _Fixed(own, first)
+    if kind == "CumSum":
+        return _Fixed(own, first[0] if isinstance(first, list) else first)
+    if kind in _ATTRIBUTES and first:
+        one = len(first) == 1 and kind != "Split"  # of several axes it makes a tensor, which a capture cannot look at
+        setattr(own, _ATTRIBUTES[kind], first[0] if one else first)
+        return own if isinstance(own, nn.Module) else None
     return None
+
+
+_ATTRIBUTES = {
+    "Split": "split_size_or_sections", "TopK": "k",
+    **{f"Reduce{kind}": "dim" for kind in ("Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")},
+}
+"""What the converter's modules keep their numbers as, where a file of older days gives them as attributes."""

@@ -164,11 +164,19 @@ def of_hyperparameters(values: Mapping[str, Any]) -> tuple[InputFormat | None, l
     return asked.applied(IMAGENET), classes
 
 
-def guessed(model: nn.Module) -> InputFormat:
-    """What is taken where nothing is said: ImageNet's, or for a model of one channel values between 0 and 1."""
+def guessed(model: nn.Module, shape: Sequence[int | None] = (None, None, None)) -> InputFormat:
+    """What is taken where nothing is said: ImageNet's, or for a model of one channel values between 0 and 1.
+
+    Args:
+        model: the model, whose first convolution tells the channels.
+        shape: channels, height and width of an input, where they are known.
+    """
+    channels, height, width = shape
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    one = first is not None and first.in_channels == 1
-    return Asked(channels=1).applied(IMAGENET) if one else IMAGENET
+    usual = IMAGENET if height is None or width is None else replace(IMAGENET, size=(height, width), resize=None)
+    if channels is None and first is not None:
+        channels = 1 if first.in_channels == 1 else None
+    return Asked(channels=channels).applied(usual)
 
 
 def read_classes(path: Path) -> list[str]:

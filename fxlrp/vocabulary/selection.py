@@ -110,6 +110,8 @@ def lower_topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: 
 
 
 def lower_sort(input: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    if stable:  # which of equals comes first is a part of the function
+        return aten.sort.stable(input, stable=True, dim=dim, descending=descending)
     return aten.sort.default(input, dim, descending)
 
 
@@ -129,5 +131,9 @@ OPERATIONS = [
     Operation(
         aten.sort.default, Kind.ROUTING, functions=(torch.sort,), methods=("sort",), lower=lower_sort,
         transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
+    ),
+    Operation(
+        aten.sort.stable, Kind.ROUTING, lower=lower_sort, transpose=back_to_places, outputs_many=True,
+        sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
     ),
 ]
