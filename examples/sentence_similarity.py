@@ -30,7 +30,7 @@ PAIRS = [
     ("The bank raised interest rates.", "We had a picnic on the river bank."),
     ("A man is playing a guitar.", "A woman is eating pasta in Rome."),
 ]
-PRESETS = ("cp_lrp", "attnlrp", "conserving")
+PRESETS = ("evidence", "cp_lrp", "attnlrp", "conserving")
 OUT = Path("demo/sentence_similarity.html")
 LONGEST = 256  # In tokens; the encoder was trained on no longer ones.
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import TargetError
+from fxlrp.errors import InputError, StartError, TargetError
 
 
 @pytest.fixture
@@ -91,3 +91,52 @@ def test_what_is_no_rival_is_refused(model, images, target, against, message):
 def test_a_model_without_classes_has_no_rivals(images):
     with pytest.raises(TargetError, match=r"not \(batch, classes\)"):
         fxlrp.compile(nn.Conv2d(3, 4, 3).eval(), start="output")(images, against=1)
+
+
+def probabilities(model):
+    return nn.Sequential(model, nn.Softmax(1)).eval()
+
+
+def test_probabilities_are_compared_as_they_are(model, images):
+    explanation = fxlrp.compile(probabilities(model))(images, target=1, against=2)
+    p = probabilities(model)(images)
+    torch.testing.assert_close(explanation.start, p[:, 1] - p[:, 2])
+    assert explanation.start_name == "probability against the classes given"
+    assert explanation.unit == "probability"
+    several = fxlrp.compile(probabilities(model))(images, target=1, against=[2, 3])
+    rivals = p[:, 2:4]
+    torch.testing.assert_close(several.start, p[:, 1] - rivals.square().sum(1) / rivals.sum(1))
+
+
+@pytest.mark.parametrize("start", ["log_odds", "softmax_gradient"])
+def test_a_start_of_logits_is_refused_where_the_model_gives_probabilities(model, images, start):
+    with pytest.raises(StartError, match="takes logits, and the model gives probabilities"):
+        fxlrp.compile(probabilities(model), start=start)(images)
+
+
+def test_the_probability_of_a_model_that_gives_it_is_its_own(model, images):
+    explanation = fxlrp.compile(probabilities(model), start="probability")(images, target=1)
+    torch.testing.assert_close(explanation.start, probabilities(model)(images)[:, 1])
+
+
+def test_the_predicted_class_is_no_rival_of_itself(model, images):
+    explainer = fxlrp.compile(model)
+    predicted = int(model(images[:1]).argmax())
+    with pytest.raises(TargetError, match="which the model predicts for item 0"):
+        explainer(images[:1], against=predicted)
+    with pytest.raises(TargetError, match="which the model predicts"):
+        explainer.ledger(images[:1], against=[predicted, (predicted + 1) % 5])
+
+
+def test_a_single_output_is_in_a_unit_of_its_own(images):
+    single = nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).eval()
+    assert fxlrp.compile(single)(images).unit == "output"
+    assert fxlrp.compile(nn.Sequential(single, nn.Flatten(0)).eval(), batch=0)(images).unit == "output"
+
+
+def test_a_file_has_no_rivals(model, images, tmp_path):
+    explainer = fxlrp.compile(model)
+    explainer(images)
+    explainer.save(tmp_path / "net.pt2")
+    with pytest.raises(InputError, match="a file holds the program of one start"):
+        fxlrp.load(tmp_path / "net.pt2")(images, against=2)

@@ -1,5 +1,7 @@
 """Rules by depth: the classifier, and what lies from a stride on, found in the graph without naming layers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
@@ -7,7 +9,9 @@ from checks import assert_conserves
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import RuleError
 from fxlrp.passes.facts import facts
+from fxlrp.presets import preset_named
 from fxlrp.rules import Absolute, Epsilon, Gamma, GammaSplit, SignedSplit
 
 
@@ -173,3 +177,37 @@ def test_the_absolute_rule_shares_by_magnitude():
     explainer = fxlrp.compile(layer.eval(), preset, start=lambda output, target: torch.ones_like(output))
     relevance = explainer(torch.tensor([[1.0, 1.0, -1.0]])).relevance
     assert relevance[0].tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+
+
+@pytest.mark.parametrize(("change", "stride"), [
+    (lambda x: nn.functional.pixel_unshuffle(x, 4), 4),
+    (lambda x: nn.functional.pixel_shuffle(nn.functional.max_pool2d(x, 8), 4), 2),
+    (lambda x: nn.functional.interpolate(x, scale_factor=0.25), 4),
+    (lambda x: nn.functional.interpolate(nn.functional.max_pool2d(x, 8), scale_factor=2.0), 4),
+    (lambda x: nn.functional.conv_transpose2d(nn.functional.max_pool2d(x, 8), torch.ones(16, 4, 2, 2), stride=2), 4),
+    (lambda x: x[:, :, ::4, ::4], 4),
+], ids=["unshuffle", "shuffle", "smaller", "larger", "transposed convolution", "slices"])  # fmt: skip
+def test_space_is_reduced_and_enlarged_by_more_than_strides(change, stride):
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.last, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.LazyConv2d(4, 1), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(self.last(change(self.stem(x))).mean((2, 3)))
+
+    model, x = Between(), torch.randn(1, 3, 32, 32)
+    model.eval()(x)
+    for least, rule in ((stride, "Gamma"), (stride + 1, "ZPlus")):
+        explainer = fxlrp.compile(model, replace(preset_named("conserving"), coarse=(least, fxlrp.rules.Gamma(0.5))))
+        explainer(x)
+        assert next(row.rule for row in explainer.summary() if row.node == "last").startswith(rule)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"coarse": fxlrp.rules.Gamma(1.0)}, {"coarse": ("16", fxlrp.rules.Gamma(1.0))},
+    {"late": (-3, fxlrp.rules.Gamma(1.0))}, {"attention": "conserving"},
+], ids=["no pair", "text", "negative", "a name"])  # fmt: skip
+def test_a_preset_of_other_types_is_refused(wrong):
+    with pytest.raises(RuleError, match=next(iter(wrong))):
+        fxlrp.Preset("mine", **wrong)

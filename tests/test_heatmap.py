@@ -161,3 +161,25 @@ def test_a_region_map_gives_segments_one_value_and_keeps_the_sum():
             region_map(relevance, images, **wrong)
     with pytest.raises(InputError, match="of the same pictures"):
         region_map(relevance[:1], images)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"scales": 100.0}, {"scales": "50"}, {"smallest": 10.5}, {"images": torch.rand(1, 3, 8, 8) > 0.5},
+    {"images": torch.full((1, 3, 8, 8), float("nan"))}, {"relevance": torch.full((1, 3, 8, 8), float("inf"))},
+], ids=["a number", "text", "part of a pixel", "booleans", "NaN", "infinity"])  # fmt: skip
+def test_a_map_of_regions_is_made_of_numbers(wrong):
+    with pytest.raises(InputError):
+        fxlrp.region_map(**{"relevance": torch.rand(1, 3, 8, 8), "images": torch.rand(1, 3, 8, 8), **wrong})
+
+
+def test_a_map_of_regions_keeps_the_sum_of_integers():
+    pytest.importorskip("skimage")
+    relevance = torch.arange(64).reshape(1, 8, 8)
+    found = fxlrp.region_map(relevance, torch.rand(1, 3, 8, 8), smallest=4)
+    assert float(found.sum()) == pytest.approx(float(relevance.sum()))
+
+
+@pytest.mark.parametrize("wrong", [{"sigma": "a"}, {"height": 0}, {"width": 8.0}])
+def test_a_map_of_stages_has_a_size_in_pixels(wrong):
+    with pytest.raises(InputError):
+        fxlrp.stage_map([torch.rand(1, 3, 8, 8)], **{"height": 8, "width": 8, **wrong})

@@ -57,8 +57,10 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise InputError(f"{option} {text}: numbers with commas between them, such as 0.5,0.5,0.5") from error
 
 
-def class_number(target: str | None, classes: Sequence[str] | None) -> int | None:
+def class_number(target: str | None, classes: Sequence[str] | None, option: str = "--target") -> int | None:
     """The number of a class that is given by number or by name, in upper or lower case.
+
+    ``option``: where it was given.
 
     Raises:
         TargetError: no class has this name or number, or several classes have this name.
@@ -72,21 +74,21 @@ def class_number(target: str | None, classes: Sequence[str] | None) -> int | Non
     else:
         if number < 0 or (classes is not None and number >= len(classes)):
             hint = "" if classes is None else f": there are {len(classes)} classes, 0 to {len(classes) - 1}"
-            raise TargetError(f"--target {target} is no class{hint}")
+            raise TargetError(f"{option} {target} is no class{hint}")
         return number
     if classes is None:
-        raise TargetError(f"--target {target}: this model's classes have no names, give a number")
+        raise TargetError(f"{option} {target}: this model's classes have no names, give a number")
     numbers = [number for number, name in enumerate(classes) if name.casefold() == target.casefold()]
     if len(numbers) > 1:
         several = ", ".join(map(str, numbers))
-        raise TargetError(f"--target {target}: classes {several} all have this name, give the number")
+        raise TargetError(f"{option} {target}: classes {several} all have this name, give the number")
     if not numbers:
         lower = {name.casefold(): name for name in classes}
         wanted = target.casefold()
         containing = [name for key, name in lower.items() if wanted in key]
         close = containing or [lower[key] for key in difflib.get_close_matches(wanted, lower, n=4, cutoff=0.5)]
         hint = f": did you mean {', '.join(close[:4])}?" if close else ""
-        raise TargetError(f"--target {target} is no class of this model{hint}")
+        raise TargetError(f"{option} {target} is no class of this model{hint}")
     return numbers[0]
 
 

@@ -35,7 +35,8 @@ def questions(options: ExplainOptions, classes: Sequence[str] | None) -> list[Qu
         InputError: a class is explained against itself.
     """
     targets = [class_number(target, classes) for target in options.target or ()] or [None]
-    rivals = tuple(number for name in options.against or () if (number := class_number(name, classes)) is not None)
+    numbers = [class_number(rival, classes, "--against") for rival in options.against or ()]
+    rivals = tuple(number for number in numbers if number is not None)
     if same := [target for target in targets if target in rivals]:
         raise InputError(f"--against {same[0]} is also a --target")
     if options.target and options.top > 1:

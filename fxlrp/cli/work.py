@@ -138,13 +138,17 @@ class Work:
     def _batch(self, items: Sequence[Item]) -> Iterator[Answer]:
         inputs = torch.stack([item.value for item in items]).to(self.device)
         told: list[list[tuple[Explanation, Reason]]] = [[] for _ in items]
+        itself: list[list[tuple[str, str]]] = [[] for _ in items]
         for question in self.questions:
             target = question.target
             numbers = [target] * len(items)
             if target is None and (question.rank or question.against):
                 numbers = _ranked(told, question.rank)
-            # Where a rival is the class itself there is nothing to tell.
             kept = [index for index, number in enumerate(numbers) if number not in question.against]
+            for index in {*range(len(items))} - {*kept}:
+                number = numbers[index]
+                assert number is not None
+                itself[index].append(("not told", f"why {self._name(number)} and not {self._name(number)} itself"))
             if kept:
                 own_target = target is None and numbers[0] is not None
                 given = torch.tensor(numbers, device=self.device)[kept] if own_target else target
@@ -153,7 +157,7 @@ class Work:
                     own = absorbed and {name: amount[place] for name, amount in absorbed.items()}
                     one = item_of(explanation, place)
                     told[index].append((one, self._reason(one, question, own)))
-        for item, found in zip(items, told, strict=True):
+        for item, found, missing in zip(items, told, itself, strict=True):
             explanations, reasons = [each for each, _ in found], [reason for _, reason in found]
             maps: list[Tensor | None] = [None] * len(explanations)
             if item.photo is not None:
@@ -161,7 +165,7 @@ class Work:
             if self.options.view == "tiles" and item.photo is not None:
                 tiled = [self._tiled(item, reason) for reason in reasons]
                 maps, reasons = [heat for heat, _ in tiled], [reason for _, reason in tiled]
-            finding = Finding(str(item.path), self._top(explanations[0]), reasons, others=self._notes(item))
+            finding = Finding(str(item.path), self._top(explanations[0]), reasons, others=self._notes(item) + missing)
             yield Answer(item, finding, explanations, maps)
 
     def _explained(

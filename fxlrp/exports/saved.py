@@ -165,6 +165,8 @@ class SavedExplainer(nn.Module):
 
     def _in_order(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
         names = [spec.name for spec in self.signature.inputs]
+        if "against" in named and "against" not in names:
+            raise InputError("against= is for an explainer: a file holds the program of one start")
         unknown = sorted(named.keys() - set(names[len(inputs) :]))
         if unknown or len(inputs) + len(named) != len(names):
             raise InputError(f"the model takes {len(names)} input(s), {', '.join(names)}; give each once")

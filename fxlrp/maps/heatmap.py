@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -77,12 +78,14 @@ def stage_map(stages: Collection[Tensor], height: int, width: int, *, sigma: flo
 
     Raises:
         InputError: there is no stage, a stage has no rows and columns in the picture's proportions, their batches
-            differ, or ``sigma`` is negative.
+            differ, ``sigma`` is negative, or the size is no positive whole number.
     """
     if isinstance(stages, Tensor) or not isinstance(stages, Collection) or not len(stages):
         raise InputError("a map is made of one stage at least, of a list of tensors")
-    if not 0 <= sigma < math.inf:
+    if not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
         raise InputError(f"sigma={sigma!r}: give a number of pixels, or 0")
+    if not all(isinstance(size, Integral) and size > 0 for size in (height, width)):
+        raise InputError(f"height={height!r}, width={width!r}: give the size of the picture, in pixels")
     maps = [_spread(stage, height, width) for stage in stages]
     if len({len(each) for each in maps}) > 1:
         raise InputError(f"the stages are of {', '.join(str(len(each)) for each in maps)} items, not of the same")

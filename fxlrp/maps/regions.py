@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +32,10 @@ def region_map(
         smallest: pixels of the smallest segment.
 
     Returns:
-        (batch, height, width), with the sum of ``relevance`` per item.
+        (batch, height, width), with the sum of ``relevance`` per item, in its dtype where that is a floating one.
 
     Raises:
-        InputError: shapes do not fit, there is no scale, or a scale is not positive.
+        InputError: shapes do not fit, there is no scale, a scale is not positive, or a value is not finite.
         MissingExtraError: scikit-image is not installed.
     """
     if not isinstance(relevance, Tensor) or not isinstance(images, Tensor):
@@ -43,8 +46,13 @@ def region_map(
             f"relevance {tuple(relevance.shape)} and images {tuple(images.shape)}: give (batch, channels, height, "
             "width) of the same pictures, or a map (batch, height, width) of them"
         )
-    if not scales or not all(scale > 0 for scale in scales) or smallest < 1:
-        raise InputError(f"scales={tuple(scales)!r}, smallest={smallest!r}: give positive numbers, one scale at least")
+    if not all(map(_is_positive, [*_listed(scales), smallest])) or not _listed(scales) or int(smallest) != smallest:
+        raise InputError(f"scales={scales!r}, smallest={smallest!r}: give positive numbers, one scale at least")
+    if not images.numel() or images.dtype in (torch.bool, *_COMPLEX) or maps.dtype in (torch.bool, *_COMPLEX):
+        raise InputError("images and relevance are numbers, one pixel at least")
+    for name, values in (("relevance", maps), ("images", images)):
+        if not bool(values.isfinite().all()):
+            raise InputError(f"{name} is not finite: a NaN or an infinity has no place in a map of regions")
     segmentation = require("skimage.segmentation", "regions")
     found = torch.zeros_like(maps, dtype=torch.float64)
     for item, (values, image) in enumerate(zip(maps.detach().double(), images.detach(), strict=True)):
@@ -55,4 +63,15 @@ def region_map(
             segments = torch.from_numpy(labels).to(values.device).flatten()
             sums = values.new_zeros(int(segments.max()) + 1).index_add(0, segments, values.flatten())
             found[item] += (sums / segments.bincount())[segments].reshape(values.shape)
-    return (found / len(scales)).to(maps.dtype)
+    return (found / len(_listed(scales))).to(maps.dtype if maps.is_floating_point() else torch.get_default_dtype())
+
+
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
+
+
+def _listed(scales: object) -> list[object]:
+    return list(scales) if isinstance(scales, Sequence | np.ndarray) and not isinstance(scales, str) else []
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf

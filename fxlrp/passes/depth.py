@@ -49,7 +49,7 @@ class FindDepth(Pass):
             if node.op == "output" or not node_facts.signal:
                 continue
             operands = [operand for _, operand in node_facts.operands]
-            node_facts.stride = max((facts(operand).stride for operand in operands), default=1) * _stride(node)
+            node_facts.stride = max((facts(operand).stride for operand in operands), default=1) * _reduction(node)
             spaceless[node] = _is_spaceless(node, all(spaceless.get(operand, True) for operand in operands))
             if spaceless[node] and node_facts.operation is not None and node_facts.operation.name == "linear":
                 node_facts.stride = SPACELESS
@@ -90,17 +90,28 @@ def _is_spaceless(node: fx.Node, before: bool) -> bool:
     return before or operation.cuts or operation.name in _GATHERS or "pool" in operation.name
 
 
-def _stride(node: fx.Node) -> int:
-    """The stride of a convolution or of a pool with windows."""
+def _reduction(node: fx.Node) -> float:
+    """By how much an operation reduces space, less than one where it enlarges it; one where only sizes would tell."""
     operation = facts(node).operation
-    if operation is None or "transpose" in operation.name:
+    if operation is None:
         return 1
-    arguments = operation.arguments(node.args, node.kwargs)
-    if not (operation.is_convolution or "kernel_size" in arguments):
-        return 1
-    steps = arguments.get("stride") or arguments.get("kernel_size") or 1
-    plain = [step for step in per_axis(steps, 1) if isinstance(step, int)]
-    return max(plain, default=1)
+    name, arguments = operation.name, operation.arguments(node.args, node.kwargs)
+    if name == "pixel_unshuffle":
+        return float(arguments["downscale_factor"])
+    if name == "pixel_shuffle":
+        return 1 / arguments["upscale_factor"]
+    if name.startswith("upsample"):
+        return 1 / max(_numbers(arguments.get("scale_factors")), default=1)
+    if name == "slice":  # one per axis: the first axis of space tells
+        return max(_numbers(arguments.get("step")), default=1) if arguments.get("dim") == 2 else 1
+    steps = max(_numbers(arguments.get("stride") or arguments.get("kernel_size")), default=1)
+    if operation.is_convolution:
+        return 1 / steps if "transpose" in name else steps
+    return steps if "kernel_size" in arguments else 1
+
+
+def _numbers(values: Any) -> list[float]:
+    return [value for value in per_axis(values, 1) if isinstance(value, int | float)] if values else []
 
 
 def _mark_classifier(output: fx.Node) -> None:

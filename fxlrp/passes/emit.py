@@ -24,7 +24,7 @@ from fxlrp.passes.values import Values
 from fxlrp.passes.watchers import CheckpointWatcher, ConditionWatcher, LedgerWatcher, NodeWatcher, Watcher
 from fxlrp.passes.writer import Writer
 from fxlrp.rules.rule import added
-from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, log_odds_against, resolve_target
+from fxlrp.rules.starts import NONNEGATIVE, SeveralStarts, Start, contrast, resolve_target
 from fxlrp.steps.batch_axis import Position, row_sums, select_target, total
 from fxlrp.vocabulary import Kind
 
@@ -36,7 +36,7 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
         forward: the forward graph, rules assigned.
         output: the node where relevance starts.
         start: ``(output, target) -> relevance``; a module is called as one. Where the call names rivals,
-            :func:`~fxlrp.rules.starts.log_odds_against` takes its place.
+            :func:`~fxlrp.rules.starts.contrast` says what takes its place.
         request: what is wanted.
 
     Raises:
@@ -59,7 +59,7 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
 
     target, number = writer.argument("target"), writer.argument("number") if request.targets == "several" else None
     rivals = [writer.argument("against")] if request.against else []
-    begins: Callable[..., Any] = log_odds_against if request.against else start
+    begins: Callable[..., Any] = contrast(start) if request.against else start
     positions, first = values.positions, facts(writer.inputs[0])
     positions.batch, positions.whole, positions.fixed = writer.batch_size(), first.batch is None, first.fixed
     writer.scope(output, "start", role="start")

@@ -55,7 +55,7 @@ class Facts:
         values: for a product, the position of the operand that holds the values.
         join: for a join, its branches.
         after_joins: the most joins that lie on a way from an input to it.
-        stride: by how much space is reduced from an input to it, as far as its layers and pools say.
+        stride: by how much space is reduced from an input to it, as far as strides, windows and factors say.
         classifier: whether it belongs to the head that reads the classes off the features.
         activated: whether it is a layer whose output goes into an activation or a gate and nowhere else.
         rule: its rule, and ``reason`` says who chose it.
@@ -82,7 +82,7 @@ class Facts:
     values: int | None = None
     join: Any = None
     after_joins: int = 0
-    stride: int = 1
+    stride: float = 1
     classifier: bool = False
     activated: bool = False
     rule: Rule | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fxlrp.common.errors import StartError
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import weight_shape
 from fxlrp.rules import starts
@@ -46,6 +47,26 @@ def fitting_start(explained: fx.Node, forward: fx.GraphModule, of_classes: str) 
         if len(node_facts.operands) != 1 or not (moves or keeps_channels):
             return by_shape
         node = node_facts.operands[0][1]
+
+
+def suited_start(start: starts.Start, explained: fx.Node) -> starts.Start:
+    """A start that was asked for: the probability of a model that gives probabilities is its own.
+
+    Args:
+        start: the start.
+        explained: the node where relevance starts.
+
+    Raises:
+        StartError: it takes logits, and the node gives probabilities.
+    """
+    if not _is_probability(explained):
+        return start
+    if start in (starts.log_odds, starts.softmax_gradient):
+        raise StartError(
+            f"start={starts.told(start)!r} takes logits, and the model gives probabilities: explain the model without "
+            "its last softmax or sigmoid, or leave out start="
+        )
+    return starts.given if start is starts.probability else start
 
 
 def _is_scaled(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fxlrp.common.errors import RuleError
 from fxlrp.rules.gate import ToSignal
 from fxlrp.rules.linear import ZPlus
 from fxlrp.rules.product import ThroughValues
@@ -71,6 +72,10 @@ class Preset:
         start: what ``start="auto"`` means for the logits of several classes, ``"probability"`` or ``"log_odds"``.
         rules: exceptions, by name pattern, module type, operation or kind of join, as
             ``compile(rules=…)`` takes them.
+
+    Raises:
+        RuleError: ``late`` or ``coarse`` is no pair of a positive number and a rule, or ``attention`` or ``tokens`` no
+            preset.
     """
 
     name: str
@@ -96,6 +101,17 @@ class Preset:
     pointwise: Rule = field(default_factory=Pass, metadata=serves(Kind.POINTWISE))
     start: str = "probability"
     rules: Mapping[Any, Rule] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        for name in ("late", "coarse"):
+            value = getattr(self, name)
+            pair = isinstance(value, tuple) and len(value) == 2
+            if value is not None and not (pair and isinstance(value[0], int) and value[0] is not True and value[0] > 0):
+                raise RuleError(f"{name}={value!r}: give a positive number and a rule, such as (16, Gamma(0.25))")
+        for name in ("attention", "tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, Preset | None):
+                raise RuleError(f"{name}={value!r}: give a Preset")
 
     def rule_of(self, kind: Kind, operation: str) -> Rule:
         """The rule of operations of a kind: that of the operation of this name, where it has a field of its own."""

@@ -15,7 +15,7 @@ from fxlrp.common.compiling import is_compiling
 from fxlrp.common.items import FRONT, Items
 from fxlrp.maps.heatmap import CHANNEL_AXIS
 from fxlrp.passes.request import Results
-from fxlrp.rules.starts import log_odds_against, told, unit_of
+from fxlrp.rules.starts import contrast, told, unit_of
 from fxlrp.runtime.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -75,8 +75,13 @@ class Explanation:
 
     @property
     def unit(self) -> str:
-        """What relevance is in: ``"logits"``, ``"probability"``, or ``"relevance"`` for a start of one's own."""
-        return unit_of(self.start_name)
+        """What relevance is in: ``"logits"``, ``"probability"``, or ``"relevance"`` for a start of one's own.
+
+        A single output is in a unit of the model's own: ``"output"``.
+        """
+        single = isinstance(self.output, Tensor) and (self.output.dim() < 2 or self.output.shape[1] == 1)
+        told_single = single and self.start_name.endswith("where there is one output")
+        return "output" if told_single else unit_of(self.start_name)
 
     # As data ------------------------------------------------------------------------------------------
 
@@ -178,7 +183,7 @@ class Explanation:
 
 def explanation_of(results: Results, prepared: Prepared) -> Explanation:
     """The explanation that a program computed for a call."""
-    relevance, inputs = results.relevance, prepared.inputs
+    relevance, inputs, start = results.relevance, prepared.inputs, prepared.plan.start
     if not is_compiling():
         for part, given in zip(relevance, inputs, strict=True):
             if given.dim() > 2 and given.is_floating_point() and prepared.plan.items.in_front:
@@ -190,7 +195,7 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
         start=results.start,
         checkpoints=results.checkpoints,
         inputs=tuple(spec.name for spec in prepared.plan.inputs),
-        start_name=told(prepared.plan.start if prepared.against is None else log_odds_against),
+        start_name=told(start if prepared.against is None else contrast(start)),
         given=tuple(inputs),
         items=prepared.plan.items,
     )

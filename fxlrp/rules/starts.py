@@ -154,6 +154,28 @@ def log_odds_against(output: Tensor, target: Tensor | None, rivals: Tensor) -> T
 
 
 @primitive
+def probability_against(output: Tensor, target: Tensor | None, rivals: Tensor) -> Tensor:
+    """The target's probability p_t, and −q_n p_n at the rivals, q being their shares: of a model that gives p itself.
+
+    Of one rival that is the difference of the two probabilities.
+
+    Args:
+        output: (batch, classes), probabilities.
+        target: (batch,).
+        rivals: (batch, rivals), classes.
+    """
+    values = _two_axes(output).gather(1, rivals)
+    total = values.sum(dim=1, keepdim=True)
+    weighed = torch.where(total > 0, values * values / total.clamp(min=torch.finfo(output.dtype).tiny), 0)
+    return given(output, target) - torch.zeros_like(output).scatter_add(1, rivals, weighed)
+
+
+def contrast(start: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What a start becomes where the call names rivals: probabilities are compared as they are, all else as logits."""
+    return probability_against if start in (given, value) else log_odds_against
+
+
+@primitive
 def log_odds_by_shape(output: Tensor, target: Tensor | None) -> Tensor:
     """The log-odds of the target where there are two or more classes; of one output the value itself."""
     if output.dim() < 2:
@@ -246,7 +268,8 @@ STARTS_TOLD = {
     probability: "probability", given: "probability, which the model itself gives",
     value: "value, which the model makes of probabilities", logit: "logit", one: "one",
     itself: "output", contrastive: "contrastive", softmax_gradient: "softmax_gradient",
-    log_odds: "log_odds", log_odds_against: "log_odds against the classes given", centred: "centred",
+    log_odds: "log_odds", log_odds_against: "log_odds against the classes given",
+    probability_against: "probability against the classes given", centred: "centred",
     by_shape: "probability, or the value itself where there is one output",
     log_odds_by_shape: "log_odds, or the value itself where there is one output",
 }  # fmt: skip

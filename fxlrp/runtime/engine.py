@@ -29,7 +29,7 @@ from fxlrp.runtime.plans import Plans
 from fxlrp.runtime.prepared import Form, Prepared, Seen
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import run_slices
-from fxlrp.runtime.targets import check_against, check_target
+from fxlrp.runtime.targets import check_against, check_predicted, check_target
 from fxlrp.runtime.weights import Weights
 
 
@@ -202,6 +202,7 @@ class Engine:
             NonFiniteError: the output is NaN or infinite, or the relevance, other than for a ledger.
             PropagationError: the model runs, but relevance cannot be computed.
             RuleError: a rule does what cannot be done for several targets at once.
+            TargetError: the predicted class is explained, and it is one of the rivals.
         """
         plan, inputs, target, asked = prepared.plan, prepared.inputs, prepared.target, prepared.conditions
         count = count_slices(asked, target)
@@ -236,6 +237,8 @@ class Engine:
             ) from error
         if not is_compiling():
             check_finite(results if not request.ledger else results._replace(relevance=[]))  # a ledger shows where
+            if target is None and prepared.against is not None:
+                check_predicted(results.target, prepared.against)
         return results
 
     def example(self, example_inputs: Any = None) -> Prepared:

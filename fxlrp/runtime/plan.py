@@ -26,7 +26,7 @@ from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.depth import FindDepth
 from fxlrp.passes.emit import emit
 from fxlrp.passes.facts import facts
-from fxlrp.passes.fitting_start import fitting_start
+from fxlrp.passes.fitting_start import fitting_start, suited_start
 from fxlrp.passes.fold import FoldNorms
 from fxlrp.passes.joins import FindJoins, Join
 from fxlrp.passes.lookups import comes_from_input
@@ -86,9 +86,11 @@ class Plan:
         self.forward = self._annotated()
         self.explained = self._explained()
         self.casts = self._casts()
-        self.start = self.recipe.chosen_start or fitting_start(
-            self.explained, self.forward, self.recipe.chosen_preset.start
-        )
+        asked = self.recipe.chosen_start
+        self.start = (
+            suited_start(asked, self.explained) if asked is not None
+            else fitting_start(self.explained, self.forward, self.recipe.chosen_preset.start)
+        )  # fmt: skip
         self.inputs = input_specs(self.forward, self.captured.shapes)
 
     def _annotated(self) -> fx.GraphModule:
@@ -226,7 +228,7 @@ class Plan:
         self._see_classes(output.shape)
         asked = self.recipe.chosen_start is None and self.start in _NOT_GIVEN
         if asked and output.dim() < 2 and self.start not in _BY_SHAPE:  # a number for each item, and no classes
-            self.start = starts.value
+            self.start = starts.OF_CLASSES[self.recipe.chosen_preset.start][1]
             return True
         if not asked or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
             return False

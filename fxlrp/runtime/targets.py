@@ -126,6 +126,23 @@ def check_against(
     return rivals
 
 
+def check_predicted(predicted: Tensor | None, rivals: Tensor) -> None:
+    """Check that the predicted class, (batch,), is none of the rivals, (batch, rivals).
+
+    Raises:
+        TargetError: it is one of them.
+    """
+    if predicted is None:
+        return
+    equal = (predicted.unsqueeze(1) == rivals).nonzero()
+    if len(equal):
+        item, rival = equal[0].tolist()
+        raise TargetError(
+            f"against= holds class {int(rivals[item, rival])}, which the model predicts for item {item}, so that it "
+            "would be explained against itself: give target="
+        )
+
+
 def _is_number(value: Any) -> bool:
     """Whether a value is a whole number that a class may have."""
     if not isinstance(value, Integral) or isinstance(value, bool):
