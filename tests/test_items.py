@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from checks import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -322,3 +323,69 @@ def test_inputs_that_pass_a_layer_together_keep_what_is_theirs(kind, dim, preset
         alone = explainer(x[[item, item]], y[[item, item]])
         for mine, all_items in zip(alone.relevance, explanation.relevance, strict=True):
             torch.testing.assert_close(mine[0], all_items[item])
+
+
+class Widened(nn.Module):
+    """Members of an ensemble, whose axis is put in front of the batch: (members, batch, features)."""
+
+    def __init__(self, widen):
+        super().__init__()
+        self.inner, self.head = nn.Parameter(torch.randn(3, 6, 6)), nn.Linear(6, 4)
+        self.scale = nn.Parameter(torch.randn(3, 1, 6))
+        self.register_buffer("mask", torch.randn(3, 1, 6) > 0)
+        self.widen = widen
+
+    def forward(self, x):
+        return self.head(self.widen(self, x).tanh()).mean(0)
+
+
+WIDENED = {
+    "product": lambda self, x: x @ self.inner,
+    "scale": lambda self, x: x * self.scale,
+    "difference": lambda self, x: x - self.scale.exp(),
+    "view of a parameter": lambda self, x: x * self.inner[:, :1],
+    "expand": lambda self, x: x.expand(3, -1, -1) * self.scale,
+    "expand as another": lambda self, x: x.expand_as(self.scale.expand(3, x.shape[0], 6)) * self.scale,
+    "repeat": lambda self, x: x.repeat(3, 1, 1) * self.scale,
+    "mask": lambda self, x: x.masked_fill(self.mask, 0.0),
+    "choice": lambda self, x: torch.where(self.mask, x, 0.5),
+    "larger of two": lambda self, x: torch.maximum(x.sin(), torch.stack([x, x.tanh(), -x])),
+}
+
+
+@pytest.mark.parametrize("preset", ["evidence", "conserving", "epsilon"])
+@pytest.mark.parametrize("name", WIDENED)
+def test_axes_may_be_put_in_front_of_the_batch(name, preset):
+    torch.manual_seed(0)
+    model, x = Widened(WIDENED[name]).double().eval(), torch.randn(3, 6, dtype=torch.float64)
+    explainer = fxlrp.compile(model, preset)
+    together = explainer(x, target=1)
+    for item in range(3):
+        alone = explainer(x[item : item + 1], target=1)
+        torch.testing.assert_close(together.relevance[item : item + 1], alone.relevance)
+    for count in (1, 2, 5):
+        ledger = explainer.ledger(torch.randn(count, 6, dtype=torch.float64), target=1)
+        assert ledger.error.abs().max() < 1e-9 * max(1.0, float(ledger.start.abs().max()))
+
+
+class BesideConstants(nn.Module):
+    """A class token beside the tokens of one item, or constants beside each item of a loop."""
+
+    def __init__(self, loop):
+        super().__init__()
+        self.token, self.head, self.loop = nn.Parameter(torch.randn(1, 1, 6)), nn.Linear(6, 4), loop
+
+    def forward(self, x):
+        if self.loop:
+            return self.head(torch.stack([torch.cat([r.flatten(1).T, torch.zeros(1, 6)]).relu().mean(0) for r in x]))
+        return self.head(torch.cat([self.token, x.reshape(1, 6, -1).transpose(1, 2)], 1).relu().mean(1))
+
+
+@pytest.mark.parametrize(("loop", "count"), [(False, 1), (True, 3)])
+def test_constants_beside_one_item_belong_to_nobody(loop, count):
+    model = BesideConstants(loop).eval()
+    explainer = fxlrp.compile(model, "conserving")
+    x = torch.randn(count, 6, 2, 2)
+    assert_close(explainer(x, target=1).output, model(x))
+    ledger = explainer.ledger(x, target=1)
+    assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()

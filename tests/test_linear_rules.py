@@ -64,6 +64,7 @@ CASES = {
     "matmul, one row for many matrices": (lambda x: x @ CONSTANT.reshape(2, 5, 2), (2, 1, 3, 5)),
     "matmul from the left, one row for many": (lambda x: CONSTANT.reshape(2, 2, 5) @ x, (2, 1, 5, 3)),
     "matmul by a vector": (lambda x: torch.matmul(x, CONSTANT[:, 0]), (2, 3, 5)),
+    "a vector by matmul": (lambda x: torch.matmul(CONSTANT[:, 0], x), (2, 5, 3)),
     "einsum": (lambda x: torch.einsum("btc,cd->bdt", x, CONSTANT), (2, 3, 5)),
     "einsum, the constant first": (lambda x: torch.einsum("cd, b t c -> btd", CONSTANT, x), (2, 3, 5)),
     "einsum, a letter summed out": (lambda x: torch.einsum("btc,cd->bd", x, CONSTANT), (2, 3, 5)),

@@ -16,7 +16,8 @@ from torch import fx
 
 from fxlrp.passes import lookups
 from fxlrp.passes.facts import facts, operation_of
-from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, indexed, joined, owners_in, padded
+from fxlrp.passes.ranks import Ranks, is_broadcast
+from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, expanded, indexed, joined, owners_in, padded
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import (
     batch_interleaved,
@@ -52,6 +53,7 @@ class Positions:
         self.batch: Any = None
         self.whole = self.fixed = False
         self._found: dict[fx.Node, Any] = {}
+        self._ranks = Ranks()
 
     def batch_axis(self, node: fx.Node) -> BatchAxis | None:
         """What sums over the items of ``node`` need; ``None`` where its first axis is the batch."""
@@ -94,10 +96,13 @@ class Positions:
         before = self.of(source)
         if node.target is getitem and facts(source).kind is Kind.RECURRENT and node.args[1] != 0:
             return self._of_states(source)
-        if node_facts.kind in (Kind.JOIN, Kind.GATE) and (before is None or in_front(before)):
+        if len(node_facts.operands) > 1 and is_broadcast(node) and (before is None or in_front(before)):
             # An operand of fewer axes is broadcast: the other one says where the batch is.
-            other = self.of(node_facts.operands[1][1])
-            return before if other is None or in_front(other) else other
+            others = [self.of(operand) for _, operand in node_facts.operands[1:]]
+            moved = [other for other in others if not (other is None or in_front(other))]
+            return moved[0] if moved else before
+        if is_broadcast(node) and self._ranks.may_widen(node):
+            return expanded(FRONT if before is None else before, self.value(source).dim(), self.value(node).dim())
         if node.target is getitem and facts(source).operands and operation_of(facts(source)).batch in _PARTING:
             return self._of_piece(node, source)
         if node_facts.operation is not None and node_facts.operation.name in ("cat", "stack"):
@@ -117,7 +122,7 @@ class Positions:
         arguments = self.arguments(node)
         arguments["output"] = self.value(node)
         arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
-        arguments["fixed"] = self.fixed
+        arguments["fixed"], arguments["widens"] = self.fixed, self._ranks.may_widen(node)
         after = move(FRONT if before is None else before, arguments)
         merges = move in (batch_reshaped, batch_summed, batch_interleaved)
         return None if before is None and in_front(after) and not merges else after
@@ -146,7 +151,8 @@ class Positions:
         arguments = operation.arguments(node.args, node.kwargs)
         signals = [operand for _, operand in facts(node).operands]
         constants = len(signals) < len(arguments["tensors"])
-        if constants and not _joins_items(node, positions):
+        proxies = any(isinstance(position, fx.Proxy) for position in positions)
+        if constants and not proxies and not _joins_items(node, positions):
             return positions[0]  # beside constants, which belong to nobody
         places = dict(zip(signals, (FRONT if place is None else place for place in positions), strict=True))
         known = [places.get(part) for part in arguments["tensors"]]

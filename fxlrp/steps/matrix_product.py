@@ -16,9 +16,12 @@ from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
 @primitive(linear="first")
 def matmul_transpose(s: Tensor, weight: Tensor, x: Tensor, left: bool) -> Tensor:
     """The transpose of a product with a constant matrix, in the shape of ``x``."""
-    if weight.dim() == 1:  # matrix times vector drops an axis
-        c = s.unsqueeze(-1) * weight
+    if weight.dim() == 1:  # a vector drops an axis
+        c = weight.unsqueeze(-1) * s.unsqueeze(-2) if left and x.dim() > 1 else s.unsqueeze(-1) * weight
         return c.sum_to_size(x.shape)
+    if x.dim() == 1:  # and so does one of the signal
+        c = weight.mT @ s.unsqueeze(-1) if left else weight @ s.unsqueeze(-1)
+        return c.squeeze(-1).sum_to_size(x.shape)
     c = torch.matmul(weight.mT, s) if left else torch.matmul(s, weight.mT)
     return c.sum_to_size(x.shape)
 

@@ -179,9 +179,18 @@ def joined(
 ) -> AnyPosition:
     """After parts were put behind each other along ``dim``, or stacked: also where they are of other items.
 
-    A part without a position is a constant. It holds nothing of any item, and counts as of the first.
+    A part without a position is a constant. It holds nothing of any item, and counts as of the first where it lies
+    along the batch.
     """
-    if any(position is None for position in positions):
+    of_items = [(position, part) for position, part in zip(positions, parts, strict=True) if position is not None]
+    if len(of_items) < len(parts):
+        known = [position for position, _ in of_items]
+        axis = dim % (parts[0].dim() + stacks)
+        owners = [position.owners for position in known if isinstance(position, OwnedPosition)]
+        one = len(owners) == len(known) and all(len(each) == 1 for each in owners)
+        alone = one and all(torch.equal(each, owners[0]) for each in owners)
+        if alone or (not stacks and not any(_has_one_owner(each) or each[0] == axis for each in known)):
+            return _joined(known, [part for _, part in of_items], dim, batch, stacks)
         nobody = OwnedPosition(0, 1, torch.zeros(1, dtype=torch.long, device=parts[0].device))
         positions = [nobody if position is None else position for position in positions]
     return _joined(positions, parts, dim, batch, stacks)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def batch_of_piece(position: Any, a: Arguments, index: int, piece: Any) -> Any:
 def batch_repeated(position: Any, a: Arguments) -> Any:
     """After ``repeat``: the whole batch stands behind itself."""
     repeats = a["repeats"]
-    if in_front(position) and isinstance(repeats[0], int) and repeats[0] == 1:
+    if in_front(position) and not a["widens"] and isinstance(repeats[0], int) and repeats[0] == 1:
         return position
     return batch_axis.repeated(position, repeats, a["self"].dim())
 
@@ -167,6 +167,6 @@ def batch_reshaped(position: Any, a: Arguments) -> Any:
 
 
 def batch_expanded(position: Any, a: Arguments) -> Any:
-    if in_front(position):
+    if in_front(position) and not a["widens"]:
         return position
     return batch_axis.expanded(position, a["self"].dim(), a["output"].dim())
