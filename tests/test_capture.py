@@ -474,3 +474,27 @@ def test_tracing_leaves_nothing_on_the_model():
     assert vars(model) == before
     x = torch.randn(2, 3)
     assert torch.equal(explainer(x).output, model(x))
+
+
+COUNTED = {
+    "narrow": lambda h: h.narrow(h.dim() - 1, 0, 6),
+    "sum": lambda h: h.unsqueeze(2).sum(h.ndim),
+    "select": lambda h: h.unsqueeze(2).select(h.dim(), 0),
+    "transpose": lambda h: h.unsqueeze(2).transpose(h.dim(), h.dim() - 1).flatten(1),
+    "squeeze": lambda h: h.unsqueeze(1).squeeze(1 % h.dim()),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_axes_may_be_counted_from_the_number_of_axes(name):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.last(COUNTED[name](self.first(x).relu()))
+
+    explainer = fxlrp.compile(Counting().eval(), "conserving")
+    ledger = explainer.ledger(torch.randn(3, 5), target=1)
+    assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()

@@ -246,3 +246,20 @@ def test_a_bag_of_numbers_beside_tokens():
     explainer, _ = assert_explains(model, tokens(3, 5), torch.randn(3, 4, dtype=torch.float64))
     relevance = explainer(tokens(3, 5), torch.randn(3, 4, dtype=torch.float64)).relevance
     assert [r.shape for r in relevance] == [(3, 5, WIDTH), (3, 4)]
+
+
+@pytest.mark.parametrize(("pads", "layer", "shape"), [
+    ((1, 2), nn.Linear(9, 4), (3, 6)), ((1, 1, 1, 1), nn.Conv2d(3, 4, 3), (2, 3, 6, 6)),
+    ((0, 0, 0, 0, 0, 1), nn.Conv2d(4, 2, 3), (2, 3, 6, 6)),
+], ids=["features", "space", "channels"])  # fmt: skip
+def test_an_axis_that_is_padded_first_is_as_long_as_it_may_be(pads, layer, shape):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(nn.functional.pad(x, pads)).flatten(1)
+
+    explanation = fxlrp.compile(Padded().eval(), "conserving", start="output")(torch.randn(*shape))
+    assert explanation.relevance.shape == shape

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import fxlrp
-from fxlrp.common.errors import CaptureError, MissingExtraError, WeightsError
+from fxlrp.common.errors import CaptureError, InputError, MissingExtraError, WeightsError
 from fxlrp.loading.models import ModelWarning, load_model
 
 pytest.importorskip("onnxscript")
@@ -245,3 +245,117 @@ def test_a_file_with_weights_beside_it_and_one_of_other_inputs_are_errors(tmp_pa
     torch.onnx.export(nn.Linear(4, 3).eval(), (torch.randn(1, 4),), str(path), dynamo=False)
     with pytest.raises(WeightsError, match=r"inputs of shape \(1, 4\)"):
         load_model(f"onnx:{path}")
+
+
+def written(path, nodes, inputs, *, opset=17, **weights):
+    """A file made by hand, of nodes (operator, inputs, outputs, attributes), with an output ``y``, (batch, 4)."""
+    import onnx
+    from onnx import helper
+
+    made = [helper.make_node(kind, given, results, **(options[0] if options else {}))
+            for kind, given, results, *options in nodes]  # fmt: skip
+    kinds = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
+    infos = [helper.make_tensor_value_info(name, kinds[dtype], shape) for name, (dtype, shape) in inputs.items()]
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 4])
+    constants = [onnx.numpy_helper.from_array(torch.as_tensor(value).numpy(), name) for name, value in weights.items()]
+    graph = helper.make_graph(made, "net", infos, [y], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+ROW = {"x": (torch.float32, ["batch", 6])}
+
+
+def test_inputs_have_the_names_of_the_file(tmp_path):
+    nodes = [("MatMul", ["image", "w"], ["p"]), ("MatMul", ["age", "w"], ["q"]), ("Mul", ["p", "q"], ["y"])]
+    inputs = dict.fromkeys(("image", "age"), ROW["x"])
+    path = written(tmp_path / "two.onnx", nodes, inputs, w=torch.randn(6, 4))
+    x, z = torch.randn(3, 6), torch.randn(3, 6)
+    assert list(fxlrp.compile(path)(x, z).by_input) == ["image", "age"]
+    assert_close(fxlrp.compile(path)(x, age=z).relevance[0], fxlrp.compile(path)(image=x, age=z).relevance[0])
+    with pytest.raises(InputError, match=r"takes 2 input\(s\) \(image, age\)"):
+        fxlrp.compile(path)(x)
+
+
+def test_whole_numbers_in_the_last_place_are_an_input(tmp_path):
+    nodes = [("MatMul", ["x", "w"], ["p"]), ("Gather", ["e", "kind"], ["g"]), ("Mul", ["p", "g"], ["y"])]
+    inputs = {**ROW, "kind": (torch.int64, ["batch"])}
+    w, e, x, kind = torch.randn(6, 4), torch.randn(4, 4), torch.randn(3, 6), torch.tensor([0, 3, 2])
+    path = written(tmp_path / "kinds.onnx", nodes, inputs, w=w, e=e)
+    assert_close(fxlrp.compile(path)(x, kind).output, (x @ w) * e[kind])
+
+
+def test_sizes_that_depend_on_values_are_no_numbers(tmp_path):
+    nodes = [
+        ("Greater", ["x", "limit"], ["large"]), ("NonZero", ["large"], ["where"]), ("Shape", ["where"], ["shape"]),
+        ("Slice", ["shape", "one", "two"], ["count"]), ("Cast", ["count"], ["number"], {"to": 1}),
+        ("MatMul", ["x", "w"], ["h"]), ("Add", ["number", "unit"], ["more"]), ("Mul", ["h", "more"], ["y"]),
+    ]  # fmt: skip
+    w, x = torch.randn(6, 4), torch.zeros(1, 6)
+    x[0, :3] = 5.0
+    path = written(
+        tmp_path / "count.onnx", nodes, ROW, w=w, limit=torch.tensor(4.0), one=torch.tensor([1]), two=torch.tensor([2]),
+        unit=torch.tensor([1.0]),
+    )  # fmt: skip
+    assert_close(fxlrp.compile(path)(x).output, 4 * x @ w)
+
+
+def test_a_batch_that_decides_is_refused(tmp_path):
+    nodes = [
+        ("Shape", ["x"], ["shape"]), ("Slice", ["shape", "zero", "one"], ["count"]),
+        ("Max", ["count", "four"], ["most"]), ("Cast", ["most"], ["number"], {"to": 1}),
+        ("MatMul", ["x", "w"], ["h"]), ("Mul", ["h", "number"], ["y"]),
+    ]  # fmt: skip
+    numbers = {"zero": torch.tensor([0]), "one": torch.tensor([1]), "four": torch.tensor([4])}
+    path = written(tmp_path / "batch.onnx", nodes, ROW, w=torch.randn(6, 4), **numbers)
+    with pytest.raises(CaptureError, match="the batch decides in it"):
+        fxlrp.compile(path)
+
+
+def test_what_is_no_number_in_both_is_no_difference(tmp_path):
+    nodes = [("Log", ["x"], ["h"]), ("MatMul", ["h", "w"], ["y"])]
+    path = written(tmp_path / "log.onnx", nodes, ROW, w=torch.ones(6, 4))
+    x = torch.rand(2, 6) + 0.1
+    assert_close(fxlrp.compile(path)(x).output, x.log() @ torch.ones(6, 4))
+
+
+def test_a_masked_logit_hides_no_other_function(files, monkeypatch):
+    real = onnx2pytorch.ConvertModel
+    masked = torch.tensor([-1e9, 0, 0, 0])
+
+    class Wrong(real):
+        def forward(self, *inputs):
+            return 1.01 * super().forward(*inputs) + masked
+
+    monkeypatch.setattr(onnx2pytorch, "ConvertModel", Wrong)
+    with pytest.raises(CaptureError, match="another function in onnx2pytorch than in onnxruntime"):
+        fxlrp.compile(files["residual"][1])
+
+
+PLAIN = {
+    "a number around": ([("Pad", ["x", "pads", "value"], ["h"])], {"pads": [0, 1, 0, 2], "value": 0.5}, 9),
+    "around one axis": ([("Pad", ["x", "pads", "", "axes"], ["h"])], {"pads": [1, 2], "axes": [1]}, 9),
+    "reversed": (
+        [("Slice", ["x", "first", "last", "axis", "step"], ["h"])],
+        {"first": [-1], "last": [-100], "axis": [1], "step": [-1]}, 6,
+    ),
+    "every second, reversed": (
+        [("Slice", ["x", "first", "last", "axis", "step"], ["h"])],
+        {"first": [4], "last": [0], "axis": [-1], "step": [-2]}, 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_operators_are_read(tmp_path, name):
+    import onnxruntime
+
+    nodes, numbers, width = PLAIN[name]
+    numbers = {key: torch.tensor(value) for key, value in numbers.items()}
+    nodes = [*nodes, ("MatMul", ["h", "w"], ["y"])]
+    path = written(tmp_path / "plain.onnx", nodes, ROW, opset=18, w=torch.randn(width, 4), **numbers)
+    x = torch.randn(3, 6)
+    wanted = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})[0]
+    explainer = fxlrp.compile(path, "conserving")
+    assert_close(explainer(x).output, torch.from_numpy(wanted))
+    assert_conserves(explainer, x, absorbs=("padding",))

@@ -151,6 +151,8 @@ class Tracer(fx.Tracer):
         args, kwargs = self._inputs(root)
         with functions_followed(model, numbers=True):
             outputs, self.returns = flat_outputs(root(*args, **kwargs), self.output)
+        if any(_is_rank(node) and node.users for node in self.graph.nodes):
+            raise UntraceableError("axes are counted from the number of axes of a value, which the first call tells")
         self.create_node("output", "output", (self.create_arg(outputs),), {})
         for name in {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}:
             if not has_attribute(model, name):  # forward() made it
@@ -257,6 +259,13 @@ class Tracer(fx.Tracer):
             a = a.item()  # a number of NumPy, which generated code does not know
         name = self.names.get(id(a)) if isinstance(a, torch.Tensor) else None
         return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
+
+
+def _is_rank(node: fx.Node) -> bool:
+    """Whether it is the number of axes of a value."""
+    if node.op == "call_method":
+        return node.target in ("dim", "ndimension")
+    return node.target is getattr and node.args[1] == "ndim"
 
 
 def _is_altered(m: nn.Module) -> bool:

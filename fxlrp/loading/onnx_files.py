@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import warnings
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +18,10 @@ from torch import Tensor, nn
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.extras import require
 from fxlrp.loading.onnx_batch import free_batch, of_one_item
-from fxlrp.loading.onnx_numbers import begin_at_zero, fix_numbers, read_views, session_of, settle_sizes
+from fxlrp.loading.onnx_numbers import begin_at_zero, fix_numbers, grow_evenly, read_views, session_of, settle_sizes
 
 EXTRA = "onnx"
-BATCHES = (1, 2, 3)
+BATCHES = (1, 2, 3, 9)
 """How many items are tried."""
 _FREE = (64, 16, 224, 5)
 """How long other axes are made that a file leaves free, until onnxruntime takes its inputs."""
@@ -76,7 +78,7 @@ def onnx_model(path: str | os.PathLike[str]) -> nn.Module:
             f"{path} cannot be made a module by onnx2pytorch: {type(error).__name__}: {_first_line(error)}. "
             "Compile the torch.nn.Module that it was exported from"
         ) from error
-    return module.requires_grad_(False)
+    return _named(module).eval().requires_grad_(False)
 
 
 def input_shape(path: str | os.PathLike[str]) -> list[int | None]:
@@ -172,6 +174,10 @@ def _trials(onnx: Any, session: Any, file: Any) -> Trials:
 def _module(path: str | os.PathLike[str], trials: Trials) -> nn.Module:
     """The network in a file as a module that computes the same; of any batch where that can be."""
     if trials.items is not None:
+        if trials.free:
+            onnx, runtime = require("onnx", EXTRA), require("onnxruntime", EXTRA)
+            if not grow_evenly(onnx, runtime, onnx.load(str(path)), BATCHES, trials.inputs):
+                raise CaptureError(f"{path} computes something else from a certain batch on: the batch decides in it")
         try:
             module = _converted(path, trials.items, trials.alone[0])
             free_batch(module, trials.items, *(list(map(torch.from_numpy, given)) for given in trials.alone))
@@ -227,9 +233,51 @@ def _compare(
             found = module(*map(torch.from_numpy, given))
         for theirs, ours in zip(expected, [found] if isinstance(found, Tensor) else found, strict=True):
             wanted = torch.from_numpy(theirs).double()
-            off = (ours.double() - wanted).abs().max() if ours.shape == wanted.shape and wanted.numel() else torch.inf
-            if not float(off) <= _LIMIT * max(float(wanted.abs().max()), 1e-6):
+            off = _distance(ours.double(), wanted) if ours.shape == wanted.shape and wanted.numel() else torch.inf
+            if not off <= _LIMIT:
                 raise CaptureError(
                     f"{path} is another function in onnx2pytorch than in onnxruntime: outputs differ by "
-                    f"{float(off):.2g}. Compile the torch.nn.Module that it was exported from"
+                    f"{off:.2g} of their size. Compile the torch.nn.Module that it was exported from"
                 )
+
+
+def _distance(ours: Tensor, wanted: Tensor) -> float:
+    """The largest difference of two values, as a part of the largest element; masked ones, which are huge, aside."""
+    same = (ours == wanted) | (ours.isnan() & wanted.isnan())
+    usual = wanted[(wanted.abs() < _HUGE) & wanted.isfinite()].abs()
+    scale = torch.full_like(wanted, max(float(usual.max()) if len(usual) else 0.0, 1e-6))
+    scale = torch.where(wanted.abs() < _HUGE, scale, wanted.abs())
+    off = ((ours - wanted).abs() / scale).masked_fill(same, 0)
+    return float(off.nan_to_num(nan=torch.inf).max())
+
+
+_HUGE = 1e4
+"""What is larger stands for no logit: a mask, such as −10⁹."""
+
+
+class _Named(nn.Module):
+    """A network whose inputs have names, those of the file.
+
+    Args:
+        network: the network, which takes them by position.
+        names: the names.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = tuple(names)
+
+
+def _named(network: Any) -> nn.Module:
+    """The network of a file with a signature: inputs by position or by name."""
+    names = [name if name.isidentifier() and not iskeyword(name) else f"input_{name}" for name in network.input_names]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
+
+    def forward(self: _Named, *args: Tensor, **kwargs: Tensor) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        return self.network(*(given[name] for name in self.names))
+
+    vars(forward)["__signature__"] = signature
+    return type("OnnxNetwork", (_Named,), {"forward": forward})(network, names)

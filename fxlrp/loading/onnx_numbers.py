@@ -30,24 +30,8 @@ def settle_sizes(onnx: Any, runtime: Any, file: Any, inputs: Sequence[Any]) -> N
         inputs: arrays to run it with.
     """
     graph = file.graph
-    known = {tensor.name for tensor in graph.initializer}
-    sizes: dict[str, None] = {}  # what depends on shapes, and on nothing else that is not constant
-    for node in graph.node:
-        names = [name for name in node.input if name]
-        if node.op_type == "Constant":
-            known.update(node.output)
-        elif node.op_type == "Shape" or (names and all(name in sizes or name in known for name in names)):
-            sizes.update(dict.fromkeys(node.output))
-    if not sizes:
-        return
-    asked = onnx.ModelProto()
-    asked.CopyFrom(file)
-    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sizes)
-    session = session_of(runtime, asked.SerializeToString())
-    found = session.run(list(sizes), dict(zip([value.name for value in session.get_inputs()], inputs, strict=True)))
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(value, name) for name, value in zip(sizes, found, strict=True)
-    )  # fmt: skip
+    (sizes,) = _sizes(onnx, runtime, file, [inputs]) or [{}]
+    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in sizes.items())
     kept, needed = [], {value.name for value in graph.output}
     for node in reversed(graph.node):
         if any(name in needed for name in node.output) and not all(name in sizes for name in node.output):
@@ -55,6 +39,60 @@ def settle_sizes(onnx: Any, runtime: Any, file: Any, inputs: Sequence[Any]) -> N
             needed.update(node.input)
     del graph.node[:]
     graph.node.extend(reversed(kept))
+
+
+def grow_evenly(onnx: Any, runtime: Any, file: Any, batches: Sequence[int], inputs: Sequence[Sequence[Any]]) -> bool:
+    """Whether all that a file makes of sizes grows by as much for each item: no number changes at a certain batch.
+
+    Args:
+        onnx: the package.
+        runtime: the package ``onnxruntime``.
+        file: the file.
+        batches: numbers of items, three at least.
+        inputs: arrays to run it with, for each of them.
+    """
+    first, second, *rest = batches
+    few, more, *others = _sizes(onnx, runtime, file, inputs) or [{}] * len(batches)
+    for name in few:
+        a, b = few[name], more[name]
+        if any(each[name].shape != a.shape for each in (more, *others)):
+            continue  # a list with an entry for each item
+        if a.dtype.kind == "b":
+            if any((each[name] != a).any() for each in (more, *others)):
+                return False
+            continue
+        growth = (b.astype(np.float64) - a) / (second - first)
+        if any((each[name] != a + growth * (size - first)).any() for each, size in zip(others, rest, strict=True)):
+            return False
+    return True
+
+
+def _sizes(onnx: Any, runtime: Any, file: Any, inputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """For each of some inputs, the values that depend on shapes alone, and on constants."""
+    known = {tensor.name for tensor in file.graph.initializer}
+    sizes: dict[str, None] = {}
+    ragged: set[str] = set()  # whose shapes depend on values
+    for node in file.graph.node:
+        names = [name for name in node.input if name]
+        if node.op_type in _RAGGED or not ragged.isdisjoint(names):
+            ragged.update(node.output)
+        elif node.op_type == "Constant":
+            known.update(node.output)
+        elif node.op_type == "Shape" or (names and all(name in sizes or name in known for name in names)):
+            sizes.update(dict.fromkeys(node.output))
+    if not sizes:
+        return []
+    asked = onnx.ModelProto()
+    asked.CopyFrom(file)
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sizes)
+    session = session_of(runtime, asked.SerializeToString())
+    given = [value.name for value in session.get_inputs()]
+    runs = [session.run(list(sizes), dict(zip(given, each, strict=True))) for each in inputs]
+    return [dict(zip(sizes, values, strict=True)) for values in runs]
+
+
+_RAGGED = ("NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan")
+"""Operations whose results have shapes that depend on values."""
 
 
 def begin_at_zero(onnx: Any, file: Any) -> None:
@@ -114,12 +152,6 @@ class _Extremum(nn.Module):
 _EXTREMA = {"Max": torch.maximum, "Min": torch.minimum}
 
 
-def _padded(value: Tensor, pads: list[int]) -> Tensor:
-    ends = len(pads) // 2
-    sides = [side for axis in reversed(range(ends)) for side in (pads[axis], pads[axis + ends])]
-    return nn.functional.pad(value, sides)
-
-
 def _averaged(value: Tensor, axes: list[int], keep: bool) -> Tensor:
     return value.mean(dim=axes, keepdim=keep)
 
@@ -129,20 +161,14 @@ def _summed(value: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 
 def _sliced(value: Tensor, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> Tensor:
-    index = [slice(None)] * value.dim()
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step > 0:
-            index[axis] = slice(max(start, -_FAR), min(end, _FAR), step)
-    turned = [axis for axis, step in zip(axes, steps, strict=True) if step < 0]
-    return value[tuple(index)].flip(turned) if turned else value[tuple(index)]
-
-
-def _is_turned(start: int, end: int, step: int) -> bool:
-    """Whether a slice is the whole axis, from its end to its beginning."""
-    return step == -1 and start in (-1, *_ENDS) and end <= -_FAR
-
-
-_ENDS = (2**31 - 1, 2**63 - 1)
+        first, last = max(start, -_FAR), max(min(end, _FAR), -_FAR)
+        if step < 0:  # torch takes no negative step
+            size = int(value.shape[axis])
+            first, last, _ = slice(first, last, step).indices(size)
+            value, first, last = value.flip(axis), size - 1 - first, size - 1 - last
+        value = torch.ops.aten.slice(value, axis, first, last, abs(step))
+    return value
 
 
 _FAR = 1 << 30
@@ -164,9 +190,11 @@ def fix_numbers(onnx: Any, module: Any) -> None:
         values = [constants.get(given) for given in node.input[1:]]
         if node.op_type == "LayerNormalization" and len(node.output) == 1:
             fixed: nn.Module | None = _norm(values, options)
-        elif node.op_type == "Resize":
+        elif node.op_type in ("Resize", "Upsample"):
             fixed = _resize(getattr(module, name), values)
-        elif all(value is not None and value.dtype == np.int64 and value.ndim <= 1 for value in values):
+        elif node.op_type == "Pad":
+            fixed = _Fixed(getattr(module, name), *(None if value is None else value.tolist() for value in values))
+        elif all(value is not None and value.dtype in (np.int32, np.int64) and value.ndim <= 1 for value in values):
             numbers = [value.tolist() for value in values if value is not None]
             fixed = _fixed(node.op_type, getattr(module, name), numbers, options)
         else:
@@ -190,8 +218,9 @@ def _norm(values: list[Any], options: Mapping[str, Any]) -> nn.Module | None:
 
 def _resize(own: Any, values: list[Any]) -> nn.Module | None:
     """``Resize`` of the axes behind batch and channels; ``None`` where the converter's is taken."""
-    _, scales, sizes = [*values, None, None][:3]
-    if own.opset_version < 11 or (scales is None) == (sizes is None):
+    old = own.opset_version < 11  # (x, scales), where now is (x, region, scales, sizes)
+    scales, sizes = (values[-1], None) if old else [*values, None, None][1:3]
+    if (old and own.mode != "nearest") or (scales is None) == (sizes is None):
         return None
     if scales is not None and list(scales[:2]) != [1, 1]:
         return None
@@ -212,16 +241,12 @@ def _fixed(kind: str, own: Any, numbers: list[Any], options: Mapping[str, Any]) 
     first, keep = numbers[0], bool(options.get("keepdims", 1))
     if kind == "Reshape" and not (options.get("allowzero") and 0 in first):
         return Reshape(first)
-    if kind == "Pad" and len(numbers) == 1 and options.get("mode", b"constant") == b"constant":
-        return _Fixed(_padded, first)
     if kind in ("ReduceMean", "ReduceSum") and first:
         return _Fixed(_averaged if kind == "ReduceMean" else _summed, first, keep)
     if kind == "Slice" and len(numbers) >= 2:
         axes = numbers[2] if len(numbers) > 2 else list(range(len(first)))
         steps = numbers[3] if len(numbers) > 3 else [1] * len(first)
-        known = all(step > 0 or _is_turned(start, end, step)
-                    for start, end, step in zip(*numbers[:2], steps, strict=True))  # fmt: skip
-        return _Fixed(_sliced, *numbers[:2], axes, steps) if known else None
+        return _Fixed(_sliced, *numbers[:2], axes, steps)
     if kind in ("Squeeze", "Unsqueeze", "Tile", "Expand"):
         return _Fixed(own, first)
     if kind == "CumSum":

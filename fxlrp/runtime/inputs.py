@@ -101,7 +101,7 @@ def _integers(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
 
 
 def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
-    waiting, seen = [placeholder], set()
+    waiting, seen, padded = [placeholder], set(), dict[fx.Node, int]()  # how many axes were padded, from the last on
     while waiting:
         node = waiting.pop(0)
         for user in node.users:
@@ -112,12 +112,23 @@ def _spec(placeholder: fx.Node, forward: fx.GraphModule) -> InputSpec:
             shape, size = weight_shape(user, forward), channels(user, forward)
             if shape is not None and size is not None:
                 layered = node_facts.operation is not None and node_facts.operation.name == "linear"
-                rank, axis = (None, -1) if layered else (len(shape), 1)
-                return InputSpec(str(placeholder.target), rank, axis, size)
+                if padded.get(node, 0) >= (1 if layered else len(shape) - 1):  # the axis was made longer
+                    return InputSpec(str(placeholder.target))
+                # A convolution also takes one item without an axis for the batch.
+                rank = None if layered or facts(placeholder).batch is None else len(shape)
+                return InputSpec(str(placeholder.target), rank, -1 if layered else 1 - len(shape), size)
             scalars = all(not isinstance(a, fx.Node) or a is node for a in user.all_input_nodes)
-            if (node_facts.kind is Kind.POINTWISE and scalars) or "pad" in str(user.target):
+            pads = "pad" in str(user.target)
+            if (node_facts.kind is Kind.POINTWISE and scalars) or pads:
                 waiting.append(user)
+                padded[user] = max(padded.get(node, 0), _padded_axes(user) if pads else 0)
     return InputSpec(str(placeholder.target))
+
+
+def _padded_axes(node: fx.Node) -> int:
+    """How many axes a padding reaches, counted from the last."""
+    pads: Any = node.args[1]
+    return len(pads) // 2 if isinstance(pads, list | tuple) else 64
 
 
 def check_kinds(values: Any) -> None:
@@ -213,8 +224,8 @@ def _check_shape(spec: InputSpec, value: Tensor, items: Items, *, alone: bool) -
     # A number for each item is an input beside others.
     if not items.whole and len(shape) < (1 if spec.integer or not alone else 2):
         raise InputError(f"input {spec.name} has shape {shape}; the first axis must be the batch")
-    if spec.axis is not None and shape[spec.axis] != spec.size:
-        what = "channels" if spec.axis == 1 else "features"
+    if spec.axis is not None and len(shape) >= -spec.axis and shape[spec.axis] != spec.size:
+        what = "features" if spec.axis == -1 else "channels"
         raise InputError(
             f"input {spec.name} has shape {shape}, and the model takes {spec.size} {what}, not {shape[spec.axis]}"
         )
