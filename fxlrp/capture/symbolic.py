@@ -265,7 +265,7 @@ def _is_rank(node: fx.Node) -> bool:
     """Whether it is the number of axes of a value."""
     if node.op == "call_method":
         return node.target in ("dim", "ndimension")
-    return node.target is getattr and node.args[1] == "ndim"
+    return node.target is getattr and str(node.args[1]) == "ndim"
 
 
 def _is_altered(m: nn.Module) -> bool:
