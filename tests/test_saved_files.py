@@ -11,6 +11,8 @@ import zipfile
 
 import pytest
 import torch
+import torch.nn.functional as F
+from checks import assert_close
 from torch import nn
 
 import fxlrp
@@ -67,6 +69,41 @@ def test_a_file_is_read_as_it_was_saved_also_under_another_name(saved, tmp_path)
     assert torch.equal(fxlrp.load(rewritten(good, tmp_path / "same.pt2", lambda n, d: d))(x).relevance, relevance)
     loaded = torch.export.load(good).module()  # without fxlrp
     assert torch.equal(loaded(x, torch.full((2,), -1))[0], relevance)
+
+
+class Resized(nn.Module):
+    """Interpolation between two layers, over one, two or three axes."""
+
+    def __init__(self, dims, **how):
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.first, self.last, self.how = convolution(2, 3, 3), convolution(3, 4, 3), how
+
+    def forward(self, x):
+        return self.last(F.interpolate(self.first(x).relu(), **self.how)).relu().flatten(2).mean(2)
+
+
+@pytest.mark.parametrize(
+    ("dims", "how"),
+    [
+        (1, {"mode": "nearest", "scale_factor": 2}),
+        (3, {"mode": "nearest", "size": (5, 4, 6)}),
+        (1, {"mode": "linear", "size": 7}),
+        (2, {"mode": "bilinear", "scale_factor": 2}),
+        (2, {"mode": "bilinear", "size": (7, 5), "align_corners": True}),
+        (2, {"mode": "bilinear", "size": (5, 3), "antialias": True}),
+        (3, {"mode": "trilinear", "scale_factor": 1.5}),
+    ],
+    ids=str,
+)
+def test_models_with_interpolation_are_saved_for_any_batch(tmp_path, dims, how):
+    torch.manual_seed(0)
+    explainer, shape = fxlrp.compile(Resized(dims, **how).eval(), "conserving"), (2, *[6] * dims)
+    explainer(torch.randn(2, *shape))
+    loaded = fxlrp.load(explainer.save(tmp_path / "resized.pt2"))
+    for batch in (1, 3):
+        x = torch.randn(batch, *shape)
+        assert_close(loaded(x).relevance, explainer(x).relevance, 1e-5)
 
 
 class Payload:
