@@ -30,7 +30,10 @@ def grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, align_corners:
 @primitive(linear="first")
 def grid_sample_transpose(s: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
     """The transpose of :func:`grid_sample` in the image, in the shape of ``x``."""
-    return torch.func.vjp(lambda image: grid_sample(image, grid, mode, padding, align_corners), x)[1](s)[0]
+    # Not torch.func.vjp: what an export makes of it holds tensors of the example.
+    backward = (aten.grid_sampler_2d_backward, aten.grid_sampler_3d_backward)[x.dim() - 4]
+    transposed: Tensor = backward(s, x, grid, mode, padding, align_corners, [True, False])[0]
+    return transposed
 
 
 @primitive(linear="first")
