@@ -1,5 +1,6 @@
 """What is explained is the model, every item as if it were alone; or the first call says what is wrong."""
 
+import array
 import contextlib
 import copy
 import dataclasses
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fxlrp
+from fxlrp.capture import Snapshot
 from fxlrp.errors import CaptureError, FxlrpError, RuleError, TrainingModeError
 
 
@@ -608,6 +610,142 @@ def test_a_change_of_what_a_model_holds_is_followed(monkeypatch, change):
     assert_close(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance, 1e-5)
 
 
+def _of_classes():
+    """A model of classes that nobody else has, which reads them, objects, functions and plain memory."""
+
+    class Factor:
+        factor = 1.5
+
+        def __call__(self, h):
+            return h * self.factor
+
+    class Power:
+        def __init__(self):
+            self.base = 2.0
+
+        def times(self, h):
+            return h * self.base
+
+    class Base(nn.Module):
+        TABLE, MASK = {"scale": [2.0]}, torch.tensor([1.0, 2.0, 3.0, 4.0])
+        FIXED = types.MappingProxyType({"by": [1.25]})
+
+        @staticmethod
+        def shifted(h, by=[0.5]):  # noqa: B006
+            return h + by[0]
+
+    class Sub(nn.Linear):
+        SCALES = [1.5]  # noqa: RUF012
+
+        def forward(self, x):
+            return super().forward(x) * self.SCALES[0]
+
+    def by_attribute(h):
+        return h * by_attribute.scale
+
+    by_attribute.scale = 1.5
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = Sub(4, 4), nn.Linear(4, 3)
+            self.helper, self.bound, self.of_list = Factor(), Power().times, [2.0].__getitem__
+            self.partial, self.kind = functools.partial(Power().times), Factor
+            self.by_attribute, self.by_default = by_attribute, lambda h, by={"scale": 2.0}: h * by["scale"]
+            self.large, self.strided = np.ones(50_000), np.ones((6, 6))[:, ::2]
+            self.bytes, self.array = bytearray(b"\x01\x02"), array.array("d", [1.5, 2.5])
+
+        def forward(self, x):
+            h = self.first(x) * self.TABLE["scale"][0] * self.MASK * self.FIXED["by"][0]
+            h = self.partial(self.bound(self.helper(self.shifted(h)))) * self.of_list(0) * self.kind.factor
+            h = self.by_default(self.by_attribute(h)) * float(self.large[-1]) * float(self.strided[1, 1])
+            return self.last(h * self.bytes[1] * self.array[1])
+
+    return Model()
+
+
+OF_CLASSES = {
+    "a list in a dict of a base": lambda m: m.TABLE["scale"].__setitem__(0, -1.0),
+    "a tensor of the class": lambda m: m.MASK.fill_(-1),
+    "what a view of a dict shows": lambda m: m.FIXED["by"].__setitem__(0, -1.0),
+    "a default of a method": lambda m: m.shifted.__defaults__[0].__setitem__(0, 5.0),
+    "other defaults of a method": lambda m: setattr(m.shifted, "__defaults__", ([5.0],)),
+    "a list of the class of a submodule": lambda m: m.first.SCALES.__setitem__(0, -1.0),
+    "the class of a helper": lambda m: setattr(type(m.helper), "factor", -1.0),
+    "a first attribute of a helper": lambda m: setattr(m.helper, "factor", -1.0),
+    "the object of a bound method": lambda m: setattr(m.bound.__self__, "base", -1.0),
+    "the object of a method in a partial": lambda m: setattr(m.partial.func.__self__, "base", -1.0),
+    "the list of a method of lists": lambda m: m.of_list.__self__.__setitem__(0, -1.0),
+    "an attribute of a function": lambda m: setattr(m.by_attribute, "scale", -1.0),
+    "a default of a function": lambda m: m.by_default.__defaults__[0].update(scale=-1.0),
+    "a large array": lambda m: m.large.__setitem__(-1, -1.0),
+    "an array with gaps": lambda m: m.strided.__setitem__((1, 1), -1.0),
+    "bytes": lambda m: m.bytes.__setitem__(1, 5),
+    "an array of Python": lambda m: m.array.__setitem__(1, -1.0),
+}
+
+
+@pytest.mark.parametrize("change", OF_CLASSES.values(), ids=OF_CLASSES)
+def test_a_change_of_classes_functions_and_memory_is_followed(change):
+    model, x = _of_classes().eval(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model, "conserving")
+    explainer(x)
+    with torch.no_grad():
+        before = model(x)
+        change(model)
+        assert not torch.allclose(model(x), before)
+        assert_close(explainer(x).output, model(x), 1e-6)
+    assert_close(explainer(x).relevance, fxlrp.compile(model, "conserving")(x).relevance, 1e-5)
+
+
+def test_what_forward_itself_writes_to_its_class_is_no_change_or_a_state():
+    class Logs(Between):
+        log, count = [], {"n": 0}
+
+        def forward(self, x):
+            self.log.append(type(x))
+            return self.last(self.first(x).relu())
+
+    class Scales(Logs):
+        def forward(self, x):
+            if type(x) is torch.Tensor:
+                self.count["n"] += 1
+            return self.last(self.first(x).relu() * self.count["n"])
+
+    for exported in (False, True):
+        x = torch.rand(3, 4)
+        explainer = fxlrp.compile(Logs(None).eval(), "conserving", example_inputs=x if exported else None)
+        explainer(x)
+        before = len(Logs.log)
+        explainer(x)
+        assert len(Logs.log) == before
+    assert_refused(Scales(None).eval(), torch.rand(3, 4), "keeps a state")
+
+
+@pytest.mark.parametrize("largest", [1 << 20, 0], ids=["copy", "checksum"])
+def test_any_edit_of_an_array_is_seen(monkeypatch, largest):
+    monkeypatch.setattr("fxlrp.capture.memory.LARGEST_COPY", largest)
+    edits = [
+        (np.array([np.nan, 0.0]), lambda a: a.__setitem__(1, -0.0)),
+        (np.zeros((2, 3)), lambda a: setattr(a, "shape", (3, 2))),
+        (np.ones(1001, np.uint8), lambda a: a.__setitem__(1000, 2)),
+        (np.array([None, "a"], object), lambda a: a.__setitem__(1, "b")),
+        (np.zeros(3, "i4,f8"), lambda a: a["f1"].fill(1)),
+        (np.broadcast_to(np.ones(1).copy(), (3, 4)), lambda a: a.base.fill(2)),
+        (bytearray(), lambda a: a.append(1)),
+        (array.array("d"), lambda a: a.append(1)),
+    ]
+    for value, edit in edits:
+        holder = nn.Identity()
+        holder.held = value
+        snapshot = Snapshot(holder)
+        assert not snapshot.change()
+        assert not snapshot.touched()
+        edit(value)
+        assert snapshot.touched(), value
+        assert snapshot.change(), value
+
+
 def test_a_parameter_or_buffer_that_becomes_none_is_followed():
     model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval(), torch.rand(3, 4)
     explainer = fxlrp.compile(model, "conserving")
@@ -827,10 +965,11 @@ def test_torchs_own_containers_may_be_in_training_mode():
 # verify= ------------------------------------------------------------------------------------------
 
 
-class Counts(nn.Module):
-    """Counts how often it is run, where neither a trace nor a copy can."""
+RUNS = []
 
-    runs: list = []  # noqa: RUF012
+
+class Counts(nn.Module):
+    """Counts how often it is run, where neither a trace nor a copy can, nor is it a state of the model."""
 
     def __init__(self):
         super().__init__()
@@ -838,7 +977,7 @@ class Counts(nn.Module):
 
     def forward(self, x):
         if type(x) is torch.Tensor and not isinstance(x, torch._subclasses.FakeTensor):
-            type(self).runs.append(len(x))
+            RUNS.append(len(x))
         return self.layer(x)
 
 
@@ -846,11 +985,11 @@ class Counts(nn.Module):
     ("verify", "runs"), [("first", [3, 1, 1, 1]), ("always", [3, 1, 1, 3, 1, 1, 1]), ("never", [])]
 )
 def test_the_model_is_run_as_often_as_asked(verify, runs):
-    Counts.runs = []
+    RUNS.clear()
     explainer = fxlrp.compile(Counts().eval(), "conserving", verify=verify)
     for size in (3, 3, 1):
         explainer(torch.rand(size, 4))
-    assert Counts.runs == runs
+    assert runs == RUNS
     with pytest.raises(RuleError, match="verify='often': choose one of 'first', 'always', 'never'"):
         fxlrp.compile(plain(), "conserving", verify="often")
 

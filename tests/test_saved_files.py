@@ -11,6 +11,8 @@ import zipfile
 
 import pytest
 import torch
+import torch.nn.functional as F
+from checks import assert_close
 from torch import nn
 
 import fxlrp
@@ -67,6 +69,113 @@ def test_a_file_is_read_as_it_was_saved_also_under_another_name(saved, tmp_path)
     assert torch.equal(fxlrp.load(rewritten(good, tmp_path / "same.pt2", lambda n, d: d))(x).relevance, relevance)
     loaded = torch.export.load(good).module()  # without fxlrp
     assert torch.equal(loaded(x, torch.full((2,), -1))[0], relevance)
+
+
+class Resized(nn.Module):
+    """Interpolation between two layers, over one, two or three axes."""
+
+    def __init__(self, dims, **how):
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.first, self.last, self.how = convolution(2, 3, 3), convolution(3, 4, 3), how
+
+    def forward(self, x):
+        return self.last(F.interpolate(self.first(x).relu(), **self.how)).relu().flatten(2).mean(2)
+
+
+@pytest.mark.parametrize(
+    ("dims", "how"),
+    [
+        (1, {"mode": "nearest", "scale_factor": 2}),
+        (3, {"mode": "nearest", "size": (5, 4, 6)}),
+        (1, {"mode": "linear", "size": 7}),
+        (2, {"mode": "bilinear", "scale_factor": 2}),
+        (2, {"mode": "bilinear", "size": (7, 5), "align_corners": True}),
+        (2, {"mode": "bilinear", "size": (5, 3), "antialias": True}),
+        (3, {"mode": "trilinear", "scale_factor": 1.5}),
+    ],
+    ids=str,
+)
+def test_models_with_interpolation_are_saved_for_any_batch(tmp_path, dims, how):
+    torch.manual_seed(0)
+    explainer, shape = fxlrp.compile(Resized(dims, **how).eval(), "conserving"), (2, *[6] * dims)
+    explainer(torch.randn(2, *shape))
+    loaded = fxlrp.load(explainer.save(tmp_path / "resized.pt2"))
+    for batch in (1, 3):
+        x = torch.randn(batch, *shape)
+        assert_close(loaded(x).relevance, explainer(x).relevance, 1e-5)
+
+
+class Loop(nn.Module):
+    """Takes the items one after the other, so that a graph of it is one for a number of items."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return torch.stack([self.last(row.relu()) for row in x])
+
+
+def test_a_graph_for_one_batch_alone_is_not_saved(tmp_path):
+    explainer, x = fxlrp.compile(Loop().eval()), torch.randn(3, 6)
+    explainer(x)
+    for write, name in ((explainer.save, "loop.pt2"), (explainer.export_onnx, "loop.onnx")):
+        with pytest.raises(ExportError, match=r"batches of 3 alone.*without a loop over the items"):
+            write(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+class Sampled(nn.Module):
+    """A spatial transformer, over images or volumes."""
+
+    def __init__(self, dims):
+        super().__init__()
+        self.place, self.dims = nn.Linear(2, dims * (dims + 1)), dims
+        self.convolution = (nn.Conv2d, nn.Conv3d)[dims - 2](2, 4, 3)
+
+    def forward(self, x):
+        theta = self.place(x.flatten(2).mean(2)).view(-1, self.dims, self.dims + 1)
+        grid = F.affine_grid(theta, x.shape, align_corners=False)
+        return self.convolution(F.grid_sample(x, grid, align_corners=False)).relu().flatten(2).mean(2)
+
+
+class Scattered(nn.Module):
+    """Puts tokens in where a mask says: how many there are is known when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.other, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x, mask):
+        h = self.known(x)
+        h = h.masked_scatter(mask[..., None].expand_as(h), self.other(x)[mask])
+        return self.last(h.relu().mean(1))
+
+
+def _first(relevance):
+    return relevance[0] if isinstance(relevance, tuple) else relevance
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Sampled(2), (2, 6, 6)), (Sampled(3), (2, 5, 5, 5)), (Scattered(), (7, 6))],
+    ids=["images", "volumes", "tokens by a mask"],
+)  # fmt: skip
+def test_what_is_sampled_or_scattered_is_saved_for_any_batch(tmp_path, model, shape):
+    torch.manual_seed(0)
+
+    def inputs(batch):
+        mask = [torch.rand(batch, shape[0]) > 0.5] if isinstance(model, Scattered) else []
+        return torch.randn(batch, *shape), *mask
+
+    explainer = fxlrp.compile(model.eval(), "conserving")
+    explainer(*inputs(3))
+    loaded = fxlrp.load(explainer.save(tmp_path / "saved.pt2"))
+    for batch in (1, 4):
+        x = inputs(batch)
+        found, wanted = loaded(*x), explainer(*x)
+        assert_close(found.output, wanted.output, 1e-5)
+        assert_close(_first(found.relevance), _first(wanted.relevance), 1e-5)
 
 
 class Payload:

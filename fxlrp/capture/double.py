@@ -185,7 +185,12 @@ def is_plain(value: Any) -> bool:
         return False  # without a state it is an identity
     if any(vars(base).get("__slots__") or not base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1]):
         return False  # it is more than its __dict__
-    return kind.__module__.partition(".")[0] not in _FOREIGN
+    return not is_foreign(value)
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether an object is a handle, an identity or large: it is shared, and nobody looks into it."""
+    return type(value).__module__.partition(".")[0] in _FOREIGN
 
 
 def _bare(kind: type[Any]) -> Any:

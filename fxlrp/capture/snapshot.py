@@ -1,28 +1,32 @@
 """What a model looks like beside the values of its weights: to learn before a call whether it is still the same.
 
-Modules, settings, hooks, and all else that forward() may read from ``self`` are compared by identity first, which takes
-a fraction of a millisecond for hundreds of modules.
+Modules, settings, hooks, and all else that forward() may read from ``self`` and from its class are compared by identity
+first, which takes a fraction of a millisecond for hundreds of modules.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
+import sys
 import types
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
 
-from fxlrp.capture.double import WEAK, is_container, is_module, is_plain
+from fxlrp.capture.double import WEAK, is_container, is_foreign, is_module
+from fxlrp.capture.live import Cells, Forward, FunctionParts, Slots, slot_names
+from fxlrp.capture.memory import Memory, is_memory
 
 MOST_OBJECTS = 20_000
 """How many containers and objects beside modules are looked into."""
-LARGEST_ARRAY = 16_384
-"""Elements of the largest array of NumPy whose values are compared."""
 
 _OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
 """The tables that nn.Module itself keeps: parameters, buffers, modules, hooks."""
@@ -32,39 +36,20 @@ _GLOBAL_HOOKS = tuple(
 )  # fmt: skip
 _END = object()
 """Behind all values."""
-_LIBRARIES = ("torch", "builtins", "typing", "abc", "collections", "enum")
+_UNCHANGED = ("torch", "builtins", "typing", "abc", "collections", "enum")
 """Packages whose classes nobody changes."""
-
-
-class _Slots:
-    """What the slots of an object hold."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-        self._names = [name for base in type(value).__mro__ for name in _slot_names(base)]
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (getattr(self._value, name, None) for name in self._names)
-
-
-class _Cells:
-    """What the function of a closure has from where it was defined."""
-
-    def __init__(self, cells: tuple[Any, ...]) -> None:
-        self._cells = cells
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def __iter__(self) -> Iterator[Any]:
-        for cell in self._cells:
-            try:
-                yield cell.cell_contents
-            except ValueError:  # it has none yet
-                yield None
+_LIBRARIES = sys.stdlib_module_names | {
+    "accelerate", "diffusers", "fxlrp", "huggingface_hub", "lightning", "lightning_fabric", "numpy", "omegaconf",
+    "peft", "pytorch_lightning", "safetensors", "scipy", "timm", "tokenizers", "torch", "torchaudio", "torchmetrics",
+    "torchvision", "transformers",
+}  # fmt: skip
+"""Packages in whose classes nobody edits a table; another value in place of one is seen in the classes of modules."""
+_ATOMS = frozenset({bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, torch.device, torch.Size})
+"""Classes of values in which nothing can be edited."""
+_CONTAINERS = frozenset({dict, list, set, tuple, frozenset, OrderedDict, defaultdict, deque})
+"""Classes whose objects are no more than what they contain: an ordered dict has room for attributes, and no use."""
+_BOUND = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
+"""Classes of functions that belong to an object."""
 
 
 class _Table(NamedTuple):
@@ -75,7 +60,8 @@ class _Table(NamedTuple):
         name: what messages call it.
         followed: whether a tensor in it is looked up by name at each call, so that another one may take its place.
         keyed: whether its keys, and their order, may decide what forward() does.
-        closed: whether what is inside of its entries does not matter: a class, or hooks, which are not read.
+        closed: whether what is inside of its entries does not matter: the class of a library, or hooks, which are not
+            read.
     """
 
     content: Any
@@ -89,6 +75,12 @@ class _Table(NamedTuple):
         if not isinstance(self.content, dict | types.MappingProxyType):
             return [self.content]
         return [self.content, self.content.values()] if self.keyed else [self.content.values()]
+
+    def entries(self) -> list[tuple[Any, Any]]:
+        """What to look into: names and values."""
+        if not isinstance(self.content, dict | types.MappingProxyType):
+            return list(enumerate(self.content))
+        return [(key, value) for key, value in self.content.items() if not _is_about(key, value)]
 
     def values(self) -> Iterable[Any]:
         return chain.from_iterable(self.views())
@@ -104,7 +96,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._tables: list[_Table] = []
         self._modules: list[tuple[nn.Module, type[nn.Module]]] = []
-        self._arrays: list[tuple[Any, Any]] = []
+        self._memories: list[Memory] = []
         self._plain: list[tuple[torch.Tensor, int]] = []
         self._seen: set[int] = set()
         self._model = model
@@ -127,10 +119,17 @@ class Snapshot:
             tensors = key in ("_parameters", "_buffers")
             self._add(attributes[key], name, followed=registered and tensors, closed="hooks" in key)
         for kind in type(module).__mro__:
-            if kind.__module__.partition(".")[0] not in _LIBRARIES:
-                self._add(vars(kind), f"the class {kind.__name__}", closed=True, kept=kind)
+            package, name = kind.__module__.partition(".")[0], f"the class {kind.__name__}"
+            if package not in _UNCHANGED:
+                self._add(vars(kind), name, closed=package in _LIBRARIES, kept=kind)
             elif "forward" in vars(kind):
-                self._add(_Forward(kind), f"the class {kind.__name__}", closed=True, kept=kind)
+                self._add(Forward(kind), name, closed=True, kept=kind)
+
+    def _look_at_class(self, kind: type) -> None:
+        """See what the class of an object holds, and its bases."""
+        for base in kind.__mro__:
+            if base.__module__.partition(".")[0] not in _LIBRARIES:
+                self._add(vars(base), f"the class {base.__name__}", kept=base)
 
     def _add(
         self, content: Any, name: str, *, followed: bool = False, keyed: bool = False, closed: bool = False,
@@ -147,13 +146,12 @@ class Snapshot:
         for table in self._tables:  # which grows meanwhile
             if len(self._tables) >= most:
                 break
-            items = table.content.items() if isinstance(table.content, dict) else enumerate(table.content)
             if not table.closed:
-                for key, value in list(items):
+                for key, value in table.entries():
                     self._look_at_value(value, _joined(table.name, key))
 
     def _look_at_value(self, value: Any, name: str) -> None:
-        if type(value) in WEAK:  # it passes for what it refers to, be that gone
+        if type(value) in _ATOMS or type(value) in WEAK:  # a proxy passes for what it refers to, be that gone
             return
         if is_module(value):
             if id(vars(value)) not in self._seen:  # in a list, where nn.Module does not see it
@@ -162,22 +160,53 @@ class Snapshot:
             registered = isinstance(value, nn.Parameter) or id(value) in self._buffers
             if not registered and type(value) is torch.Tensor and not value.is_inference():
                 self._plain.append((value, value._version))
-        elif is_container(value) or isinstance(value, tuple):
+        elif isinstance(value, type):
+            self._look_at_class(value)
+        elif isinstance(value, _BOUND):
+            self._look_at_value(getattr(value, "__func__", None), name)
+            self._look_at_value(value.__self__, name)
+        elif isinstance(value, types.FunctionType):
+            self._look_at_function(value, name)
+        elif not isinstance(value, types.ModuleType):
+            self._look_at_object(value, name)
+
+    def _look_at_function(self, function: types.FunctionType, name: str) -> None:
+        """See what a function has beside its arguments: defaults, attributes, and what was around it."""
+        self._add(FunctionParts(function), name, kept=function)
+        self._add(vars(function), name, keyed=True)
+        if function.__closure__:
+            self._add(Cells(function.__closure__), name, kept=function.__closure__)
+
+    def _look_at_object(self, value: Any, name: str) -> None:
+        if type(value) in _CONTAINERS:
             self._add(value, name, keyed=isinstance(value, dict))
-        elif isinstance(value, types.FunctionType | types.MethodType):
-            function = getattr(value, "__func__", value)
-            closure = getattr(function, "__closure__", None)  # a method may be bound to a partial
-            if closure:
-                self._add(_Cells(closure), name, kept=function)
+            return
+        self._look_at_class(type(value))
+        if is_container(value) or isinstance(value, tuple | frozenset | types.MappingProxyType):
+            self._add(value, name, keyed=isinstance(value, dict | types.MappingProxyType))
         elif isinstance(value, functools.partial):
-            self._add(value.keywords, name, keyed=True)
-            self._add(value.args, name)
-        elif type(value).__module__ == "numpy" and getattr(value, "size", LARGEST_ARRAY + 1) <= LARGEST_ARRAY:
-            self._arrays.append((value, value.copy()))
-        elif is_plain(value):
-            self._add(vars(value), name)
-        elif any(map(_slot_names, type(value).__mro__)) and not type(value).__module__.startswith("torch"):
-            self._add(_Slots(value), name, kept=value)
+            for part in (value.func, value.args, value.keywords):
+                self._look_at_value(part, name)
+        elif isinstance(value, staticmethod | classmethod):
+            self._look_at_value(value.__func__, name)
+        elif isinstance(value, property):
+            for function in (value.fget, value.fset, value.fdel):
+                self._look_at_value(function, name)
+        elif is_memory(value):
+            self._look_at_memory(value, name)
+        if isinstance(value, enum.Enum) or is_foreign(value):
+            return
+        if isinstance(attributes := getattr(value, "__dict__", None), dict):
+            self._add(attributes, name)
+        if any(map(slot_names, type(value).__mro__)):
+            self._add(Slots(value), name, kept=value)
+
+    def _look_at_memory(self, value: Any, name: str) -> None:
+        if id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._memories.append(Memory(value))
+            if isinstance(value, np.ndarray) and value.dtype.hasobject:
+                self._add(value.ravel().tolist(), name)
 
     @functools.cached_property
     def _buffers(self) -> set[int]:
@@ -194,9 +223,9 @@ class Snapshot:
         for value, version in self._plain:
             if value._version != version:
                 return "a tensor that is neither a parameter nor a buffer"
-        for array, copied in self._arrays:
-            if array.tobytes() != copied.tobytes():
-                return "an array of NumPy"
+        for memory in self._memories:
+            if memory.changed():
+                return str(memory)
         if self._is_same():
             return ""
         found = list(map(list, (table.values() for table in self._tables)))
@@ -219,27 +248,9 @@ class Snapshot:
         """Whether anything at all is not the same object with the same contents, buffers included."""
         if any(value._version != version for value, version in self._plain):
             return True
-        if any(array.tobytes() != copied.tobytes() for array, copied in self._arrays):
+        if any(memory.changed() for memory in self._memories):
             return True
         return not self._is_same()
-
-
-class _Forward:
-    """The forward() of a class of torch, which somebody may replace."""
-
-    def __init__(self, kind: type) -> None:
-        self._kind = kind
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Any]:
-        yield vars(self._kind).get("forward")
-
-
-def _slot_names(kind: type) -> tuple[str, ...]:
-    names = vars(kind).get("__slots__", ())
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _alike(old: Any, new: Any, followed: bool) -> bool:
@@ -264,6 +275,12 @@ def _ties(model: nn.Module) -> list[int]:
         chain(module._parameters.values(), module._buffers.values()) for module in model.modules()
     )
     return [first.setdefault(id(tensor), len(first)) for tensor in tensors if tensor is not None]
+
+
+def _is_about(key: Any, value: Any) -> bool:
+    """Whether an entry of a class tells about it, such as its annotations, and is nothing that code reads."""
+    special = isinstance(key, str) and key.startswith("__") and key.endswith("__")
+    return special and not isinstance(value, types.FunctionType)
 
 
 def _joined(name: str, key: Any) -> str:

@@ -44,6 +44,7 @@ _WORDS = re.compile(
     r"[suz]u?f?\d+|Symbol|Integer|Rational|positive|integer|nonnegative|real|True|False|Add|Mul|Pow|Mod|PythonMod|Max|Min"
     r"|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|CeilToInt|FloorToInt|RoundToInt|TruncToInt|IntTrueDiv|FloatTrueDiv"
     r"|ToFloat|Identity|Where|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|int_oo|oo|evaluate"
+    r"|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|true|false"
 )
 _FOREIGN = ("as_custom_obj", "as_operator", "as_graph", "as_script_object")
 _TREES = frozenset({

@@ -24,6 +24,7 @@ from fxlrp.steps.pooling import (
     adaptive_average_pool_transpose,
     average_pool,
     average_pool_transpose,
+    upsample_by_axis,
     upsample_transpose,
 )
 from fxlrp.steps.primitives import (
@@ -314,6 +315,6 @@ _NO_SUPPORT = Step(ratio_split, name="split", skip_support=None, residual_suppor
 _FAST: dict[Any, Any] = {
     stabilize: steps.stabilized, with_sign: steps.times_sign, ratio_split: steps.ratio_halves,
     gamma_split: steps.gamma_shares, average_pool_transpose: steps.average_back,
-    adaptive_average_pool_transpose: steps.adaptive_by_axis, upsample_transpose: steps.upsample_by_axis,
+    adaptive_average_pool_transpose: steps.adaptive_by_axis, upsample_transpose: upsample_by_axis,
     spaced: steps.spaced_fast,
 }  # fmt: skip

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.passes.optimize.transposes import flipped
-from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool, Upsample
+from fxlrp.steps.pooling import AdaptiveAveragePool, AveragePool
 from fxlrp.steps.primitives import primitive, smallest_denominator
 from fxlrp.steps.separable import by_axis_transpose
 
@@ -172,12 +172,3 @@ def average_back(
 def adaptive_by_axis(s: Tensor, x: Tensor, dims: int) -> Tensor:
     """The transpose of adaptive average pooling as products with matrices."""
     return by_axis_transpose(s, x, AdaptiveAveragePool(list(s.shape[2:])), "same")
-
-
-@primitive
-def upsample_by_axis(
-    s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
-) -> Tensor:
-    """The transpose of upsampling as products with matrices."""
-    size = list(s.shape[2:]) if scales is None else None
-    return by_axis_transpose(s, x, Upsample(mode, size, align_corners, scales), "same")

@@ -106,7 +106,8 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
             optimisations that ``compile`` was asked for; ``None``: they are as the explainer has them.
 
     Raises:
-        ExportError: there is no example, or the explanation cannot be exported.
+        ExportError: there is no example, the model is read for some batches alone, or the explanation cannot be
+            exported.
         InputError: an example does not fit the model.
     """
     if not engine.recipe.items.in_front:
@@ -116,12 +117,13 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
         )
     prepared = engine.example(example_inputs)
     plan, tensors = prepared.plan, prepared.inputs
+    inputs = example_batch(tensors)
+    _check_any_batch(plan, len(inputs[0]))
     written = Request() if portable is None else Request(optimizations=plan.known_when_emitted)
     program = engine.program(prepared, written, packed=False).module
     engine.weights.refresh()
     program = program if portable is None else portable(program, engine.recipe.optimizations)
     names = tuple(spec.name for spec in plan.inputs)
-    inputs = example_batch(tensors)
     with torch.no_grad():
         first = Results(**program(*(tensor[:1] for tensor in inputs), None))
     takes_target = first.target is not None
@@ -182,6 +184,23 @@ def check_path(path: Any, suffixes: tuple[str, ...]) -> None:
         raise ExportError(f"{path} is a folder: name a file")
     if not path.parent.is_dir():
         raise ExportError(f"{path}: there is no folder {path.parent}")
+
+
+def _check_any_batch(plan: Plan, example: int) -> None:
+    """Raise where the graph of a plan is one of some batches alone.
+
+    Raises:
+        ExportError: so it is.
+    """
+    captured = plan.captured
+    if not all(map(captured.serves_batch, (1, example))):
+        smallest, largest = captured.batches
+        sizes = f"{smallest} alone" if captured.fixed else f"{smallest} to {largest}"
+        raise ExportError(
+            f"{type(captured.model).__name__} was captured for batches of {sizes}, and what is exported takes any: "
+            "write forward() for the batch as a whole, without a loop over the items or a number made of how many "
+            "there are, and compile the model again"
+        )
 
 
 def _with_open_target(program: fx.GraphModule) -> fx.GraphModule:

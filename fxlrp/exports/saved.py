@@ -65,9 +65,13 @@ def check_results(made: Exported, run: Callable[..., Any]) -> None:
     Raises:
         ExportError: it does not.
     """
-    with torch.no_grad():
-        results = run(*(example[:2] for example in made.examples))
-    worst = like(results, made.expected)
+    try:
+        with torch.no_grad():
+            worst = like(run(*(example[:2] for example in made.examples)), made.expected)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ExportError(f"what torch.export made of this explanation fails where it runs: {error}") from error
     limit = max(_TOLERANCES.get(dtype, 1e-2) for dtype in made.signature.dtypes)
     if not worst <= limit:
         raise ExportError(f"the exported explanation differs from the explainer's by {worst:.1e} of the largest value")

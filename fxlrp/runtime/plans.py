@@ -103,6 +103,8 @@ class Plans:
     def _compare(self, plan: Plan, tensors: list[Tensor]) -> Any:
         """The output of the model, where it was run to be compared with the plan's."""
         output = self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
+        if output is not None:
+            self._settle()
         self._alone = self._alone or (output is not None and plan.count(tensors) > 1)
         return output
 
@@ -119,6 +121,11 @@ class Plans:
                 raise
             self.untraceable = reason
         self._snapshot = Snapshot(self.captures.given)
+
+    def _settle(self) -> None:
+        """Take what forward() itself wrote to a class, such as a log, for the model as it is: no double has classes."""
+        if self._snapshot.change():
+            self._snapshot = Snapshot(self.captures.given)
 
     def _follow(self) -> None:
         """Capture the model anew where it was changed in a way that its graph does not follow by itself.
@@ -172,6 +179,7 @@ class Plans:
         try:
             with watched(f"fxlrp reads {type(self.weights.model).__name__}"):
                 plan = self._use(self._exported(call, tensors))
+            self._settle()
             # Where forward() asks of integers, it may be their values and not their sizes that are others.
             if served and self.captures.reads > reads and all(old.captured.questions is None for old in served):
                 self._tell_anew(call, tensors)

@@ -14,7 +14,7 @@ from fxlrp.steps.convolution import convolution_transpose
 from fxlrp.steps.declaration import primitive
 from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
 from fxlrp.steps.primitives import negative, positive
-from fxlrp.steps.separable import ByAxis, SeparableOperation
+from fxlrp.steps.separable import ByAxis, SeparableOperation, by_axis_transpose
 
 aten = torch.ops.aten
 
@@ -195,15 +195,31 @@ class AdaptiveAveragePool(SeparableOperation):
         return replace(self, size=only(axis, self.size))
 
 
+def leaves_sizes_free(x: Tensor) -> bool:
+    """Whether an export leaves sizes of ``x`` free, such as the batch."""
+    return not all(isinstance(size, int) for size in x.shape)
+
+
 @primitive(linear="first")
 def upsample_transpose(
     s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
 ) -> Tensor:
     """The transpose of upsampling, in the shape of ``x``."""
+    if mode != "nearest2d" and leaves_sizes_free(x):  # of all these gradients, torch exports that of this mode alone
+        return upsample_by_axis(s, x, mode, align_corners, scales)
     backward = getattr(aten, f"upsample_{mode}_backward")
     corners = [] if align_corners is None else [align_corners]
     factors = list(scales) if scales is not None else [None] * (x.dim() - 2)
     return backward(s, s.shape[2:], x.shape, *corners, *factors)
+
+
+@primitive(linear="first")
+def upsample_by_axis(
+    s: Tensor, x: Tensor, mode: str, align_corners: bool | None, scales: list[float] | None
+) -> Tensor:
+    """The transpose of upsampling as products with matrices."""
+    size = list(s.shape[2:]) if scales is None else None
+    return by_axis_transpose(s, x, Upsample(mode, size, align_corners, scales), "same")
 
 
 def changed_lobes(

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxlrp.steps.declaration import primitive
-from fxlrp.steps.linear_operation import LinearOperation, Weight
-from fxlrp.steps.pooling import changed_lobes, only
-from fxlrp.steps.separable import SeparableOperation
+from fxlrp.steps.linear_operation import FixedOperation, LinearOperation, Weight
+from fxlrp.steps.pooling import changed_lobes, leaves_sizes_free, only
+from fxlrp.steps.separable import SeparableOperation, by_axis_transpose
 
 aten = torch.ops.aten
 
@@ -30,7 +30,10 @@ def grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, align_corners:
 @primitive(linear="first")
 def grid_sample_transpose(s: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
     """The transpose of :func:`grid_sample` in the image, in the shape of ``x``."""
-    return torch.func.vjp(lambda image: grid_sample(image, grid, mode, padding, align_corners), x)[1](s)[0]
+    # Not torch.func.vjp: what an export makes of it holds tensors of the example.
+    backward = (aten.grid_sampler_2d_backward, aten.grid_sampler_3d_backward)[x.dim() - 4]
+    transposed: Tensor = backward(s, x, grid, mode, padding, align_corners, [True, False])[0]
+    return transposed
 
 
 @primitive(linear="first")
@@ -59,6 +62,19 @@ def unpool_rest(relevance: Tensor, indices: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Turned(FixedOperation):
+    """``operation`` with rows for columns, and columns for rows."""
+
+    operation: LinearOperation
+
+    def apply(self, x: Tensor, weight: Weight) -> Tensor:
+        return self.operation.apply(x.mT, weight).mT
+
+    def transpose(self, s: Tensor, weight: Weight, x: Tensor) -> Tensor:
+        return self.operation.transpose(s.mT, weight, x.mT).mT
+
+
+@dataclass(frozen=True)
 class Resize(SeparableOperation):
     """Interpolation with antialiasing; ``name`` is ATen's, such as ``"_upsample_bilinear2d_aa"``."""
 
@@ -74,6 +90,10 @@ class Resize(SeparableOperation):
         return resize_transpose(s, x, self.name, self.size, self.align_corners, self.scales)
 
     def along(self, axis: int) -> LinearOperation:
+        if axis == 0:  # torch gives the first row of an image that is one wide, again and again
+            size = None if self.size is None else self.size[::-1]
+            scales = None if self.scales is None else self.scales[::-1]
+            return Turned(replace(self, size=size, scales=scales).along(1))
         size = None if self.size is None else only(axis, self.size)
         return replace(self, size=size, scales=None if self.scales is None else only(axis, self.scales, 1.0))
 
@@ -92,6 +112,8 @@ def resize_transpose(
     s: Tensor, x: Tensor, name: str, size: list[int] | None, align_corners: bool, scales: list[float] | None
 ) -> Tensor:
     """The transpose of :func:`resize`, in the shape of ``x``."""
+    if leaves_sizes_free(x):  # an export would keep tensors of vjp's own
+        return by_axis_transpose(s, x, Resize(name, size, align_corners, scales), "same")
     return torch.func.vjp(lambda image: resize(image, name, size, align_corners, scales), x)[1](s)[0]
 
 
