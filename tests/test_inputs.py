@@ -8,7 +8,7 @@ from token_nets import Block, Fused
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import InputError
+from fxlrp.errors import CaptureError, InputError
 
 ENTRIES, WIDTH = 11, 8
 
@@ -263,3 +263,31 @@ def test_an_axis_that_is_padded_first_is_as_long_as_it_may_be(pads, layer, shape
 
     explanation = fxlrp.compile(Padded().eval(), "conserving", start="output")(torch.randn(*shape))
     assert explanation.relevance.shape == shape
+
+
+@pytest.mark.parametrize("unpacks", [False, True])
+def test_entries_of_a_list_of_inputs_may_be_taken_by_number(unpacks):
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(6, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+        def forward(self, features):
+            if unpacks:
+                u, v = features
+            else:
+                u, v = features[0], features[1]
+            return self.head((self.one(u) + self.two(v)).relu())
+
+    explainer, features = fxlrp.compile(Listed().eval(), "conserving"), [torch.randn(3, 6), torch.randn(3, 3)]
+    found = explainer(features, target=1)
+    assert_close(found.start, sum(part.flatten(1).sum(1) for part in found.by_input.values()))
+
+
+def test_an_item_of_the_batch_that_is_picked_is_refused():
+    class Picks(nn.Module):
+        def forward(self, x):
+            return x[0] + x[1]
+
+    with pytest.raises(CaptureError, match="picks one item of the batch"):
+        fxlrp.compile(Picks().eval(), start="output")(torch.randn(3, 6))

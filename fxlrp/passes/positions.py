@@ -20,6 +20,7 @@ from fxlrp.passes.ranks import Ranks, is_broadcast
 from fxlrp.steps.batch_axis import BatchAxis, Position, behind_places, expanded, indexed, joined, owners_in, padded
 from fxlrp.vocabulary import Arguments, Kind
 from fxlrp.vocabulary.batch import (
+    PickedItemError,
     batch_interleaved,
     batch_of_piece,
     batch_parted,
@@ -123,7 +124,11 @@ class Positions:
         arguments["output"] = self.value(node)
         arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
         arguments["fixed"], arguments["widens"] = self.fixed, self._ranks.may_widen(node)
-        after = move(FRONT if before is None else before, arguments)
+        try:
+            after = move(FRONT if before is None else before, arguments)
+        except PickedItemError as error:
+            error.of_input = source.op == "placeholder"
+            raise
         merges = move in (batch_reshaped, batch_summed, batch_interleaved)
         return None if before is None and in_front(after) and not merges else after
 

@@ -41,6 +41,7 @@ from fxlrp.runtime.recipe import LOW, Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
+from fxlrp.vocabulary.batch import PickedItemError
 
 _ONLY_AS_PLACES = (
     ", but by places, whole numbers or comparisons, such as those of an argmax, a mask or a sampled grid: they are "
@@ -339,4 +340,6 @@ def may_export(reason: CaptureError, model: nn.Module) -> bool:
     """Whether a model that was not captured symbolically may yet be captured by export."""
     if isinstance(reason, IndependentError):
         return has_hooks(model)  # which a trace does not run, and forward() may read what they keep
+    if isinstance(reason, PickedItemError):
+        return reason.of_input
     return isinstance(reason, UntraceableError) or (isinstance(reason, UnknownOperationError) and reason.opaque)

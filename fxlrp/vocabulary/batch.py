@@ -9,6 +9,16 @@ from fxlrp.steps import batch_axis
 from fxlrp.vocabulary.operation import Arguments
 
 
+class PickedItemError(CaptureError):
+    """One item of the batch is picked, or the batch is reduced.
+
+    Attributes:
+        of_input: whether that is done to an input of the model, which may be a list and what is picked an entry of it.
+    """
+
+    of_input = False
+
+
 def rank(a: Arguments, *dims: int) -> Any:
     """The rank of the operand; any will do where no axis is counted from the end."""
     return 64 if all(isinstance(d, int) and d >= 0 for d in dims) else a["self"].dim()
@@ -41,7 +51,7 @@ def batch_stacked(position: Any, a: Arguments) -> Any:
 def batch_removed(position: Any, a: Arguments) -> Any:
     dims = a["dim"] if isinstance(a["dim"], list) else [a["dim"]]
     if isinstance(position, batch_axis.Position) and position.outer == 1 and position.axis in dims:
-        raise CaptureError(
+        raise PickedItemError(
             "forward(), or output=, picks one item of the batch or reduces over the batch; items are explained one by "
             "one, so that the axis of the batch must stay: write output=lambda output: output[:, 5] for output[5]"
         )
