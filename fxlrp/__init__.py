@@ -41,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "compiler": ("capture", "compile", "quantus_explain"),
+    "compiler": ("CapturedModel", "capture", "compile", "quantus_explain"),
     "explainer": ("Explainer",),
     "exports": ("SavedExplainer", "load"),
     "interop.smoothgrad": ("smooth",),
@@ -53,7 +53,6 @@ _HOMES = {
     "presets": ("PRESETS", "Preset"),
     "results.explanation": ("Explanation",),
     "results.ledger": ("Ledger",),
-    "runtime.captures": ("CapturedModel",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

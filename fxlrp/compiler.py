@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from fxlrp.explainer import Explainer
 from fxlrp.interop import quantus
 from fxlrp.loading import onnx_files
-from fxlrp.runtime.captures import CapturedModel
+from fxlrp.runtime.captures import READERS, CapturedModel
 from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.recipe import Recipe
 
@@ -52,6 +52,9 @@ def _compiler(recipe: Callable[P, Recipe]) -> Callable[Concatenate[Model, P], Ex
 def _read(model: Model) -> Any:
     """The network in a file, or the model itself."""
     return onnx_files.onnx_model(model) if onnx_files.is_onnx(model) else model  # type: ignore[arg-type]
+
+
+READERS.append(_read)
 
 
 def _plain(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -98,7 +101,7 @@ def capture(model: Model, *inputs: Any, output: Any = None, **named: Any) -> Cap
     Raises:
         TrainingModeError, CaptureError, InputError: as :func:`compile` and a call of the explainer.
     """
-    captured = CapturedModel(_read(model), output)
+    captured = CapturedModel(model, output)
     engine = Engine(captured, Recipe(output=output))
     if inputs or named:
         engine.prepare(inputs, named)

@@ -362,3 +362,32 @@ def test_what_cannot_be_is_told_before_the_first_call(model):
     ):
         with pytest.raises(RuleError, match=message):
             fxlrp.compile(model, **options)
+
+
+class Mapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.last, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x):
+        return self.last(self.function(x).relu())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.vmap(torch.tanh, out_dims=1)(x).T,
+        lambda x: torch.func.vmap(lambda row: (row * 2, row.sum()), out_dims=(-1, 0))(x)[0].mT,
+        lambda x: torch.vmap(lambda row, by: {"a": row * by}, (0, None), {"a": 1})(x, 2.0)["a"].T,
+        lambda x: torch.vmap(lambda row: torch.hstack([row[1:], row[:1]]))(x),
+        lambda x: torch.stack([torch.hstack([row[1:], row[:1]]) for row in x]),
+        lambda x: x * torch.bincount(torch.tensor([0, 1, 1, 3]), torch.ones(4), minlength=4) + torch.vmap(torch.exp)(x),
+    ],
+    ids=["moved", "two moved", "a dict moved", "joined", "joined in a loop", "counted with weights"],
+)
+def test_what_is_mapped_over_items_or_joined_is_explained(function):
+    torch.manual_seed(0)
+    model, x = Mapped(function).eval(), torch.rand(3, 4)
+    explainer = fxlrp.compile(model, "conserving")
+    assert_close(explainer(x).output, model(x).detach(), 1e-5)
+    assert_close(explainer(x[:1]).relevance, explainer(x).relevance[:1], 1e-5)

@@ -181,6 +181,15 @@ def test_a_file_is_read_once_for_several_presets(files, monkeypatch):
         assert fxlrp.compile(captured, preset)(torch.randn(1, 3, 16, 16)).relevance.isfinite().all()
 
 
+def test_what_was_captured_of_a_file_is_loaded_with_its_path(files, tmp_path):
+    (_, path), x = files["residual"], torch.randn(2, 3, 16, 16)
+    captured = fxlrp.capture(path, x)
+    captured.save(tmp_path / "net.capture")
+    loaded = fxlrp.CapturedModel.load(tmp_path / "net.capture", path)
+    wanted = fxlrp.compile(captured, "conserving")(x).relevance
+    assert_close(fxlrp.compile(loaded, "conserving")(x).relevance, wanted, 1e-6)
+
+
 def test_another_function_is_refused(files, monkeypatch):
     real = onnx2pytorch.ConvertModel
 

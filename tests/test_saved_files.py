@@ -16,8 +16,10 @@ from checks import assert_close
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import ExportError
+from fxlrp.errors import ExportError, FxlrpError
 from fxlrp.exports import archive
+from fxlrp.loading.checkpoints import read_checkpoint
+from fxlrp.loading.images import read_image
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +375,19 @@ def test_machine_code_of_others_is_not_run(tmp_path, monkeypatch):
     assert not archive.is_sealed(path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
     assert not archive.is_sealed(path)
+
+
+def test_a_name_that_is_too_long_is_an_error_of_fxlrp():
+    explainer, name = fxlrp.compile(nn.Linear(4, 3).eval(), "conserving"), "a" * 300
+    explanation = explainer(torch.rand(2, 4))
+    uses = [
+        (fxlrp.compile, ".onnx"), (fxlrp.load, ".pt2"), (fxlrp.load, ".onnx"), (explainer.save, ".pt2"),
+        (explainer.export_aot, ".pt2"), (explainer.export_onnx, ".onnx"), (explainer.draw, ".svg"),
+        (explanation.save, ".npz"), (fxlrp.Explanation.read, ".npz"), (read_image, ".png"), (read_checkpoint, ".pt"),
+    ]  # fmt: skip
+    for use, suffix in uses:
+        with pytest.raises(FxlrpError, match="too long"):
+            use(name + suffix)
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x.pt2", "a\0b.pt2"])

@@ -1,28 +1,30 @@
-"""``flex_attention`` while torch.export reads a model: the operations of ATen that it stands for.
+"""``flex_attention`` and ``vmap`` while torch.export reads a model: the operations of ATen that they stand for.
 
-torch keeps it as one higher-order operation, whose graph holds the functions that change scores and choose pairs as
-graphs of their own.
+Of ``flex_attention`` torch keeps one higher-order operation, whose graph holds the functions that change scores and
+choose pairs as graphs of their own.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from threading import get_ident
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fxlrp.capture.recurrent import of_thread
 
 
 def flexible_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The function, where it was imported, and what stands in its place while the calling thread captures."""
-    return {function: of_thread(function, partial(_attention, function), get_ident()) for function in _imported()}
+    """The functions, where they were imported, and what stands in their place while the calling thread captures."""
+    attention = {function: of_thread(function, partial(_attention, function), get_ident()) for function in _imported()}
+    return {**attention, torch.vmap: of_thread(torch.vmap, partial(_mapped, torch.vmap), get_ident())}
 
 
 def unwatched_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -38,6 +40,23 @@ def _imported() -> list[Callable[..., Any]]:
 def _unwatched(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with _disable_current_modes():
         return function(*args, **kwargs)
+
+
+def _mapped(
+    vmap: Callable[..., Any], func: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *args: Any, **kwargs: Any
+) -> Any:
+    """``torch.vmap`` whose outputs are moved behind it: an export does not see vmap itself move them."""
+    front = pytree.tree_map(lambda dim: dim if dim is None else 0, out_dims)
+    mapped = vmap(func, in_dims, front, *args, **kwargs)
+
+    @wraps(func)
+    def called(*inputs: Any, **named: Any) -> Any:
+        outputs, structure = pytree.tree_flatten(mapped(*inputs, **named))
+        dims = pytree._broadcast_to_and_flatten(out_dims, structure)
+        moved = [each if dim is None else each.movedim(0, dim) for each, dim in zip(outputs, dims or (), strict=True)]
+        return pytree.tree_unflatten(moved, structure)
+
+    return called
 
 
 def _attention(

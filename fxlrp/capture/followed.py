@@ -31,7 +31,6 @@ CAPTURING = threading.RLock()
 
 _FUNCTIONS = {id(function) for name, function in vars(math).items() if callable(function) and not name.startswith("_")}
 _ORIGINAL = "_fxlrp_original"
-_bincount = torch.bincount
 
 
 def _no_hint(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
@@ -93,10 +92,10 @@ def _length(value: Any) -> Any:
     return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
 
 
-def _counted(input: Any, weights: Any = None, minlength: Any = 0) -> Any:
+def _counted(bincount: Callable[..., Any], input: Any, weights: Any = None, minlength: Any = 0) -> Any:
     """``torch.bincount`` of numbers below ``minlength``, or of as many as there are: an export knows how long it is."""
     if not isinstance(input, torch.Tensor) or weights is not None:
-        return _bincount(input, weights, minlength)
+        return bincount(input, weights, minlength)
     if isinstance(minlength, int) and minlength <= 0:
         minlength = int(input.max()) + 1  # an answer, as others are for which a graph holds
     zeros = torch.zeros(minlength, dtype=torch.int64, device=input.device)
@@ -104,7 +103,8 @@ def _counted(input: Any, weights: Any = None, minlength: Any = 0) -> Any:
 
 
 def _counting() -> dict[Callable[..., Any], Callable[..., Any]]:
-    return {torch.bincount: of_thread(torch.bincount, _counted, threading.get_ident())}
+    counted = functools.partial(_counted, torch.bincount)  # not a name of this module, whose names are looked up too
+    return {torch.bincount: of_thread(torch.bincount, counted, threading.get_ident())}
 
 
 def _tables(model: nn.Module) -> list[dict[str, Any]]:

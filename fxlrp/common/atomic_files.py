@@ -39,8 +39,19 @@ def checked_path(path: Any) -> Path:
     """A path as the caller gives it.
 
     Raises:
-        ExportError: it is none.
+        ExportError: it is none, or the system takes none like it.
     """
     if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise ExportError(f"a file is named by a str or a path, not {path!r}")
+    if reason := unusable(path):
+        raise ExportError(f"{path}: {reason}")
     return Path(path)
+
+
+def unusable(path: str | os.PathLike[str]) -> str:
+    """Why the system does not even look for a file of this name, such as a name that is too long; else ``""``."""
+    try:
+        Path(path).exists()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.common.atomic_files import unusable
 from fxlrp.common.errors import WeightsError
 from fxlrp.common.extras import require
 
@@ -61,6 +62,8 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> Checkpoint:
         MissingExtraError: a ``.safetensors`` file needs the package safetensors, which is not installed.
     """
     path = Path(path)
+    if reason := unusable(path):
+        raise WeightsError(f"{path}: {reason}")
     if path.is_dir():
         raise WeightsError(f"the weights {path} are a folder: give a checkpoint file")
     if not path.exists():

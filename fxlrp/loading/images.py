@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision import transforms
 
+from fxlrp.common.atomic_files import unusable
 from fxlrp.common.errors import ImageError, InputError
 
 Preprocess = Callable[[Image.Image], Tensor]
@@ -31,6 +32,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ImageError: there is no such file, or it is not an image, or an incomplete one.
     """
     path = Path(path)
+    if reason := unusable(path):
+        raise ImageError(f"{path}: {reason}")
     if path.is_dir():
         raise ImageError(f"{path} is a folder: give image files")
     if not path.exists():

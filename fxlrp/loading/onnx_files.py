@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxlrp.common.atomic_files import unusable
 from fxlrp.common.errors import CaptureError
 from fxlrp.common.extras import require
 from fxlrp.loading.onnx_batch import free_batch, of_one_item
@@ -52,6 +53,8 @@ def onnx_model(path: str | os.PathLike[str]) -> nn.Module:
             operator, or the module computes something else than onnxruntime.
         MissingExtraError: onnx, onnx2pytorch or onnxruntime is not installed (extra ``onnx``).
     """
+    if reason := unusable(path):
+        raise CaptureError(f"{path}: {reason}")
     if not Path(path).is_file():
         raise CaptureError(
             f"fxlrp compiles a torch.nn.Module, not {type(path).__name__}: load it first; of a file of ONNX "

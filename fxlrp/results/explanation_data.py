@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.common.atomic_files import unusable
 from fxlrp.common.errors import InputError
 from fxlrp.common.items import FRONT, Items
 from fxlrp.results.files import frame_writers, header, json_writer, npz_writer, polars, to_array, write
@@ -95,6 +96,8 @@ def read(path: str | os.PathLike[str]) -> Explanation:
     readers = {".npz": _read_npz, ".json": _read_json}
     if path.suffix.lower() not in readers:
         raise InputError(f"{path}: explanations are read from {' or '.join(readers)} files")
+    if reason := unusable(path):
+        raise InputError(f"{path}: {reason}")
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:

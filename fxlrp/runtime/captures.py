@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from fxlrp.runtime import capture_files
 
 MOST_CAPTURES = 16
 """How many graphs of a model are kept; the oldest goes first."""
+READERS: list[Callable[[Any], Any]] = []
+"""What reads a model out of a file that is named in place of one, and hands all else on: rooms above this one do."""
 
 
 class CapturedModel:
@@ -27,7 +29,7 @@ class CapturedModel:
     whichever preset, rules, start or output, reads it once. A model that was changed since is read again.
 
     Args:
-        model: a module in eval mode, or an exported program. It is not changed.
+        model: a module in eval mode, an exported program, or the path of an .onnx file. It is not changed.
         output: which of its outputs to explain, as :func:`fxlrp.compile` takes it.
         shared: whether several explainers are compiled of it.
 
@@ -38,6 +40,8 @@ class CapturedModel:
     """
 
     def __init__(self, model: Any, output: Any = None, *, shared: bool = True) -> None:
+        for read in READERS:
+            model = read(model)
         self.given: nn.Module = as_module(model)
         self.output = output
         self.reads = 0
@@ -73,7 +77,8 @@ class CapturedModel:
 
         Args:
             path: what :meth:`save` wrote.
-            model: the model, in eval mode, its weights as they may be. It is not changed.
+            model: the model, in eval mode, its weights as they may be, or the path of its .onnx file. It is not
+                changed.
             output: which of its outputs to explain; ``None``: the one that was saved.
 
         Raises:

@@ -26,6 +26,7 @@ def lower_rot90(input: Any, k: int = 1, dims: Any = (0, 1)) -> Any:
 
 
 def lower_hstack(tensors: Any) -> Any:
+    """Tensors of two axes or more; an export, which knows how many there are, lets torch take all apart."""
     return aten.cat.default(list(tensors), 1)
 
 
@@ -80,7 +81,7 @@ COMPOSED = [
     Composed(lower_rot90, (torch.rot90,), ("rot90",), {aten.rot90.default: None}),
     Composed(lambda input: lower_flip(input, [1]), (torch.fliplr,), ("fliplr",), {aten.fliplr.default: None}),
     Composed(lambda input: lower_flip(input, [0]), (torch.flipud,), ("flipud",), {aten.flipud.default: None}),
-    Composed(lower_hstack, (torch.hstack, torch.column_stack), (), {aten.hstack.default: None}),
+    Composed(lower_hstack, (torch.hstack, torch.column_stack)),
     Composed(triangle("tril"), (torch.tril,), ("tril",), {aten.tril.default: None}),
     Composed(triangle("triu"), (torch.triu,), ("triu",), {aten.triu.default: None}),
     Composed(lower_broadcast_to, (torch.broadcast_to,), ("broadcast_to",), {aten.broadcast_to.default: None}),
