@@ -151,7 +151,7 @@ class Tracer(fx.Tracer):
         args, kwargs = self._inputs(root)
         with functions_followed(model, numbers=True):
             outputs, self.returns = flat_outputs(root(*args, **kwargs), self.output)
-        if any(_is_rank(node) and node.users for node in self.graph.nodes):
+        if _counts_axes(self.graph):
             raise UntraceableError("axes are counted from the number of axes of a value, which the first call tells")
         self.create_node("output", "output", (self.create_arg(outputs),), {})
         for name in {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}:
@@ -261,11 +261,22 @@ class Tracer(fx.Tracer):
         return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
 
 
-def _is_rank(node: fx.Node) -> bool:
-    """Whether it is the number of axes of a value."""
-    if node.op == "call_method":
-        return node.target in ("dim", "ndimension")
-    return node.target is getattr and str(node.args[1]) == "ndim"
+def _counts_axes(graph: fx.Graph) -> bool:
+    """Whether the number of axes of a value decides what is computed: it is more than compared with another one."""
+    numbers: set[fx.Node] = set()
+    for node in graph.nodes:
+        if (node.op == "call_method" and node.target in ("dim", "ndimension")) or (node.target is getattr and str(node.args[1]) == "ndim"):
+            numbers.add(node)
+        elif not numbers.isdisjoint(node.all_input_nodes):
+            if node.target in _ARITHMETIC:
+                numbers.add(node)
+            elif node.target not in _COMPARISONS:
+                return True
+    return False
+
+
+_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.mod, operator.floordiv, operator.neg)
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, torch._assert)
 
 
 def _is_altered(m: nn.Module) -> bool:

@@ -55,6 +55,8 @@ class Ranks:
         name, arguments = _name(node), _arguments(node)
         operand = facts(node).operands[0][1]
         least = self.of(operand).least
+        if name == "matmul":  # by a matrix, no axis is added
+            least = max(least, 2)
         if name in ("expand", "repeat"):
             sizes = arguments.get("size", arguments.get("repeats"))
             return not isinstance(sizes, list | tuple) or (len(sizes) > least and sizes[:1] not in ([-1], (-1,)))
@@ -84,6 +86,8 @@ class Ranks:
         if name.startswith("conv"):
             dims = int(name[-2])
             return Rank(dims + 1, dims + 2)
+        if name in _NUMBERS:
+            return Rank(0, 0)
         rule = _RANKS.get(name)
         first = next((arg for arg in arguments.values() if isinstance(arg, fx.Node)), node.all_input_nodes[0])
         return UNKNOWN if rule is None else rule(self._found[first], arguments)
@@ -189,6 +193,11 @@ def _unflat(rank: Rank, arguments: Mapping[str, Any]) -> Rank:
     return rank + (len(sizes) - 1)
 
 
+def _layered(rank: Rank, arguments: Mapping[str, Any]) -> Rank:
+    """After a layer whose input has a batch and features at least."""
+    return Rank(max(rank.least, 2), max(rank.most, 2))
+
+
 def _squeezed(rank: Rank, arguments: Mapping[str, Any]) -> Rank:
     dims = arguments.get("dim")
     count = rank.most if dims is None else len(dims) if isinstance(dims, list | tuple) else 1
@@ -206,15 +215,18 @@ _BROADCAST = frozenset({
 })  # fmt: skip
 """Operations whose operands are broadcast against each other."""
 
+_NUMBERS = ("sym_size", "size", "numel", "item", "dim", "ndimension", "sym_numel", "sym_stride")
+"""What gives numbers, or lists of them, in place of values with axes."""
+
 _SAME = """
-    relu relu6 hardtanh clamp clamp_min clamp_max threshold leaky_relu prelu elu selu celu gelu silu mish
-    hardswish softplus sigmoid hardsigmoid tanh softmax log_softmax neg abs square sqrt rsqrt reciprocal exp log
-    log1p sin cos erf to _to_copy float double half bfloat16 type_as long int bool detach dropout
-    feature_dropout alias clone contiguous batch_norm instance_norm group_norm layer_norm rms_norm linear
-    scaled_dot_product_attention cumsum cumprod mT flip roll pixel_shuffle pixel_unshuffle channel_shuffle cat
-    constant_pad_nd gather transpose slice narrow chunk split split_with_sizes repeat_interleave index_select
-    topk sort slice_scatter select_scatter scatter scatter_add index_add lstm gru rnn_tanh rnn_relu triu tril
-    upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    zeros_like ones_like full_like empty_like truediv floordiv mod relu relu6 hardtanh clamp clamp_min clamp_max
+    threshold leaky_relu prelu elu selu celu gelu silu mish hardswish softplus sigmoid hardsigmoid tanh softmax
+    log_softmax neg abs square sqrt rsqrt reciprocal exp log log1p sin cos erf to _to_copy float double half
+    bfloat16 type_as long int bool detach dropout feature_dropout alias clone contiguous instance_norm
+    group_norm scaled_dot_product_attention cumsum cumprod mT flip roll pixel_shuffle pixel_unshuffle
+    channel_shuffle cat constant_pad_nd gather transpose slice narrow chunk split split_with_sizes
+    repeat_interleave index_select topk sort slice_scatter select_scatter scatter scatter_add index_add lstm gru
+    rnn_tanh rnn_relu triu tril upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
 """
 """Operations that keep the rank of their first tensor, beside pools."""
 
@@ -229,6 +241,8 @@ _RANKS: dict[str, Callable[[Rank, Mapping[str, Any]], Rank]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _listed("shape", "size")),
     **dict.fromkeys(("arange", "linspace"), lambda rank, arguments: Rank(1, 1)),
     "permute": _listed("dims"), "expand": _listed("size"), "repeat": _listed("repeats"),
+    **dict.fromkeys(("linear", "layer_norm", "rms_norm", "batch_norm"), _layered),
+    "getattr": lambda rank, arguments: rank if arguments.get("1") in ("T", "mT", "real", "data") else Rank(0, 0),
     "getitem": _indexed, "flatten": _flat, "unflatten": _unflat, "squeeze": _squeezed, "einsum": _einsum,
 }  # fmt: skip
 """By operation, from the rank of its first tensor to its own."""

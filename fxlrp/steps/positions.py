@@ -189,7 +189,7 @@ def joined(
         owners = [position.owners for position in known if isinstance(position, OwnedPosition)]
         one = len(owners) == len(known) and all(len(each) == 1 for each in owners)
         alone = one and all(torch.equal(each, owners[0]) for each in owners)
-        if alone or (not stacks and not any(_has_one_owner(each) or each[0] == axis for each in known)):
+        if alone or not any(_has_one_owner(each) or (not stacks and each[0] == axis) for each in known):
             return _joined(known, [part for _, part in of_items], dim, batch, stacks)
         nobody = OwnedPosition(0, 1, torch.zeros(1, dtype=torch.long, device=parts[0].device))
         positions = [nobody if position is None else position for position in positions]
