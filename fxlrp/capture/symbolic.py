@@ -265,7 +265,8 @@ def _counts_axes(graph: fx.Graph) -> bool:
     """Whether the number of axes of a value decides what is computed: it is more than compared with another one."""
     numbers: set[fx.Node] = set()
     for node in graph.nodes:
-        if (node.op == "call_method" and node.target in ("dim", "ndimension")) or (node.target is getattr and str(node.args[1]) == "ndim"):
+        attribute = node.target is getattr and str(node.args[1]) == "ndim"
+        if attribute or (node.op == "call_method" and node.target in ("dim", "ndimension")):
             numbers.add(node)
         elif not numbers.isdisjoint(node.all_input_nodes):
             if node.target in _ARITHMETIC:
