@@ -353,7 +353,7 @@ WIDENED = {
 }
 
 
-@pytest.mark.parametrize("preset", ["evidence", "conserving", "epsilon"])
+@pytest.mark.parametrize("preset", ["evidence", pytest.param("conserving", marks=pytest.mark.slow), "epsilon"])
 @pytest.mark.parametrize("name", WIDENED)
 def test_axes_may_be_put_in_front_of_the_batch(name, preset):
     torch.manual_seed(0)

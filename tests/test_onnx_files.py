@@ -75,11 +75,15 @@ class TimeFirst(nn.Module):
 MODELS = {"residual": Residual, "transformer": Patches, "recurrent": Recurrent, "time first": TimeFirst}
 
 
+READ = ("residual", "transformer", "recurrent")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Each network, and a file that torch's exporter wrote of it."""
     folder, made = tmp_path_factory.mktemp("onnx"), {}
-    for name, kind in MODELS.items():
+    for name in READ:
+        kind = MODELS[name]
         torch.manual_seed(0)
         model, path, x = kind().eval(), folder / f"{name}.onnx", torch.randn(2, 3, 16, 16)
         free = ({0: torch.export.Dim("batch", min=1)},)
@@ -88,7 +92,7 @@ def files(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", READ)
 def test_a_network_in_a_file_is_explained_as_the_network(files, name):
     model, path = files[name]
     x = torch.randn(3, 3, 16, 16)
@@ -100,7 +104,7 @@ def test_a_network_in_a_file_is_explained_as_the_network(files, name):
     assert_close(explainer(x[:1], target=1).relevance, found.relevance[:1], 1e-4)
 
 
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("dynamo", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_for_one_item_is_explained_for_several(tmp_path, name, dynamo):
     torch.manual_seed(0)
@@ -126,7 +130,9 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow if place % 2 else ()) for place, name in enumerate(NUMBERS)
+])  # fmt: skip
 def test_numbers_that_a_file_gives_as_tensors_are_read(tmp_path, name):
     class Between(nn.Module):
         def __init__(self):

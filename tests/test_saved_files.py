@@ -85,16 +85,21 @@ class Resized(nn.Module):
         return self.last(F.interpolate(self.first(x).relu(), **self.how)).relu().flatten(2).mean(2)
 
 
+def _slow(*values):
+    """A case of the long run; one of its kind is in the default run."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("dims", "how"),
     [
-        (1, {"mode": "nearest", "scale_factor": 2}),
-        (3, {"mode": "nearest", "size": (5, 4, 6)}),
-        (1, {"mode": "linear", "size": 7}),
-        (2, {"mode": "bilinear", "scale_factor": 2}),
+        _slow(1, {"mode": "nearest", "scale_factor": 2}),
+        _slow(3, {"mode": "nearest", "size": (5, 4, 6)}),
+        _slow(1, {"mode": "linear", "size": 7}),
+        _slow(2, {"mode": "bilinear", "scale_factor": 2}),
         (2, {"mode": "bilinear", "size": (7, 5), "align_corners": True}),
         (2, {"mode": "bilinear", "size": (5, 3), "antialias": True}),
-        (3, {"mode": "trilinear", "scale_factor": 1.5}),
+        _slow(3, {"mode": "trilinear", "scale_factor": 1.5}),
     ],
     ids=str,
 )
@@ -160,7 +165,7 @@ def _first(relevance):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"), [(Sampled(2), (2, 6, 6)), (Sampled(3), (2, 5, 5, 5)), (Scattered(), (7, 6))],
+    ("model", "shape"), [(Sampled(2), (2, 6, 6)), _slow(Sampled(3), (2, 5, 5, 5)), (Scattered(), (7, 6))],
     ids=["images", "volumes", "tokens by a mask"],
 )  # fmt: skip
 def test_what_is_sampled_or_scattered_is_saved_for_any_batch(tmp_path, model, shape):
@@ -344,8 +349,9 @@ _WRITERS = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are limited by resource, which Windows lacks")
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    written = [ending for ending, package in _WRITERS.items() if importlib.util.find_spec(package)]
+@pytest.mark.parametrize("endings", [tuple(ending for ending in _WRITERS if ending != ".onnx"), _slow((".onnx",))], ids=["files", "ONNX"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, endings):
+    written = [ending for ending in endings if importlib.util.find_spec(_WRITERS[ending])]
     files = [tmp_path / f"a{ending}" for ending in written]
     for file in files:
         file.write_bytes(b"OLD")
