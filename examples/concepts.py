@@ -56,7 +56,7 @@ class Concepts:
 
 def main(
     count: Annotated[int, typer.Option(min=1, max=12, help="How many channels of each photograph.")] = 4,
-    preset: Annotated[str, typer.Option(help="The rules; epsilon_gamma_box tells channels apart.")] = "conserving",
+    preset: Annotated[str, typer.Option(help="The rules; epsilon_gamma_box tells channels apart.")] = "evidence",
     out: Annotated[Path, typer.Option(help="The picture.")] = OUT,
 ) -> None:
     """Show where in four photographs the strongest channels of a late block find what speaks for the class."""

@@ -96,7 +96,7 @@ def check_concepts(out, folder):
     pairs = re.findall(r"relevance ([-\d.]+), Σ map ([-\d.]+)", out)
     assert len(pairs) >= 4
     received, arrived = ([float(number) for number in side] for side in zip(*pairs, strict=True))
-    assert arrived == pytest.approx(received, abs=2e-6)
+    assert arrived == pytest.approx(received, rel=2e-6, abs=2e-6)
     assert min(Image.open(folder / "demo" / "concepts.png").size) > 300
 
 
