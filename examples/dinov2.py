@@ -9,9 +9,12 @@ of a folder that holds one image of ImageNet per class, in the order of the clas
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,17 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from fxlrp.errors import FxlrpError
+from fxlrp.evaluation.data import Sample
 from fxlrp.extras import require
+from fxlrp.images import read_image
 from fxlrp.models import LoadedModel
 
 FOLDER = Path("../shared/images/imagenet_1000")
 PATCH, WIDTH, BLOCKS, GRID = 14, 384, 12, 37
 CELL = 112
 """Height and width of the images that the probe is trained on: four of them make one of 224."""
+SURE = 0.6
+"""The probability that the probe gives an image that is taken for evaluations."""
 KINDS: dict[str, list[int]] = {
     "dog": [*range(151, 269)],
     "bird": [*range(7, 25), *range(80, 101), *range(127, 147)],
@@ -104,12 +111,14 @@ class Probed:
 
     Attributes:
         model: (batch, 3, 224, 224) to logits, (batch, 6).
+        files: of the images.
         images: (images, 3, 112, 112).
         labels: (images,), the kind of each.
         probabilities: (images, 6), what the probe gives them.
     """
 
     model: nn.Module
+    files: list[Path]
     images: Tensor
     labels: Tensor
     probabilities: Tensor
@@ -120,8 +129,9 @@ class Probed:
         return float((self.probabilities.argmax(dim=1) == self.labels).float().mean())
 
 
+@functools.cache
 def probed(folder: Path = FOLDER) -> Probed:
-    """Train the probe; always the same."""
+    """Train the probe; always the same, and once in a process."""
     files, prepare = sorted(folder.iterdir()), preprocess(CELL)
     pairs = [(number, kind) for kind, numbers in enumerate(KINDS.values()) for number in numbers]
     images = torch.stack([prepare(Image.open(files[number]).convert("RGB")) for number, _ in pairs])
@@ -134,7 +144,8 @@ def probed(folder: Path = FOLDER) -> Probed:
         probabilities = probe(features[~seen]).softmax(dim=1)
     model: Any = backbone(2 * CELL)
     model.head = probe
-    return Probed(model.eval(), images[~seen], labels[~seen], probabilities)
+    unseen = [files[number] for (number, _), trained in zip(pairs, seen, strict=True) if not trained]
+    return Probed(model.eval(), unseen, images[~seen], labels[~seen], probabilities)
 
 
 def _fitted(features: Tensor, labels: Tensor) -> nn.Linear:
@@ -156,6 +167,28 @@ def _fitted(features: Tensor, labels: Tensor) -> nn.Linear:
         probe.bias -= probe.weight @ (mean / deviation)
         probe.weight /= deviation
     return probe.requires_grad_(False)
+
+
+def development() -> list[Sample]:
+    """The images by which rules for transformers were chosen, for evaluations: ``kind = "python"``."""
+    return _unseen(0)
+
+
+def confirmation() -> list[Sample]:
+    """The images by which nothing was chosen."""
+    return _unseen(1)
+
+
+def _unseen(half: int) -> list[Sample]:
+    """One of two halves of the images that the probe did not see and is sure of, one of each kind after the other."""
+    found = probed()
+    sure = (found.probabilities.argmax(dim=1) == found.labels) & (found.probabilities.amax(dim=1) >= SURE)
+    by_kind = [(sure & (found.labels == kind)).nonzero().flatten().tolist() for kind in range(len(KINDS))]
+    turns = [number for turn in zip_longest(*by_kind) for number in turn if number is not None]
+    return [
+        Sample(number, found.files[number].name, int(found.labels[number]), partial(read_image, found.files[number]))
+        for number in turns[half::2]
+    ]
 
 
 def load() -> LoadedModel:

@@ -1,4 +1,4 @@
-"""The examples that set explanations of language models beside known truth, and beside tokens that are removed."""
+"""The example that sets explanations of a language model beside known truth."""
 
 import re
 from types import SimpleNamespace
@@ -13,7 +13,6 @@ pytest.importorskip("captum")
 from examples.evaluation import known_truth, known_truth_model, token_methods
 from examples.evaluation.known_truth import figures, interval
 from examples.evaluation.known_truth_model import BLANK, NUMBER, TASKS, WORDS, sequences, text, untrained
-from examples.evaluation.removing_tokens import areas, removed
 from examples.evaluation.token_methods import (
     Question,
     Scored,
@@ -153,24 +152,6 @@ def test_every_method_gives_each_token_a_number(llama, question):
         found = method(question)
         assert found.shape == (18,), name
         assert found.isfinite().all(), name
-
-
-def test_tokens_are_removed_in_order():
-    steps = removed(torch.tensor([[5, 6, 7]]), torch.tensor([2, 0, 1]), 0)
-    assert steps.tolist() == [[5, 6, 7], [5, 6, 0], [0, 6, 0], [0, 0, 0]]
-
-
-def test_the_area_is_largest_for_the_true_order():
-    worth = torch.tensor([0.0, 5.0, 1.0, 3.0])
-    asked = Question("", "", torch.tensor([[1, 3, 2]]), 1)
-
-    def logits(ids):
-        return torch.stack([torch.zeros(len(ids)), worth[ids].sum(1)], 1)
-
-    right, wrong = (areas(logits, asked, sign * torch.tensor([5.0, 3.0, 1.0]), 0) for sign in (1, -1))
-    # What is left: most first 9, 4, 1, 0; least first 9, 8, 5, 0. Of two tokens the log-odds are the difference.
-    assert right.tolist() == pytest.approx([2, 2])
-    assert wrong.tolist() == pytest.approx([-2, -2])
 
 
 def test_it_runs_with_little_training(tmp_path, monkeypatch, capsys):

@@ -1,14 +1,13 @@
-"""What the methods that are compared on grids cost: their time over that of a forward pass of the same model.
+"""What the methods of an evaluation cost: their time over that of a forward pass of the same model.
 
-    python -m examples.evaluation.costs FOLDER [--network lite0] [--rounds 5]
+    python -m examples.evaluation.costs CONFIG [--rounds 5]
 
-FOLDER holds one image of ImageNet per class, the sorted names in the order of the classes. Each method explains one
-image of 224 × 224 pixels. Networks are EfficientNet-Lite0, with the methods of
-``evidence/efficientnet_lite0_peers.toml``, and DINOv2 ViT-S/14 with a linear probe (:mod:`examples.dinov2`), whose
-image is a grid. In every round the methods take turns; slow ones take three turns in all. A forward pass comes before
-and after each of them, and the time of a method is divided by the mean of these two. The forward pass itself is one
-of the methods, as a placebo. Times are processor time: a wait for other programs does not count. Everything runs step
-by step, in as many threads as ``OMP_NUM_THREADS`` says; a time in several threads is the sum of theirs.
+CONFIG is that of an evaluation on images. Each method explains one image that the model is sure of; where the
+configuration has ``cell``, it is a grid. In every round the methods take turns; slow ones take three turns in all. A
+forward pass comes before and after each of them, and the time of a method is divided by the mean of these two. The
+forward pass itself is one of the methods, as a placebo. Times are processor time: a wait for other programs does not
+count. Everything runs step by step, in as many threads as ``OMP_NUM_THREADS`` says; a time in several threads is the
+sum of theirs.
 """
 
 import argparse
@@ -18,20 +17,21 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import fxlrp
-from examples.evaluation.grid_pointing import FROM_ATTENTION, subject
-from fxlrp.evaluation.config_file import read_config
-from fxlrp.evaluation.grid_pointing import grids
-from fxlrp.evaluation.methods import prepare
+from fxlrp.evaluation import Config, prepare, read_config
+from fxlrp.evaluation.evaluated_image import load_image
+from fxlrp.evaluation.properties import made_grids, recognised
+from fxlrp.evaluation.runner import load_subject
 
-PEERS = Path(__file__).parent / "evidence" / "efficientnet_lite0_peers.toml"
-PRESETS = [("conserving", "probability"), ("attnlrp", "probability"), ("cp_lrp", "log_odds"), ("evidence", "log_odds")]
+ENOUGH = 20
+"""Among so many images there is one that the model is sure of."""
 
 SLOW, SLOW_ROUNDS = 30, 3
 """What takes longer than so many forward passes takes so many turns, and needs no warming up."""
@@ -69,39 +69,31 @@ def ratios(
                 yield name, ratio
 
 
-def on_lite0(folder: Path) -> tuple[nn.Module, dict[str, Explain], Tensor, int]:
+def subject(config: Config) -> tuple[nn.Module, dict[str, Explain], Tensor, int]:
     """The model, what explains it, an image that it is sure of, and its class."""
-    model, sure = subject("lite0", folder)
-    image, label = next(sure)
-    methods = {each.spec.name: prepare(each.spec, model, image[None], trial=False)
-               for each in read_config(PEERS).methods}  # fmt: skip
+    model, preprocess = load_subject(config, "cpu")
+    images = (load_image(sample, preprocess) for sample in config.samples())
+    if config.metrics.cell is None:
+        found, labels = recognised(islice(images, ENOUGH), model)
+        image, label = found[0], labels[0]
+    else:
+        image, (label, *_) = made_grids(images, model, replace(config.metrics, grids=1))[0]
+    methods = {each.spec.name: prepare(each.spec, model, image[None], trial=False) for each in config.methods}
     return model, methods, image, label
-
-
-def on_dinov2(folder: Path) -> tuple[nn.Module, dict[str, Explain], Tensor, int]:
-    """The same with a grid of four images."""
-    model, sure = subject("dinov2", folder)
-    pairs = list(sure)
-    (grid, (label, *_)), *_ = grids(torch.stack([image for image, _ in pairs]), [label for _, label in pairs], 1)
-    methods: dict[str, Explain] = {f"{name}, {start}": method(model) for name, start, method in FROM_ATTENTION}
-    for preset, start in PRESETS:
-        explainer = fxlrp.compile(model, preset, start=start, example_inputs=grid[None])
-        explainer(grid[None], target=label)  # it compiles what this call needs, which is not to count
-        methods[f"{preset}, {start}"] = lambda inputs, targets, by=explainer: by(inputs, target=targets)
-    return model, methods, grid, label
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--network", choices=("lite0", "dinov2"), default="lite0")
+    parser.add_argument("config", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--verbose", action="store_true", help="print every turn")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    model, methods, image, label = (on_lite0 if options.network == "lite0" else on_dinov2)(options.folder)
-    print(f"{options.network}, {tuple(image[None].shape)}, {image.dtype}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, {platform.machine()}; {options.rounds} rounds")  # fmt: skip
+    config = read_config(options.config)
+    model, methods, image, label = subject(config)
+    print(f"{config.model.name or config.model.spec}, {tuple(image[None].shape)}, {image.dtype}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}; "
+          f"{options.rounds} rounds")  # fmt: skip
     found = defaultdict(list)
     for name, ratio in ratios(model.requires_grad_(False), methods, image[None], torch.tensor([label]), options.rounds):
         found[name].append(ratio)

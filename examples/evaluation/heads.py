@@ -13,9 +13,9 @@ import random
 import statistics
 
 import torch
+from examples.evaluation.next_token import PROMPTS, log_odds
 
 import fxlrp
-from examples.evaluation.next_token import PROMPTS, log_odds
 from examples.smollm2 import load
 from fxlrp.evaluation import rank_correlation
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import fxlrp
-from examples.evaluation.next_token import falls, log_odds
+from fxlrp.evaluation.tokens import Passage, TokenModel
+from fxlrp.evaluation.tokens.measures import falls, log_odds
 from fxlrp.extras import require
 
 PRESETS = ("evidence", "attnlrp", "cp_lrp", "conserving")
@@ -39,6 +40,9 @@ class Question(NamedTuple):
 
 Method = Callable[[Question], Tensor]
 """From a question to a number for each token of the prompt, (tokens,)."""
+
+OfPassage = Callable[[Passage, int | None], Tensor]
+"""The same as ``kind = "python"`` of ``fxlrp evaluate`` takes it: of a text and the token that follows."""
 
 
 class Scored:
@@ -76,9 +80,32 @@ def methods(model: Any, tokenizer: Any, blank: int, *, start: str = "log_odds", 
         "integrated gradients, from blanks": lambda asked: integrated_gradients(scored, asked, blank, steps),
         "integrated gradients, from zero": lambda asked: integrated_gradients(scored, asked, None, steps),
         "attention rollout": lambda asked: rollout(told, asked.ids),
-        "occlusion": lambda asked: falls(lambda ids: scored(asked.target, input_ids=ids), asked.ids, blank),
+        "occlusion": lambda asked: occlusion(scored, asked, blank),
         "random": lambda asked: torch.rand(asked.ids.shape[1], generator=generator),
     }
+
+
+def gradient(subject: TokenModel, *, start: str = "log_odds") -> OfPassage:
+    """Gradient × input as a method of an evaluation."""
+    scored = Scored(subject.model, start)
+    return lambda passage, target: gradient_times_input(scored, _question(passage, target))
+
+
+def integrated(subject: TokenModel, *, start: str = "log_odds", steps: int = 16, zero: bool = False) -> OfPassage:
+    """Integrated gradients as a method of an evaluation, from blanks or from zero."""
+    scored, blank = Scored(subject.model, start), None if zero else subject.blank
+    return lambda passage, target: integrated_gradients(scored, _question(passage, target), blank, steps)
+
+
+def attention_rollout(subject: TokenModel) -> OfPassage:
+    """Attention rollout as a method of an evaluation."""
+    told = telling(subject.model)
+    return lambda passage, target: rollout(told, passage.ids)
+
+
+def _question(passage: Passage, target: int | None) -> Question:
+    assert target is not None
+    return Question("", "", passage.ids, target)
 
 
 def relevance(model: Any, tokenizer: Any, preset: str, start: str) -> Method:
@@ -91,6 +118,12 @@ def relevance(model: Any, tokenizer: Any, preset: str, start: str) -> Method:
         return story.matrix[0, :-1]
 
     return explained
+
+
+def occlusion(scored: Scored, asked: Question, blank: int) -> Tensor:
+    """By how much the answer falls when a token is replaced by a blank."""
+    with torch.no_grad():
+        return falls(lambda ids: {"": scored(asked.target, input_ids=ids)}, Passage({"input_ids": asked.ids}), blank)
 
 
 def gradient_times_input(scored: Scored, asked: Question) -> Tensor:

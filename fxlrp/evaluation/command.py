@@ -42,9 +42,10 @@ def evaluate(
     if checked.run.maps:
         require("h5py", "evaluate")
 
+    what = "texts" if checked.texts else "images"
     console = Console(highlight=False)
     watched = console if console.is_terminal else Console(stderr=True)
-    with _bar(watched, enabled=rank() == 0) as bar:
+    with _bar(watched, what, enabled=rank() == 0) as bar:
         task = bar.add_task("Evaluating", total=None, failures="")
 
         def show(progress: evaluation.Progress) -> None:
@@ -54,9 +55,9 @@ def evaluate(
         finished = evaluation.evaluate(checked, progress=show, retry_failed=retry_failed)
     if finished is None:
         return
-    console.print(f"{finished.images} images, {finished.before} of them from an earlier run: {checked.out}")
+    console.print(f"{finished.images} {what}, {finished.before} of them from an earlier run: {checked.out}")
     if finished.failures:
-        console.print(f"something failed on {finished.failures} images: the report says what", style="yellow")
+        console.print(f"something failed on {finished.failures} {what}: the report says what", style="yellow")
     for name, reason in finished.unavailable.items():
         console.print(f"{name} cannot explain this model: {reason}", style="yellow", soft_wrap=True)
     if write_report is not None:
@@ -85,8 +86,8 @@ def _read(path: Path, out: Path | None) -> Any:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(out.absolute())))
 
 
-def _bar(console: Any, *, enabled: bool) -> Any:
-    """A progress bar that tells images per second, or seconds per image."""
+def _bar(console: Any, what: str, *, enabled: bool) -> Any:
+    """A progress bar that tells images, or texts, per second, or seconds for each."""
     from rich import progress
 
     class Rate(progress.ProgressColumn):
@@ -94,7 +95,7 @@ def _bar(console: Any, *, enabled: bool) -> Any:
             speed = task.finished_speed or task.speed
             if not speed:
                 return ""
-            return f"{speed:.1f} images/s" if speed >= 1 else f"{1 / speed:.1f} s/image"
+            return f"{speed:.1f} {what}/s" if speed >= 1 else f"{1 / speed:.1f} s/{what[:-1]}"
 
     return progress.Progress(
         progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(), Rate(),

@@ -36,7 +36,8 @@ class ModelConfig:
     """``[model]``: what is explained.
 
     Attributes:
-        spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``.
+        spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``; for texts
+            ``transformers:FOLDER`` or ``python:…`` (:func:`fxlrp.evaluation.tokens.subject.load_token_model`).
         weights: a checkpoint file; relative to the configuration's folder.
         name: the name in the report; else the spec.
     """
@@ -48,21 +49,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class DataConfig:
-    """``[data]``: which images.
+    """``[data]``: which images, or which texts.
 
     Attributes:
         kind: the layout of the data; see :mod:`fxlrp.evaluation.data`.
-        path: a folder or file, relative to the configuration's folder.
+        path: a folder or file, relative to the configuration's folder; of ``"python"`` the function that gives the
+            images, ``package.module:callable``.
         name: the name in the report; else the kind.
         split: of ImageNet (``"val"``) or CUB (``"test"``, ``"validation"``, ``"train"``).
         labels: of a folder: ``"folders"``, ``"order"``, ``"none"`` or the name of a CSV file in it.
-        count: how many images, of each class the same number.
+        count: how many images, of each class the same number; or how many texts.
         per_class: how many of each class, in place of ``count``.
         part: one of two halves of what was chosen; ``None``: both.
         seed: of every choice.
     """
 
-    kind: Literal["imagenet", "cub", "folder", "npz"]
+    kind: Literal["imagenet", "cub", "folder", "npz", "python", "text"]
     path: str
     name: str | None = None
     split: str | None = None
@@ -88,7 +90,7 @@ class MetricsConfig:
         ties: tie rules, one or both.
         baseline: what stands where a pixel is missing; a number is a grey value.
         target: the class that is explained and followed.
-        batch_size: how many images the model sees at once.
+        batch_size: how many images, or texts, the model sees at once.
         backend: what runs the forward passes of insertion, deletion and Score-CAM. ``"inductor"`` is about twice as
             fast on a CPU and differs in the last digits.
         checkpoints: modules at whose input relevance is added up.
@@ -171,6 +173,26 @@ class Config:
     run: RunConfig
     methods: tuple[Entry, ...] = ()
 
+    @model_validator(mode="after")
+    def _of_texts(self) -> Config:
+        if self.texts:
+            own = MetricsConfig(target=self.metrics.target, batch_size=self.metrics.batch_size)
+            for_images = [name for name, value in _content(self.metrics).items() if value != getattr(own, name)]
+            if for_images:
+                raise ValueError(f"metrics.{for_images[0]} is for images, and [data] has texts: leave it out")
+            if self.metrics.target != "predicted":
+                raise ValueError('texts have no labels: write metrics.target = "predicted"')
+            if self.model.weights is not None:
+                raise ValueError("model.weights is for images: a model of texts comes with its weights")
+            if self.run.maps:
+                raise ValueError("run.maps is for images: what each token of a text has is in the results")
+        return self
+
+    @property
+    def texts(self) -> bool:
+        """Whether it is about texts, and else about images."""
+        return self.data.kind == "text"
+
     @property
     def out(self) -> Path:
         """The folder of the results."""
@@ -182,7 +204,7 @@ class Config:
         return self.run.title or f"{self.model.name or self.model.spec} on {self.data.name or self.data.kind}"
 
     def samples(self) -> list[Sample]:
-        """The images that are evaluated.
+        """The images, or texts, that are evaluated.
 
         Raises:
             DataError: they are not there.
@@ -194,6 +216,10 @@ class Config:
             samples = datasets.cub(path, given.split or "test", given.seed)
         elif given.kind == "npz":
             samples = datasets.arrays(path)
+        elif given.kind == "python":
+            samples = datasets.own(given.path)
+        elif given.kind == "text":
+            samples = datasets.texts(path)
         else:
             samples = datasets.image_folder(path, given.labels)
         chosen = datasets.choose(samples, count=given.count, per_class=given.per_class, seed=given.seed)

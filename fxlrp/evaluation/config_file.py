@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fxlrp.common.errors import ConfigError
 from fxlrp.common.extras import require
 from fxlrp.evaluation.config import Config, DataConfig, MetricsConfig, ModelConfig, RunConfig, Strings
-from fxlrp.evaluation.method_tables import methods_of, sweeps_of
+from fxlrp.evaluation.method_tables import FOR_IMAGES, FOR_TEXTS, methods_of, sweeps_of
 from fxlrp.evaluation.mistakes import check_keys, mistakes_of, not_among
 
 T = TypeVar("T")
@@ -46,14 +46,17 @@ def parse_config(table: Mapping[str, Any], folder: Path) -> Config:
     for name in ("model", "data"):
         if name not in table:
             raise ConfigError(f"[{name}] is missing")
-    config = Config(
-        folder,
-        _section(ModelConfig, table, "model"),
-        _section(DataConfig, table, "data"),
-        _section(MetricsConfig, table, "metrics"),
-        _section(RunConfig, table, "run"),
-        (*methods_of(table.get("methods", {})), *sweeps_of(table.get("sweep", {}))),
-    )
+    data = _section(DataConfig, table, "data")
+    kinds = FOR_TEXTS if data.kind == "text" else FOR_IMAGES
+    sections = {
+        "model": _section(ModelConfig, table, "model"), "data": data,
+        "metrics": _section(MetricsConfig, table, "metrics"), "run": _section(RunConfig, table, "run"),
+        "methods": (*methods_of(table.get("methods", {}), kinds), *sweeps_of(table.get("sweep", {}), kinds)),
+    }  # fmt: skip
+    try:
+        config = Config(folder, **sections)
+    except ValidationError as error:
+        raise ConfigError("; ".join(str(detail["ctx"]["error"]) for detail in error.errors())) from error
     names = [entry.spec.name for entry in config.methods]
     if not names:
         raise ConfigError("there are no methods: give [methods.NAME] or [sweep.NAME]")

@@ -1,4 +1,4 @@
-"""Images to evaluate on: which ones there are, with what labels, and which of them are chosen."""
+"""Images and texts to evaluate on: which ones there are, with what labels, and which of them are chosen."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fxlrp.common.errors import DataError
 from fxlrp.loading.images import read_image
+from fxlrp.loading.models import imported_result
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".gif"))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set.
+    """One image, or text, of a data set.
 
     Attributes:
         index: its number in the whole data set, by which its results are known.
-        name: its file within the data set, or its number.
+        name: its file within the data set, or its number; a text itself.
         label: its class; ``None``: not known.
-        read: gives the picture.
+        read: gives the picture, or the text.
     """
 
     index: int
     name: str
     label: int | None
-    read: Callable[[], Image.Image] = field(repr=False, compare=False)
+    read: Callable[[], Any] = field(repr=False, compare=False)
 
 
 def image_folder(path: Path, labels: str = "folders") -> list[Sample]:
@@ -128,6 +130,37 @@ def arrays(path: Path) -> list[Sample]:
         Sample(i, str(i), None if labels is None else int(labels[i]), partial(Image.fromarray, images[i]))
         for i in range(len(images))
     ]
+
+
+def texts(path: Path) -> list[Sample]:
+    """A file with a text in each line; lines without one are left out.
+
+    Raises:
+        DataError: it cannot be read, or holds no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as texts: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"{path} holds no text")
+    return [Sample(index, line, None, partial(str, line)) for index, line in enumerate(found)]
+
+
+def own(target: str) -> list[Sample]:
+    """The images that a function gives, ``package.module:callable``; it takes no arguments.
+
+    Raises:
+        WeightsError: there is no such function, or it fails.
+        DataError: it gives something else.
+    """
+    samples = imported_result(target)
+    if not isinstance(samples, list) or not samples or not all(isinstance(each, Sample) for each in samples):
+        raise DataError(f"{target} must give a list of Samples, of one at least")
+    if len({sample.index for sample in samples}) != len(samples):
+        raise DataError(f"{target} gives two Samples the same index")
+    return samples
 
 
 # Which of them ------------------------------------------------------------------------------------

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from fxlrp.common.errors import ConfigError, RuleError, StartError
+from fxlrp.common.errors import ConfigError, RuleError, StartError, WeightsError
 from fxlrp.evaluation.config import Entry, as_tuple
 from fxlrp.evaluation.methods import KINDS, MethodSpec, options_of
 from fxlrp.evaluation.methods.relevance import check_options
 from fxlrp.evaluation.mistakes import mistakes_of, not_among
 from fxlrp.evaluation.paper import ROLES
+from fxlrp.evaluation.tokens.methods import TOKEN_KINDS, token_options_of
 
 _WRITTEN = (str, bool, int, float, Mapping, Sequence, NoneType)
 """Types that TOML can write, and what is left out."""
@@ -35,16 +38,39 @@ def _role(name: str) -> str:
     return name
 
 
-class _Measured(BaseModel):
-    """What every method may say beside its options."""
+class _Method(BaseModel):
+    """What a method may say beside its options: nothing, where it is one for texts."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Map(_Method):
+    """What a method for images may say."""
 
     levels: Annotated[tuple[Annotated[int, AfterValidator(_level)], ...], BeforeValidator(as_tuple)] = (0,)
     paper: Annotated[str, AfterValidator(_role)] | None = None
 
 
-def methods_of(table: Any) -> list[Entry]:
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """The kinds of methods that a configuration may name.
+
+    Attributes:
+        functions: by name, what makes a method.
+        options_of: from a name to the options of that kind.
+        common: what a method may say beside its options.
+    """
+
+    functions: Mapping[str, Callable[..., Any]]
+    options_of: Callable[[str], dict[str, inspect.Parameter]]
+    common: type[_Method]
+
+
+FOR_IMAGES = Kinds(KINDS, options_of, _Map)
+FOR_TEXTS = Kinds(TOKEN_KINDS, token_options_of, _Method)
+
+
+def methods_of(table: Any, kinds: Kinds) -> list[Entry]:
     """The methods of ``[methods.NAME]``.
 
     Raises:
@@ -53,14 +79,14 @@ def methods_of(table: Any) -> list[Entry]:
     entries = []
     for name, given in _tables(table, "methods"):
         kind = given.pop("kind", "fxlrp")
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise ConfigError(f"methods.{name}.kind = {kind!r}: {not_among(str(kind), KINDS)}")
-        common, options = _checked(f"methods.{name}", kind, given)
-        entries.append(Entry(MethodSpec(name, kind, options), common.levels, common.paper))
+        if not isinstance(kind, str) or kind not in kinds.functions:
+            raise ConfigError(f"methods.{name}.kind = {kind!r}: {not_among(str(kind), kinds.functions)}")
+        common, options = _checked(f"methods.{name}", kind, given, kinds)
+        entries.append(Entry(MethodSpec(name, kind, options), **common))
     return entries
 
 
-def sweeps_of(table: Any) -> list[Entry]:
+def sweeps_of(table: Any, kinds: Kinds) -> list[Entry]:
     """Every combination of the listed options, as methods of fxlrp; ``[sweep.NAME]`` are independent of each other.
 
     Raises:
@@ -71,11 +97,12 @@ def sweeps_of(table: Any) -> list[Entry]:
         levels = {"levels": given.pop("levels")} if "levels" in given else {}
         axes = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
         for values in itertools.product(*axes.values()):
-            common, options = _checked(f"sweep.{name}", "fxlrp", dict(zip(axes, values, strict=True)) | levels)
+            given = dict(zip(axes, values, strict=True)) | levels
+            common, options = _checked(f"sweep.{name}", "fxlrp", given, kinds)
             varied = [key for key, value in axes.items() if len(value) > 1 or key == name]
             settings = ", ".join(f"{key}={_text(options[key])}" for key in varied)
             label = f"{name}: {settings}" if settings else name
-            entries.append(Entry(MethodSpec(label, "fxlrp", options), common.levels, group=name))
+            entries.append(Entry(MethodSpec(label, "fxlrp", options), **common, group=name))
     return entries
 
 
@@ -89,30 +116,30 @@ def _tables(table: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, dict(given)
 
 
-def _checked(where: str, kind: str, given: Mapping[str, Any]) -> tuple[_Measured, dict[str, Any]]:
+def _checked(where: str, kind: str, given: Mapping[str, Any], kinds: Kinds) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a table says beside its options, and the options as they are written."""
-    model = _model(kind)
+    model, beside = _model(kind, kinds), kinds.common.model_fields
     try:
         common = model(**given)
     except ValidationError as error:
         raise ConfigError(f"{mistakes_of(error, where, model.model_fields)} (kind {kind})") from error
-    options = {key: value for key, value in given.items() if key not in _Measured.model_fields}
+    options = {key: value for key, value in given.items() if key not in beside}
     if kind == "fxlrp":
         try:
             check_options(options)
-        except (RuleError, StartError) as error:
+        except (RuleError, StartError, WeightsError) as error:
             raise ConfigError(f"{where}: {error}") from error
-    return common, options
+    return {name: getattr(common, name) for name in beside}, options
 
 
 @functools.cache
-def _model(kind: str) -> type[_Measured]:
+def _model(kind: str, kinds: Kinds) -> type[_Method]:
     """The keys of a method of this kind: those of every method, and the options of its function."""
     options = {
         name: (_of_toml(option.annotation), ... if option.default is option.empty else option.default)
-        for name, option in options_of(kind).items()
+        for name, option in kinds.options_of(kind).items()
     }
-    model: type[_Measured] = create_model(kind, __base__=_Measured, **options)  # type: ignore[call-overload]
+    model: type[_Method] = create_model(kind, __base__=kinds.common, **options)  # type: ignore[call-overload]
     return model
 
 

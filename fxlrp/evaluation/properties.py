@@ -46,8 +46,10 @@ def sparsity(maps: Tensor) -> Tensor:
     return (centred * values).sum(dim=1) / (count * values.sum(dim=1))
 
 
-def of_image(image: EvaluatedImage, model: nn.Module, explain: Explain) -> Values:
+def of_image(image: EvaluatedImage, model: nn.Module, explain: Explain, *, patch: int = 1) -> Values:
     """What the map of the predicted class is like.
+
+    Maps are summed over squares of ``patch`` pixels first, as a transformer sees them.
 
     Returns:
         ``"second class"`` and ``"random class"``: its rank correlation with the map of that class. ``"stability"``:
@@ -63,7 +65,7 @@ def of_image(image: EvaluatedImage, model: nn.Module, explain: Explain) -> Value
     other += other >= int(first)
     noise = torch.randn(inputs.shape, generator=generator).to(inputs) * NOISE * (inputs.max() - inputs.min())
     found = explain(inputs, first[None])
-    maps = found.heatmaps
+    maps = summed(found.heatmaps, patch)
     by_others = {
         "second class": explain(inputs, second[None]),
         "random class": explain(inputs, torch.tensor([other], device=inputs.device)),
@@ -71,7 +73,7 @@ def of_image(image: EvaluatedImage, model: nn.Module, explain: Explain) -> Value
     }
     arriving = None if found.start is None else maps.abs().sum() / found.start.abs().sum()
     return {
-        **{name: [_number(rank_correlation(maps, each.heatmaps))] for name, each in by_others.items()},
+        **{name: [_number(rank_correlation(maps, summed(each.heatmaps, patch)))] for name, each in by_others.items()},
         "sparsity": [_number(sparsity(maps))],
         "arriving": [None if arriving is None else _number(arriving)],
     }

@@ -22,13 +22,15 @@ def read_results(config: Config) -> pl.DataFrame:
     """What an evaluation has measured so far: one row per image, method and number of levels.
 
     Columns are those of the results (``image``, ``label``, ``method``, ``levels``, ``status``, ``insertion_TIE``,
-    ``deletion_TIE``, …) and ``id_TIE``. The summary by method is ``results.csv`` in the folder of the report.
+    ``deletion_TIE``, …) and ``id_TIE``; of texts there is one row per text and method (``text``, ``answer``,
+    ``method``, ``correlation``, ``areas``, ``values``, …). The summary by method is
+    ``results.csv`` in the folder of the report.
 
     Raises:
         EvaluationError: there are no results.
         MissingExtraError: a package of the extra ``evaluate`` is not installed.
     """
-    return frame_of(Store(config.out).read())
+    return frame_of(Store(config.out, texts=config.texts).read())
 
 
 def frame_of(table: Any) -> pl.DataFrame:
@@ -37,7 +39,8 @@ def frame_of(table: Any) -> pl.DataFrame:
     Args:
         table: of pyarrow, as :meth:`fxlrp.evaluation.store.Store.read` gives it.
     """
-    scores = [(pl.col(f"insertion_{tie}") - pl.col(f"deletion_{tie}")).alias(f"id_{tie}") for tie in TIES]
+    scores = [(pl.col(f"insertion_{tie}") - pl.col(f"deletion_{tie}")).alias(f"id_{tie}")
+              for tie in TIES if f"insertion_{tie}" in table.column_names]  # fmt: skip
     for i, column in enumerate(table.schema):
         if pa.types.is_map(column.type):  # what polars makes of a map depends on its version
             entries = pa.list_(pa.struct({"key": column.type.key_type, "value": column.type.item_type}))

@@ -24,6 +24,8 @@ from fxlrp.evaluation.evaluated_image import EvaluatedImage, load_image
 from fxlrp.evaluation.forward import forward_by
 from fxlrp.evaluation.measure import Prepared, failed_rows, measure, one_line, prepare_all
 from fxlrp.evaluation.store import COSTS, PROPERTIES, RANDOMIZED, Store
+from fxlrp.evaluation.tokens.run import TextRun
+from fxlrp.evaluation.tokens.subject import load_token_model
 from fxlrp.evaluation.workers import Workers
 from fxlrp.loading.images import Preprocess
 from fxlrp.loading.models import load_model
@@ -34,12 +36,12 @@ class Progress:
     """How far a run is, in this process.
 
     Attributes:
-        done: images of this process that are done.
-        total: images of this process.
-        before: images that an earlier run did.
-        seconds: since the first image was begun.
-        failures: images of this process of which something failed.
-        sample: the image that was done last.
+        done: images, or texts, of this process that are done.
+        total: those of this process.
+        before: those that an earlier run did.
+        seconds: since the first one was begun.
+        failures: those of this process of which something failed.
+        sample: the one that was done last.
     """
 
     done: int
@@ -58,7 +60,7 @@ class Finished:
     """What a run came to.
 
     Attributes:
-        images: how many there are in the results.
+        images: how many images, or texts, there are in the results.
         before: how many an earlier run did.
         failures: images among them of which something failed.
         unavailable: by method, why it cannot explain this model.
@@ -77,7 +79,7 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
 
     Args:
         config: what to do.
-        progress: called after every image of this process.
+        progress: called after every image, or text, of this process.
         retry_failed: try again what failed in an earlier run.
 
     Returns:
@@ -89,14 +91,17 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
     torch.set_num_threads(config.run.threads)
     workers = Workers(config.run.device)
     samples = config.samples()
-    model, preprocess = load_subject(config, workers.device)
-    store = Store(config.out)
+    store = Store(config.out, texts=config.texts)
+    run: _Run | TextRun
+    if config.texts:
+        run = TextRun(config, load_token_model(config.model.spec, workers.device), store, workers)
+    else:
+        run = _Run(config, *load_subject(config, workers.device), store, workers)
     with workers, closing(store):
         done = workers.agree(_opened(store, config, samples, retry_failed) if workers.first else None)
         remaining = workers.share([sample for sample in samples if sample.index not in done])
         before = sum(sample.index in done for sample in samples)
-        run = _Run(config, model, preprocess, store, workers)
-        run.all(remaining, before, progress)
+        _all(run, remaining, before, progress)
         workers.wait()
         if workers.first:
             store.maps.collect()
@@ -130,8 +135,16 @@ def load_subject(config: Config, device: torch.device | str) -> tuple[nn.Module,
     return loaded.model.to(device).requires_grad_(False), loaded.preprocess
 
 
+def _all(run: _Run | TextRun, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
+    failures, begun = 0, time.perf_counter()
+    for done, sample in enumerate(samples, start=1):
+        failures += not run.one(sample)
+        if progress is not None:
+            progress(Progress(done, len(samples), before, time.perf_counter() - begun, failures, sample))
+
+
 class _Run:
-    """One process' share of an evaluation."""
+    """One process' share of an evaluation on images."""
 
     def __init__(
         self, config: Config, model: nn.Module, preprocess: Preprocess, store: Store, workers: Workers
@@ -139,14 +152,6 @@ class _Run:
         self.config, self.model, self.preprocess, self.store, self.workers = config, model, preprocess, store, workers
         self.forward = forward_by(model, config.metrics.backend, config.metrics.batch_size)
         self.methods: list[Prepared] | None = None
-
-    def all(self, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
-        """Do the images."""
-        failures, begun = 0, time.perf_counter()
-        for done, sample in enumerate(samples, start=1):
-            failures += not self.one(sample)
-            if progress is not None:
-                progress(Progress(done, len(samples), before, time.perf_counter() - begun, failures, sample))
 
     def one(self, sample: Sample) -> bool:
         """Do an image and keep what was measured; whether all went well."""
@@ -180,9 +185,12 @@ class _Run:
             return
         if COSTS in missing and self.workers.first:
             # All of them run step by step, as does the forward pass that they are compared with.
-            methods = prepare_all(self.config.methods, self.model, images[0].input, self.config.metrics)
-            costs = measure_costs(images[0], images[0].sample.label or 0, methods, self.model)
-            self.store.write_json(COSTS, costs)
+            inputs = images[0].input
+            methods = prepare_all(self.config.methods, self.model, inputs, self.config.metrics)
+            target = torch.tensor([images[0].sample.label or 0], device=inputs.device)
+            calls = {m.entry.spec.name: partial(m.explain, inputs, target) for m in methods if m.explain is not None}
+            forward = torch.no_grad()(partial(self.model, inputs))
+            self.store.write_json(COSTS, measure_costs(calls, forward, self.workers.device))
         if PROPERTIES in missing:
             self.workers.wait()  # costs are timed while all others rest
             self._properties(samples, images)
@@ -205,7 +213,9 @@ class _Run:
                 grids = properties.made_grids(self._images(samples), self.model, metrics)
         except EvaluationError as error:  # what else was measured is not lost
             warnings.warn(f"no grids: {error}", stacklevel=2)
-        of_images = [partial(properties.of_image, image, self.model) for image in workers.share(images)]
+        of_images = [
+            partial(properties.of_image, image, self.model, patch=metrics.patch) for image in workers.share(images)
+        ]
         of_grids = [partial(properties.of_grid, grid, metrics.patch) for grid in workers.share(grids)]
         shares = [workers.gather(properties.measured(methods, measures)) for measures in (of_images, of_grids)]
         if workers.first:

@@ -28,11 +28,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def text(self) -> str:
+    def text(self, scale: float = 100, digits: int = 1) -> str:
         """In per cent: ``27.7 (25.1 to 30.4)``; of one image ``27.7``; of none a dash."""
         if math.isnan(self.mean):
             return "–"
-        mean, low, high = (f"{100 * value:.1f}" for value in self)
+        mean, low, high = (f"{scale * value:.{digits}f}" for value in self)
         return mean if math.isnan(self.low) else f"{mean} ({low} to {high})"
 
 

@@ -1,4 +1,4 @@
-"""Results on disk: one Parquet file per image, which appears whole or not at all.
+"""Results on disk: one Parquet file per image, or per text, which appears whole or not at all.
 
 ``results.parquet`` is a folder; its files are one data set for pyarrow, polars and pandas. A process writes what it
 measured of an image as one file. When that file appears under its final name, the image is done; its maps are in a
@@ -30,7 +30,7 @@ _META = "run.json"
 
 
 def schema() -> Any:
-    """The columns of the results: one row per image, method and number of levels."""
+    """The columns of results on images: one row per image, method and number of levels."""
     pa = require("pyarrow", "evaluate")
     number, curve = pa.float64(), pa.list_(pa.float32())
     measured = {"insertion": number, "deletion": number, "insertion_curve": curve, "deletion_curve": curve}
@@ -43,15 +43,28 @@ def schema() -> Any:
     })  # fmt: skip
 
 
+def text_schema() -> Any:
+    """The columns of results on texts: one row per text and method."""
+    pa = require("pyarrow", "evaluate")
+    number = pa.float64()
+    return pa.schema({
+        "index": pa.int64(), "text": pa.string(), "target": pa.int64(), "answer": pa.string(), "method": pa.string(),
+        "status": pa.string(), "reason": pa.string(), "start": number, "tokens": pa.list_(pa.int64()),
+        "values": pa.list_(number), "correlation": number, "areas": pa.map_(pa.string(), number),
+    })  # fmt: skip
+
+
 class Store:
     """The folder of a run's results.
 
     Args:
         folder: is made by :meth:`open`.
+        texts: whether the results are on texts, and else on images.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, texts: bool = False) -> None:
         self.folder = folder
+        self._schema = text_schema if texts else schema
         self.maps = MapFiles(folder / "maps")
         self._lock: FileLock | None = None
 
@@ -118,7 +131,7 @@ class Store:
         pa = require("pyarrow", "evaluate")
         if maps is not None:
             self.maps.add(index, maps, label)
-        self._write(self._file(index), pa.Table.from_pylist(list(rows), schema()))
+        self._write(self._file(index), pa.Table.from_pylist(list(rows), self._schema()))
 
     def read(self, columns: Collection[str] | None = None, where: Any = None) -> Any:
         """The results, in the order of the images.
@@ -138,7 +151,7 @@ class Store:
             self._convert()
             files = [str(self._file(index)) for index in sorted(self.done())]
             if files:
-                images = dataset.dataset(files, schema(), format="parquet")
+                images = dataset.dataset(files, self._schema(), format="parquet")
                 return images.to_table(columns=None if columns is None else list(columns), filter=where)
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{self.results} cannot be read: {error}") from error

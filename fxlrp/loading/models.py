@@ -250,10 +250,19 @@ def _user_code(target: str) -> Iterator[None]:
         raise WeightsError(f"{target} failed: {type(error).__name__}: {error}") from error
 
 
-def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
+def imported_result(target: str) -> Any:
+    """What the function returns that ``package.module:function`` names; it takes no arguments.
+
+    Raises:
+        WeightsError: there is no such function, or it fails.
+    """
     function = import_callable(target)
     with _user_code(target):
-        made = function()
+        return function()
+
+
+def _python(target: str, state: dict[str, Any] | None) -> LoadedModel:
+    made = imported_result(target)
     if isinstance(made, LoadedModel):
         loaded = made
     elif isinstance(made, tuple) and len(made) == 2:

@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxlrp.common.errors import MethodError
+from fxlrp.common.errors import MethodError, RuleError
 from fxlrp.compiler import compile
 from fxlrp.evaluation.methods.base import Attribution, Explain, over_regions
 from fxlrp.evaluation.relevance_sums import INPUT, arrived
+from fxlrp.loading.models import imported_result
 from fxlrp.loading.rule_text import read_rules
 from fxlrp.maps.heatmap import stage_map
 from fxlrp.passes.optimize import NAMES, PACK_WEIGHTS
+from fxlrp.presets.preset import Preset
 
 _DECIDED = (
     "model", "output", "checkpoints", "example_inputs", "backend", "differentiable", "optimize", "verify", "batch",
@@ -51,7 +53,7 @@ def relevance(
         raise MethodError("at names no module")
     wanted = tuple(dict.fromkeys((*checkpoints, *(stage for stage in stages if stage != INPUT))))
     explainer = compile(
-        model, rules=_read(rules), checkpoints=wanted, example_inputs=example, **options,
+        model, rules=rules_of(rules), checkpoints=wanted, example_inputs=example, **preset_of(options),
         # Weights are packed from the second call on, which changes the last digits: the first image would differ.
         optimize=tuple(name for name in NAMES if name != PACK_WEIGHTS),
     )  # fmt: skip
@@ -71,12 +73,35 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Raise where options fit no model at all: a preset, split, start or rule that there is not.
 
     Raises:
-        RuleError, StartError: as :func:`fxlrp.compile`, which compiles a model without rules of its own here.
+        RuleError, StartError, WeightsError: as :func:`fxlrp.compile`, which compiles a model without rules of its own
+            here, and as :func:`preset_of`.
     """
-    _read(options.get("rules"))
+    rules_of(options.get("rules"))
     accepted = compile_options().keys() - {"rules"}
-    compile(nn.Identity().eval(), **{name: value for name, value in options.items() if name in accepted})
+    given = {name: value for name, value in preset_of(options).items() if name in accepted}
+    compile(nn.Identity().eval(), **given)
 
 
-def _read(rules: Mapping[str, str] | None) -> dict[str, Any]:
+def rules_of(rules: Mapping[str, str] | None) -> dict[str, Any]:
+    """Rules by pattern, from their texts.
+
+    Raises:
+        RuleError: a text is no rule.
+    """
     return dict(read_rules([f"{pattern}={rule}" for pattern, rule in (rules or {}).items()]))
+
+
+def preset_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the preset in place of ``"python:package.module:callable"``, which returns it.
+
+    Raises:
+        RuleError: it returns something else.
+        WeightsError: there is no such function, or it fails.
+    """
+    source, _, name = str(options.get("preset", "")).partition(":")
+    if source != "python":
+        return dict(options)
+    preset = imported_result(name)
+    if not isinstance(preset, Preset):
+        raise RuleError(f"preset: {name} returned {type(preset).__name__}, not a Preset")
+    return {**options, "preset": preset}
