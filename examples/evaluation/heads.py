@@ -11,14 +11,16 @@ examples/smollm2.py); intervals are 95 % bootstrap intervals over prompts.
 import argparse
 import random
 import statistics
+from pathlib import Path
 
 import torch
-from examples.evaluation.next_token import PROMPTS, log_odds
 
 import fxlrp
 from examples.smollm2 import load
 from fxlrp.evaluation import rank_correlation
+from fxlrp.evaluation.tokens.measures import log_odds
 
+PROMPTS = (Path(__file__).parent / "evidence" / "prompts.txt").read_text(encoding="utf-8").splitlines()
 DRAWS = 20
 PROBED = 4
 """On so many prompts each head is ablated alone."""

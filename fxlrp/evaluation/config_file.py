@@ -48,13 +48,13 @@ def parse_config(table: Mapping[str, Any], folder: Path) -> Config:
             raise ConfigError(f"[{name}] is missing")
     data = _section(DataConfig, table, "data")
     kinds = FOR_TEXTS if data.kind == "text" else FOR_IMAGES
-    sections = {
-        "model": _section(ModelConfig, table, "model"), "data": data,
-        "metrics": _section(MetricsConfig, table, "metrics"), "run": _section(RunConfig, table, "run"),
-        "methods": (*methods_of(table.get("methods", {}), kinds), *sweeps_of(table.get("sweep", {}), kinds)),
-    }  # fmt: skip
+    model, metrics, run = (
+        _section(ModelConfig, table, "model"), _section(MetricsConfig, table, "metrics"),
+        _section(RunConfig, table, "run"),
+    )  # fmt: skip
+    methods = (*methods_of(table.get("methods", {}), kinds), *sweeps_of(table.get("sweep", {}), kinds))
     try:
-        config = Config(folder, **sections)
+        config = Config(folder, model, data, metrics, run, methods)
     except ValidationError as error:
         raise ConfigError("; ".join(str(detail["ctx"]["error"]) for detail in error.errors())) from error
     names = [entry.spec.name for entry in config.methods]

@@ -35,7 +35,7 @@ def scored(model: TokenModel, passage: Passage, target: int | None, batch_size: 
     """The scores of a passage with other tokens; the model sees ``batch_size`` of them at a time."""
 
     def score(ids: Tensor) -> Scores:
-        parts = [scores(model(passage.with_ids(some)), target) for some in ids.split(batch_size)]
+        parts = [scores(model(passage.with_ids(some)), target) for some in torch.split(ids, batch_size)]
         return {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
 
     return score

@@ -13,11 +13,12 @@ from torch import Tensor
 
 import fxlrp
 from fxlrp.common.errors import MethodError
-from fxlrp.compiler import CapturedModel, capture, compile
+from fxlrp.compiler import capture, compile
 from fxlrp.evaluation.methods.relevance import compile_options, preset_of, rules_of
 from fxlrp.evaluation.tokens.measures import falls, scored
 from fxlrp.evaluation.tokens.subject import Passage, TokenModel
 from fxlrp.loading.models import import_callable
+from fxlrp.runtime.captures import CapturedModel
 
 
 @dataclass(frozen=True)
