@@ -238,8 +238,28 @@ def test_an_answer_of_a_decoder_rests_on_what_its_encoder_read(make):
     generated = texts.read_pair(tokenizer, PROMPT, said, 0)
     torch.testing.assert_close(generated.ids[first + 1 :], story.text.ids[story.text.answer :])
     assert [generated.text[a:b].strip() for a, b in generated.spans if a > len(PROMPT) and b > a][-1] == "it"
+    tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(InputError, match="for causal models"):
-        lm.explain(PROMPT, "Rome", against="Lyon")
+        lm.explain(messages=[{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize("make", [t5, pytest.param(bart, marks=pytest.mark.slow)])
+def test_an_answer_of_a_decoder_is_explained_against_another(make):
+    torch.manual_seed(0)
+    tokenizer = word_pieces()
+    model = make(tokenizer).double().eval()
+    lm = fxlrp.language_model(model, tokenizer, preset="attnlrp")
+    story = lm.explain(PROMPT, "it is Rome", against="it is Lyon")
+    rival = lm.explain(PROMPT, "it is Lyon").text
+    both = zip(story.text.ids, rival.ids, strict=False)
+    first, row = story.text.answer - 1, next(place for place, (own, other) in enumerate(both) if own != other)
+    assert story.rows == (tokenizer.decode([int(story.text.ids[row])]),)
+    logits = model(input_ids=story.text.ids[None, :first], decoder_input_ids=story.text.ids[None, first:-1]).logits[0]
+    difference = logits[row - first - 1, story.text.ids[row]] - logits[row - first - 1, rival.ids[row]]
+    torch.testing.assert_close(story.start, difference[None].float().detach(), check_dtype=False)
+    torch.testing.assert_close(story.matrix.sum(1) + story.absorbed, story.start)
+    with pytest.raises(InputError, match="begin alike"):
+        lm.explain(PROMPT, "it is", against="it is Rome")
 
 
 def test_a_story_is_data_and_a_page(story, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -66,9 +66,9 @@ class Asking:
         if against is not None and answer is None:
             raise InputError("against= is a rival of answer=: give both")
         if self.kind == "seq2seq":
-            if contents is not None or against is not None:
-                raise InputError("messages= and against= are for causal models; this one has an encoder and a decoder")
-            return self._translated(prompt, answer, most)
+            if contents is not None:
+                raise InputError("messages= is for causal models; this one has an encoder and a decoder")
+            return self._translated(prompt, answer, against, most)
         said = self._said(prompt, contents, most) if answer is None else answer
         text = texts.read(self.tokenizer, prompt, said, contents)
         if text.answer == len(text.ids):
@@ -77,12 +77,10 @@ class Asking:
             raise InputError("the prompt has no token: a first token without a prompt rests on nothing")
         places, tokens = torch.arange(text.answer, len(text.ids)), text.ids[text.answer :]
         given = {"input_ids": text.ids}
+        asked = Asked(text, places - 1, tokens, given)
         if against is None:
-            return Asked(text, places - 1, tokens, given)
-        rival = texts.read(self.tokenizer, prompt, against, contents)
-        parting = _parting(text.ids, rival.ids, text.answer)
-        one = slice(parting, parting + 1)
-        return Asked(text, places[one] - 1, tokens[one], given, rival.ids[text.answer :][one], against)
+            return asked
+        return _rivalled(asked, places - text.answer, texts.read(self.tokenizer, prompt, against, contents), against)
 
     def _prompt(
         self, prompt: str | None, messages: Sequence[Mapping[str, str]] | None
@@ -110,7 +108,7 @@ class Asking:
         kept = [token for token in said.tolist() if token not in special]
         return torch.tensor(kept, dtype=torch.long)
 
-    def _translated(self, prompt: str, answer: str | None, most: int) -> Asked:
+    def _translated(self, prompt: str, answer: str | None, against: str | None, most: int) -> Asked:
         """A prompt for an encoder, and the answer of a decoder."""
         opening, said = self.model.config.decoder_start_token_id, answer
         if answer is None:
@@ -127,7 +125,10 @@ class Asking:
             raise InputError("the answer has no token")
         places, first = torch.tensor(rows), text.answer - 1
         given = {"input_ids": text.ids[:first], "decoder_input_ids": text.ids[first:-1]}
-        return Asked(text, places, text.ids[text.answer :][places], given)
+        asked = Asked(text, places, text.ids[text.answer :][places], given)
+        if against is None:
+            return asked
+        return _rivalled(asked, places, texts.read_pair(self.tokenizer, prompt, against, opening), against)
 
     def _filled(self, prompt: str) -> Asked:
         text = texts.read(self.tokenizer, prompt, None, None)
@@ -165,13 +166,22 @@ def kind_of(model: Any, tokenizer: Any) -> Kind:
     return "causal"
 
 
-def _parting(ids: Tensor, rival: Tensor, first: int) -> int:
-    """The number of the first token of an answer that differs from its rival's.
+def _rivalled(asked: Asked, offsets: Tensor, rival: Text, against: str) -> Asked:
+    """Of an answer the token where it parts from a rival, to be explained against that of the rival.
+
+    Args:
+        asked: all tokens of the answer.
+        offsets: (tokens,), where each is in the answer.
+        rival: the same prompt with the rival.
+        against: the rival, as text.
 
     Raises:
-        InputError: they do not differ.
+        InputError: they do not part.
     """
-    for place in range(first, min(len(ids), len(rival))):
-        if ids[place] != rival[place]:
-            return place - first
+    own, other = asked.text.ids[asked.text.answer :], rival.ids[rival.answer :]
+    for row, offset in enumerate(offsets.tolist()):
+        here = slice(offset, offset + 1)
+        if offset < len(other) and own[offset] != other[offset]:
+            places = asked.places[row : row + 1]
+            return replace(asked, places=places, tokens=own[here], rivals=other[here], against=against)
     raise InputError("the answer and against= begin alike, and one of them ends there: give answers that differ")
