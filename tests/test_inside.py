@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_language import PROMPT, byte_level, word_pieces
+from test_language import PROMPT, bart, byte_level, t5, word_pieces
 
 import fxlrp
 from fxlrp.errors import ConditionError, InputError
@@ -155,6 +155,54 @@ def test_masked_models_have_an_inside():
     assert len(inside.residual) == 3
 
 
+@pytest.fixture(scope="module", params=[t5, pytest.param(bart, marks=pytest.mark.slow)])
+def pair(request):
+    """An encoder and a decoder."""
+    tokenizer = word_pieces()
+    torch.manual_seed(0)
+    lm = fxlrp.language_model(request.param(tokenizer).double().eval(), tokenizer, "attnlrp")
+    return lm, lm.explain(PROMPT, "Rome is it"), lm.inside(PROMPT, "Rome is it", stack="encoder"), lm.inside(
+        PROMPT, "Rome is it"
+    )
+
+
+def test_an_encoder_and_a_decoder_have_an_inside_each(pair):
+    lm, story, encoder, decoder = pair
+    first = story.text.answer - 1
+    assert (len(encoder.tokens), len(decoder.tokens)) == (first, len(story.text.ids) - 1 - first)
+    for inside, columns in ((encoder, slice(first)), (decoder, slice(first, -1))):
+        layers = len(inside.residual) - 1
+        assert inside.heads.shape == (layers, 2, len(inside.tokens))
+        if "hook_resid_mid_cross" in "".join(inside.amounts):
+            assert inside.cross_heads.shape == inside.heads.shape
+        if lm.model.config.model_type == "t5":  # the stream of BART begins behind a norm
+            torch.testing.assert_close(inside.residual[0], story.total()[columns], atol=1e-5, rtol=1e-4)
+    stream = decoder["decoder.0.hook_resid_mid_cross"] - decoder["decoder.0.hook_resid_mid"]
+    assert stream.abs().max() > 1e-6  # what looks at the encoder is between the two
+    written = decoder["decoder.0.hook_cross_attn_out"]
+    torch.testing.assert_close(decoder.cross_heads[0].sum(0), written, atol=1e-5, rtol=1e-3)
+    assert {name[0] for name, _ in encoder.top_heads()} == {"E"}
+    assert {name[:1] + name[2] for name, _ in decoder.top_heads()} == {"DH", "DX"}
+    with pytest.raises(InputError, match="no head looks"):
+        _ = encoder.cross_heads
+    with pytest.raises(InputError, match="choose 'encoder' or 'decoder'"):
+        lm.inside(PROMPT, "Rome", stack="both")
+
+
+def test_what_an_encoder_receives_flows_through_the_heads_that_look_at_it(pair):
+    lm, story, *_ = pair
+    layers = range(len(lm.inside(PROMPT, "Rome is it").residual) - 1)
+    through = lm.explain(PROMPT, "Rome is it", conditions=[f"D{layer}X{head}" for layer in layers for head in (0, 1)])
+    first = story.text.answer - 1
+    torch.testing.assert_close(through.matrix[:, :first], story.matrix[:, :first], atol=1e-5, rtol=1e-4)
+    ids, given = story.text.ids[None, :first], story.text.ids[None, first:-1]
+    before = lm.model(input_ids=ids, decoder_input_ids=given).logits
+    with lm.ablated([f"D{layer}X{head}" for layer in layers for head in (0, 1)]):
+        silent, other = (lm.model(input_ids=some, decoder_input_ids=given).logits for some in (ids, ids.flip(1)))
+        torch.testing.assert_close(silent, other)  # nothing of the encoder arrives
+    assert torch.equal(lm.model(input_ids=ids, decoder_input_ids=given).logits, before)
+
+
 def test_what_is_inside_is_data_and_a_picture(inside):
     pytest.importorskip("polars")
     pytest.importorskip("matplotlib")
@@ -174,6 +222,8 @@ def test_what_goes_wrong_inside_says_what_to_write(lm, inside):
             lm.explain(PROMPT, "Rome", conditions=conditions)
     with pytest.raises(InputError, match=r"0 to \d"):
         lm.inside(PROMPT, "Rome", row=9)
+    with pytest.raises(InputError, match="this one has one stack"):
+        lm.inside(PROMPT, "Rome", stack="decoder")
     with pytest.raises(InputError, match="choose one of blocks"):
         inside["blocks.7.attn.hook_z"]
     with pytest.raises(InputError, match="no attention on a skip"):

@@ -19,22 +19,29 @@ from fxlrp.vocabulary import Kind
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
+DECODER_INPUT = "decoder_input_ids"
+"""The input of transformers' models that only their decoder reads."""
+
+BlockKind = Literal["attn", "cross_attn", "mlp"]
+
 
 @dataclass(frozen=True)
 class Block:
     """An attention or a perceptron of a layer.
 
     Attributes:
-        layer: the number of the layer.
-        kind: ``"attn"`` or ``"mlp"``.
+        stack: ``"blocks"``, or ``"encoder"`` or ``"decoder"`` of a model that has both.
+        layer: the number of the layer in its stack.
+        kind: ``"attn"``, ``"cross_attn"``, which looks at the tokens of the encoder, or ``"mlp"``.
         before, after: the nodes of the residual stream before and behind the join.
         out: the node whose value is added to the stream.
         units: the node whose features are the results of the heads, one after the other, or the neurons.
         module: the path of the layer that reads the units.
     """
 
+    stack: str
     layer: int
-    kind: Literal["attn", "mlp"]
+    kind: BlockKind
     before: str
     after: str
     out: str
@@ -50,23 +57,39 @@ def blocks_of(graph: fx.Graph, joins: Sequence[Join]) -> list[Block]:
         joins: its joins.
     """
     nodes = {node.name: node for node in graph.nodes}
+    decoder = _behind(nodes[DECODER_INPUT]) if DECODER_INPUT in nodes else set()
     found: list[Block] = []
-    layers: dict[str, int] = {}
+    layers: dict[str, dict[str, int]] = {}
     for join in joins:
-        if join.kind != IDENTITY or join.fork is None:
-            continue
         number = _NUMBER.search(join.path)
-        if number is None:
+        if join.kind != IDENTITY or number is None:
             continue
-        stack = join.path[: number.start()]  # of several stacks of layers the numbers begin anew
-        layer = layers.setdefault(f"{stack} {number[1]}", len(layers))
-        fork = nodes[join.fork]
+        stack = "blocks" if not decoder else "decoder" if nodes[join.name] in decoder else "encoder"
+        if join.fork is None and stack != "decoder":
+            continue
+        # Of several stacks of layers in modules of their own the numbers begin anew.
+        of_stack = layers.setdefault(stack, {})
+        layer = of_stack.setdefault(f"{join.path[: number.start()]} {number[1]}", len(of_stack))
+        fork = nodes[join.fork or join.skip]
         for out, last in _written(nodes[join.residual], fork):
             (_, units), *more = facts(last).operands
-            if not more:
-                kind: Literal["attn", "mlp"] = "attn" if _attends(units, fork) else "mlp"
+            attends = _attends(units, fork)
+            if not more and (attends or join.fork is not None):
+                # Values of another stack make no skip: what is added has not forked off the stream.
+                kind: BlockKind = "mlp" if not attends else "attn" if join.fork is not None else "cross_attn"
                 module = facts(last).origin.path
-                found.append(Block(layer, kind, join.skip, join.name, out.name, units.name, module))
+                found.append(Block(stack, layer, kind, join.skip, join.name, out.name, units.name, module))
+    return found
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """The nodes whose values depend on this one."""
+    waiting, found = [node], set[fx.Node]()
+    while waiting:
+        for user in waiting.pop().users:
+            if user not in found:
+                found.add(user)
+                waiting.append(user)
     return found
 
 

@@ -19,9 +19,12 @@ from fxlrp.language.text import shown
 
 Conditions = Mapping[str, Sequence[int]] | Sequence[str]
 """Units inside a model: their numbers by the name of TransformerLens, or names such as L5H3 and L7N120."""
-_UNIT = re.compile(r"L(\d+)([HN])(\d+)")
-_HOOKS = {"attn": "attn.hook_z", "mlp": "mlp.hook_post"}
-_OUT = {"attn": "hook_attn_out", "mlp": "hook_mlp_out"}
+_UNIT = re.compile(r"([LED])(\d+)([HXN])(\d+)")
+_STACKS = {"blocks": "L", "encoder": "E", "decoder": "D"}
+_KINDS = {"attn": "H", "cross_attn": "X", "mlp": "N"}
+_HOOKS = {"attn": "attn.hook_z", "cross_attn": "cross_attn.hook_z", "mlp": "mlp.hook_post"}
+_OUT = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
+_MIDDLE = ("hook_resid_mid", "hook_resid_mid_cross")
 
 
 class Units:
@@ -30,7 +33,7 @@ class Units:
     Args:
         blocks: as :func:`~fxlrp.language.blocks.blocks_of` finds them.
         shapes: of all values, by the name of the node.
-        heads: how many heads an attention has.
+        heads: by the name of a stack, how many heads its attentions have.
 
     Raises:
         InputError: there is no attention on a skip.
@@ -40,43 +43,50 @@ class Units:
         modules: by the name of units, the path of the module that reads them.
     """
 
-    def __init__(self, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], heads: int) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, int]
+    ) -> None:
         if all(block.kind != "attn" for block in blocks):
             raise InputError("what is inside is told of transformers; no attention on a skip is found in this model")
         self.shapes, self.heads = shapes, heads
         self.hooks: dict[str, str] = {}
-        self.modules = {f"blocks.{block.layer}.{_HOOKS[block.kind]}": block.module for block in blocks}
-        for layer, group in groupby(blocks, key=lambda block: block.layer):
-            of_layer = list(group)
-            self.hooks[f"blocks.{layer}.hook_resid_pre"] = of_layer[0].before
-            if of_layer[-1].before != of_layer[0].before:
-                self.hooks[f"blocks.{layer}.hook_resid_mid"] = of_layer[-1].before
+        self.modules = {f"{block.stack}.{block.layer}.{_HOOKS[block.kind]}": block.module for block in blocks}
+        for (stack, layer), group in groupby(blocks, key=lambda block: (block.stack, block.layer)):
+            of_layer, name = list(group), f"{stack}.{layer}"
+            streams = list(dict.fromkeys(block.before for block in of_layer))
+            for hook, stream in zip(("hook_resid_pre", *_MIDDLE), streams, strict=False):
+                self.hooks[f"{name}.{hook}"] = stream
             for block in of_layer:
-                self.hooks[f"blocks.{layer}.{_HOOKS[block.kind]}"] = block.units
-                self.hooks[f"blocks.{layer}.{_OUT[block.kind]}"] = block.out
-            self.hooks[f"blocks.{layer}.hook_resid_post"] = of_layer[-1].after
+                self.hooks[f"{name}.{_HOOKS[block.kind]}"] = block.units
+                self.hooks[f"{name}.{_OUT[block.kind]}"] = block.out
+            self.hooks[f"{name}.hook_resid_post"] = of_layer[-1].after
 
     @property
-    def nodes(self) -> list[str]:
-        """The nodes whose relevance is wanted."""
-        return list(dict.fromkeys(self.hooks.values()))
+    def stacks(self) -> list[str]:
+        """Their names."""
+        return list(dict.fromkeys(hook.split(".")[0] for hook in self.hooks))
 
-    def amounts(self, found: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    def nodes(self, stack: str) -> list[str]:
+        """The nodes of a stack whose relevance is wanted."""
+        return list(dict.fromkeys(node for hook, node in self.hooks.items() if hook.startswith(f"{stack}.")))
+
+    def amounts(self, stack: str, found: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
         """By the name of TransformerLens, relevance of each token, (tokens,), or of its units, (tokens, units).
 
         Where units are not of one token each, as those of experts, there are none.
 
         Args:
+            stack: of whose blocks.
             found: by the name of the node, (explained tokens, *shape of the value); these are summed.
-            tokens: how many tokens the model was given.
+            tokens: how many tokens the stack was given.
         """
         amounts = {}
         for hook, node in self.hooks.items():
-            if math.prod(self.shapes[node][:-1]) != tokens:
+            if not hook.startswith(f"{stack}.") or math.prod(self.shapes[node][:-1]) != tokens:
                 continue
             amount = found[node].detach().float().sum(0).reshape(tokens, -1).cpu()
             if hook.endswith("hook_z"):
-                amounts[hook] = amount.reshape(tokens, self.heads, -1).sum(-1)
+                amounts[hook] = amount.reshape(tokens, self.heads[stack], -1).sum(-1)
             else:
                 amounts[hook] = amount if hook.endswith("hook_post") else amount.sum(-1)
         return amounts
@@ -91,9 +101,10 @@ class Units:
         for hook, units in _by_hook(conditions).items():
             if hook not in self.modules:
                 known = ", ".join(list(self.modules)[:4])
-                raise ConditionError(f"{hook!r} has no units: write L5H3, L7N120, or one of {known}, …")
+                letter = _STACKS[self.stacks[-1]]
+                raise ConditionError(f"{hook!r} has no units: write {letter}5H3, {letter}7N120, or one of {known}, …")
             width = self.shapes[self.hooks[hook]][-1]
-            count = self.heads if hook.endswith("hook_z") else width
+            count = self.heads[hook.split(".")[0]] if hook.endswith("hook_z") else width
             mask = torch.ones(count)
             for unit in units:
                 if isinstance(unit, bool) or not isinstance(unit, int) or not 0 <= unit < count:
@@ -113,24 +124,29 @@ def _by_hook(conditions: Conditions) -> dict[str, list[int]]:
             match = _UNIT.fullmatch(name) if isinstance(name, str) else None
             if match is None:
                 raise ConditionError(f"{name!r} names no unit: a head is written L5H3 and a neuron L7N120")
-            hook = f"blocks.{match[1]}.{_HOOKS['attn' if match[2] == 'H' else 'mlp']}"
-            found.setdefault(hook, []).append(int(match[3]))
+            stack, kind = _named(_STACKS, match[1]), _named(_KINDS, match[3])
+            found.setdefault(f"{stack}.{match[2]}.{_HOOKS[kind]}", []).append(int(match[4]))
     if not any(found.values()):
         raise ConditionError("conditions= names no unit: leave it out to explain without")
     return found
 
 
+def _named(letters: Mapping[str, str], letter: str) -> str:
+    return next(name for name, each in letters.items() if each == letter)
+
+
 @dataclass(frozen=True)
 class Inside:
-    """Relevance inside a model, for the tokens of an answer that were explained.
+    """Relevance inside a model, or inside its encoder or decoder, for the tokens of an answer that were explained.
 
     ``inside["blocks.5.attn.hook_z"]`` is what a name of TransformerLens means: (tokens, heads) for ``attn.hook_z``,
     (tokens, neurons) for ``mlp.hook_post``, (tokens,) for the residual stream (``hook_resid_pre``, ``_mid``, ``_post``)
-    and for what a block adds to it (``hook_attn_out``, ``hook_mlp_out``).
+    and for what a block adds to it (``hook_attn_out``, ``hook_mlp_out``). Of an encoder or a decoder names begin with
+    ``encoder`` or ``decoder`` in place of ``blocks``; a decoder has ``cross_attn.hook_z`` too.
 
     Attributes:
         amounts: all of these, by name.
-        tokens: the tokens that the model was given, in words.
+        tokens: the tokens that the model, or this part of it, was given, in words.
         answer: the tokens that are explained, as text.
     """
 
@@ -149,6 +165,18 @@ class Inside:
         return torch.stack([amount.T for _, amount in self._of("attn.hook_z")])
 
     @property
+    def cross_heads(self) -> Tensor:
+        """(layers, heads, tokens): the same of the heads of a decoder that look at the tokens of the encoder.
+
+        Raises:
+            InputError: there are none.
+        """
+        found = self._of("cross_attn.hook_z")
+        if not found:
+            raise InputError("no head looks at the tokens of an encoder: those of a decoder do")
+        return torch.stack([amount.T for _, amount in found])
+
+    @property
     def neurons(self) -> tuple[Tensor, ...]:
         """For each layer (neurons, tokens)."""
         return tuple(amount.T for _, amount in self._of("mlp.hook_post"))
@@ -160,12 +188,16 @@ class Inside:
         return torch.stack([amount for _, amount in self._of("hook_resid_pre") + last])
 
     def top_heads(self, count: int = 10) -> list[tuple[str, float]]:
-        """The heads with the largest sums over tokens by magnitude, as ``("L5H3", relevance)``."""
-        return self._top("attn.hook_z", "H", count, None)
+        """The heads with the largest sums over tokens by magnitude, as ``("L5H3", relevance)``.
+
+        The letters are ``L``, of a decoder ``D``, of an encoder ``E``; heads that look at the encoder are ``"D5X3"``.
+        """
+        both = self._top("attn", count, None) + self._top("cross_attn", count, None)
+        return sorted(both, key=lambda pair: -abs(pair[1]))[:count]
 
     def top_neurons(self, count: int = 10, token: int | None = None) -> list[tuple[str, float]]:
         """The neurons with the largest relevance by magnitude, at one token or summed, as ``("L7N120", relevance)``."""
-        return self._top("mlp.hook_post", "N", count, token)
+        return self._top("mlp", count, token)
 
     def to_frame(self) -> Any:
         """A ``polars.DataFrame`` of the residual stream, of blocks and of heads; neurons are left out.
@@ -226,12 +258,12 @@ class Inside:
     def _of(self, ending: str) -> list[tuple[str, Tensor]]:
         return [(name, amount) for name, amount in self.amounts.items() if name.endswith(f".{ending}")]
 
-    def _top(self, ending: str, letter: str, count: int, token: int | None) -> list[tuple[str, float]]:
+    def _top(self, kind: str, count: int, token: int | None) -> list[tuple[str, float]]:
         if token is not None and not -len(self.tokens) <= token < len(self.tokens):
             raise InputError(f"token={token}: there are {len(self.tokens)}")
         named = [
-            (f"L{_layer(name)}{letter}{unit}", float(values[unit]))
-            for name, amount in self._of(ending)
+            (f"{_STACKS[name.split('.')[0]]}{_layer(name)}{_KINDS[kind]}{unit}", float(values[unit]))
+            for name, amount in self._of(_HOOKS[kind])
             for values in [amount.sum(0) if token is None else amount[token]]
             for unit in values.abs().topk(min(count, len(values))).indices.tolist()
         ]

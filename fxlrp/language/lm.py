@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxlrp.common.errors import InputError, StartError
 from fxlrp.compiler import compile
 from fxlrp.language.asked import Asked, Asking, kind_of
-from fxlrp.language.blocks import blocks_of
+from fxlrp.language.blocks import DECODER_INPUT, blocks_of
 from fxlrp.language.inside import Conditions, Inside, Units
 from fxlrp.language.places import AtPlace, codes
 from fxlrp.language.story import Story
@@ -120,7 +120,7 @@ class LanguageModel:
     def inside(
         self, prompt: str | None = None, answer: str | None = None, *,
         messages: Sequence[Mapping[str, str]] | None = None, against: str | None = None, max_new_tokens: int = 40,
-        row: int | None = None, at_once: int = _AT_ONCE,
+        row: int | None = None, stack: str | None = None, at_once: int = _AT_ONCE,
     ) -> Inside:  # fmt: skip
         """The relevance of attention heads, neurons, layers, and the residual stream, at every token.
 
@@ -131,27 +131,30 @@ class LanguageModel:
             against: likewise.
             max_new_tokens: likewise.
             row: the number of the token of the answer that is explained; ``None``: all of them, summed.
+            stack: ``"encoder"`` or ``"decoder"`` of a model that has both; ``None``: its decoder.
             at_once: how many tokens are explained at once, which bounds the memory.
 
         Raises:
             InputError: there is nothing to explain, or no block of a transformer is found.
             CaptureError: the model cannot be captured, at the first call.
         """
+        stack = self._stack(stack)
         asked = self._asked(prompt, answer, messages, against, max_new_tokens)
         inputs, wanted, tokens, _ = self._call(asked)
         if row is not None:
             if not 0 <= row < len(tokens):
                 raise InputError(f"row={row}: {len(tokens)} token(s) are explained, 0 to {len(tokens) - 1}")
             wanted, tokens = wanted[:, row : row + 1], tokens[row : row + 1]
-        count = asked.given["input_ids"].shape[0]
         self.explainer.explain((), inputs, target=wanted[:, :1])  # reads the model, for sizes like these
-        units = self._units()
+        units, names = self._units(), self._names(asked)
+        read = len(asked.given["input_ids"])
+        names = names[read : read + len(asked.given[DECODER_INPUT])] if stack == "decoder" else names[:read]
         amounts: dict[str, Tensor] = {}
         for some in torch.split(wanted, at_once, dim=1):
-            found = self.explainer.relevance_of(nodes=units.nodes, target=some, **inputs)
-            for name, amount in units.amounts(found, count).items():
+            found = self.explainer.relevance_of(nodes=units.nodes(stack), target=some, **inputs)
+            for name, amount in units.amounts(stack, found, len(names)).items():
                 amounts[name] = amounts[name] + amount if name in amounts else amount
-        return Inside(amounts, self._names(asked)[:count], self.tokenizer.decode(tokens))
+        return Inside(amounts, names, self.tokenizer.decode(tokens))
 
     @contextmanager
     def ablated(self, conditions: Conditions) -> Iterator[None]:
@@ -177,15 +180,25 @@ class LanguageModel:
     ) -> Asked:  # fmt: skip
         return Asking(self.model, self.kind, self.tokenizer).asked(prompt, answer, messages, against, most)
 
+    def _stack(self, stack: str | None) -> str:
+        """The name of a stack of blocks."""
+        if self.kind != "seq2seq":
+            if stack is not None:
+                raise InputError(f"stack={stack!r} is of a model with an encoder and a decoder; this one has one stack")
+            return "blocks"
+        if stack not in (None, "encoder", "decoder"):
+            raise InputError(f"stack={stack!r}: choose 'encoder' or 'decoder'")
+        return stack or "decoder"
+
     def _units(self) -> Units:
         """The units inside the model, which was read before.
 
         Raises:
             InputError: none are found.
         """
-        if self.kind == "seq2seq":
-            raise InputError("what is inside is told of models with one stack of layers, causal or masked")
-        heads = getattr(self.model.config, "num_attention_heads", 1)
+        config = self.model.config
+        heads = {stack: getattr(config, f"{stack}_attention_heads", getattr(config, "num_attention_heads", 1))
+                 for stack in ("blocks", "encoder", "decoder")}  # fmt: skip
         return Units(blocks_of(self.explainer.model_graph, self.explainer.joins), self.explainer.shapes, heads)
 
     def _call(self, asked: Asked) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
