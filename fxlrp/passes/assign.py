@@ -15,7 +15,7 @@ from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind
 from fxlrp.passes.layers import channels
 from fxlrp.presets import Preset
-from fxlrp.presets.preset import SERVED, Served
+from fxlrp.presets.preset import SERVED, SPACELESS, Served
 from fxlrp.rules.rule import Rule, families
 from fxlrp.rules.split import ResidualOnly, SplitRule
 from fxlrp.rules.starts import OF_CLASSES
@@ -79,6 +79,8 @@ class Assign(Pass):
             self._take_over(self.preset.attention)
             if any(facts(node).source is not None for node in module.graph.nodes if node.op == "call_function"):
                 self._take_over(self.preset.tokens)
+        elif not any(operation_of(facts(node)).sees_pictures for node in nodes if facts(node).operation is not None):
+            self._take_over(self.preset.without_pictures)
         check_overrides(self.asked, nodes)
         for node in nodes:
             node_facts = facts(node)
@@ -133,7 +135,8 @@ class Assign(Pass):
         if late is not None and node_facts.after_joins >= late[0]:
             return late[1], f"{reason}: after join {late[0]}"
         if preset.coarse is not None and node_facts.stride >= preset.coarse[0]:
-            return preset.coarse[1], f"{reason}: from stride {preset.coarse[0]} on"
+            where = "without space" if preset.coarse[0] == SPACELESS else f"from stride {preset.coarse[0]} on"
+            return preset.coarse[1], f"{reason}: {where}"
         if node_facts.activated and preset.activated is not None:
             return preset.activated, f"{reason}: activated"
         if convolution and preset.convolution is not None:
@@ -196,7 +199,7 @@ def check_preset(preset: Preset) -> None:
     if preset.start not in OF_CLASSES:
         choices = " or ".join(map(repr, OF_CLASSES))
         raise RuleError(f"preset {preset.name}: start={preset.start!r}, and start takes {choices}")
-    for other in (preset.attention, preset.tokens):
+    for other in (preset.attention, preset.tokens, preset.without_pictures):
         if other is not None:
             check_preset(other)
 

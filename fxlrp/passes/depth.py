@@ -8,11 +8,9 @@ from torch import fx
 
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import facts
+from fxlrp.presets.preset import SPACELESS
 from fxlrp.vocabulary import Kind
 from fxlrp.vocabulary.operation import per_axis
-
-SPACELESS = 2**30
-"""The stride of a linear layer that no spatial axis reaches."""
 
 _GATHERS = ("flatten", "reshape", "view", "mean", "sum", "amax")
 """Operations after which a linear layer sees no space any more; a convolution that follows shows that it was there."""

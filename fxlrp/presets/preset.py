@@ -18,6 +18,10 @@ from fxlrp.rules.split import RatioSplit
 from fxlrp.vocabulary import Kind
 
 
+SPACELESS = 2**30
+"""The stride of a linear layer that no axis of space reaches."""
+
+
 class Served(NamedTuple):
     """The operations that a field of a preset has the rule for.
 
@@ -53,7 +57,8 @@ class Preset:
         classifier: the rule of the layer that reads the classes off the features; ``None``: as the others.
         late: ``(n, rule)``: the rule of linear operations after the n-th join; ``None``: as the others.
         coarse: ``(stride, rule)``: the rule of linear operations where space is reduced by at least so much, or gone,
-            such as 16 for the last two stages of a ResNet and hidden layers of a head; ``None``: as the others.
+            such as 16 for the last two stages of a ResNet and hidden layers of a head, and :data:`SPACELESS` for
+            layers that no axis of space reaches; ``None``: as the others.
         activated: the rule of layers whose output goes into an activation or a gate, such as the first layer of a
             transformer's MLP; ``None``: as the others.
         selection: the rule of max pooling.
@@ -69,13 +74,15 @@ class Preset:
             are; ``None``: this one.
         tokens: the preset that takes its place again where such a model looks token numbers up in an embedding;
             ``None``: this one.
+        without_pictures: the preset that takes the place of this one in models of tables, series and tokens: those
+            without such products, and without a convolution or pool over two axes or more; ``None``: this one.
         start: what ``start="auto"`` means for the logits of several classes, ``"probability"`` or ``"log_odds"``.
         rules: exceptions, by name pattern, module type, operation or kind of join, as
             ``compile(rules=…)`` takes them.
 
     Raises:
-        RuleError: ``late`` or ``coarse`` is no pair of a positive number and a rule, or ``attention`` or ``tokens`` no
-            preset.
+        RuleError: ``late`` or ``coarse`` is no pair of a positive number and a rule, or ``attention``, ``tokens`` or
+            ``without_pictures`` no preset.
     """
 
     name: str
@@ -90,6 +97,7 @@ class Preset:
     activated: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     attention: Preset | None = None
     tokens: Preset | None = None
+    without_pictures: Preset | None = None
     selection: Rule = field(default_factory=WindowAverage, metadata=serves(Kind.SELECTION))
     split: Rule = field(default_factory=RatioSplit, metadata=serves(Kind.JOIN))
     gate: Rule = field(default_factory=ToSignal, metadata=serves(Kind.GATE))
@@ -108,7 +116,7 @@ class Preset:
             pair = isinstance(value, tuple) and len(value) == 2
             if value is not None and not (pair and isinstance(value[0], int) and value[0] is not True and value[0] > 0):
                 raise RuleError(f"{name}={value!r}: give a positive number and a rule, such as (16, Gamma(0.25))")
-        for name in ("attention", "tokens"):
+        for name in ("attention", "tokens", "without_pictures"):
             value = getattr(self, name)
             if not isinstance(value, Preset | None):
                 raise RuleError(f"{name}={value!r}: give a Preset")

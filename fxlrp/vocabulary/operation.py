@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,6 +12,8 @@ from torch import nn
 
 SHAPE = "fxlrp shape"
 """Where a node of the canonical graph keeps the shape that the capture knew of a value without signal."""
+
+_PICTURES = re.compile("[23]d")
 
 Arguments = dict[str, Any]
 """The arguments of a call by their schema names, defaults filled in; tensors may be proxies."""
@@ -133,6 +136,11 @@ class Operation:
     def is_convolution(self) -> bool:
         """Whether it is a convolution, transposed or not."""
         return self.name.startswith("conv")
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether it looks along two axes of space or more, as convolutions and pools of pictures and volumes do."""
+        return _PICTURES.search(self.name) is not None
 
     def operand_names(self) -> tuple[str, ...]:
         """The schema names of the arguments that can carry signal: by default the first."""
