@@ -10,6 +10,7 @@ from token_nets import WIDTH, RandomTokens
 from torch import nn
 
 import fxlrp
+from examples.evaluation import without_pictures
 from fxlrp.evaluation.grid_pointing import point
 from fxlrp.passes.depth import SPACELESS
 from fxlrp.passes.facts import facts
@@ -97,10 +98,72 @@ def test_hidden_layers_of_a_head_run_the_gamma_rule():
     rules = {row.node: row.rule for row in explainer.summary()}
     assert rules["out"] == repr(Epsilon(0, bias="share", vanishing="rescale"))
     assert rules["hidden"] == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
-    assert rules["mixed"] == "ZPlus()"
+    assert rules["mixed"] == "Absolute()"
     strides = {node.name: facts(node).stride for node in explainer.model_graph.nodes}
     assert strides["mixed"] == 1
     assert strides["hidden"] == SPACELESS
+
+
+BOUNDED = repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
+
+
+class Sequences(nn.Module):
+    """A recurrent layer over what a convolution finds in a series, or in words."""
+
+    def __init__(self, first=None):
+        super().__init__()
+        self.first = nn.Embedding(7, 4) if first is None else first
+        self.conv, self.layer = nn.Conv1d(4, 5, 3), nn.GRU(5, 6, batch_first=True)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        found = self.conv(self.first(x).transpose(1, 2)).relu().transpose(1, 2)
+        return self.out(self.layer(found)[0][:, -1])
+
+
+@pytest.mark.parametrize(("model", "x", "places"), [
+    (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)),
+     torch.randn(3, 4, dtype=DOUBLE), ["0", "3"]),
+    (Sequences(nn.Identity()), torch.randn(3, 9, 4, dtype=DOUBLE), ["conv", "layer"]),
+    (Sequences(), torch.randint(0, 7, (3, 9)), ["conv", "layer"]),
+], ids=["table", "series", "words"])  # fmt: skip
+def test_without_pictures_the_sign_of_an_input_counts_and_all_of_it_arrives(model, x, places):
+    model = model.double().eval()
+    explainer = fxlrp.compile(model)
+    _, ledger = assert_adds_up(explainer, x)
+    assert not any(amount.any() for amount in ledger.absorbed.values())
+    rules = {row.path: row.rule for row in explainer.summary() if row.rule}
+    assert all(BOUNDED in rules[place] for place in places)
+
+
+def test_a_picture_keeps_the_rules_of_pictures_before_a_recurrent_layer():
+    class Spectrogram(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
+            self.layer, self.out = nn.LSTM(2 * 4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            found = self.second(self.conv(x).relu()).relu()
+            return self.out(self.layer(found.flatten(1, 2).transpose(1, 2))[0][:, -1])
+
+    explainer = fxlrp.compile(Spectrogram().double().eval())
+    assert_adds_up(explainer, torch.randn(2, 1, 8, 9, dtype=DOUBLE))
+    rules = {row.path: row.rule for row in explainer.summary() if row.rule}
+    assert (rules["conv"], rules["second"]) == ("WPlus()", "Absolute()")
+    assert BOUNDED in rules["layer"]
+
+
+@pytest.mark.parametrize("name", ["mlp", pytest.param("lstm of words", marks=pytest.mark.slow)])
+def test_relevance_orders_the_columns_of_a_table_as_leaving_them_out_does(name):
+    draw, make = without_pictures.MODELS[name]
+    torch.manual_seed(0)
+    model, items = without_pictures.trained(make, draw(2000), 300), draw(60)
+    fallen = without_pictures.falls(model, items.inputs, model(items.inputs).argmax(1))
+    found, plain = (without_pictures.figures(model, preset, items, fallen) for preset in ("evidence", "conserving"))
+    assert found[0] > 0.6 > plain[0] + 0.2  # order
+    assert found[1] > plain[1] + 0.1  # share of the known truth
+    assert found[2] < 2.5  # bound
 
 
 def test_maps_of_a_trained_network_point_at_the_class_that_is_asked_for():

@@ -15,7 +15,8 @@ from fxlrp.presets.composites import (
     excitation_backprop,
     guided_backprop,
 )
-from fxlrp.presets.conserving import CONSERVING, CONSERVING_GAMMA, EVIDENCE, OTSUKI2024, OTSUKI2024_MIXTURE
+from fxlrp.presets.conserving import CONSERVING, CONSERVING_GAMMA, OTSUKI2024, OTSUKI2024_MIXTURE
+from fxlrp.presets.evidence import EVIDENCE
 from fxlrp.presets.preset import Preset
 
 PRESETS: dict[str, Preset] = {

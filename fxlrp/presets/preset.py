@@ -17,7 +17,6 @@ from fxlrp.rules.selection import WindowAverage
 from fxlrp.rules.split import RatioSplit
 from fxlrp.vocabulary import Kind
 
-
 SPACELESS = 2**30
 """The stride of a linear layer that no axis of space reaches."""
 
