@@ -115,11 +115,13 @@ def test_strides_add_up_from_the_input():
 
 def test_rules_by_depth_are_told_in_the_summary_and_conserve():
     model = torchvision.models.resnet18(num_classes=5).double().eval()
-    explainer = fxlrp.compile(model, "evidence", start="log_odds")
+    late = Gamma(1.0, stabilizer=0, vanishing="rescale")
+    preset = fxlrp.Preset("mine", classifier=Epsilon(0, bias="share", vanishing="rescale"), coarse=(32, late))
+    explainer = fxlrp.compile(model, preset, start="log_odds")
     rows = {row.node: row for row in explainer.summary()}
     assert rows["fc"].rule == repr(Epsilon(0, bias="share", vanishing="rescale"))
-    assert rows["fc"].reason == "preset evidence: classifier"
-    assert rows["layer4_0_conv1"].rule == repr(Gamma(1.0, stabilizer=0, vanishing="rescale"))
+    assert rows["fc"].reason == "preset mine: classifier"
+    assert rows["layer4_0_conv1"].rule == repr(late)
     assert "from stride 32 on" in rows["layer4_0_conv1"].reason
     assert rows["layer3_0_conv1"].rule == "ZPlus()"
     assert_conserves(explainer, torch.randn(2, 3, 64, 64, dtype=torch.float64))

@@ -14,7 +14,7 @@ from torch import nn
 
 import fxlrp
 from fxlrp.errors import CaptureError, InputError, PatternError, RuleError, StartError, TargetError
-from fxlrp.rules import Epsilon, Pass, RatioSplit, SymmetricSplit, WPlus, ZPlus
+from fxlrp.rules import Absolute, Epsilon, Pass, RatioSplit, SymmetricSplit, WPlus
 
 PLAN = NetPlan([BlockPlan(), BlockPlan(skip="projection", stride=2, squeeze=True), BlockPlan(skip="dense")])
 
@@ -215,7 +215,7 @@ def test_the_most_specific_override_wins(model):
 def test_a_module_name_means_all_that_is_in_it(model):
     rules = rules_of(model, rules={"blocks.1": Epsilon(1e-2)})
     assert {r for n, r in rules.items() if n.startswith("blocks_1_") and "conv" in n} == {repr(Epsilon(1e-2))}
-    assert rules["blocks_0_conv1"] == repr(ZPlus())
+    assert rules["blocks_0_conv1"] == repr(Absolute())
     assert rules["stem"] == repr(WPlus())
 
 
