@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import ExportError, InputError, TargetError
+from fxlrp.errors import CaptureError, ExportError, InputError, TargetError
 
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 6], [1, 2, 0, 4, 5, 3, 2, 6]])
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 1])
@@ -229,3 +229,43 @@ def test_a_sparse_matrix_is_as_the_dense_one(how, kept):
     )
     assert torch.allclose(found.output, wanted.output)
     assert torch.allclose(found.by_input["x"], wanted.by_input["x"])
+
+
+class AsExported(nn.Module):
+    """Computes something else while it is exported."""
+
+    def forward(self, x, edges):
+        if torch.compiler.is_exporting():
+            x = x.relu()
+        return x.new_zeros(x.shape).index_add(0, edges[1], x[edges[0]]) / len(edges[0])
+
+
+def test_a_graph_that_cannot_be_read_is_not_read_for_ever():
+    captured = fxlrp.capture(AsExported().eval())
+    with pytest.raises(CaptureError, match="something else than the model"):
+        fxlrp.compile(captured, batch=None)(torch.randn(7, 4), EDGES)
+    assert captured.reads == 2  # for these sizes and others, and for these alone
+
+
+class RelationNet(nn.Module):
+    """A matrix for each kind of edge, all of them made of a few."""
+
+    def __init__(self):
+        super().__init__()
+        self.shares, self.bases = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 4, 8))
+        self.bias, self.head = nn.Parameter(torch.randn(2)), nn.Linear(8, 3)
+
+    def forward(self, x, edges, kinds):
+        table = torch.einsum("kb,bio->kio", self.shares, self.bases)
+        messages = torch.einsum("ei,eio->eo", x[edges[0]], table[kinds]) + (self.shares @ self.bias)[kinds, None]
+        return self.head(x.new_zeros(x.shape[0], 8).index_add(0, edges[1], messages))
+
+
+@pytest.mark.parametrize("preset", ["evidence", "conserving"])
+def test_tables_that_forward_makes_may_have_any_number_of_axes(preset):
+    torch.manual_seed(0)
+    model, given = RelationNet().eval(), (torch.randn(7, 4), EDGES, torch.tensor([0, 1, 2, 2, 1, 0, 0, 1]))
+    explainer = fxlrp.compile(model, preset, batch=None)
+    assert torch.allclose(explainer(*given).output, model(*given), atol=1e-5)
+    ledger = explainer.ledger(*given)
+    assert float(ledger.error.abs().max()) < 1e-5 * float(ledger.start.abs())

@@ -108,8 +108,9 @@ def captured_of(
     integers = frozenset(
         name for name, floating in zip(call.graph_names, call.floating, strict=True) if not floating
     )
-    size = 0 if items.whole else call.count(examples)
-    batches = (1, math.inf) if items.whole else (size, size) if fixed else _batches(program, call)
+    count = call.count(examples)
+    size = 0 if items.whole else count
+    batches = (count, count) if fixed else (1, math.inf) if items.whole else _batches(program, call)
     return Captured(
         graph, model, flat.returns, constants, "export", integers, shapes,
         batches, size, asks_batch or fixed, items=items, questions=questions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from fxlrp.steps.declaration import primitive
 from fxlrp.vocabulary.channel_moves import last
-from fxlrp.vocabulary.operation import Composed, Kind, Operation, Unsupported
+from fxlrp.vocabulary.operation import Composed, Kind, Operation, Unsupported, known_shape
 
 aten = torch.ops.aten
 
@@ -26,10 +27,11 @@ def lower_embedding(input: Any, weight: Any, padding_idx: int | None = None, max
 
 def lower_table(table: Any, index: Any) -> Any:
     """``table[index]``: an embedding, whatever the shape of its entries."""
-    shape = tuple(table.shape) if isinstance(getattr(table, "shape", None), torch.Size) else None
+    shape = known_shape(table)
     if shape is None or len(shape) == 2:
         return aten.embedding.default(table, index)
-    entries = aten.embedding.default(aten.reshape.default(table, [shape[0], -1]), index)
+    rows = [shape[0], -1] if isinstance(shape[0], int) else [-1, math.prod(shape[1:])]
+    entries = aten.embedding.default(aten.reshape.default(table, rows), index)
     return aten.squeeze.dims(entries, [-1]) if len(shape) == 1 else aten.unflatten.int(entries, -1, list(shape[1:]))
 
 

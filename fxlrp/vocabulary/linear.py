@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
 
 from fxlrp.steps import batch_axis
 from fxlrp.steps.convolution import Convolution, TransposedConvolution
@@ -19,16 +18,15 @@ from fxlrp.steps.fourier import fourier_matrix
 from fxlrp.steps.linear_operation import LinearOperation
 from fxlrp.steps.matrix_product import EinsteinSum, GroupedProduct, MatrixProduct
 from fxlrp.vocabulary.channel_moves import behind_batch, last, lost
-from fxlrp.vocabulary.operation import SHAPE, Arguments, Composed, Kind, Operation, Unsupported, per_axis
+from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Unsupported, known_shape, per_axis
 
 aten = torch.ops.aten
 Bindings = tuple[LinearOperation, Any, Any]
 
 
 def _kernel(weight: Any) -> tuple[Any, ...]:
-    """The size of a kernel, where it is known: of a parameter, and of what export computed a weight to be."""
-    computed = isinstance(weight, fx.Proxy) and SHAPE in weight.node.meta
-    return tuple((weight.node.meta[SHAPE] if computed else weight.shape)[2:])
+    """The size of a kernel; nothing where it is not known."""
+    return (known_shape(weight) or ())[2:]
 
 
 def convolution(dims: int) -> Operation:
@@ -40,7 +38,7 @@ def convolution(dims: int) -> Operation:
         if isinstance(padding, str):
             if padding == "same":
                 kernel = _kernel(weight)
-                if not all(isinstance(k, int) for k in kernel):
+                if not kernel or not all(isinstance(k, int) for k in kernel):
                     raise Unsupported("padding='same' with a weight that is computed in the graph")
                 total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
                 if any(t % 2 for t in total):

@@ -62,6 +62,12 @@ class Bound(Enum):
     """Bounded where every operand is."""
 
 
+def known_shape(value: Any) -> tuple[Any, ...] | None:
+    """The shape of a constant: of a parameter or buffer, or of what export computed; ``None``: it is not known."""
+    shape = getattr(getattr(value, "node", None), "meta", {}).get(SHAPE, getattr(value, "shape", None))
+    return tuple(shape) if isinstance(shape, tuple) else None
+
+
 def per_axis(value: Any, dims: int) -> list[Any]:
     """One entry per axis from an int, a sequence of one, or a sequence."""
     values = list(value) if isinstance(value, Sequence) else [value]
