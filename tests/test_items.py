@@ -347,6 +347,7 @@ WIDENED = {
     "expand": lambda self, x: x.expand(3, -1, -1) * self.scale,
     "expand as another": lambda self, x: x.expand_as(self.scale.expand(3, x.shape[0], 6)) * self.scale,
     "repeat": lambda self, x: x.repeat(3, 1, 1) * self.scale,
+    "convolved": lambda self, x: x + torch.conv_tbc(self.scale, self.inner, self.scale[0, 0], 1),
     "mask": lambda self, x: x.masked_fill(self.mask, 0.0),
     "choice": lambda self, x: torch.where(self.mask, x, 0.5),
     "larger of two": lambda self, x: torch.maximum(x.sin(), torch.stack([x, x.tanh(), -x])),

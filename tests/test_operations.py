@@ -11,6 +11,7 @@ import fxlrp
 SERIES, IMAGE, VECTOR = (3, 5, 6), (3, 2, 6, 6), (3, 6)
 INDEX = torch.tensor([0, 1, 0, 2, 1])
 POINTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+KERNELS = POINTS[:3, :, None] * POINTS[1:, None]
 
 
 def spread(h):
@@ -143,6 +144,8 @@ FUNCTIONS = {
     "max_pool2d, dilated windows that reach out": (
         lambda h: F.max_pool2d(h, 3, 2, padding=1, dilation=2, ceil_mode=True), IMAGE
     ),
+    "conv_tbc": (lambda h: torch.conv_tbc(h.movedim(1, 0).contiguous(), KERNELS, POINTS[0], 1).transpose(0, 1), SERIES),
+    "convolution": (lambda h: torch.convolution(h, POINTS[:, :5, None], None, [1], [0], [1], False, [0], 1), SERIES),
     "a chain of matrices": (lambda h: torch.linalg.multi_dot([h, POINTS.T, POINTS[:, :2], POINTS[:2, :4]]), VECTOR),
     "rrelu": (lambda h: F.rrelu(h, 0.1, 0.3), VECTOR),
     "fmin": (lambda h: torch.fmin(h, h.flip(1)) + torch.fmax(h, POINTS[0]), VECTOR),

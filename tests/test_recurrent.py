@@ -232,6 +232,25 @@ def test_states_that_carry_signal_receive():
     assert all(any("gru" not in to and "lstm" not in to for to in row.to) for row in ledger if row.kind == "recurrent")
 
 
+class Captions(nn.Module):
+    """States that begin with what is looked up, and an axis for the layers put in front by its size."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.start = nn.Embedding(5, 4), nn.Linear(4, 6)
+        self.lstm, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, kind, x):
+        state = self.start(self.kinds(kind)).expand(1, -1, -1)
+        return self.head(self.lstm(x, (state, state))[0][:, -1])
+
+
+def test_looked_up_states_are_of_the_item_that_they_are_looked_up_for():
+    explainer = fxlrp.compile(Captions().double().eval(), "conserving")
+    ledger = explainer.ledger(torch.tensor([0, 3, 1]), torch.randn(3, 5, 4, dtype=DOUBLE))
+    assert ledger.error.abs().max() < 1e-9 * ledger.start.abs().max()
+
+
 class Layers(nn.Module):
     def __init__(self):
         super().__init__()

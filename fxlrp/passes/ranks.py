@@ -83,13 +83,14 @@ class Ranks:
             found = Rank(max(each.least for each in tensors), max(each.most for each in tensors))
             vector = name == "matmul" and any(each.least < 2 for each in tensors)
             return Rank(max(found.least - 1, 0), found.most) if vector else found
-        if name.startswith("conv"):
-            dims = int(name[-2])
-            return Rank(dims + 1, dims + 2)
+        if (axes := _CONVOLVED.get(name)) is not None:
+            return Rank(axes + 1, axes + 2)
         if name in _NUMBERS:
             return Rank(0, 0)
         rule = _RANKS.get(name)
         first = next((arg for arg in arguments.values() if isinstance(arg, fx.Node)), node.all_input_nodes[0])
+        if name == "embedding":  # the table is the first argument of ATen's, the second of Python's
+            first = node.args[isinstance(node.target, torch._ops.OpOverload)]  # type: ignore[assignment]
         return UNKNOWN if rule is None else rule(self._found[first], arguments)
 
 
@@ -229,6 +230,9 @@ _SAME = """
     rnn_tanh rnn_relu triu tril upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
 """
 """Operations that keep the rank of their first tensor, beside pools."""
+
+_CONVOLVED = {f"conv{kind}{axes}d": axes for kind in ("", "_transpose") for axes in (1, 2, 3)}
+"""Over how many axes layers convolve, batch and channels not counted."""
 
 _POOLS = [f"{kind}_pool{dims}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for dims in (1, 2, 3)]
 

@@ -95,6 +95,12 @@ def lower_convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: 
     return CONVOLUTIONS[dims + 2].call(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+def lower_time_first(input: Any, weight: Any, bias: Any = None, pad: Any = 0) -> Any:
+    """``conv_tbc``: over the first axis, the batch in the second and channels in the last."""
+    series, kernel = aten.permute.default(input, [1, 2, 0]), aten.permute.default(weight, [2, 1, 0])
+    return aten.permute.default(CONVOLUTIONS[0].call(series, kernel, bias, 1, pad), [2, 0, 1])
+
+
 def bind_linear(a: Arguments, operand: str) -> Bindings:
     return Dense(), a["weight"], a["bias"]
 
@@ -264,7 +270,8 @@ OPERATIONS: list[Operation] = [
 ]
 
 COMPOSED = [
-    Composed(lower_convolution, aten={aten.convolution.default: None}),
+    Composed(lower_convolution, (torch.convolution,), aten={aten.convolution.default: None}),
+    Composed(lower_time_first, (torch.conv_tbc,), aten={aten.conv_tbc.default: None}),
     Composed(lower_chain, (torch.linalg.multi_dot, torch.chain_matmul), (), {
         aten.linalg_multi_dot.default: None, aten.chain_matmul.default: None,
     }),
