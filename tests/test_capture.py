@@ -498,3 +498,33 @@ def test_axes_may_be_counted_from_the_number_of_axes(name):
     explainer = fxlrp.compile(Counting().eval(), "conserving")
     ledger = explainer.ledger(torch.randn(3, 5), target=1)
     assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()
+
+
+class InOtherModes(nn.Module):
+    """What is computed with gradients and without, one in the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, *given):  # which only torch.export follows
+        with torch.enable_grad():
+            hidden = self.first(given[0])
+            with torch.no_grad():
+                gate = hidden.sigmoid()
+                hidden = hidden * gate
+            hidden[:, 0] = 0.5
+            return self.last(hidden), [gate, hidden]
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("output", [0, lambda returned: returned[1][1]])
+def test_an_export_goes_through_modes_of_autograd(output, exported):
+    model, x = InOtherModes().eval(), torch.randn(3, 4)
+    given = torch.export.export(model, (x,), dynamic_shapes=(({0: torch.export.Dim("batch")},),)) if exported else model
+    explainer = fxlrp.compile(given, "conserving", output=output, start="one")
+    found, wanted = explainer(x).output, model(x)
+    assert_close(found[0], wanted[0])
+    assert_close(found[1][1], wanted[1][1])
+    ledger = explainer.ledger(x)
+    assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()

@@ -26,6 +26,7 @@ from fxlrp.capture.double import with_hooks, without_hooks
 from fxlrp.capture.flat import Flat
 from fxlrp.capture.followed import CAPTURING, functions_followed
 from fxlrp.capture.functional import NotByNodeError, functional
+from fxlrp.capture.grad_modes import open_grad_modes
 from fxlrp.capture.program import OneBatchError, captured_of, one_batch_size
 from fxlrp.capture.recurrent import lengths_kept
 from fxlrp.common.errors import CaptureError
@@ -190,6 +191,7 @@ def _export(
     with torch.no_grad(), torch.autocast(examples[0].device.type, enabled=False), quiet():
         stage("torch.export follows its code")
         program = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
+        open_grad_modes(program.graph_module)
         try:
             stage("its operations are opened")
             return program, functional(program.graph)

@@ -264,8 +264,11 @@ def _grouped(unknown: list[tuple[str, str]]) -> list[str]:
 
 def _is_atomic(node: fx.Node) -> bool:
     """Whether a call is one operation of torch that its export would not take apart either."""
-    if node.op == "call_module" or isinstance(node.target, torch._ops.OpOverload):
-        return node.op != "call_module"
+    if node.op == "call_module":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):  # of a program that was exported before
+        opened = node.target._schema.is_mutable or is_composite(node.target) or can_be_decomposed(_called(node))
+        return not opened
     if node.op == "call_function" and hasattr(node.target, "__code__"):
         return False
     name = _called(node).rstrip("_")  # an export makes what is done in place functional
