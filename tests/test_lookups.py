@@ -101,7 +101,7 @@ def test_a_table_and_an_embedding_are_the_same_lookup():
     assert_close(*relevance)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 def test_integers_that_are_computed_with_are_numbers(dtype):
     class Bytes(nn.Module):
         def __init__(self):
@@ -111,7 +111,7 @@ def test_integers_that_are_computed_with_are_numbers(dtype):
         def forward(self, x):
             return self.layer(x.float() / 255)
 
-    model, x = Bytes().eval(), torch.randint(1, 200, (3, 5)).to(dtype)
+    model, x = Bytes().eval(), torch.randint(0, 200, (3, 5)).to(dtype)
     explainer = fxlrp.compile(model, "conserving", start="logit")
     explanation = explainer(x)
     assert_close(explanation.output, model(x))

@@ -193,7 +193,7 @@ def _check_dtype(spec: InputSpec, value: Tensor, like: Tensor | None) -> None:
             raise InputError(f"input {spec.name} is {_name(value.dtype)}; the model takes integers, such as tokens")
         return
     if not value.is_floating_point():
-        if spec.numbers and value.dtype is not torch.bool:
+        if spec.numbers:
             return
         raise InputError(
             f"input {spec.name} is {_name(value.dtype)}; the model takes floating point: "
