@@ -1047,3 +1047,29 @@ def test_an_embedding_asks_for_a_word_and_says_which_line_to_write():
 
     with pytest.raises(FxlrpError, match="output=lambda output: output"):
         fxlrp.compile(Sequence().eval(), "conserving")(torch.rand(2, 5, 4))
+
+
+class Masked(nn.Module):
+    """Has a buffer of the name of an input, and a loop that only an export follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("mask", torch.randn(1, 4))
+
+    def forward(self, x, mask):
+        for _ in range(int(x.shape[1]) - 3):
+            x = x * mask + self.mask
+        return self.head(x.tanh())
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence"])
+def test_an_input_may_have_the_name_of_a_buffer(preset):
+    torch.manual_seed(0)
+    model, given = Masked().eval(), (torch.randn(3, 4), torch.randn(3, 4))
+    explainer = fxlrp.compile(model, preset)
+    for size in (3, 1, 2):
+        cut = [value[:size] for value in given]
+        assert_close(explainer(*cut, target=0).output, model(*cut))
+        ledger = explainer.ledger(*cut, target=0)
+        assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()

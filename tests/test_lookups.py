@@ -229,3 +229,43 @@ def test_shares_of_a_bag_may_be_of_the_input():
     bag = fxlrp.compile(model, "conserving")(x).relevance
     model.written = True
     assert_close(bag, fxlrp.compile(model, "conserving")(x).relevance)
+
+
+class Factors(nn.Module):
+    """Users and things, by vectors whose products are what is recommended."""
+
+    def __init__(self, users, things):
+        super().__init__()
+        self.u, self.t = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(5, 6))
+        self.users, self.things = users, things
+
+    def forward(self, user, thing):
+        return (self.users(self, user) * self.things(self, thing)).sum(-1)
+
+
+FACTORS = {
+    "all of each": (lambda m, i: m.u[i, :], lambda m, i: m.t[i, ...]),
+    "of a part": (lambda m, i: torch.cat([m.u, m.t])[:4, :][i, :], lambda m, i: torch.cat([m.u, m.t])[4:][i]),
+    "some of each": (lambda m, i: m.u[i, 1:4], lambda m, i: m.t[i, None, ..., ::2].squeeze(1)),
+    "one of each": (lambda m, i: m.u[i, :1], lambda m, i: m.t[i, 1][:, None]),
+    "columns": (lambda m, i: m.u.T[:, i].T, lambda m, i: m.t.t().index_select(1, i).t()),
+    "planes": (lambda m, i: m.u.view(4, 2, 3).transpose(0, 1)[:, i].sum(0), lambda m, i: m.t.view(5, 2, 3)[i, 1]),
+    "of a stack": (lambda m, i: m.u[None][0, i], lambda m, i: torch.stack([m.t, m.t])[1][i]),
+}
+
+
+@pytest.mark.parametrize("preset", ["evidence", "conserving"])
+@pytest.mark.parametrize("name", FACTORS)
+def test_entries_of_a_table_are_looked_up_by_any_index(name, preset):
+    torch.manual_seed(0)
+    model, given = Factors(*FACTORS[name]).double().eval(), (torch.tensor([0, 3, 1]), torch.tensor([4, 0, 2]))
+    explainer = fxlrp.compile(model, preset, start="output")
+    together, ledger = explainer(*given), explainer.ledger(*given)
+    assert_close(together.output, model(*given))
+    assert ledger.error.abs().max() < 1e-9 * ledger.start.abs().max()
+    for of_input in together.relevance:
+        assert bool(of_input.any())
+    for item in range(3):
+        alone = explainer(*(each[item : item + 1] for each in given))
+        for one, other in zip(alone.relevance, together.relevance, strict=True):
+            assert_close(one[0], other[item])

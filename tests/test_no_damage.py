@@ -257,7 +257,7 @@ def test_names_of_modules_may_be_any_text(name):
     assert torch.equal(explainer(x).output, model(x))
 
 
-@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "print_readable", "_graph"])
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "_graph", "derived", "start"])
 def test_a_child_may_be_called_as_what_a_graph_module_has(name):
     class Named(nn.Module):
         def __init__(self):
@@ -270,6 +270,7 @@ def test_a_child_may_be_called_as_what_a_graph_module_has(name):
     model, x = Named().eval(), torch.randn(2, 4)
     explainer = fxlrp.compile(model)
     assert torch.equal(explainer(x).output, model(x))
+    assert explainer(x, target=[0, 2]).relevance.shape == (2, 2, 4)
     assert [row.path for row in explainer.ledger(x)] == [name]
     with torch.no_grad():
         getattr(model, name).weight.mul_(2)

@@ -17,12 +17,15 @@ _WHOLE = 16_384
 
 _ENCODED = "fxlrp_name_"
 
+DERIVED, START = "derived", "start"
+"""What a program calls its own modules: of weights that are computed once, and of a start that is a module."""
+
 
 def safe_name(name: str) -> str:
     """The dotted name of a tensor as a graph may bear it: torch.fx writes names into Python code as they are.
 
     Parts that are no names of Python, mean something to it, or are attributes of every ``GraphModule``, such as
-    ``graph`` and ``code``, are written in hexadecimal. :func:`plain_name` undoes it.
+    ``graph`` and ``code``, or of a program are written in hexadecimal. :func:`plain_name` undoes it.
     """
     return ".".join(part if _is_safe(part) else _ENCODED + part.encode().hex() for part in name.split("."))
 
@@ -43,8 +46,8 @@ def _is_safe(part: str) -> bool:
 
 @cache
 def _taken() -> frozenset[str]:
-    """The attributes of any ``GraphModule``: a child or a tensor of such a name would take their place."""
-    return frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+    """The attributes of any program: a child or a tensor of such a name would take their place."""
+    return frozenset((DERIVED, START, *dir(fx.GraphModule(nn.Module(), fx.Graph()))))
 
 
 def is_packed(tensor: Tensor) -> bool:

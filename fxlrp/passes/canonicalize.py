@@ -73,7 +73,8 @@ class _Canonicalizer:
 
     def run(self) -> fx.GraphModule:
         needed = _needed(self.captured.graph)
-        for node in self.captured.graph.nodes:
+        # Inputs come first, so that none loses its name, and with it its value, to a parameter of the same name.
+        for node in sorted(self.captured.graph.nodes, key=lambda node: node.op != "placeholder"):
             if node in needed or node.op == "placeholder":
                 self.current = node
                 check_fixed(node, origin_of(node))
@@ -122,9 +123,11 @@ class _Canonicalizer:
     def _lower(self, node: fx.Node) -> None:
         args, kwargs = made_dense((self._map(node.args), self._map(node.kwargs)), self.builder)
         try:
-            if table_index(node) is not None:
-                table, index = self._map((node.args[0], table_index(node)))
-                self.aliases.bind(node, lower_table(table, index))
+            if (entries := table_index(node)) is not None:
+                table, indices, behind = self._map((node.args[0], entries.indices, entries.behind))
+                value = entries.indices.meta.get("val")
+                rank = None if value is None else value.dim()
+                self.aliases.bind(node, lower_table(table, indices, entries.axis, behind, rank))
                 return
             lower, overwrites = self._spelling(node)
             value = lower(*args, **kwargs)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxlrp.common.tensors import START
 from fxlrp.passes import lookups
 from fxlrp.passes.conditions import write_parts
 from fxlrp.passes.facts import facts, rule_label
@@ -117,11 +118,11 @@ def _beginning(
         entered, explained = _beginning(writer, output.movedim(axis, 0), start, target, number, rivals, 0)
         return entered.movedim(0, axis), explained
     if number is not None:
-        starts = writer.call_module("start", SeveralStarts(start), output, target, *rivals)
+        starts = writer.call_module(START, SeveralStarts(start), output, target, *rivals)
         return select_target(starts, number), select_target(target, number)
     explained = resolve_target(output, target)
     if isinstance(start, nn.Module):
-        return writer.call_module("start", start, output, explained), explained
+        return writer.call_module(START, start, output, explained), explained
     return start(output, explained, *rivals), explained
 
 

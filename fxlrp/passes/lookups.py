@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -98,24 +98,42 @@ def index_of(node: fx.Node) -> Any:
     at, name = _INDEX_AT.get(node.target, (None, ""))
     if node.op == "call_function" and at is not None:
         return node.args[at] if len(node.args) > at else node.kwargs.get(name)
-    return table_index(node)
+    found = table_index(node)
+    return None if found is None else found.indices
 
 
-def table_index(node: fx.Node) -> Any:
-    """The indices by which a captured node picks entries of a parameter or a buffer; ``None`` for any other."""
+class TableIndex(NamedTuple):
+    """How entries of a parameter or a buffer are picked: by which indices, of which axis, and what of each."""
+
+    indices: fx.Node
+    axis: int
+    behind: tuple[Any, ...] = ()
+
+
+def table_index(node: fx.Node) -> TableIndex | None:
+    """How a captured node picks entries of a parameter or a buffer by an input; ``None`` for any other."""
     if node.op not in ("call_function", "call_method") or not node.args:
         return None
-    index: Any = None
-    if node.target is operator.getitem:
-        index = node.args[1]
-    elif node.target is aten.index.Tensor:
-        indices: Any = node.args[1]
-        index = indices[0] if len(indices) == 1 else None
-    elif name_of(node) == "index_select" and node.args[1:2] == (0,):
-        index = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
-    if not isinstance(index, fx.Node):  # what most nodes are is seen without a walk through the graph
+    entries = _entries(node)
+    at = [place for place, entry in enumerate(entries) if isinstance(entry, fx.Node)]
+    # What most nodes are is seen without a walk through the graph.
+    if len(at) != 1 or any(entry != slice(None) for entry in entries[: at[0]]):
         return None
-    return index if _is_table(node.args[0]) and comes_from_input(index) else None
+    found = TableIndex(entries[at[0]], at[0], tuple(entries[at[0] + 1 :]))
+    return found if _is_table(node.args[0]) and comes_from_input(found.indices) else None
+
+
+def _entries(node: fx.Node) -> list[Any]:
+    """What a node is asked for along each axis of its first argument; nothing where it is no index."""
+    if node.target is operator.getitem:
+        index: Any = node.args[1]
+        return list(index) if isinstance(index, tuple) else [index]
+    if node.target is aten.index.Tensor:
+        return [slice(None) if index is None else index for index in node.args[1]]  # type: ignore[union-attr]
+    dim: Any = node.args[1] if name_of(node) == "index_select" and len(node.args) > 1 else None
+    if isinstance(dim, int) and dim >= 0:
+        return [slice(None)] * dim + [node.args[2] if len(node.args) > 2 else node.kwargs.get("index")]
+    return []
 
 
 def _is_table(value: Any) -> bool:

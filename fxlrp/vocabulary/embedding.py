@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from fxlrp.steps.declaration import primitive
 from fxlrp.vocabulary.channel_moves import last
 from fxlrp.vocabulary.operation import Composed, Kind, Operation, Unsupported, known_shape
+from fxlrp.vocabulary.routing import lower_getitem
 
 aten = torch.ops.aten
 
@@ -25,10 +27,40 @@ def lower_embedding(input: Any, weight: Any, padding_idx: int | None = None, max
     return aten.embedding.default(weight, input)
 
 
-def lower_table(table: Any, index: Any) -> Any:
-    """``table[index]``: an embedding, whatever the shape of its entries."""
+def lower_table(table: Any, index: Any, axis: int = 0, behind: Sequence[Any] = (), rank: int | None = None) -> Any:
+    """``table[:, …, index, …]``: an embedding, whatever the shape of its entries.
+
+    Args:
+        table: a constant.
+        index: the indices.
+        axis: the axis of the table that is indexed; those before it are kept.
+        behind: what is kept of the axes behind it.
+        rank: how many axes the indices have, where that is known.
+    """
     shape = known_shape(table)
-    if shape is None or len(shape) == 2:
+    behind = [] if all(entry == slice(None) or entry is Ellipsis for entry in behind) else list(behind)
+    if (shape is None and (axis or behind)) or (axis and rank is None):
+        raise Unsupported("an index behind the first axis of a table, the number of axes not being known")
+    if shape is None:
+        return aten.embedding.default(table, index)
+    others = [other for other in range(len(shape)) if other != axis]
+    if axis:
+        table = aten.permute.default(table, [axis, *others])
+    entries = _entries(table, index, [shape[axis], *(shape[other] for other in others)])
+    if axis and rank is not None:
+        moved = [rank + other for other in range(len(others))]
+        entries = aten.permute.default(entries, [*moved[:axis], *range(rank), *moved[axis:]])
+    if behind:
+        asked = sum(entry is not None and entry is not Ellipsis for entry in behind)
+        left = [slice(None)] * (len(others) - axis - asked)
+        at = behind.index(Ellipsis) if Ellipsis in behind else len(behind)
+        entries = lower_getitem(entries, (Ellipsis, *behind[:at], *left, *behind[at + 1 :]))
+    return entries
+
+
+def _entries(table: Any, index: Any, shape: Sequence[Any]) -> Any:
+    """Entries along the first axis of a table of this shape."""
+    if len(shape) == 2:
         return aten.embedding.default(table, index)
     rows = [shape[0], -1] if isinstance(shape[0], int) else [-1, math.prod(shape[1:])]
     entries = aten.embedding.default(aten.reshape.default(table, rows), index)

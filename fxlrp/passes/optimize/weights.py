@@ -6,12 +6,10 @@ from operator import getitem
 
 from torch import fx
 
-from fxlrp.common.tensors import tensor_at, tensor_names
+from fxlrp.common.tensors import DERIVED, tensor_at, tensor_names
 from fxlrp.passes.facts import KEY, Emitted
 from fxlrp.passes.optimize.base import OptimizerPass, retarget, weights_only, without_dead_code
 from fxlrp.passes.optimize.derived import Derived
-
-MODULE = "derived"
 
 
 class FoldWeights(OptimizerPass):
@@ -36,10 +34,10 @@ class FoldWeights(OptimizerPass):
         kept = [node for node in folded if any(user not in folded for user in node.users)]
         if not kept:
             return module
-        setattr(module, MODULE, Derived(_program(module, folded, kept)))
+        setattr(module, DERIVED, Derived(_program(module, folded, kept)))
         last = [node for node in graph.nodes if node.op == "placeholder"][-1]
         with graph.inserting_after(last):
-            call = graph.create_node("call_module", MODULE, (), {}, MODULE)
+            call = graph.create_node("call_module", DERIVED, (), {}, DERIVED)
             call.meta[KEY] = Emitted("", "", "step")
         for i, node in enumerate(kept):  # where it was made it is taken out, under its name
             retarget(node, getitem, call, i)
