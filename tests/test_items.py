@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxlrp
+from fxlrp.errors import PropagationError
 from fxlrp.steps.batch_axis import (
     BatchAxis,
     Position,
@@ -389,4 +390,25 @@ def test_constants_beside_one_item_belong_to_nobody(loop, count):
     x = torch.randn(count, 6, 2, 2)
     assert_close(explainer(x, target=1).output, model(x))
     ledger = explainer.ledger(x, target=1)
+    assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()
+
+
+class Shifted(nn.Module):
+    """A softmax by hand, made stable by the largest value of all items."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        hidden = self.inner(x)
+        weights = (hidden - hidden.max()).exp()
+        return self.head(weights / weights.sum(-1, keepdim=True))
+
+
+def test_one_number_of_all_items_is_told():
+    explainer, x = fxlrp.compile(Shifted().eval(), "conserving"), torch.randn(3, 4)
+    with pytest.raises(PropagationError, match=r"one number of all items.*amax\(.*one item at a time"):
+        explainer(x)
+    ledger = explainer.ledger(x[:1])
     assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()

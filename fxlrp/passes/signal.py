@@ -23,7 +23,8 @@ VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices",
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
 QUESTIONS = frozenset({
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "logical_not",
-    "logical_and", "logical_or", "any", "all", "is_tensor", "bool", "long", "int", "sign",
+    "logical_and", "logical_or", "logical_xor", "any", "all", "is_tensor", "bool", "long", "int", "sign", "signbit",
+    "bucketize", "searchsorted", "isclose", "isin", "isposinf", "isneginf", "isreal", "count_nonzero", "histc",
 })  # fmt: skip
 """Functions and methods whose answers are booleans, indices or counts."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxlrp.common.errors import PropagationError
 from fxlrp.steps.declaration import InPlace, along, primitive
 from fxlrp.steps.memory import has_rows, holds_everywhere, writable
 from fxlrp.steps.positions import (
@@ -67,6 +68,7 @@ def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.d
     if batch_axis is not None and owners is not None and owners.numel() == 1:
         whole = value.sum(dtype=dtype).reshape(1)
         return whole.new_zeros(batch_axis[2]).index_add(0, owners, whole)
+    _check_items(value)
     axis = 0 if batch_axis is None else batch_axis[0] % value.dim()
     dims = [d for d in range(value.dim()) if d != axis]
     rows = value.sum(dim=dims, dtype=dtype) if dims else value.to(dtype or value.dtype, copy=True)
@@ -76,6 +78,16 @@ def sum_items(value: Tensor, batch_axis: BatchAxis | None = None, dtype: torch.d
     if owners is not None:
         return rows.new_zeros(batch).index_add(0, owners, rows)
     return rows if rows.shape[0] == batch else rows.reshape(outer, batch, -1).sum(dim=(0, 2))
+
+
+def _check_items(value: Tensor) -> None:
+    """Raise where a value of several items is one number."""
+    if value.dim() == 0:
+        raise PropagationError(
+            "forward() makes one number of all items of the batch, such as their largest value, and passes it on to "
+            "each: items are explained one by one. Reduce over the axes of an item, as x.amax((1, 2), keepdim=True) "
+            "does, or give one item at a time"
+        )
 
 
 @primitive(linear="first")
@@ -111,6 +123,7 @@ def spread_items(value: Tensor, like: Tensor, batch_axis: BatchAxis | None) -> T
         return value.reshape([1] * like.dim())
     if owners is not None and owners.numel() == 1:
         return value.index_select(0, owners).reshape([1] * like.dim())
+    _check_items(like)
     size = like.shape[axis]
     if owners is not None:
         value = value.index_select(0, owners)

@@ -53,7 +53,8 @@ def batch_removed(position: Any, a: Arguments) -> Any:
     if isinstance(position, batch_axis.Position) and position.outer == 1 and position.axis in dims:
         raise PickedItemError(
             "forward(), or output=, picks one item of the batch or reduces over the batch; items are explained one by "
-            "one, so that the axis of the batch must stay: write output=lambda output: output[:, 5] for output[5]"
+            "one, so that the axis of the batch must stay: write output=lambda output: output[:, 5] for output[5]. "
+            "Where the whole input is one item, such as a bag of instances, say compile(…, batch=None)"
         )
     return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
