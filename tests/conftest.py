@@ -1,6 +1,7 @@
 """What all tests share: one thread per worker, fixed seeds, captures, and the optional data folder."""
 
 import copy
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def folder(tmp_path, monkeypatch):
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name)
     yield
     sys.modules.pop("tiny_cli_models", None)
+
+
+@pytest.fixture
+def photos(folder):
+    """A folder of four images in two subfolders and a file that is no image."""
+    for number, name in enumerate(("one/a.png", "one/b.jpg", "two/a.png", "two/c.png")):
+        path = Path("photos") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(("a.png", "b.jpg", "c.png", "a.png")[number], path)
+    Path("photos/notes.md").write_text("no image")
+    return Path("photos")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 from test_cli import ANY_SIZE, MODEL, explanation_of
 
 import fxlrp
+from fxlrp.cli import drawing
 
 polars = pytest.importorskip("polars")
 
@@ -81,6 +82,18 @@ def test_two_classes_are_compared_in_one_picture(run):
     assert width > 3 * height
 
 
+def test_maps_that_are_compared_share_a_range_that_is_told(run, monkeypatch):
+    """How much speaks for one class can be compared with what speaks for another, in the bar's unit."""
+    ranges, scales = [], []
+    real = drawing.overlay, drawing.sheet
+    monkeypatch.setattr(drawing, "overlay", lambda *a, **k: ranges.append(k["limit"]) or real[0](*a, **k))
+    monkeypatch.setattr(drawing, "sheet", lambda lines, **k: scales.append(lines[-1].scale) or real[1](lines, **k))
+    assert run("explain", "a.png", *MODEL, "--target", "cat", "--target", "dog", "--out", "two.png")[0] == 0
+    assert len(ranges) == 3
+    assert len(set(ranges)) == 1
+    assert (scales[0].limit, scales[0].unit) == (ranges[0], "logits")
+
+
 def test_classes_are_explained_against_others(run):
     _, out, _ = run("explain", "a.png", *MODEL, "--target", "cat", "--against", "dog", "--against", "crane")
     assert "explained   cat (0), not dog (1), Crane (2)" in out
@@ -107,17 +120,6 @@ def test_the_most_probable_classes_are_explained(run):
 
 
 # Folders -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def photos(folder):
-    """A folder of five images in two subfolders, one of them damaged, and a file that is no image."""
-    for number, name in enumerate(("one/a.png", "one/b.jpg", "two/a.png", "two/c.png")):
-        path = Path("photos") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(("a.png", "b.jpg", "c.png", "a.png")[number], path)
-    Path("photos/notes.md").write_text("no image")
-    return Path("photos")
 
 
 def test_a_folder_has_pictures_a_table_and_a_page(run, photos):
@@ -195,6 +197,7 @@ def test_patterns_and_lists_name_files(run, photos):
     (("empty",), "empty holds no images"), (("nothing*.png",), "no file fits nothing*.png"),
     (("photos", "--out", "x.png"), "results of many files go to a folder"),
     (("photos", "--report", "x.html"), "--report is for files that are named one by one"),
+    (("photos", "--save", "x.npz"), "--save is for files that are named one by one: numbers of many are in explanatio"),
     (("photos", "--view", "all"), "--view all: choose one of whole, crop, tiles"),
     (("photos", "--json", "x.txt"), "must end in .json"), (("a.png", "--save", "x.txt"), "must end in .npz"),
     (("a.png", "--contour", "2"), "--contour 2.0: a share"), (("a.png", "--mean", "a,b"), "numbers with commas"),
@@ -279,9 +282,25 @@ def test_tiles_cover_the_whole_photograph_and_keep_the_sum(run, wide):
     assert "explained   dog (1)\n" in out  # no probability: each window has its own
     reason = json.loads(Path("x.json").read_text())["findings"][0]["reasons"][0]
     assert reason["arrived"] == pytest.approx(reason["start"], rel=1e-4)
-    code, _, err = run("explain", *wide, "--view", "tiles", "--save", "x.npz")
+
+
+def test_numbers_of_tiles_are_those_of_the_whole_photograph(run, wide):
+    """What is drawn over all of the photograph can be read back, as large as it, with the sum that is told."""
+    asked = ("--view", "tiles", "--target", "cat", "--target", "dog", "--checkpoint", "2", "--no-ledger")
+    code, out, _ = run("explain", *wide, *asked, "--json", "x.json", "--save", "x.npz", "--smooth", "3")
+    assert code == 0
+    assert "checkpoint  2:" in out  # that of what the model sees
+    read = fxlrp.Explanation.read("x.npz")
+    assert (read.relevance.shape, read.inputs) == ((1, 3, 1, 100, 300), ("photograph",))
+    reasons = json.loads(Path("x.json").read_text())["findings"][0]["reasons"]
+    assert read.start[0].tolist() == pytest.approx([reason["start"] for reason in reasons])
+    sums = read.relevance.double().sum((0, 2, 3, 4))
+    assert sums.tolist() == pytest.approx([reason["arrived"] for reason in reasons], rel=1e-4)
+    assert run("explain", *wide, *asked, "--save", "sharp.npz", "--smooth", "0")[0] == 0
+    assert torch.equal(fxlrp.Explanation.read("sharp.npz").relevance, read.relevance)  # nothing is blurred in it
+    code, _, err = run("explain", *wide, "a.png", "--view", "tiles", "--save", "x.npz")
     assert code == 1
-    assert "--view tiles has many per photograph" in err
+    assert "--save with --view tiles has a map as large as the photograph" in err
 
 
 # Models of one's own -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from fxlrp.common.errors import FxlrpError, MissingExtraError
 from fxlrp.common.extras import require
@@ -64,9 +64,14 @@ def _command(work: Callable[..., Any], finish: Callable[[Any], None]) -> Callabl
         finish: is called with what ``work`` returns.
     """
     import typer
+    from typer.models import ParameterInfo
 
     debug_option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     types = {**get_type_hints(work, include_extras=True), "debug": debug_option}
+    for kind in types.values():
+        for told in get_args(kind):
+            if isinstance(told, ParameterInfo):
+                told.readable = False  # files that may not be read are told as other mistakes are
     fields = inspect.signature(work).parameters.values()
     debug_parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,16 @@ def draw(answer: Answer, path: Path, options: ExplainOptions) -> None:
             save_png(drawn(figure), place)
         return
     below, shown = photograph(answer.item, options.view)
-    overlays = [_overlay(below, _placed(answer.item, heat, options), options) for heat in maps]
-    overlays = [(_framed(picture, shown), limit) for picture, limit in overlays]
+    laid = [_placed(answer.item, heat, options) for heat in maps]
+    # Maps in one unit have one range: how much speaks for a class can then be compared with what speaks for another.
+    limit = _range(laid, options) if len({reason.unit for reason in answer.finding.reasons}) == 1 else None
+    overlays = [_framed(_overlay(below, heat, options, limit), shown) for heat in laid]
     if len(overlays) == 1 and not options.bar:
-        save_png(enlarge(overlays[0][0]), path)
+        save_png(enlarge(overlays[0]), path)
         return
     colors = options.colors or "symmetric"
-    cells = [Cell(picture, reason.title) for (picture, _), reason in zip(overlays, answer.finding.reasons, strict=True)]
-    unit = answer.finding.reasons[0].unit
-    scale = Scale(colors, overlays[0][1] if len(cells) == 1 else None, unit)
+    cells = [Cell(picture, reason.title) for picture, reason in zip(overlays, answer.finding.reasons, strict=True)]
+    scale = Scale(colors, limit, "" if limit is None else answer.finding.reasons[0].unit)
     if len(cells) > 1:
         cells = [Cell(_framed(to_photo(below), shown), answer.item.path.name), *cells]
     _, height, width = below.shape
@@ -92,7 +93,7 @@ def draw_checkpoints(
                 yield "no picture", f"{label}: relevance of shape {tuple(relevance.shape[1:])} is no map of the image"
                 continue
             beside = unused_path(picture.parent, f"{picture.stem}_{name}".replace("/", "_"), used)
-            save_png(enlarge(_overlay(seen, _smoothed(shown, options), options)[0]), beside)
+            save_png(enlarge(_overlay(seen, _smoothed(shown, options), options)), beside)
             yield "picture", str(beside)
 
 
@@ -107,8 +108,9 @@ def gallery_pictures(answer: Answer, options: ExplainOptions, side: int = 1200) 
     maps = []
     for heat in answer.maps:
         assert heat is not None
-        picture, limit = _overlay(below, _placed(answer.item, heat, options), options)
-        maps.append((data_uri(picture, side), limit))
+        laid = _placed(answer.item, heat, options)
+        limit = _range([laid], options)
+        maps.append((data_uri(_overlay(below, laid, options, limit), side), limit))
     _, height, width = below.shape
     return {"photo": data_uri(to_photo(below), side), "maps": maps, "frame": frame_of(box, (width, height)),
             "shape": width / height, **colors}  # fmt: skip
@@ -141,11 +143,15 @@ def _smoothed(heat: Tensor, options: ExplainOptions) -> Tensor:
     return blurred(heat, smoothing(options)).float()
 
 
-def _overlay(below: Tensor, heat: Tensor, options: ExplainOptions) -> tuple[Tensor, float]:
-    """The map on the photograph, and where its colours end."""
-    colors = options.colors or "symmetric"
-    limit = color_range([heat], colors, options.percentile)
-    return overlay(below, heat, colors, smooth=0, limit=limit, contour=options.contour), limit
+def _range(maps: Sequence[Tensor], options: ExplainOptions) -> float:
+    """Where the colours of these maps end."""
+    return color_range(maps, options.colors or "symmetric", options.percentile)
+
+
+def _overlay(below: Tensor, heat: Tensor, options: ExplainOptions, limit: float | None = None) -> Tensor:
+    """The map on the photograph; ``limit``: where its colours end, else in a range of its own."""
+    limit = _range([heat], options) if limit is None else limit
+    return overlay(below, heat, options.colors or "symmetric", smooth=0, limit=limit, contour=options.contour)
 
 
 def _framed(picture: Tensor, box: Box | None) -> Tensor:

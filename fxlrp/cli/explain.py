@@ -19,6 +19,7 @@ from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.output import about, printing, save_numbers, write_json
 from fxlrp.cli.picture_paths import path_key, picture_paths
 from fxlrp.cli.work import Answer, Work
+from fxlrp.common.atomic_files import made_folder, unwritable
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.compiler import compile
@@ -49,7 +50,7 @@ def explain_images(options: ExplainOptions) -> None:
     work = work_of(options, compiling)
     together = None if options.report is None else _equally_large(found.files, work.preprocess)
     if options.save is not None:
-        _equally_large([path for path in found.files if path.suffix.lower() not in sources.ARRAYS], work.preprocess)
+        _saved_together([path for path in found.files if path.suffix.lower() not in sources.ARRAYS], work)
     used = {path_key(path) for path in (*found.files, *pictures)}
     answers, findings = [], []
     with printing(len(found.files), options) as (tell, advance):
@@ -78,7 +79,7 @@ def _write_report(work: Work, images: Tensor, answers: Sequence[Answer], path: P
     asked = (options.target or options.against or options.top > 1) and all(numbers)
     view = "crop" if options.view == "crop" else "whole"
     whole = [photograph(answer.item, view) for answer in answers]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(path.parent, InputError)
     rivals = [number for question in work.questions for number in question.against]
     work.explainer.report(
         images.to(work.device), path, target=torch.tensor(numbers) if asked else None,
@@ -106,6 +107,7 @@ def checked(options: ExplainOptions) -> dict[str, Any]:
     if options.contour is not None and not 0 < options.contour <= 1:
         raise InputError(f"--contour {options.contour}: a share above 0 and up to 1")
     device_named(options.device)
+    _check_places(options)
     if options.report is not None and options.report.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {options.report}: a report is a page, so the name must end in .html")
     if options.json is not None and str(options.json) != "-" and options.json.suffix.lower() != ".json":
@@ -115,9 +117,17 @@ def checked(options: ExplainOptions) -> dict[str, Any]:
             raise InputError(f"--save {options.save}: the name must end in {', '.join(NUMBERS)}")
         if options.save.suffix.lower() == ".parquet":
             require("polars", "tables")
-        if options.view == "tiles":
-            raise InputError("--save holds relevance of the model's input: --view tiles has many per photograph")
     return compiling
+
+
+def _check_places(options: ExplainOptions) -> None:
+    """Check that files can be written where they are asked for, before any work is done for them."""
+    places = {"--out": options.out, "--json": options.json, "--save": options.save, "--report": options.report}
+    for option, path in places.items():
+        if path is not None and str(path) != "-" and (reason := unwritable(path)):
+            raise InputError(f"{option} {path}: {reason}")
+    if options.out is None and unwritable(Path()):
+        raise InputError("pictures go to the current folder, where nothing may be written: name another by --out")
 
 
 def work_of(options: ExplainOptions, compiling: dict[str, Any]) -> Work:
@@ -135,6 +145,20 @@ def _check_many(options: ExplainOptions) -> None:
     for name, value in (("report", options.report), ("checkpoint", options.checkpoints)):
         if value:
             raise InputError(f"--{name} is for files that are named one by one")
+    if options.save is not None:
+        raise InputError("--save is for files that are named one by one: numbers of many are in explanations.parquet")
+
+
+def _saved_together(paths: Sequence[Path], work: Work) -> None:
+    """Check that one file can hold the numbers of all photographs.
+
+    Raises:
+        InputError: the maps that are saved differ in size.
+    """
+    if work.options.view != "tiles":
+        _equally_large(paths, work.preprocess)
+    elif len({read_image(path).size for path in paths}) > 1:
+        raise InputError("--save with --view tiles has a map as large as the photograph: give photographs of one size")
 
 
 def _equally_large(paths: Sequence[Path], preprocess: Preprocess) -> Tensor | None:

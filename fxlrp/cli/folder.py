@@ -9,10 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,12 @@ from fxlrp.cli.findings import Finding, as_json
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.output import about, printing, save_numbers, write_json
 from fxlrp.cli.work import Work
-from fxlrp.common.errors import FxlrpError, ImageError, IncompleteError, InputError
+from fxlrp.common.atomic_files import made_folder
+from fxlrp.common.errors import FxlrpError, ImageError, IncompleteError, InputError, StoppedError
 from fxlrp.common.extras import require
 from fxlrp.common.version import __version__
 from fxlrp.evaluation.workers import Workers
+from fxlrp.loading.models import ModelWarning
 from fxlrp.results.files import json_writer, polars, write
 from fxlrp.views.gallery import Entry, Map, write_gallery
 
@@ -96,22 +103,31 @@ def explain_folder(options: ExplainOptions, files: Sequence[Path], make: Callabl
     with Workers(options.device) as group:
         if group.first:
             for part in ("pictures", "records"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
+                made_folder(folder / part, ImageError)
         group.wait()
         todo = [record for record in records if options.fresh or record.content is None]
         group.wait()  # all have looked before one begins
         share = group.share(todo)
-        if options.workers > 1 and group.count == 1 and len(todo) > 1:
-            _in_processes(options, share)
-        elif share:
-            _explain(make(), share, options)
+        try:
+            with printing(len(share) if group.first else 0, options) as (_, advance):
+                if options.workers > 1 and group.count == 1 and len(todo) > 1:
+                    _in_processes(options, share, advance)
+                elif share:
+                    _explain(make(), share, options, advance)
+        except KeyboardInterrupt:
+            raise StoppedError(_stopped(records)) from None
         group.wait()
         if group.first:
             _finish(options, records, folder, len(records) - len(todo))
 
 
-def _explain(work: Work, records: Sequence[Record], options: ExplainOptions) -> None:
-    """Explain files, and keep a record of each."""
+def _stopped(records: Sequence[Record]) -> str:
+    done = sum(record.content is not None for record in records)
+    return f"stopped with {done} of {len(records)} files done: the same command goes on from there"
+
+
+def _explain(work: Work, records: Sequence[Record], options: ExplainOptions, advance: Callable[[], None]) -> None:
+    """Explain files, and keep a record of each; ``advance`` is called after each."""
     by_path = {record.path: record for record in records}
     facts = about(work)
 
@@ -120,55 +136,96 @@ def _explain(work: Work, records: Sequence[Record], options: ExplainOptions) -> 
         write(record.json, {".json": json_writer({"made_by": record.made_by, "error": str(error), "file": str(path)})})
         advance()
 
-    with printing(len(records), options) as (_, advance):
-        for answer in work.answers([record.path for record in records], failed):
-            record = by_path[answer.item.path]
-            draw(answer, record.picture, options)
-            finding = replace(answer.finding, picture=str(record.picture))
-            save_numbers(record.numbers, [replace(answer, finding=finding)])
-            content = {"made_by": record.made_by, "about": facts, "finding": asdict(finding),
-                       "gallery": gallery_pictures(answer, options)}  # fmt: skip
-            write(record.json, {".json": json_writer(content)})  # last: with it the file is done
-            advance()
+    for answer in work.answers([record.path for record in records], failed):
+        record = by_path[answer.item.path]
+        draw(answer, record.picture, options)
+        finding = replace(answer.finding, picture=str(record.picture))
+        save_numbers(record.numbers, [replace(answer, finding=finding)])
+        content = {"made_by": record.made_by, "about": facts, "finding": asdict(finding),
+                   "gallery": gallery_pictures(answer, options)}  # fmt: skip
+        write(record.json, {".json": json_writer(content)})  # last: with it the file is done
+        advance()
 
 
-def _in_processes(options: ExplainOptions, records: Sequence[Record]) -> None:
+def _in_processes(options: ExplainOptions, records: Sequence[Record], advance: Callable[[], None]) -> None:
     """Share files among processes of this machine.
 
     Raises:
         InputError: one of them failed.
     """
     context, count = get_context("spawn"), min(options.workers, len(records))
-    errors = context.SimpleQueue()
+    said = context.SimpleQueue()  # what happened, "done", "warning" or "failed", and a text
     threads = max(1, torch.get_num_threads() // count)
-    processes = [context.Process(target=_process, args=(options, records[rank::count], threads, errors))
+    processes = [context.Process(target=_process, args=(options, records[rank::count], threads, said))
                  for rank in range(count)]  # fmt: skip
+    failures: list[str] = []
+
+    def listen() -> None:
+        while not said.empty():
+            happened, text = said.get()
+            if happened == "done":
+                advance()
+            elif happened == "warning":  # all processes say the same of the same model; Python tells it once
+                warnings.warn(text, ModelWarning, stacklevel=2)
+            else:
+                failures.append(text)
+
     try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+        with _ctrl_c_left_to_this_process():
+            for process in processes:
+                process.start()
+        running = list(processes)
+        while running:
+            wait([process.sentinel for process in running], timeout=0.2)
+            listen()
+            running = [process for process in running if process.is_alive()]
+        listen()
     finally:
         for process in processes:
-            process.terminate()
+            if process.pid is not None:
+                process.terminate()
+                process.join()
     if any(process.exitcode for process in processes):
         ends = ", ".join(str(process.exitcode) for process in processes if process.exitcode)
-        told = errors.get() if not errors.empty() else f"ended with status {ends} (-9: killed, probably out of memory)"
-        raise InputError(f"a worker failed: {told}")
+        reason = [*failures, f"ended with status {ends} (-9: killed, probably out of memory)"][0]
+        raise InputError(f"a worker failed: {reason}")
 
 
-def _process(options: ExplainOptions, records: Sequence[Record], threads: int, errors: Any) -> None:
+@contextmanager
+def _ctrl_c_left_to_this_process() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C, which a terminal tells to all: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _process(options: ExplainOptions, records: Sequence[Record], threads: int, said: Any) -> None:
     from fxlrp.cli.explain import checked, work_of
 
+    def warned(message: Warning | str, *_: Any, **__: Any) -> None:
+        said.put(("warning", str(message)))
+
+    signal.signal(signal.SIGTERM, _leave)
+    warnings.showwarning = warned
     torch.set_num_threads(threads)
     try:
-        _explain(work_of(options, checked(options)), records, replace(options, workers=1))
+        _explain(work_of(options, checked(options)), records, options, lambda: said.put(("done", "")))
     except FxlrpError as error:
-        errors.put(str(error))
+        said.put(("failed", str(error)))
         raise SystemExit(1) from None
-    except BaseException:
-        errors.put(traceback.format_exc())
-        raise
+    except Exception:
+        said.put(("failed", traceback.format_exc()))
+        raise SystemExit(1) from None
+
+
+def _leave(*_: Any) -> None:
+    # As an exception it leaves nothing half written.
+    raise SystemExit(1)
 
 
 def _finish(options: ExplainOptions, records: Sequence[Record], folder: Path, known: int) -> None:

@@ -6,6 +6,7 @@ import warnings
 
 from fxlrp.cli.arguments import asked_of, class_number, compile_options, example_of
 from fxlrp.cli.options import GraphOptions
+from fxlrp.common.atomic_files import made_folder
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
 from fxlrp.compiler import compile
@@ -42,6 +43,6 @@ def draw_graph(options: GraphOptions) -> None:
         explainer.explore(example, target=target)
         return
     ledger = None if picture is None else explainer.ledger(example, target=target)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(out.parent, InputError)
     explainer.draw(str(out), options.view, depth=options.depth, ledger=ledger)
     print(out)

@@ -45,8 +45,7 @@ def save_numbers(path: Path, answers: Sequence[Answer]) -> None:
     Raises:
         InputError: their shapes differ, or the file cannot be written.
     """
-    each = [joined(answer.explanations, axis=1) if len(answer.explanations) > 1 else answer.explanations[0]
-            for answer in answers]  # fmt: skip
+    each = [joined(answer.numbers, axis=1) if len(answer.numbers) > 1 else answer.numbers[0] for answer in answers]
     joined(each).save(path, file=[answer.finding.file for answer in answers])
 
 
@@ -62,7 +61,7 @@ def printing(count: int, options: ExplainOptions) -> Iterator[tuple[Callable[[An
     bar_console = console if console.is_terminal else Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=bar_console, transient=True, disable=count < 2, redirect_stdout=False,
+        console=bar_console, transient=True, disable=count < 2 or not bar_console.is_terminal, redirect_stdout=False,
     )  # fmt: skip
     with progress:
         task = progress.add_task("Explaining", total=count)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxlrp.common.atomic_files import unusable
 from fxlrp.common.errors import ImageError, InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
@@ -36,13 +38,15 @@ def found(asked: Sequence[Path]) -> Sources:
     """The files that the arguments of a command name.
 
     Raises:
-        ImageError: a folder or a pattern holds no image, or a list cannot be read.
+        ImageError: a folder or a pattern holds no image, or a list or a folder cannot be read.
     """
     files: list[Path] = []
     many = False
     for path in asked:
+        if reason := unusable(path):
+            raise ImageError(f"{path}: {reason}")
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not _hidden(p, path))
+            inside = sorted(_images_in(path))
             if not inside:
                 raise ImageError(f"{path} holds no images")
         elif not path.exists() and glob.has_magic(str(path)):
@@ -77,8 +81,26 @@ def read_array(path: Path) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _images_in(folder: Path) -> Iterator[Path]:
+    """The images in a folder and in those that lie in it or are linked there, without hidden ones.
+
+    Raises:
+        ImageError: a folder may not be read; what it holds is not left out unseen.
+    """
+
+    def refused(error: OSError) -> None:
+        raise ImageError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in seen:  # a link to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (path for path in map(Path(place).joinpath, files)
+                    if path.suffix.lower() in IMAGES and not path.name.startswith("."))  # fmt: skip
 
 
 def _listed(path: Path) -> list[Path]:

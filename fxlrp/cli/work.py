@@ -56,12 +56,14 @@ class Answer:
         explanations: one per question, of one item.
         maps: one per question: of photographs the relevance of each pixel, (height, width), of what the model sees,
             or with tiles of the whole photograph; else ``None``.
+        numbers: what ``--save`` writes: the explanations, or with tiles those of the whole photograph.
     """
 
     item: Item
     finding: Finding
     explanations: Sequence[Explanation]
     maps: Sequence[Tensor | None]
+    numbers: Sequence[Explanation]
 
 
 class Work:
@@ -159,14 +161,16 @@ class Work:
                     told[index].append((one, self._reason(one, question, own)))
         for item, found, missing in zip(items, told, itself, strict=True):
             explanations, reasons = [each for each, _ in found], [reason for _, reason in found]
+            saved = explanations
             maps: list[Tensor | None] = [None] * len(explanations)
             if item.photo is not None:
                 maps = [heatmap(explanation.relevance)[0].detach().cpu() for explanation in explanations]
             if self.options.view == "tiles" and item.photo is not None:
-                tiled = [self._tiled(item, reason) for reason in reasons]
-                maps, reasons = [heat for heat, _ in tiled], [reason for _, reason in tiled]
+                tiled = [self._tiled(item, *each) for each in found]
+                maps, reasons = [heat for heat, _, _ in tiled], [reason for _, reason, _ in tiled]
+                saved = [explanation for _, _, explanation in tiled]
             finding = Finding(str(item.path), self._top(explanations[0]), reasons, others=self._notes(item) + missing)
-            yield Answer(item, finding, explanations, maps)
+            yield Answer(item, finding, explanations, maps, saved)
 
     def _explained(
         self, inputs: Tensor, target: int | Tensor | None, against: Sequence[int]
@@ -178,11 +182,16 @@ class Work:
         ledger = self.explainer.ledger(inputs, **{**given, "target": explanation.target})
         return explanation, ledger.absorbed
 
-    def _tiled(self, item: Item, reason: Reason) -> tuple[Tensor, Reason]:
-        """Relevance over the whole photograph, added up over windows: its sum is that of all their starts."""
+    def _tiled(self, item: Item, seen: Explanation, reason: Reason) -> tuple[Tensor, Reason, Explanation]:
+        """Relevance over the whole photograph, added up over windows: its sum is that of all their starts.
+
+        Returns:
+            The map as it is drawn, what there is to tell, and the explanation: of the whole photograph where numbers
+            are to be saved; else ``seen``, of what the model sees by itself.
+        """
         assert item.photo is not None
         assert item.box is not None
-        tiling = Tiling(item.photo.size, item.box)
+        tiling, drawn = Tiling(item.photo.size, item.box), Tiling(item.photo.size, item.box)
         start = arrived = 0.0
         absorbed: dict[str, float] | None = None if reason.absorbed is None else {}
         target = None if reason.target is None else reason.target.number
@@ -192,14 +201,21 @@ class Work:
             inputs = torch.stack([window_input(item.photo, box, self.preprocess) for box in some]).to(self.device)
             explanation, kept = self._explained(inputs, target, against)
             for number, heat in enumerate(heatmap(explanation.relevance).detach().cpu(), first):
-                tiling.add(number, blurred(heat, smoothing(self.options)).float())
+                drawn.add(number, blurred(heat, smoothing(self.options)).float())
+                if self.options.save is not None:
+                    tiling.add(number, heat.float())
             start += float(explanation.start.double().sum())
             arrived += float(explanation.relevance.double().sum())
             for name, amount in (kept or {}).items():
                 if absorbed is not None and bool(amount.any()):
                     absorbed[name] = absorbed.get(name, 0.0) + float(amount.sum())
-        seen = reason.target and replace(reason.target, probability=None)  # each window has its own
-        return tiling.joined, replace(reason, target=seen, start=start, arrived=arrived, absorbed=absorbed)
+        named = reason.target and replace(reason.target, probability=None)  # each window has its own
+        if self.options.save is not None:
+            seen = replace(
+                seen, relevance=tiling.joined[None, None], start=seen.start.new_full((1,), start), checkpoints={},
+                inputs=("photograph",), given=(),
+            )  # fmt: skip
+        return drawn.joined, replace(reason, target=named, start=start, arrived=arrived, absorbed=absorbed), seen
 
     def _reason(self, explanation: Explanation, question: Question, kept: dict[str, Tensor] | None) -> Reason:
         output = explanation.output

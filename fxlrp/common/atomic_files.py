@@ -35,6 +35,31 @@ def whole(path: Path, kind: type[FxlrpError] = FileError, *, makes_folder: bool 
         raise kind(f"{path} cannot be written, and is as it was: {error.strerror or error}") from error
 
 
+def made_folder(folder: Path, kind: type[FxlrpError] = FileError) -> Path:
+    """Make a folder, and those that it lies in, where there is none.
+
+    Raises:
+        FxlrpError: of this kind; it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise kind(f"the folder {folder} cannot be made: {error.strerror or error}") from error
+    return folder
+
+
+def unwritable(path: Path) -> str:
+    """Why nothing can be written at this path, as far as can be told without writing; else ``""``."""
+    if reason := unusable(path):
+        return reason
+    folder = path if path.is_dir() else path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"a file is in the place of the folder {folder}"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"nothing may be written in the folder {folder}"
+
+
 def checked_path(path: Any) -> Path:
     """A path as the caller gives it.
 

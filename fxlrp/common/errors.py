@@ -146,3 +146,10 @@ class IncompleteError(FxlrpError):
     """Some of many files could not be explained; the results of the others were written."""
 
     exit_code = 3
+
+
+class StoppedError(FxlrpError):
+    """Work was stopped from outside; what was done until then was kept."""
+
+    exit_code = 130
+    """What shells give for a program that Ctrl-C ended."""

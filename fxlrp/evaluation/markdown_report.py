@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fxlrp.common.atomic_files import whole
+from fxlrp.common.atomic_files import made_folder, whole
 from fxlrp.common.errors import EvaluationError, FxlrpError
 from fxlrp.common.text_tables import markdown
 from fxlrp.evaluation import paper, plots, result_frames
@@ -41,7 +41,7 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
     """
     store, results = Store(config.out, texts=config.texts), result_frames.read_results(config)
     folder = folder or config.out / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder, EvaluationError)
     if config.texts:
         return write_text_report(config, results, store.read_json(COSTS), folder)
     tables = ReportTables(config, results)

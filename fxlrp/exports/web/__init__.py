@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fxlrp.common.atomic_files import made_folder
 from fxlrp.common.errors import ExportError
 from fxlrp.common.version import __version__
 from fxlrp.exports.onnx import export_onnx
@@ -50,7 +51,7 @@ def export_web(
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder} is a file: name a folder")
     files = _runtime_files(runtime)
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder, ExportError)
     example = torch.zeros(1, input_format.channels, *input_format.size)
     export_onnx(engine, folder / "explainer.onnx", example)
     about = {
@@ -103,7 +104,7 @@ def _fetch(cache: Path) -> None:
         if done.returncode or not archives:
             reason = (done.stderr or done.stdout).strip().partition("\n")[0]
             raise ExportError(f"npm cannot fetch {RUNTIME}: {reason or 'it says nothing'}")
-        cache.mkdir(parents=True, exist_ok=True)
+        made_folder(cache, ExportError)
         with tarfile.open(archives[0]) as archive:
             for name in FILES:
                 member = archive.extractfile(f"package/dist/{name}")
