@@ -1,5 +1,6 @@
 """Models and checkpoints: what matches is loaded, differences are named. Nothing is downloaded."""
 
+import argparse
 import sys
 import warnings
 from pathlib import Path
@@ -115,6 +116,29 @@ def test_unknown_specification_is_an_error_with_a_hint(spec, message):
         load_model(spec)
 
 
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ("resnet18", "torchvision:resnet18"), ("tim:resnet19", "timm:resnet19"), ("net.onnx", "onnx:net.onnx"),
+        ("tiny_models:pair", "python:tiny_models:pair"), ("tiny_models.py:pair", "python:tiny_models:pair"),
+        ("a_folder", "transformers:a_folder"), ("inner/nets.py:net", "python:inner.nets:net"),
+    ],
+)  # fmt: skip
+def test_a_specification_without_its_source_is_an_error_that_writes_it_out(tiny, tmp_path, spec, meant):
+    for file in ("a_folder/config.json", "inner/nets.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(WeightsError, match=f"did you mean {meant}\\?$"):
+        load_model(spec)
+
+
+def test_a_callable_that_is_not_there_is_an_error_with_what_may_be_meant(tiny):
+    with pytest.raises(WeightsError, match=r"has no 'pari': did you mean pair\?"):
+        load_model(f"{tiny}:pari")
+    with pytest.raises(WeightsError, match=r"tiny_models.py is a file: name the module, python:tiny_models:pair"):
+        load_model("python:tiny_models.py:pair")
+
+
 def test_missing_timm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"needs timm.*pip install 'fxlrp\[timm\]'"):
@@ -170,6 +194,8 @@ WRAPPERS = {
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
     "parallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
     "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "student": lambda state: {"student": state, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+    "options": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
     "old": lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
 }
 
@@ -241,6 +267,10 @@ class Stranger:
         (lambda path: torch.save([torch.zeros(2)], path), "an object of type list, not a state dict"),
         (lambda path: torch.save({}, path), "an empty dict"),
         (lambda path: torch.save({"epoch": 3}, path), "epoch is no tensor"),
+        (lambda path: torch.save({"state_dict": Stranger()}, path), r"\(it holds a test_models\.Stranger\)"),
+        (lambda path: torch.save({name: {"w": torch.ones(1)} for name in ("ema", "raw")}, path),
+         r"holds 2 state dicts, ema, raw: .*\['ema'\], 'weights.pt'\)"),
+        (lambda path: torch.jit.script(nn.Linear(2, 2)).save(path), "is a program of TorchScript"),
     ],
 )
 def test_file_that_is_no_checkpoint_is_an_error(tmp_path, write, message):

@@ -32,9 +32,12 @@ def compile_options(options: ModelOptions) -> dict[str, Any]:
         preset_named(options.preset)
     given: dict[str, Any] = {"preset": options.preset, "split": options.split, "rules": read_rules(options.rules or ())}
     if isinstance(options, ExplanationOptions):
-        if options.start is not None and options.start not in _STARTS:
-            raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}")
-        given |= {"start": options.start, "checkpoints": options.checkpoints}
+        start = options.start and options.start.lower().replace("-", "_")
+        if start is not None and start not in _STARTS:
+            close = difflib.get_close_matches(start, _STARTS, n=1, cutoff=0.6)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise StartError(f"--start {options.start}: choose one of {', '.join(_STARTS)}{hint}")
+        given |= {"start": start, "checkpoints": options.checkpoints}
     return {name: value for name, value in given.items() if value is not None}
 
 

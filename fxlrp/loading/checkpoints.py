@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
@@ -25,6 +26,9 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that ``DataParallel`` and ``torch.compile`` add to every name."""
+
+# The class that torch names where a checkpoint holds an object.
+_UNSAFE = re.compile(r"GLOBAL ([\w.]+)")
 
 # torchvision's DenseNet checkpoints are older than its code: these names have one more dot.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
@@ -70,10 +74,18 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> Checkpoint:
         raise WeightsError(f"there is no weights file {path}")
     content = _read(path)
     kept = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    states = _states(content)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
+    else:
+        if len(states) > 1:
+            raise WeightsError(
+                f"{path} holds {len(states)} state dicts, {', '.join(states)}: write the one that is meant to a file "
+                f"of its own, torch.save(torch.load({str(path)!r})[{next(iter(states))!r}], 'weights.pt')"
+            )
+        content = next(iter(states.values()), content)
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds {_described(content)}, not a state dict")
     not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -84,6 +96,14 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> Checkpoint:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     state = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
     return Checkpoint(state, kept if isinstance(kept, Mapping) else {})
+
+
+def _states(content: Any) -> dict[str, Mapping[str, Tensor]]:
+    """The state dicts that a checkpoint holds under keys of its own, such as ``student``."""
+    if not isinstance(content, Mapping):
+        return {}
+    inner = {str(key): value for key, value in content.items() if isinstance(value, Mapping) and value}
+    return {key: value for key, value in inner.items() if all(isinstance(each, Tensor) for each in value.values())}
 
 
 def own_names(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -161,20 +181,40 @@ def _read(path: Path) -> Any:
                 raise
             raise WeightsError(f"{path} is not a safetensors file: {error}") from error
     _check_sums(path)
+    _refuse_scripts(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # The options that a script was started with are no code, and many keep them beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise WeightsError(f"{path} may not be read: permission denied") from error
     except pickle.UnpicklingError as error:
         # Raised both for damaged files and for objects that could run code when they are read.
+        named = _UNSAFE.search(str(error))
+        holds = f" (it holds a {named[1]})" if named else ""
         raise WeightsError(
-            f"{path} is not a checkpoint that holds nothing but tensors; others are not read, because they can run code"
-            ". If it is a whole pickled model: where it was made, write torch.save(model.state_dict(), 'weights.pt')"
+            f"{path} is not a checkpoint that holds nothing but tensors{holds}; others are not read, because they can "
+            "run code. If it is a whole pickled model: where it was made, write torch.save(model.state_dict(), "
+            "'weights.pt')"
         ) from error
     # A damaged file can raise almost anything here.
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise WeightsError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {first}") from error
+
+
+def _refuse_scripts(path: Path) -> None:
+    """Raise where a file is a program of TorchScript.
+
+    Raises:
+        WeightsError: so it is.
+    """
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise WeightsError(
+                f"{path} is a program of TorchScript, which holds code and no modules to read. Where it was made, "
+                "write torch.save(model.state_dict(), 'weights.pt') of the model that was scripted"
+            )
 
 
 def _check_sums(path: Path) -> None:

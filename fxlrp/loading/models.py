@@ -82,7 +82,8 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None, asked: 
     source, _, name = spec.partition(":")
     if source not in _SOURCES or not name:
         kinds = "torchvision:NAME, timm:NAME, python:package.module:callable, transformers:FOLDER, onnx:FILE"
-        raise WeightsError(f"--model {spec!r} is none of {kinds}")
+        meant = _meant(spec)
+        raise WeightsError(f"--model {spec!r} is none of {kinds}" + (f": did you mean {meant}?" if meant else ""))
     # Files are read first, because building a model may take long.
     classes = None if asked.classes is None else preprocessing.read_classes(asked.classes)
     checkpoint = None if weights is None else read_checkpoint_file(weights)
@@ -136,6 +137,26 @@ def _of_configuration(model: nn.Module) -> InputFormat | None:
         return None
     usual = config["input_size"][0] in (1, 3) and config.get("crop_mode") in (None, "center")
     return preprocessing.of_timm(config) if usual else None
+
+
+def _meant(spec: str) -> str:
+    """What a specification without its source may stand for; ``""``: nobody can tell."""
+    source, colon, name = spec.partition(":")
+    if spec in torchvision.models.list_models(module=torchvision.models):
+        return f"torchvision:{spec}"
+    if spec.endswith(".onnx"):
+        return f"onnx:{spec}"
+    if os.path.isfile(os.path.join(spec, "config.json")):
+        return f"transformers:{spec}"
+    close = difflib.get_close_matches(source.lower(), _SOURCES, n=1, cutoff=0.6)
+    if colon and name and close:
+        return f"{close[0]}:{name}"
+    file = source if source.endswith(".py") else f"{source.replace('.', '/')}.py"
+    return f"python:{_module_name(file)}:{name or 'callable'}" if os.path.isfile(file) else ""
+
+
+def _module_name(file: str) -> str:
+    return os.path.normpath(file.removesuffix(".py")).replace(os.sep, ".")
 
 
 def imagenet_classes() -> list[str]:
@@ -192,7 +213,8 @@ def _transformers(folder: str, state: dict[str, Any] | None) -> LoadedModel:
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise WeightsError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
     try:
-        model = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+        with _no_bars(transformers):
+            model = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever in the folder transformers cannot read
         raise WeightsError(f"transformers cannot read {folder}: {type(error).__name__}: {error}") from error
     names = [str(name) for _, name in sorted(model.config.id2label.items())]
@@ -203,7 +225,28 @@ def _transformers(folder: str, state: dict[str, Any] | None) -> LoadedModel:
         def preprocess(image: Any) -> Tensor:
             return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    return LoadedModel(_Logits(model), preprocess, names)
+    return LoadedModel(_Logits(model), preprocess, names, input_shape=_configured_shape(model.config))
+
+
+def _configured_shape(config: Any) -> Sequence[int | None]:
+    """Channels, height and width of the pictures that a model of transformers was configured for."""
+    size = getattr(config, "image_size", None)
+    height, width = size if isinstance(size, Sequence) and len(size) == 2 else (size, size)
+    shape = (getattr(config, "num_channels", None), height, width)
+    return [value if isinstance(value, int) else None for value in shape]
+
+
+@contextmanager
+def _no_bars(transformers: Any) -> Iterator[None]:
+    """Reading a folder is a matter of seconds, and standard error is for what the user must know."""
+    log = transformers.utils.logging
+    shown = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            log.enable_progress_bar()
 
 
 def _onnx(path: str, state: dict[str, Any] | None) -> LoadedModel:
@@ -232,6 +275,8 @@ def import_callable(target: str) -> Callable[..., Any]:
     module_name, _, function = target.partition(":")
     if not module_name or not function:
         raise WeightsError(f"{target} does not name a callable: write python:package.module:callable")
+    if module_name.endswith(".py"):
+        raise WeightsError(f"{module_name} is a file: name the module, python:{_module_name(module_name)}:{function}")
     with _user_code(target):
         return _attribute(importlib.import_module(module_name), function, module_name)
 
@@ -307,7 +352,10 @@ def _attribute(module: Any, path: str, module_name: str) -> Callable[[], Any]:
     value = module
     for part in path.split("."):
         if not hasattr(value, part):
-            raise WeightsError(f"module {module_name!r} has no {path!r}")
+            names = [name for name in dir(value) if callable(getattr(value, name))]
+            close = difflib.get_close_matches(part, names, n=3)
+            hint = f": did you mean {', '.join(close)}?" if close else ""
+            raise WeightsError(f"module {module_name!r} has no {path!r}{hint}")
         value = getattr(value, part)
     if not callable(value) or isinstance(value, nn.Module):
         raise WeightsError(f"{module_name}:{path} is {type(value).__name__}: name a function that returns the model")
