@@ -50,6 +50,14 @@ class Explainer(nn.Module):
     attribute = captum.attribute
     multiplies_by_inputs = True
 
+    if TYPE_CHECKING:  # torch's own promises Any
+
+        def __call__(
+            self, *inputs: Any, target: Any = None, against: Any = None, conditions: Any = None,
+            chunk: Any = None, **named: Any,
+        ) -> Explanation:  # fmt: skip
+            """Explain ``inputs``, see :meth:`forward`."""
+
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine

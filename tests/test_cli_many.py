@@ -183,6 +183,9 @@ def test_what_cannot_be_read_does_not_stop_the_others(run, photos):
     content = json.loads(Path("x.json").read_text())
     assert len(content["findings"]) == 3
     assert content["failed"][0]["file"] == "photos/two/a.png"
+    page = Path("found/index.html").read_text()
+    assert "<h1>3 of 4 files explained</h1>" in page
+    assert "<li>photos/two/a.png: photos/two/a.png is not an image that Pillow can read</li>" in page
 
 
 def test_patterns_and_lists_name_files(run, photos):
@@ -313,6 +316,9 @@ def grey():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
+def single():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
+
 def signal():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -333,6 +339,12 @@ def test_a_model_of_one_channel_is_explained_and_the_guess_is_told(run):
     assert "guess" not in out
     assert json.loads(Path("x.json").read_text())["preprocessing_from"] == "user"
     assert fxlrp.Explanation.read("x.npz").relevance.shape == (1, 1, 20, 20)
+
+
+def test_of_a_single_output_the_value_itself_is_told(run):
+    Path("own_models.py").write_text(OWN)
+    code, out, _ = run("explain", "a.png", "--model", "python:own_models:single", "--size", "20")
+    assert (code, bool(re.search(r"\n  start       the value itself -?\d", out))) == (0, True)
 
 
 def test_an_array_is_explained_as_it_is(run):

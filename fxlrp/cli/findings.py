@@ -57,6 +57,11 @@ class Reason:
         return f"{name}, not {', '.join(rival.name for rival in self.against)}" if self.against else name
 
     @property
+    def entered(self) -> str:
+        """What entered, where one knows whether there is one output."""
+        return "the value itself" if self.unit == "output" else self.start_name.partition(", or the value itself")[0]
+
+    @property
     def title(self) -> str:
         """Above a picture: the question, the probability, and which share of the start arrived."""
         probability = None if self.target is None or self.against else self.target.probability
@@ -100,7 +105,7 @@ class Finding:
             told = "" if probability is None else f", probability {probability:.6f}"
             rivals = f", not {', '.join(map(str, reason.against))}" if reason.against else ""
             text.append(f"  explained   {reason.target or 'the output'}{rivals}{told}\n")
-            text.append(f"  start       {reason.start_name} {reason.start:.6f}\n")
+            text.append(f"  start       {reason.entered} {reason.start:.6f}\n")
             text.append(f"  Σ relevance {amount(reason.arrived, reason.start)}\n")
             if reason.absorbed is not None:
                 kept = ", ".join(f"{name} {value:.6f}" for name, value in reason.absorbed.items())

@@ -244,8 +244,10 @@ def _finish(options: ExplainOptions, records: Sequence[Record], folder: Path, kn
         kept = [record.numbers for record in records if (record.content or {}).get("finding")]
         _join(kept, folder / "explanations.parquet")
         entries = [(finding, content["gallery"]) for finding, content in zip(findings, good, strict=True)]
-        title = f"{len(good)} file{'' if len(good) == 1 else 's'} explained"
-        write_gallery([_entry(*entry) for entry in entries], folder / "index.html", title)
+        count = f"{len(good)} of {len(records)}" if failed else f"{len(good)}"
+        title = f"{count} file{'' if len(records) == 1 else 's'} explained"
+        missing = [f"{each['file']}: {each['error']}" for each in failed]
+        write_gallery([_entry(*entry) for entry in entries], folder / "index.html", title, missing)
     with printing(0, options) as (tell, _):
         tell(f"explained     {len(good)} of {len(records)} files" + (f", {known} of them before" if known else ""))
         for each in failed:
