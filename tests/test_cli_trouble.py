@@ -1,6 +1,7 @@
 """The command line where something outside goes wrong: Ctrl-C, permissions, links; one line, and nothing is lost."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_cli import MODEL
@@ -118,3 +120,20 @@ def test_a_folder_that_may_not_be_read_is_an_error(photos, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(ImageError, match=r"the folder .*two cannot be read: Permission denied"):
         sources.found([photos])
+
+
+def test_an_array_that_the_model_does_not_take_does_not_stop_the_others(run, folder):
+    Path("own_models.py").write_text(OWN)
+    Path("arrays").mkdir()
+    good = np.random.default_rng(0).normal(size=(2, 50))
+    for name, array in {"a": good, "b": good * np.nan, "c": good[:1], "d": good + 1}.items():
+        np.save(f"arrays/{name}.npy", array)
+    model = ("--model", "python:own_models:signal")
+    code, out, _ = run("explain", "arrays/*.npy", *model, "--out", "found")
+    assert (code, "explained     2 of 4 files" in out) == (3, True)
+    assert re.search(r"failed +arrays/b.npy: input \w+ holds NaN", out)
+    assert re.search(r"failed +arrays/c.npy: input \w+ has shape \(1, 1, 50\)", out)
+    code, _, err = run("explain", "arrays/c.npy", *model)
+    assert (code, "error: arrays/c.npy, an item of shape (1, 50) without the batch: input" in err) == (1, True)
+    code, _, err = run("explain", "arrays", *model)
+    assert (code, err) == (1, "error: arrays holds no images, but 4 .npy files; a pattern names them: 'arrays/*.npy'\n")

@@ -50,6 +50,34 @@ def test_sixteen_bit_values_are_scaled_and_not_clipped(tmp_path):
     assert np.asarray(read_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 100], [200, 255]]
 
 
+@pytest.mark.parametrize("values", [
+    np.array([[-500, 400]], dtype=np.int32), np.array([[0, 70000]], dtype=np.int32), np.array([[0.0, 0.5]], np.float32)
+])  # fmt: skip
+def test_values_of_which_nobody_can_tell_black_and_white_are_an_error(tmp_path, values):
+    """Hounsfield units and floating point would be clipped to a black picture."""
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif has values from .*, and does not say which are black .*\(\.npy\)"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_scan_of_twelve_bits_is_read_with_a_warning(tmp_path):
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="no value above 4095: to the model it is nearly black"):
+        assert np.asarray(read_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 16]]
+
+
+def test_further_pages_of_a_tiff_are_told(tmp_path):
+    photo().save(tmp_path / "a.tif", save_all=True, append_images=[photo(), photo()])
+    with pytest.warns(UserWarning, match=r"a\.tif has 3 pages: the first one is read"):
+        assert read_image(tmp_path / "a.tif").size == (40, 30)
+
+
+def test_of_other_files_of_numbers_the_error_says_what_to_do(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(ImageError, match=r"a\.dcm is not an image that Pillow can read: read it in Python, and"):
+        read_image(tmp_path / "a.dcm")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [

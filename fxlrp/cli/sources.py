@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def found(asked: Sequence[Path]) -> Sources:
         if path.is_dir():
             inside = sorted(_images_in(path))
             if not inside:
-                raise ImageError(f"{path} holds no images")
+                raise ImageError(f"{path} holds no images{_others_in(path)}")
         elif not path.exists() and glob.has_magic(str(path)):
             inside = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
             if not inside:
@@ -101,6 +102,16 @@ def _images_in(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (path for path in map(Path(place).joinpath, files)
                     if path.suffix.lower() in IMAGES and not path.name.startswith("."))  # fmt: skip
+
+
+def _others_in(folder: Path) -> str:
+    """What files a folder without images holds."""
+    suffixes = Counter(path.suffix for path in folder.iterdir() if path.suffix and path.is_file())
+    if not suffixes:
+        return ""
+    ((suffix, count),) = suffixes.most_common(1)
+    pattern = f"; a pattern names them: '{folder / f'*{suffix}'}'" if suffix.lower() in ARRAYS else ""
+    return f", but {count} {suffix} file{'' if count == 1 else 's'}{pattern}"
 
 
 def _listed(path: Path) -> list[Path]:

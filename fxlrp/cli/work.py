@@ -15,7 +15,7 @@ from fxlrp.cli.findings import Class, Finding, Reason
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.questions import Question, questions
 from fxlrp.cli.sources import ARRAYS, read_array
-from fxlrp.common.errors import FxlrpError, InputError
+from fxlrp.common.errors import FxlrpError, InputError, NonFiniteError, TargetError
 from fxlrp.explainer import Explainer
 from fxlrp.loading.geometry import box_of, window_input
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
@@ -123,7 +123,7 @@ class Work:
 
         Args:
             paths: the files.
-            failed: is told of a file that cannot be read; ``None``: that is an error.
+            failed: is told of a file that cannot be read, or that the model does not take; ``None``: that is an error.
         """
         for start in range(0, len(paths), self.options.batch_size):
             items = []
@@ -135,7 +135,22 @@ class Work:
                         raise
                     failed(path, error)
             for _, alike in groupby(items, key=lambda item: (item.value.shape, item.value.dtype)):
-                yield from self._batch(list(alike))
+                yield from self._each(list(alike), failed)
+
+    def _each(self, items: Sequence[Item], failed: Callable[[Path, FxlrpError], None] | None) -> Iterator[Answer]:
+        """The answers for items whose inputs are alike; one that the model does not take keeps none from the others."""
+        try:
+            answers = list(self._batch(items))
+        except (InputError, NonFiniteError) as error:
+            if failed is None:
+                raise InputError(f"{_named(items)}: {error}") from error
+            if len(items) == 1:
+                failed(items[0].path, error)
+            else:
+                for item in items:
+                    yield from self._each([item], failed)
+            return
+        yield from answers
 
     def _batch(self, items: Sequence[Item]) -> Iterator[Answer]:
         inputs = torch.stack([item.value for item in items]).to(self.device)
@@ -264,18 +279,25 @@ def smoothing(options: ExplainOptions) -> float:
     return usual if options.smooth is None else options.smooth
 
 
+def _named(items: Sequence[Item]) -> str:
+    """The files, and of arrays the shape: they are taken as they are, with the batch in front."""
+    names = ", ".join(str(item.path) for item in items[:3]) + (", …" if len(items) > 3 else "")
+    array = next((item for item in items if item.photo is None), None)
+    return names if array is None else f"{names}, an item of shape {tuple(array.value.shape)} without the batch"
+
+
 def _ranked(told: Sequence[Sequence[tuple[Explanation, Reason]]], rank: int) -> list[int | None]:
     """The class of this rank of each item, by what the first explanation of each holds.
 
     Raises:
-        InputError: there are not as many classes.
+        TargetError: there are not as many classes.
     """
     found: list[int | None] = []
     for (first, _), *_ in told:
         output, count = first.output, first.output.shape[1] if _of_classes(first.output) else 1
         if count <= rank:
             classes = "class" if count == 1 else "classes"
-            raise InputError(f"--top {rank + 1}: the model tells {count} {classes} apart")
+            raise TargetError(f"--top {rank + 1}: the model tells {count} {classes} apart")
         found.append(int(output[0].detach().topk(rank + 1).indices[rank]) if count > 1 else None)
     return found
 

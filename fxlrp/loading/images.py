@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from fxlrp.common.errors import ImageError, InputError
 Preprocess = Callable[[Image.Image], Tensor]
 """From an RGB picture to a model's input, (channels, height, width), without the batch."""
 
+_DATA = (".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".npz", ".h5", ".hdf5", ".mat", ".pt")
+"""Files of numbers that are often taken for images."""
+_ARRAY = "read it in Python, and save it as the model takes it, without the batch, as an array (.npy)"
+_WHITE, _TWELVE_BITS = 2**16 - 1, 2**12
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -28,8 +34,12 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     The orientation in the EXIF data is applied. Transparent pixels are blended with white. 16-bit grey values are
     scaled to 8 bits. Of an animation, the first frame is read.
 
+    Warns:
+        UserWarning: of several pages of a TIFF the first is read, or 16-bit values are those of a 12-bit scan.
+
     Raises:
-        ImageError: there is no such file, or it is not an image, or an incomplete one.
+        ImageError: there is no such file, or it is not an image, or an incomplete one, or nobody can tell which of its
+            values are black and white.
     """
     path = Path(path)
     if reason := unusable(path):
@@ -41,9 +51,14 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
+            if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+                warnings.warn(f"{path} has {image.n_frames} pages: the first one is read", stacklevel=1)
             return _rgb(ImageOps.exif_transpose(image))
+    except ImageError as error:
+        raise ImageError(f"{path} {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image that Pillow can read") from error
+        way_out = f": {_ARRAY}" if path.name.lower().endswith(_DATA) else ""
+        raise ImageError(f"{path} is not an image that Pillow can read{way_out}") from error
     except PermissionError as error:
         raise ImageError(f"{path} may not be read: permission denied") from error
     except Image.DecompressionBombError as error:
@@ -118,9 +133,21 @@ def normalisation(size: tuple[int, int], preprocess: Preprocess) -> tuple[Tensor
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit values at 255.
-        grey = np.asarray(image).astype(np.float64) / 257
+    if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow's own conversion clips all values at 255.
+        values = np.asarray(image).astype(np.float64)
+        low, high = values.min(), values.max()
+        if image.mode == "F" or low < 0 or high > _WHITE:
+            raise ImageError(
+                f"has values from {low:g} to {high:g}, and does not say which are black and white: {_ARRAY}"
+            )
+        if 0 < high < _TWELVE_BITS:
+            warnings.warn(
+                f"16-bit pictures are taken as 0 for black to {_WHITE} for white, and one here has no value above "
+                f"{_TWELVE_BITS - 1}: to the model it is nearly black. Multiply scans of 12 bits by 16, or {_ARRAY}",
+                stacklevel=1,  # of many that are alike it is told once
+            )
+        grey = values / 257
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         transparent = image.convert("RGBA")
