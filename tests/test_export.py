@@ -357,7 +357,7 @@ def test_what_cannot_be_is_told_before_the_first_call(model):
     for options, message in (
         ({"rules": {"blocks.0": "epsilon"}}, "must be a rule"),
         ({"rules": {3: Epsilon()}}, "a key is a module name"),
-        ({"checkpoints": ("blocks.9",)}, "'blocks.9' is no module of this model"),
+        ({"checkpoints": ("blocks.9",)}, "'blocks.9' is no module of this model; did you mean 'blocks"),
         ({"split": "fair"}, "choose one of"),
     ):
         with pytest.raises(RuleError, match=message):

@@ -99,3 +99,16 @@ def test_an_explanation_pays_nothing_for_the_ledger(model, x):
     explainer.ledger(x)
     assert len(explainer.graph_module.graph.nodes) == nodes
     assert "item_sum" not in explainer.code.replace("total", "")
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (1, -1)])
+def test_all_of_what_entered_is_all_of_it_whatever_its_sign(signs):
+    """Evidence against a class enters below zero; of items of both signs the shares do not cancel."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    explainer = fxlrp.compile(nn.Sequential(model).eval(), rules={"0": Epsilon(0)})
+    ledger = explainer.ledger(torch.tensor(signs).float()[:, None])
+    assert ledger.start.tolist() == [2 * sign for sign in signs]
+    assert repr(ledger) == "<Ledger of 1 nodes, 2 items: 100.00 % arrived, nothing was absorbed>"
+    assert "100.0000 %" in str(ledger)
+    assert "-100.0000 %" not in str(ledger)

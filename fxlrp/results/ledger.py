@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -99,9 +100,12 @@ class Ledger:
         return [row for row in self.rows if row.kind not in ("pointwise", "normalisation")]
 
     def share(self, amount: Tensor) -> float:
-        """An amount, (batch,), as a share of what entered: means over the batch; zero where nothing entered."""
+        """An amount, (batch,), as a share of what entered: means over the batch; zero where nothing entered.
+
+        Where less than nothing entered, its share has that sign too: all of -2 logits is 100 %.
+        """
         start = float(self.start.abs().mean())
-        return float(amount.mean()) / start if start else 0.0
+        return float((amount * torch.where(self.start < 0, -1, 1)).mean()) / start if start else 0.0
 
     def __str__(self) -> str:
         """A table: amounts are means over the batch, in percent of the start; silent nodes are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import cached_property
@@ -170,4 +171,6 @@ class Recipe:
         modules = dict(model.named_modules())
         for name in self.checkpoints:
             if not isinstance(name, str) or name not in modules:
-                raise PatternError(f"checkpoint {name!r} is no module of this model")
+                close = difflib.get_close_matches(str(name), modules, n=2, cutoff=0.7)
+                hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+                raise PatternError(f"checkpoint {name!r} is no module of this model{hint}")
