@@ -10,21 +10,24 @@ const FILTERS = {
   }],
 };
 
+// Pillow's weights are whole numbers, parts of this: a sum in floating point would round some pixels to another byte.
+const ONE = 2 ** 22;
+
 // The weights of the pixels of a line that make each pixel of a resized one, as Pillow computes them.
 function weights(from, to, filter) {
-  const [reach, shape] = FILTERS[filter], scale = from / to, wide = Math.max(1, scale);
+  const [reach, shape] = FILTERS[filter], scale = from / to, wide = Math.max(1, scale), narrow = 1 / wide;
   return Array.from({ length: to }, (_, place) => {
     const centre = (place + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - reach * wide + 0.5));
     const end = Math.min(from, Math.trunc(centre + reach * wide + 0.5));
     const values = [];
-    for (let i = first; i < end; i++) values.push(shape((i - centre + 0.5) / wide));
+    for (let i = first; i < end; i++) values.push(shape((i - centre + 0.5) * narrow));
     const sum = values.reduce((a, b) => a + b, 0);
-    return [first, values.map((value) => value / sum)];
+    return [first, values.map((value) => Math.trunc(value / sum * ONE + 0.5 * Math.sign(value)))];
   });
 }
 
-const byte = (value) => Math.min(255, Math.max(0, Math.floor(value + 0.5)));
+const byte = (sum) => Math.min(255, Math.max(0, Math.floor((sum + ONE / 2) / ONE)));
 
 // RGB bytes {data, width, height}, resized first across and then down, rounded in between as Pillow does.
 export function resized(picture, width, height, filter) {
@@ -83,14 +86,15 @@ function cut(picture, width, height) {
   return { data, width, height };
 }
 
-// (channels, height, width) of what the model sees.
+// (channels, height, width) of what the model sees, each step rounded to 32 bits as torch rounds it.
 export function input(picture, about) {
   const pixels = about.width * about.height, values = new Float32Array(about.channels * pixels);
+  const round = Math.fround, [mean, std] = [about.mean, about.std].map((each) => each.map(round));
   for (let i = 0; i < pixels; i++) {
     const [r, g, b] = picture.data.subarray(3 * i, 3 * i + 3);
     // Pillow's grey, in whole numbers.
     const channels = about.channels === 1 ? [(r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16] : [r, g, b];
-    channels.forEach((value, c) => { values[c * pixels + i] = (value / 255 - about.mean[c]) / about.std[c]; });
+    channels.forEach((value, c) => { values[c * pixels + i] = round(round(value / 255) - mean[c]) / std[c]; });
   }
   return values;
 }
