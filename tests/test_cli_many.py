@@ -188,6 +188,17 @@ def test_what_cannot_be_read_does_not_stop_the_others(run, photos):
     assert "<li>photos/two/a.png: photos/two/a.png is not an image that Pillow can read</li>" in page
 
 
+def test_a_model_or_names_that_were_changed_make_other_results(run, photos):
+    Path("names.txt").write_text("a\nb\nc\n")
+    asked = ("explain", photos / "one", *MODEL, "--classes", "names.txt", "--out", "found", "--no-ledger")
+    assert run(*asked)[0] == 0
+    assert "2 of them before" in run(*asked)[1]
+    for name, added in (("tiny_cli_models.py", "\n# another model\n"), ("names.txt", "\n")):
+        Path(name).write_text(Path(name).read_text() + added)
+        assert "before" not in run(*asked)[1]
+        assert "2 of them before" in run(*asked)[1]
+
+
 def test_patterns_and_lists_name_files(run, photos):
     code, out, _ = run("explain", "photos/*/a.png", *MODEL, "--out", "found")
     assert (code, "2 of 2 files" in out) == (0, True)

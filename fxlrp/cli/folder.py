@@ -9,31 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import threading
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fxlrp.cli.drawing import draw, gallery_pictures
 from fxlrp.cli.findings import Finding, as_json
 from fxlrp.cli.options import ExplainOptions
 from fxlrp.cli.output import about, printing, save_numbers, write_json
+from fxlrp.cli.processes import in_processes
 from fxlrp.cli.work import Work
 from fxlrp.common.atomic_files import made_folder
 from fxlrp.common.errors import FxlrpError, ImageError, IncompleteError, InputError, StoppedError
 from fxlrp.common.extras import require
 from fxlrp.common.version import __version__
 from fxlrp.evaluation.workers import Workers
-from fxlrp.loading.models import ModelWarning
 from fxlrp.results.files import json_writer, polars, write
 from fxlrp.views.gallery import Entry, Map, write_gallery
 
@@ -111,7 +102,7 @@ def explain_folder(options: ExplainOptions, files: Sequence[Path], make: Callabl
         try:
             with printing(len(share) if group.first else 0, options) as (_, advance):
                 if options.workers > 1 and group.count == 1 and len(todo) > 1:
-                    _in_processes(options, share, advance)
+                    in_processes(_explain_share, options, share, advance)
                 elif share:
                     _explain(make(), share, options, advance)
         except KeyboardInterrupt:
@@ -147,85 +138,11 @@ def _explain(work: Work, records: Sequence[Record], options: ExplainOptions, adv
         advance()
 
 
-def _in_processes(options: ExplainOptions, records: Sequence[Record], advance: Callable[[], None]) -> None:
-    """Share files among processes of this machine.
-
-    Raises:
-        InputError: one of them failed.
-    """
-    context, count = get_context("spawn"), min(options.workers, len(records))
-    said = context.SimpleQueue()  # what happened, "done", "warning" or "failed", and a text
-    threads = max(1, torch.get_num_threads() // count)
-    processes = [context.Process(target=_process, args=(options, records[rank::count], threads, said))
-                 for rank in range(count)]  # fmt: skip
-    failures: list[str] = []
-
-    def listen() -> None:
-        while not said.empty():
-            happened, text = said.get()
-            if happened == "done":
-                advance()
-            elif happened == "warning":  # all processes say the same of the same model; Python tells it once
-                warnings.warn(text, ModelWarning, stacklevel=2)
-            else:
-                failures.append(text)
-
-    try:
-        with _ctrl_c_left_to_this_process():
-            for process in processes:
-                process.start()
-        running = list(processes)
-        while running:
-            wait([process.sentinel for process in running], timeout=0.2)
-            listen()
-            running = [process for process in running if process.is_alive()]
-        listen()
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
-                process.join()
-    if any(process.exitcode for process in processes):
-        ends = ", ".join(str(process.exitcode) for process in processes if process.exitcode)
-        reason = [*failures, f"ended with status {ends} (-9: killed, probably out of memory)"][0]
-        raise InputError(f"a worker failed: {reason}")
-
-
-@contextmanager
-def _ctrl_c_left_to_this_process() -> Iterator[None]:
-    """Processes that are started within do not hear Ctrl-C, which a terminal tells to all: this one ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _process(options: ExplainOptions, records: Sequence[Record], threads: int, said: Any) -> None:
+def _explain_share(options: ExplainOptions, records: Sequence[Record], advance: Callable[[], None]) -> None:
+    """Explain a share of the files, in a process of its own."""
     from fxlrp.cli.explain import checked, work_of
 
-    def warned(message: Warning | str, *_: Any, **__: Any) -> None:
-        said.put(("warning", str(message)))
-
-    signal.signal(signal.SIGTERM, _leave)
-    warnings.showwarning = warned
-    torch.set_num_threads(threads)
-    try:
-        _explain(work_of(options, checked(options)), records, options, lambda: said.put(("done", "")))
-    except FxlrpError as error:
-        said.put(("failed", str(error)))
-        raise SystemExit(1) from None
-    except Exception:
-        said.put(("failed", traceback.format_exc()))
-        raise SystemExit(1) from None
-
-
-def _leave(*_: Any) -> None:
-    # As an exception it leaves nothing half written.
-    raise SystemExit(1)
+    _explain(work_of(options, checked(options)), records, options, advance)
 
 
 def _finish(options: ExplainOptions, records: Sequence[Record], folder: Path, known: int) -> None:
@@ -290,7 +207,7 @@ def _folder(out: Path | None) -> Path:
 def _records(options: ExplainOptions, files: Sequence[Path], folder: Path) -> list[Record]:
     """The files with the names of their results, which tell in which folder each one was."""
     settings = {name: value for name, value in asdict(options).items() if name not in _NOT_RESULTS}
-    weights = _state(options.weights) if options.weights is not None else ""
+    beside = [_state(path) for path in (options.weights, options.classes, *_files_of(options.model)) if path]
     common = Path(os.path.commonpath([path.resolve().parent for path in files]))
     names: set[str] = set()
     records = []
@@ -300,9 +217,18 @@ def _records(options: ExplainOptions, files: Sequence[Path], folder: Path) -> li
         while name.casefold() in names:
             name, number = f"{stem}-{number}", number + 1
         names.add(name.casefold())
-        told = json.dumps([__version__, settings, weights, str(path), _state(path)], default=str, sort_keys=True)
+        told = json.dumps([__version__, settings, beside, str(path), _state(path)], default=str, sort_keys=True)
         records.append(Record(path, name, folder, hashlib.sha256(told.encode()).hexdigest()[:32]))
     return records
+
+
+def _files_of(model: str) -> Sequence[Path]:
+    """The files that a specification names: of a model that was changed, results are made anew."""
+    source, _, name = model.partition(":")
+    if source == "python":
+        return [Path(name.partition(":")[0].replace(".", "/")).with_suffix(".py")]
+    folder = Path(name)
+    return sorted(folder.iterdir()) if source == "transformers" and folder.is_dir() else [folder]
 
 
 def _state(path: Path) -> str:
