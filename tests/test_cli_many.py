@@ -115,6 +115,8 @@ def test_the_most_probable_classes_are_explained(run):
     assert Path("x.html").read_text().count('type="radio"') == 4
     code, _, err = run("explain", "a.png", *MODEL, "--top", 4)
     assert (code, "--top 4: the model tells 3 classes apart" in err) == (1, True)
+    # It is told before as many as there are have been explained.
+    assert "--top 400: the model tells 3 classes apart" in run("explain", "a.png", *MODEL, "--top", 400)[2]
     code, _, err = run("explain", "a.png", *MODEL, "--top", 2, "--target", "cat")
     assert (code, "leave out --target, or --top" in err) == (1, True)
 

@@ -243,6 +243,11 @@ def test_an_override_that_matches_nothing_is_refused(model, key):
         fxlrp.compile(model, "conserving", rules={key: Epsilon()})
 
 
+def test_a_name_that_matches_nothing_says_which_may_be_meant(model):
+    with pytest.raises(PatternError, match=r"; did you mean 'stem'\?$"):
+        fxlrp.compile(model, "conserving", rules={"stems": Epsilon()})
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [

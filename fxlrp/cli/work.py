@@ -160,7 +160,7 @@ class Work:
             target = question.target
             numbers = [target] * len(items)
             if target is None and (question.rank or question.against):
-                numbers = _ranked(told, question.rank)
+                numbers = _ranked(told, question.rank, self.options.top)
             kept = [index for index, number in enumerate(numbers) if number not in question.against]
             for index in {*range(len(items))} - {*kept}:
                 number = numbers[index]
@@ -286,8 +286,8 @@ def _named(items: Sequence[Item]) -> str:
     return names if array is None else f"{names}, an item of shape {tuple(array.value.shape)} without the batch"
 
 
-def _ranked(told: Sequence[Sequence[tuple[Explanation, Reason]]], rank: int) -> list[int | None]:
-    """The class of this rank of each item, by what the first explanation of each holds.
+def _ranked(told: Sequence[Sequence[tuple[Explanation, Reason]]], rank: int, asked: int) -> list[int | None]:
+    """The class of this rank of each item, by what the first explanation of each holds; ``asked``: how many ranks.
 
     Raises:
         TargetError: there are not as many classes.
@@ -295,9 +295,9 @@ def _ranked(told: Sequence[Sequence[tuple[Explanation, Reason]]], rank: int) -> 
     found: list[int | None] = []
     for (first, _), *_ in told:
         output, count = first.output, first.output.shape[1] if _of_classes(first.output) else 1
-        if count <= rank:
+        if count < asked:
             classes = "class" if count == 1 else "classes"
-            raise TargetError(f"--top {rank + 1}: the model tells {count} {classes} apart")
+            raise TargetError(f"--top {asked}: the model tells {count} {classes} apart")
         found.append(int(output[0].detach().topk(rank + 1).indices[rank]) if count > 1 else None)
     return found
 

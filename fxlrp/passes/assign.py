@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -215,7 +216,8 @@ def check_overrides(overrides: list[Override], nodes: list[fx.Node]) -> None:
     for wanted in overrides:
         matched = [node for node in nodes if wanted.matches(node)]
         if not matched:
-            raise PatternError(f"rules[{_spelled(wanted.key)}] matches nothing in the model; {_known_names(nodes)}")
+            known = _known_names(nodes, wanted.key)
+            raise PatternError(f"rules[{_spelled(wanted.key)}] matches nothing in the model; {known}")
         if not any(fits(wanted.rule, facts(node)) for node in matched):
             kinds = ", ".join(sorted({str(facts(node).kind) for node in matched}))
             raise RuleError(
@@ -228,7 +230,10 @@ def _of_whole_kinds() -> list[Served]:
     return [served for served in SERVED.values() if not served.operation and not served.optional]
 
 
-def _known_names(nodes: list[fx.Node]) -> str:
+def _known_names(nodes: list[fx.Node], key: Any) -> str:
     names = list(dict.fromkeys(path for node in nodes for path, _ in facts(node).origin.modules[:1]))
     shown = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
-    return f"its modules are {shown}" if names else "it has no named modules"
+    every = {path for node in nodes for path, _ in facts(node).origin.modules}
+    close = difflib.get_close_matches(key, every, n=2, cutoff=0.6) if isinstance(key, str) else []
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"its modules are {shown}{hint}" if names else "it has no named modules"
