@@ -16,6 +16,7 @@ from test_cli import ANY_SIZE, MODEL, explanation_of
 
 import fxlrp
 from fxlrp.cli import drawing
+from fxlrp.cli.work import Work
 
 polars = pytest.importorskip("polars")
 
@@ -60,6 +61,13 @@ def test_a_table_names_the_files(run):
     assert table["file"].to_list() == ["a.png"] * 3 + ["c.png"] * 3
     assert table["target"].to_list() == [0, 1, 0] * 2
     assert table["start_name"][0].startswith("log_odds")
+
+
+def test_too_many_classes_are_told_before_all_that_there_are_have_been_explained(run, monkeypatch):
+    explained, real = [], Work._explained
+    monkeypatch.setattr(Work, "_explained", lambda *a: explained.append(1) or real(*a))
+    assert "--top 400: the model tells 3 classes apart" in run("explain", "a.png", *MODEL, "--top", 400)[2]
+    assert len(explained) == 1
 
 
 # Several classes ---------------------------------------------------------------------------------
@@ -115,8 +123,6 @@ def test_the_most_probable_classes_are_explained(run):
     assert Path("x.html").read_text().count('type="radio"') == 4
     code, _, err = run("explain", "a.png", *MODEL, "--top", 4)
     assert (code, "--top 4: the model tells 3 classes apart" in err) == (1, True)
-    # It is told before as many as there are have been explained.
-    assert "--top 400: the model tells 3 classes apart" in run("explain", "a.png", *MODEL, "--top", 400)[2]
     code, _, err = run("explain", "a.png", *MODEL, "--top", 2, "--target", "cat")
     assert (code, "leave out --target, or --top" in err) == (1, True)
 
