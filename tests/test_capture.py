@@ -528,3 +528,13 @@ def test_an_export_goes_through_modes_of_autograd(output, exported):
     assert_close(found[1][1], wanted[1][1])
     ledger = explainer.ledger(x)
     assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()
+
+
+class Seeded(nn.Module):
+    def forward(self, *given):  # which only torch.export follows
+        return given[0] * torch.rand(3, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_object_that_no_graph_holds_is_told():
+    with pytest.raises(CaptureError, match=r"torch\.Generator: make what comes of it.*a buffer"):
+        fxlrp.compile(Seeded().eval())(torch.randn(2, 3))

@@ -67,6 +67,11 @@ def captured_of(
     items = call.items
     for node in read.nodes:
         if node.op == "placeholder" and node.name not in held:
+            if not isinstance(node.meta["val"], Tensor):
+                raise CaptureError(
+                    f"{type(model).__name__} makes an object in forward() that no graph holds, such as a "
+                    "torch.Generator: make what comes of it when the model is built, and keep it as a buffer"
+                )
             name = next(inputs)
             new = graph.placeholder(name)
             sizes = [str(size) for size in node.meta["val"].shape]  # an axis may have turned out to be fixed
