@@ -147,7 +147,6 @@ FUNCTIONS = {
     "conv_tbc": (lambda h: torch.conv_tbc(h.movedim(1, 0).contiguous(), KERNELS, POINTS[0], 1).transpose(0, 1), SERIES),
     "convolution": (lambda h: torch.convolution(h, POINTS[:, :5, None], None, [1], [0], [1], False, [0], 1), SERIES),
     "a chain of matrices": (lambda h: torch.linalg.multi_dot([h, POINTS.T, POINTS[:, :2], POINTS[:2, :4]]), VECTOR),
-    "erfinv": (lambda h: torch.erfinv(h.tanh() / 2), VECTOR),
     "bucketize": (lambda h: h * torch.bucketize(h, POINTS[0].sort()[0]), VECTOR),
     "searchsorted, method of signs": (lambda h: h * torch.searchsorted(POINTS[0].sort()[0], h) + h.signbit(), VECTOR),
     "histc": (lambda h: h * torch.stack([torch.histc(item.detach(), 6, -2, 2) for item in h]), VECTOR),

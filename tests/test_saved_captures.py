@@ -240,3 +240,29 @@ def test_the_axis_of_the_batch_is_kept(tmp_path, counted):
     for batch in (0, None):
         fxlrp.compile(loaded, "conserving", batch=batch, start="output")(x)
     assert len(counted) == reads
+
+
+class Tables(nn.Module):
+    """A buffer of the name of an input, and a table that forward() makes, looked up along its second axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Parameter(torch.randn(2, 5, 4)), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.randn(1, 4))
+
+    def forward(self, x, mask, ids):
+        for _ in range(int(x.shape[1]) - 3):
+            x = x * mask + self.mask
+        return self.head((x + (self.table * 2)[:, ids].sum((0, 2))).tanh())
+
+
+def test_the_size_of_what_is_made_of_weights_is_kept(tmp_path, counted):
+    torch.manual_seed(0)
+    model, given = Tables().eval(), (torch.randn(3, 4), torch.randn(3, 4), torch.tensor([[1, 2], [0, 4], [3, 3]]))
+    path = fxlrp.capture(model, *given).save(tmp_path / "tables.capture")
+    counted.clear()
+    captured = fxlrp.CapturedModel.load(path, model)
+    found, ledger = (call(*given, target=1) for call in (fxlrp.compile(captured), fxlrp.compile(captured).ledger))
+    assert not counted
+    assert_close(found.output, model(*given))
+    assert ledger.error.abs().max() < 1e-5 * ledger.start.abs().max()

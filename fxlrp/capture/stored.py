@@ -1,8 +1,8 @@
 """A captured graph as plain data, and back: what is written of one to a file.
 
 Nothing of it is code: calls are named operations of torch, arguments are numbers, texts and types, and the modules of
-a model are told by their paths. Of values the type is kept, and of what the model returns the sizes too, so that
-another output can be chosen of it.
+a model are told by their paths. Of values the type and the number of axes are kept; of what the model returns the sizes
+too, so that another output can be chosen of it, and of what is made of weights alone.
 """
 
 from __future__ import annotations
@@ -82,10 +82,14 @@ def written(captured: Captured) -> Data:
         for size, axis in zip(node.meta["val"].shape, captured.shapes[str(node.target)], strict=True)
     }  # fmt: skip
     returned = next(node for node in reversed(captured.graph.nodes) if node.op == "output").all_input_nodes
-    nodes = []
+    nodes: list[Data] = []
+    computed = set(inputs)  # of an input; what is made of weights alone has one size, which rules may ask for
     for node in captured.graph.nodes:
+        if not computed.isdisjoint(node.all_input_nodes):
+            computed.add(node)
+        told = node in returned or node in inputs or node not in computed
         stack = tuple((key, path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items())
-        value = _value(node.meta.get("val"), axes if node in (*returned, *inputs) else None)
+        value = _value(node.meta.get("val"), axes if told else None)
         nodes.append({
             "name": node.name, "op": node.op, "target": _target(node), "args": _spelled(list(node.args)),
             "kwargs": _spelled(dict(node.kwargs)), "value": value,
@@ -231,7 +235,8 @@ def _value(value: Any, axes: Mapping[str, int | str] | None) -> Any:
         return None if value is None else "number"
     sizes = [int(size) if str(size).isdigit() else (axes or {}).get(str(size)) for size in value.shape]
     known = axes is not None and None not in sizes
-    return {"dtype": _spelled(value.dtype), "device": str(value.device), "sizes": sizes if known else None}
+    kept = {"dtype": _spelled(value.dtype), "device": str(value.device), "rank": value.dim()}
+    return {**kept, "sizes": sizes if known else None}
 
 
 def _sizes(axes: set[str]) -> Callable[[Any], Any]:
@@ -250,7 +255,7 @@ def _sizes(axes: set[str]) -> Callable[[Any], Any]:
             return 0 if kept else None
         dtype = _unspelled(kept["dtype"], {})
         if kept["sizes"] is None:
-            return torch.empty(0, dtype=dtype, device="meta")
+            return torch.empty([0] * kept.get("rank", 1), dtype=dtype, device="meta")
         with fake:
             return torch.empty([free.get(size, size) for size in kept["sizes"]], dtype=dtype, device=kept["device"])
 

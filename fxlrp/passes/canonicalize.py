@@ -116,8 +116,9 @@ class _Canonicalizer:
             constant = self.builder.constant(node, args, kwargs)
             if isinstance(constant, fx.Proxy) and is_sparse(node, args, kwargs):
                 constant.node.meta[SPARSE] = True
-            if isinstance(constant, fx.Proxy) and isinstance(node.meta.get("val"), torch.Tensor):
-                constant.node.meta[SHAPE] = tuple(node.meta["val"].shape)
+            value = node.meta.get("val")  # of no device where a file did not tell its sizes
+            if isinstance(constant, fx.Proxy) and isinstance(value, torch.Tensor) and not value.is_meta:
+                constant.node.meta[SHAPE] = tuple(value.shape)
             self.aliases.bind(node, constant)
 
     def _lower(self, node: fx.Node) -> None:

@@ -215,7 +215,7 @@ FUNCTIONS = [
     pointwise("round", lower=lower_round, sign=Sign.KEEPS, aten={aten.round.decimals: lower_round}),
     *(pointwise(name, sign=Sign.KEEPS) for name in ODD),
     *(pointwise(name, sign=Sign.NONNEGATIVE) for name in ("exp2", "cosh", "erfc", "i0")),
-    *(pointwise(name) for name in ("acos", "acosh", "atanh", "log2", "log10", "digamma", "lgamma", "erfinv")),
+    *(pointwise(name) for name in ("acos", "acosh", "atanh", "log2", "log10", "digamma", "lgamma")),
     *(pointwise(name, getattr(torch.special, name.removeprefix("special_")), methods=()) for name in SPECIAL),
     Operation(
         aten.to.dtype, Kind.POINTWISE, methods=("to", "type_as"), lower=lower_cast, sign=Sign.KEEPS, bound=Bound.KEEPS,
