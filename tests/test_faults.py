@@ -1,5 +1,7 @@
 """The checks can fail: rules are broken on purpose, and the checks that guard them must go red."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from checks import assert_close, assert_conserves, assert_items_independent
@@ -7,12 +9,14 @@ from nets import BlockPlan, NetPlan, RandomNet
 from torch import nn
 
 import fxlrp
-from fxlrp.errors import NonFiniteError
+from fxlrp.errors import NonFiniteError, PropagationError
 from fxlrp.passes import annotate
 from fxlrp.passes.aliases import Aliases
 from fxlrp.passes.relevance_flows import Flows
 from fxlrp.rules import join, primitives
 from fxlrp.rules.linear import mechanism
+from fxlrp.runtime import backends
+from fxlrp.runtime.engine import Engine
 from fxlrp.runtime.verify import Verifier
 from fxlrp.steps import addition, routing
 
@@ -128,3 +132,21 @@ def test_a_doubled_share_goes_red(monkeypatch, model, x):
     monkeypatch.setattr(Flows, "hand", lambda self, operand, reader, share: right(self, operand, reader, share * 1.01))
     with pytest.raises(AssertionError):
         assert_conserves(fxlrp.compile(model, "conserving"), x)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_program_that_is_not_the_model_goes_red(monkeypatch, model, x, backend):
+    if backend == "inductor":
+        monkeypatch.setattr(backends.Inductor, "runner", lambda self, module, *, autocast: module)
+    plain = Engine.program
+
+    def with_another_input(self, *arguments, **options):
+        program = plain(self, *arguments, **options)
+        return replace(program, module=lambda first, *others: program.module(first.flip(-1), *others))
+
+    explainer = fxlrp.compile(model, backend=backend)
+    monkeypatch.setattr(Engine, "program", with_another_input)
+    with pytest.raises(PropagationError, match="output 0 of the program that was made of RandomNet is not the model's"):
+        explainer(x)
+    monkeypatch.setattr(Engine, "program", plain)
+    fxlrp.compile(model, backend=backend)(x)

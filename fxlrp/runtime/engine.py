@@ -30,6 +30,7 @@ from fxlrp.runtime.prepared import Form, Prepared, Seen
 from fxlrp.runtime.recipe import Recipe
 from fxlrp.runtime.slices import run_slices
 from fxlrp.runtime.targets import check_against, check_predicted, check_target
+from fxlrp.runtime.verify import check_program
 from fxlrp.runtime.weights import Weights
 
 
@@ -149,12 +150,12 @@ class Engine:
             CaptureError: this first call shows that the model cannot be captured.
         """
         if is_compiling():
-            plan, tensors = self.captured_plan("an explainer that is compiled"), list(inputs)
+            plan, tensors, returned = self.captured_plan("an explainer that is compiled"), list(inputs), None
             check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)
         else:
             check_kinds((inputs, dict(named)))
             with self._lock:
-                plan, tensors = self._plans.verified(inputs, named, self.recorded)
+                plan, tensors, returned = self._plans.verified(inputs, named, self.recorded)
                 self._last = Seen(plan, [Form.of(tensor) for tensor in tensors])
         first = tensors[0]
         classes = None
@@ -163,7 +164,7 @@ class Engine:
         count = 0 if target is None and against is None else plan.starts(tensors)
         wanted = check_target(target, count, classes, first.device)
         rivals = None if against is None else check_against(against, wanted, count, classes, first.device)
-        return Prepared(plan, tensors, wanted, rivals, read_conditions(conditions), self._is_half(first))
+        return Prepared(plan, tensors, wanted, rivals, read_conditions(conditions), self._is_half(first), returned)
 
     def program(self, prepared: Prepared, request: Request, *, packed: bool = True) -> Program:
         """The program for a request, its weights as those of the model are now.
@@ -236,6 +237,8 @@ class Engine:
                 f"{type(self.model).__name__} runs on this input, but its relevance cannot be computed: {error}"
             ) from error
         if not is_compiling():
+            if prepared.returned is not None and count is None:
+                check_program(results.output, prepared.returned, type(self.model).__name__)
             check_finite(results if not request.ledger else results._replace(relevance=[]))  # a ledger shows where
             if target is None and prepared.against is not None:
                 check_predicted(results.target, prepared.against)

@@ -58,8 +58,12 @@ class Plans:
     def __iter__(self) -> Iterator[Plan]:
         return iter(self._plans)
 
-    def verified(self, inputs: tuple[Any, ...], named: Mapping[str, Any], recorded: bool) -> tuple[Plan, list[Tensor]]:
+    def verified(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any], recorded: bool
+    ) -> tuple[Plan, list[Tensor], list[Any] | None]:
         """The plan that serves a call, verified for it, and the tensors that it takes; all checked.
+
+        Third comes what the model itself returns, flattened, where it was run to be compared.
 
         Args:
             inputs: what the model takes, by position.
@@ -74,7 +78,7 @@ class Plans:
         self.weights.refresh(recorded)
         check_inputs(plan.inputs, tensors, self.weights.example(), self.recipe.items)
         try:
-            output = self._compare(plan, tensors)
+            outputs = self._compare(plan, tensors)
         except DifferentFunctionError as reason:
             call, _ = self._bound(inputs, named)
             self._read_otherwise(plan, call, tensors, reason)
@@ -82,10 +86,10 @@ class Plans:
         except CaptureError:
             self._may_differ = True
             raise
-        if output is not None and plan.learn(output):
+        if outputs is not None and plan.learn(outputs[0]):
             self.drop_programs(plan, most=0)
             self._use(plan)
-        return plan, tensors
+        return plan, tensors, None if outputs is None else outputs[1:]
 
     def learn(self, example_inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> None:
         """Capture the model for calls like an example: positional arguments, and those by name."""
@@ -100,13 +104,13 @@ class Plans:
     def _bound(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Call, list[Tensor]]:
         return bind(self.weights.model, inputs, dict(named), self.recipe.items)
 
-    def _compare(self, plan: Plan, tensors: list[Tensor]) -> Any:
-        """The output of the model, where it was run to be compared with the plan's."""
-        output = self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
-        if output is not None:
+    def _compare(self, plan: Plan, tensors: list[Tensor]) -> list[Any] | None:
+        """The outputs of the model, where it was run to be compared with the plan: the explained one, and all."""
+        outputs = self._verifier.check(plan, tensors, torch.is_autocast_enabled(tensors[0].device.type))
+        if outputs is not None:
             self._settle()
-        self._alone = self._alone or (output is not None and plan.count(tensors) > 1)
-        return output
+        self._alone = self._alone or (outputs is not None and plan.count(tensors) > 1)
+        return outputs
 
     def _trace(self) -> None:
         """Capture the model symbolically, where that is possible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Prepared:
         against: (batch, rivals), the classes that the target is explained against, or ``None``: as the start says.
         conditions: what to keep of the relevance inside the model; ``None``: all.
         half: whether values of half precision may come up.
+        returned: what the model itself returns, flattened, where it was run; ``None``: it was compared before.
     """
 
     plan: Plan
@@ -63,6 +64,7 @@ class Prepared:
     against: Tensor | None
     conditions: Conditions | None
     half: bool
+    returned: list[Any] | None = None
 
     @property
     def targets(self) -> Literal["one", "several"]:

@@ -46,14 +46,14 @@ class Verifier:
         self._mode = mode
         self._verified: OrderedDict[Hashable, None] = OrderedDict()
 
-    def check(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> Tensor | None:
+    def check(self, plan: Plan, inputs: Sequence[Tensor], autocast: bool) -> list[Any] | None:
         """Raise where the graph of ``plan`` is not the model for calls like this one.
 
         Runs the model and the graph once each, and with several items also the model on the first and the last
         one alone. Does nothing where such a call was verified before.
 
         Returns:
-            The explained output of the model, where it was run.
+            The explained output of the model, and all that it returns, flattened, where it was run.
 
         Raises:
             DifferentFunctionError: it computes something else, and a capture of another kind may do better.
@@ -70,11 +70,11 @@ class Verifier:
             return None
         sides = Sides(self._model, self._weights, self._output, plan)
         with torch.no_grad(), randomness_kept():
-            explained = _checked(Comparison(sides, list(inputs)))
+            outputs = _checked(Comparison(sides, list(inputs)))
         self._verified[key] = None
         while len(self._verified) > MOST_KINDS:
             self._verified.popitem(last=False)
-        return explained
+        return outputs
 
     def is_alone(self, plan: Plan, inputs: Sequence[Tensor]) -> bool:
         """Whether the model answers one item alike when it stands before others, as far as it takes several.
@@ -97,8 +97,8 @@ class Verifier:
         return plan.serial, forms, kind, autocast, self._weights.dtype, self._weights.device
 
 
-def _checked(comparison: Comparison) -> Tensor:
-    """The explained output of the model; raises as :meth:`Verifier.check` says."""
+def _checked(comparison: Comparison) -> list[Any]:
+    """What :meth:`Verifier.check` gives; raises as it says."""
     sides, inputs, batch = comparison.sides, comparison.inputs, comparison.batch
     before, double = random_state(), to_run(sides.of)
     snapshot, versions = Snapshot(double), _versions(double)
@@ -123,7 +123,7 @@ def _checked(comparison: Comparison) -> Tensor:
             raise reasons.why_different(comparison)
     if batch > 1:
         _check_items(comparison, explained)
-    return explained
+    return model
 
 
 def _model_outputs(sides: Sides, inputs: list[Tensor], double: nn.Module) -> list[Any]:
