@@ -152,7 +152,7 @@ def exported(engine: Engine, example_inputs: Any = None, *, portable: Any = None
     except Exception as error:
         reason = str(error).strip().split("\n\n")[0]
         raise ExportError(f"this explanation cannot be exported by torch.export: {reason}") from error
-    few = replace(prepared, inputs=[tensor[:2] for tensor in inputs], target=None)
+    few = replace(prepared, inputs=[tensor[:2] for tensor in inputs], target=None, returned=None)
     own = engine.run(few, Request())
     return Exported(found, signature, examples, tuple(present(module.explanation(own))))
 
