@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxlrp.common.errors import PatternError, RuleError
+from fxlrp.common.suggestions import did_you_mean
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind
@@ -234,6 +234,5 @@ def _known_names(nodes: list[fx.Node], key: Any) -> str:
     names = list(dict.fromkeys(path for node in nodes for path, _ in facts(node).origin.modules[:1]))
     shown = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
     every = {path for node in nodes for path, _ in facts(node).origin.modules}
-    close = difflib.get_close_matches(key, every, n=2, cutoff=0.6) if isinstance(key, str) else []
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(key, every) if isinstance(key, str) else ""
     return f"its modules are {shown}{hint}" if names else "it has no named modules"

@@ -1,8 +1,7 @@
 """Presets: a rule for every kind of operation, under one name."""
 
-import difflib
-
 from fxlrp.common.errors import RuleError
+from fxlrp.common.suggestions import did_you_mean
 from fxlrp.presets.attention import ATTNLRP, CP_LRP
 from fxlrp.presets.composites import (
     deconvnet,
@@ -40,8 +39,7 @@ def preset_named(preset: str | Preset) -> Preset:
         return preset
     name = preset.lower().replace("-", "_") if isinstance(preset, str) else preset
     if not isinstance(name, str) or name not in PRESETS:
-        close = difflib.get_close_matches(str(name), PRESETS, n=2, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(str(name), PRESETS)
         raise RuleError(f"preset={preset!r}: choose one of {', '.join(map(repr, PRESETS))}, or give a Preset{hint}")
     return PRESETS[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fxlrp.capture import check_model
 from fxlrp.common.errors import BackendError, PatternError, RuleError, StartError
 from fxlrp.common.items import Items
+from fxlrp.common.suggestions import did_you_mean
 from fxlrp.passes.assign import check_preset, override
 from fxlrp.passes.optimize import chosen
 from fxlrp.presets import Preset, preset_named
@@ -171,6 +171,5 @@ class Recipe:
         modules = dict(model.named_modules())
         for name in self.checkpoints:
             if not isinstance(name, str) or name not in modules:
-                close = difflib.get_close_matches(str(name), modules, n=2, cutoff=0.7)
-                hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+                hint = did_you_mean(str(name), modules, cutoff=0.7)
                 raise PatternError(f"checkpoint {name!r} is no module of this model{hint}")
