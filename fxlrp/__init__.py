@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fxlrp.exports import SavedExplainer, load
     from fxlrp.interop.smoothgrad import smooth
     from fxlrp.language import Inside, LanguageModel, Story, language_model
-    from fxlrp.maps.heatmap import heatmap, quantize_heat, stage_map
+    from fxlrp.maps.heatmap import heatmap, patch_map, quantize_heat, stage_map
     from fxlrp.maps.regions import region_map
     from fxlrp.maps.tokens import token_relevance
     from fxlrp.passes.joins import Join, JoinKind
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS", "CapturedModel", "Explainer", "Explanation", "Inside", "Join", "JoinKind", "LanguageModel", "Ledger",
     "Preset", "SavedExplainer", "Story", "__version__", "capture", "compile", "errors", "heatmap", "language_model",
-    "load", "presets", "quantize_heat", "quantus_explain", "region_map", "rules", "smooth", "stage_map", "starts",
-    "token_relevance", "vocabulary",
+    "load", "patch_map", "presets", "quantize_heat", "quantus_explain", "region_map", "rules", "smooth", "stage_map",
+    "starts", "token_relevance", "vocabulary",
 ]  # fmt: skip
 
 _HOMES = {
@@ -46,7 +46,7 @@ _HOMES = {
     "exports": ("SavedExplainer", "load"),
     "interop.smoothgrad": ("smooth",),
     "language": ("Inside", "LanguageModel", "Story", "language_model"),
-    "maps.heatmap": ("heatmap", "quantize_heat", "stage_map"),
+    "maps.heatmap": ("heatmap", "patch_map", "quantize_heat", "stage_map"),
     "maps.regions": ("region_map",),
     "maps.tokens": ("token_relevance",),
     "passes.joins": ("Join", "JoinKind"),

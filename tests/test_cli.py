@@ -146,6 +146,20 @@ def test_options_of_the_picture_change_only_the_picture(run):
         assert not np.array_equal(np.asarray(Image.open(f"{number}.png")), np.asarray(Image.open("plain.png")))
 
 
+def test_a_model_that_reads_patches_is_shown_by_patch(run):
+    arguments = ("explain", "a.png", "--model", "python:tiny_cli_models:patches", "--smooth", 0, "--view", "crop", "--no-ledger")
+    pictures = []
+    for number, options in enumerate(((), ("--pixels",), ("--view", "tiles"), ("--view", "tiles", "--pixels"))):
+        code, _, err = run(*arguments, *options, "--save", f"{number}.npz", "--out", f"{number}.png")
+        assert code == 0, err
+        pictures.append(np.asarray(Image.open(f"{number}.png")).astype(int))
+    numbers = [np.load(f"{number}.npz")["relevance"] for number in range(4)]
+    assert np.array_equal(*numbers[:2])  # numbers are those of pixels
+    assert np.array_equal(*numbers[2:])
+    for shown, single in (pictures[:2], pictures[2:]):
+        assert np.abs(np.diff(shown, axis=1)).mean() < np.abs(np.diff(single, axis=1)).mean() * 0.75
+
+
 def test_random_weights_give_a_warning(run):
     code, _, err = run("explain", "a.png", "--model", "torchvision:resnet18", "--no-ledger")
     assert code == 0

@@ -122,6 +122,9 @@ class ExplainOptions(ExplanationOptions):
         float | None,
         Option(min=0, metavar="PX", help="Blur the map in the picture; else 1 pixel, 0 for a quantized one."),
     ] = None
+    pixels: Annotated[
+        bool, Option("--pixels", help="Show single pixels of models that read patches, such as ViTs, too.")
+    ] = False
     percentile: Annotated[
         float, Option(metavar="P", help="The colours end at this percentile of the relevance that is shown.")
     ] = 99.5

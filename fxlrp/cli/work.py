@@ -20,7 +20,7 @@ from fxlrp.explainer import Explainer
 from fxlrp.loading.geometry import box_of, window_input
 from fxlrp.loading.images import Preprocess, as_seen, read_image, to_input
 from fxlrp.loading.models import LoadedModel
-from fxlrp.maps.heatmap import heatmap
+from fxlrp.maps.heatmap import heatmap, patch_map
 from fxlrp.maps.placing import Box, Tiling
 from fxlrp.maps.rendering import blurred
 from fxlrp.results.explanation import Explanation
@@ -54,8 +54,8 @@ class Answer:
         item: the file.
         finding: what there is to tell.
         explanations: one per question, of one item.
-        maps: one per question: of photographs the relevance of each pixel, (height, width), of what the model sees,
-            or with tiles of the whole photograph; else ``None``.
+        maps: one per question: of photographs the map that is drawn, (height, width), of what the model sees, or with
+            tiles of the whole photograph; else ``None``.
         numbers: what ``--save`` writes: the explanations, or with tiles those of the whole photograph.
     """
 
@@ -179,7 +179,7 @@ class Work:
             saved = explanations
             maps: list[Tensor | None] = [None] * len(explanations)
             if item.photo is not None:
-                maps = [heatmap(explanation.relevance)[0].detach().cpu() for explanation in explanations]
+                maps = [self._shown(explanation)[0] for explanation in explanations]
             if self.options.view == "tiles" and item.photo is not None:
                 tiled = [self._tiled(item, *each) for each in found]
                 maps, reasons = [heat for heat, _, _ in tiled], [reason for _, reason, _ in tiled]
@@ -215,8 +215,9 @@ class Work:
             some = tiling.windows[first : first + self.options.batch_size]
             inputs = torch.stack([window_input(item.photo, box, self.preprocess) for box in some]).to(self.device)
             explanation, kept = self._explained(inputs, target, against)
+            shown = self._shown(explanation)
             for number, heat in enumerate(heatmap(explanation.relevance).detach().cpu(), first):
-                drawn.add(number, blurred(heat, smoothing(self.options)).float())
+                drawn.add(number, blurred(shown[number - first], smoothing(self.options)).float())
                 if self.options.save is not None:
                     tiling.add(number, heat.float())
             start += float(explanation.start.double().sum())
@@ -231,6 +232,12 @@ class Work:
                 inputs=("photograph",), given=(),
             )  # fmt: skip
         return drawn.joined, replace(reason, target=named, start=start, arrived=arrived, absorbed=absorbed), seen
+
+    def _shown(self, explanation: Explanation) -> Tensor:
+        """The maps as they are drawn, (batch, height, width): by patch where the model reads patches."""
+        maps = heatmap(explanation.relevance).detach().cpu()
+        by_pixel = self.options.pixels or explanation.patch is None
+        return maps if by_pixel else patch_map(maps.float(), explanation.patch)  # type: ignore[arg-type]
 
     def _reason(self, explanation: Explanation, question: Question, kept: dict[str, Tensor] | None) -> Reason:
         output = explanation.output

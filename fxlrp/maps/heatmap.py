@@ -42,6 +42,37 @@ def heatmap(relevance: Tensor) -> Tensor:
     return relevance.sum(dim=-3)
 
 
+def patch_map(maps: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Maps by patch: what each patch received is spread smoothly over its pixels.
+
+    A model that reads patches mixes the pixels of one in one product, so relevance of single pixels says little of
+    place there. Each map keeps its sum; pixels beyond the last whole patch, which such a model does not read, get none.
+
+    Args:
+        maps: (..., height, width), such as :func:`heatmap` gives.
+        patch: height and width of a patch, such as ``Explanation.patch``.
+
+    Returns:
+        The shape of ``maps``.
+
+    Raises:
+        InputError: there is no whole patch in a map, or the arguments are something else.
+    """
+    if not isinstance(patch, Sequence) or len(patch) != 2 or not all(isinstance(n, int) and n > 0 for n in patch):
+        raise InputError(f"patch={patch!r}: give the height and width of a patch, in pixels")
+    if not isinstance(maps, Tensor) or maps.dim() < 2 or not maps.is_floating_point():
+        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"patch_map takes floating point maps (..., height, width), not {got}")
+    size = tuple(maps.shape[-2:])
+    count = [length // part for length, part in zip(size, patch, strict=True)]
+    if not all(count):
+        raise InputError(f"maps of {size[0]} × {size[1]} pixels hold no whole patch of {patch[0]} × {patch[1]}")
+    rows, columns = (number * part for number, part in zip(count, patch, strict=True))
+    means = F.avg_pool2d(maps.reshape(-1, 1, *size), patch)
+    spread = F.interpolate(means, (rows, columns), mode="bilinear")
+    return F.pad(spread, (0, size[1] - columns, 0, size[0] - rows)).reshape(maps.shape)
+
+
 def layer_map(relevance: Tensor, height: int, width: int) -> Tensor | None:
     """The map of relevance inside a network: the sum over channels, enlarged to the size of the picture.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxlrp.common.errors import InputError
 from fxlrp.common.extras import require
+from fxlrp.maps.heatmap import patch_map
 from fxlrp.maps.rendering import COLORS, color_range, colorize, enlarge, overlay, stretched
 
 _MOST_SIGNALS = 12
@@ -36,12 +37,14 @@ class Panel:
         given: the input in the same shape, or the token numbers (tokens,); ``None``: it is not shown.
         title: above it.
         labels: of features or tokens; empty: their numbers.
+        patch: height and width of the patches by which a picture's map is shown; ``None``: by pixel.
     """
 
     relevance: Tensor
     given: Tensor | None = None
     title: str = ""
     labels: Sequence[str] = ()
+    patch: tuple[int, int] | None = None
 
 
 def plot(rows: Sequence[Sequence[Panel]], unit: str = "relevance", percentile: float = 99.5) -> Any:
@@ -107,7 +110,7 @@ class _Cell:
     def __init__(self, panel: Panel) -> None:
         relevance = panel.relevance.detach().cpu().float()
         kinds: dict[int, Callable[[Tensor], Tensor]] = {
-            1: lambda features: features[None], 2: self._of_lines, 3: lambda picture: picture.sum(0), 4: self._slices,
+            1: lambda features: features[None], 2: self._of_lines, 3: self._of_picture, 4: self._slices,
         }  # fmt: skip
         if relevance.dim() not in kinds or not relevance.numel():
             raise InputError(f"relevance of one item of shape {tuple(relevance.shape)} has no plot")
@@ -130,6 +133,10 @@ class _Cell:
     def _of_lines(self, relevance: Tensor) -> Tensor:
         """Of tokens (tokens, features) the sums; of a signal (channels, length) all of it."""
         return relevance.sum(1)[None] if self.tokens else relevance
+
+    def _of_picture(self, relevance: Tensor) -> Tensor:
+        pixels = relevance.sum(0)
+        return pixels if self.panel.patch is None else patch_map(pixels, self.panel.patch)
 
     @staticmethod
     def _slices(relevance: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class Explanation:
         start_name: what entered at the output: ``"probability"``, ``"logit"``, …
         items: which axis of each input is the batch. Where all inputs are one item, as a graph is, relevance is like
             them, targets have their axis in front of it, and ``target`` and ``start`` are (rows of the output,).
+        patch: the height and width of the patches in which the model reads a picture, its only input, as a ViT does;
+            ``None``: it reads pixels.
     """
 
     relevance: Any
@@ -54,6 +56,7 @@ class Explanation:
     given: tuple[Tensor, ...] = ()
     start_name: str = ""
     items: Items = FRONT
+    patch: tuple[int, int] | None = None
 
     @property
     def by_input(self) -> dict[str, Tensor]:
@@ -140,8 +143,9 @@ class Explanation:
         return read(path)
 
     def plot(
-        self, items: Sequence[int] | None = None, *, titles: Sequence[str] = (), labels: Sequence[str] = ()
-    ) -> Any:
+        self, items: Sequence[int] | None = None, *, titles: Sequence[str] = (), labels: Sequence[str] = (),
+        pixels: bool = False,
+    ) -> Any:  # fmt: skip
         """Draw relevance on what it is of: pictures, signals, volumes, tables or tokens, whichever the input is.
 
         Red speaks for the class and blue against it. All panels share one range, whose colour bar is in the unit of
@@ -151,6 +155,7 @@ class Explanation:
             items: which items of the batch; ``None``: the first four.
             titles: one per item, or with several targets one per target; else the class.
             labels: the names of features, or the tokens.
+            pixels: whether to show single pixels where the model reads patches, too; see :func:`fxlrp.patch_map`.
 
         Returns:
             A ``matplotlib.figure.Figure``.
@@ -161,7 +166,7 @@ class Explanation:
         """
         from fxlrp.results.explanation_views import plot
 
-        return plot(self, items, titles, labels)
+        return plot(self, items, titles, labels, pixels=pixels)
 
     def __repr__(self) -> str:
         from fxlrp.results.explanation_views import text
@@ -172,7 +177,7 @@ class Explanation:
         """Relevance over the first pictures; ``None`` where it is no map of pictures."""
         from fxlrp.maps.rendering import contact_sheet
 
-        return contact_sheet(self.pictures, self.relevance)
+        return contact_sheet(self.pictures, self.relevance, self.patch)
 
     def _repr_html_(self) -> str:
         """For a notebook: the same as a table, with the plot below where it can be drawn."""
@@ -184,6 +189,7 @@ class Explanation:
 def explanation_of(results: Results, prepared: Prepared) -> Explanation:
     """The explanation that a program computed for a call."""
     relevance, inputs, start = results.relevance, prepared.inputs, prepared.plan.start
+    specs = prepared.plan.inputs
     if not is_compiling():
         for part, given in zip(relevance, inputs, strict=True):
             if given.dim() > 2 and given.is_floating_point() and prepared.plan.items.in_front:
@@ -194,10 +200,11 @@ def explanation_of(results: Results, prepared: Prepared) -> Explanation:
         target=results.target,
         start=results.start,
         checkpoints=results.checkpoints,
-        inputs=tuple(spec.name for spec in prepared.plan.inputs),
+        inputs=tuple(spec.name for spec in specs),
         start_name=told(start if prepared.against is None else contrast(start)),
         given=tuple(inputs),
         items=prepared.plan.items,
+        patch=specs[0].patch if len(specs) == 1 else None,
     )
 
 

@@ -39,7 +39,7 @@ def page(explanation: Explanation) -> str:
     body = "".join(f"<div>{line.strip()}</div>" for line in lines)
     drawn = ""
     try:
-        figure, buffer = plot(explanation, None, (), ()), io.BytesIO()
+        figure, buffer = plot(explanation, None, (), (), pixels=False), io.BytesIO()
         figure.savefig(buffer, format="png", dpi=90)
         encoded = base64.b64encode(buffer.getvalue()).decode()
         drawn = f'<img alt="relevance, red for the class, blue against it" src="data:image/png;base64,{encoded}">'
@@ -49,7 +49,7 @@ def page(explanation: Explanation) -> str:
 
 
 def plot(
-    explanation: Explanation, items: Sequence[int] | None, titles: Sequence[str], labels: Sequence[str]
+    explanation: Explanation, items: Sequence[int] | None, titles: Sequence[str], labels: Sequence[str], *, pixels: bool
 ) -> Any:
     """See :meth:`Explanation.plot`."""
     from fxlrp.maps.plots import Panel
@@ -74,7 +74,7 @@ def plot(
             for name, part in explanation.by_input.items():
                 given = _of_item(explanation, name, item)
                 caption = title if len(explanation.inputs) == 1 else f"{name}: {title}"
-                row.append(Panel(part[index], given, caption, labels))
+                row.append(Panel(part[index], given, caption, labels, None if pixels else explanation.patch))
         rows.append(row)
     if axes == 1 and len(explanation.inputs) == 1 and rows and rows[0][0].relevance.dim() == 3:
         rows = [[panel for row in rows for panel in row]]  # pictures stand side by side

@@ -27,6 +27,7 @@ from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import channels, tensor_of, weight_shape
 from fxlrp.passes.lookups import is_cast, is_counted_as_it_is
+from fxlrp.passes.patches import Patch, patch_of
 from fxlrp.vocabulary import Kind
 
 
@@ -43,6 +44,7 @@ class InputSpec:
         cast: whether forward() makes integers of it before each lookup, so that it may be given as numbers.
         shape: its shape where the capture fixed it: numbers, and names for free axes.
         numbers: whether integers may stand for floating point numbers: the model casts them before it computes.
+        patch: the height and width of the patches in which a picture is read; ``None``: it is read by pixels.
     """
 
     name: str
@@ -54,6 +56,7 @@ class InputSpec:
     cast: bool = False
     shape: Shape | None = None
     numbers: bool = False
+    patch: Patch | None = None
 
     def takes(self, floating: bool) -> bool:
         """Whether the graph serves such a tensor here, or would say what is wrong with it.
@@ -80,7 +83,9 @@ def input_specs(forward: fx.GraphModule, shapes: Mapping[str, Shape]) -> list[In
         if node.op == "placeholder":
             spec = _integers(node, forward) if facts(node).integer else _spec(node, forward)
             numbers = not facts(node).integer and bool(node.users) and all(map(_casts, node.users))
-            specs.append(replace(spec, shape=shapes.get(str(node.target)), numbers=numbers))
+            specs.append(replace(
+                spec, shape=shapes.get(str(node.target)), numbers=numbers, patch=patch_of(node, forward)
+            ))  # fmt: skip
     if not all(spec.numbers for spec in specs):  # beside other inputs, integers that are cast are a mask
         specs = [replace(spec, numbers=False) for spec in specs]
     return specs

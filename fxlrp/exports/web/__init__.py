@@ -59,6 +59,7 @@ def export_web(
         "height": input_format.size[0], "width": input_format.size[1],
         "resize": input_format.resize or min(input_format.size), "interpolation": input_format.interpolation,
         "mean": input_format.mean, "std": input_format.std, "channels": input_format.channels,
+        "patch": engine.example(example).plan.inputs[0].patch,
     }  # fmt: skip
     (folder / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
     for name in _PAGE:

@@ -1,6 +1,6 @@
 // The page: a dropped photograph is explained here, by the ONNX explainer; nothing is sent anywhere.
 
-import { heatmap, input, overlay, seen } from "./picture.js";
+import { heatmap, input, overlay, seen, shown } from "./picture.js";
 
 const byId = (id) => document.getElementById(id), status = (text) => { byId("status").textContent = text; };
 ort.env.wasm.numThreads = 1;
@@ -51,7 +51,7 @@ async function explain(target = -1) {
 }
 
 function show(found, heat, milliseconds) {
-  const { data, limit } = overlay(picture, heat), canvas = byId("map"), photo = byId("photo");
+  const { data, limit } = overlay(picture, shown(heat, about)), canvas = byId("map"), photo = byId("photo");
   for (const each of [canvas, photo]) [each.width, each.height] = [picture.width, picture.height];
   canvas.getContext("2d").putImageData(new ImageData(data, picture.width), 0, 0);
   const plain = new Uint8ClampedArray(picture.width * picture.height * 4).fill(255);

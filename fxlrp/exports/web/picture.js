@@ -106,6 +106,26 @@ export function heatmap(relevance, about) {
   return heat;
 }
 
+// The map as it is shown: of a model that reads patches, the mean of each patch, interpolated between their centres.
+export function shown(heat, about) {
+  if (!about.patch) return heat;
+  const [high, wide] = about.patch, rows = Math.floor(about.height / high), columns = Math.floor(about.width / wide);
+  const means = new Float32Array(rows * columns), map = new Float32Array(heat.length);
+  for (let y = 0; y < rows * high; y++) for (let x = 0; x < columns * wide; x++) {
+    means[Math.floor(y / high) * columns + Math.floor(x / wide)] += heat[y * about.width + x] / (high * wide);
+  }
+  const between = (pixel, length, count) => {
+    const place = Math.max(0, (pixel + 0.5) / length - 0.5), low = Math.min(count - 1, Math.floor(place));
+    return [low, Math.min(count - 1, low + 1), place - low];
+  };
+  for (let y = 0; y < rows * high; y++) for (let x = 0; x < columns * wide; x++) {
+    const [top, bottom, down] = between(y, high, rows), [left, right, across] = between(x, wide, columns);
+    const line = (row) => (1 - across) * means[row * columns + left] + across * means[row * columns + right];
+    map[y * about.width + x] = (1 - down) * line(top) + down * line(bottom);
+  }
+  return map;
+}
+
 // Matplotlib's RdBu_r at eleven places, from blue to red.
 const COLOURS = [[5, 48, 97], [33, 102, 172], [67, 147, 195], [146, 197, 222], [209, 229, 240], [247, 247, 247],
   [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43], [103, 0, 31]];

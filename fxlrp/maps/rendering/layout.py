@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxlrp.common.errors import InputError, MissingExtraError
 from fxlrp.common.extras import require
+from fxlrp.maps.heatmap import patch_map
 from fxlrp.maps.rendering.coloring import (
     COLORS,
     blurred,
@@ -200,12 +201,13 @@ def drawn(figure: Any) -> Tensor:
     return pixels.reshape(height, width, 4)[..., :3].contiguous()
 
 
-def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
+def contact_sheet(images: Tensor | None, relevance: Any, patch: tuple[int, int] | None = None) -> bytes | None:
     """The first few images with their relevance over them, side by side, as PNG.
 
     Args:
         images: (batch, 1 or 3, height, width), as the model takes them.
         relevance: in the same shape.
+        patch: height and width of the patches by which maps are shown; ``None``: by pixel.
 
     Returns:
         ``None`` if the shapes differ, or if matplotlib or Pillow is missing.
@@ -214,6 +216,7 @@ def contact_sheet(images: Tensor | None, relevance: Any) -> bytes | None:
         return None
     try:
         maps = relevance.detach().float().sum(dim=1).cpu()
+        maps = maps if patch is None else patch_map(maps, patch)
         colors = fitting_colors(maps)
         shown = zip(images[:_MOST_IMAGES].cpu(), maps[:_MOST_IMAGES], strict=True)
         together = torch.cat([enlarge(overlay(stretched(image), heat, colors), 224) for image, heat in shown], dim=1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.maps.heatmap import heatmap
+from fxlrp.maps.heatmap import heatmap, patch_map
 from fxlrp.results.explanation import Explanation
 from fxlrp.results.ledger import Ledger
 from fxlrp.views.readable import Readable
@@ -28,7 +28,7 @@ class Answer:
         probabilities: of the class by the model, one per image; ``None``: there is none to tell.
         explanation: of one target per image.
         ledger: its accounts.
-        heatmaps: (batch, height, width).
+        heatmaps: (batch, height, width); by patch where the model reads patches.
         relevance: at the stages, by node.
     """
 
@@ -90,9 +90,10 @@ def _answer(explainer: Readable, images: Tensor, target: Tensor | None, against:
         if _of_classes(explanation.output) and not against:
             shares = explanation.output.detach().double().softmax(1)
             probabilities = shares.gather(1, target.to(shares.device)[:, None])[:, 0].tolist()
+    maps = heatmap(explanation.relevance).detach().cpu().float()
     return Answer(
         questions, probabilities, explanation, explainer.ledger(images, **given),
-        heatmap(explanation.relevance).detach().cpu().float(),
+        maps if explanation.patch is None else patch_map(maps, explanation.patch),
         explainer.relevance_of(images, nodes=nodes, **given), class_names,
     )  # fmt: skip
 
