@@ -147,7 +147,8 @@ def test_options_of_the_picture_change_only_the_picture(run):
 
 
 def test_a_model_that_reads_patches_is_shown_by_patch(run):
-    arguments = ("explain", "a.png", "--model", "python:tiny_cli_models:patches", "--smooth", 0, "--view", "crop", "--no-ledger")
+    model = ("--model", "python:tiny_cli_models:patches", "--view", "crop")
+    arguments = ("explain", "a.png", *model, "--smooth", 0, "--no-ledger")
     pictures = []
     for number, options in enumerate(((), ("--pixels",), ("--view", "tiles"), ("--view", "tiles", "--pixels"))):
         code, _, err = run(*arguments, *options, "--save", f"{number}.npz", "--out", f"{number}.png")
