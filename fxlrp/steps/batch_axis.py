@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import PropagationError
 from fxlrp.steps.declaration import InPlace, along, primitive
 from fxlrp.steps.memory import has_rows, holds_everywhere, writable
@@ -189,6 +190,10 @@ def rescale_to(
     return torch.addcmul(even, share, spread_items(received / divisor, share, batch_axis))
 
 
+_ROUNDED = 16
+"""By so many last digits of its sum an item may be off for rounding alone."""
+
+
 @primitive(reads=True)
 def rescale_signed_into(
     share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
@@ -196,13 +201,15 @@ def rescale_signed_into(
     """:func:`rescale_signed_to`, into ``share``."""
     if share.device.type != "cpu" or not (has_rows(share) or writable(share, received)):
         return rescale_signed_to(share, received, support, batch_axis)
+    given = sum_items(share, batch_axis)
+    if _is_rounded(share, given, received):
+        return share.mul_(spread_items(_ratio(received, given), share, batch_axis))
     magnitude = share.abs()
     total = sum_items(magnitude, batch_axis)
     nothing = (received == 0) & (total == 0)
     if not holds_everywhere(nothing | (total > smallest_denominator(share.dtype) * received.abs())):
         return rescale_signed_to(share, received, support, batch_axis)
-    lacking = received - sum_items(share, batch_axis)
-    factor = spread_items(lacking / total.masked_fill(nothing, 1), share, batch_axis)
+    factor = spread_items((received - given) / total.masked_fill(nothing, 1), share, batch_axis)
     return share.add_(magnitude.mul_(factor))  # two steps, because torch.vmap knows no addcmul
 
 
@@ -210,9 +217,27 @@ def rescale_signed_into(
 def rescale_signed_to(
     share: Tensor, received: Tensor, support: Tensor | None = None, batch_axis: BatchAxis | None = None
 ) -> Tensor:
-    """:func:`rescale` of relevance of any sign, to the sums ``received``, (batch,)."""
-    magnitude = share.abs()
-    return _completed(share, magnitude, received, received, support, batch_axis)
+    """:func:`rescale` of relevance of any sign, to the sums ``received``, (batch,).
+
+    On a CPU, items that lack no more than rounding are multiplied by a number: that takes no magnitudes.
+    """
+    given = sum_items(share, batch_axis)
+    if _is_rounded(share, given, received):
+        return share * spread_items(_ratio(received, given), share, batch_axis)
+    return _completed(share, share.abs(), received, received, support, batch_axis)
+
+
+def _is_rounded(share: Tensor, given: Tensor, received: Tensor) -> bool:
+    """Whether all items have what they should have but for rounding; not asked where the answer is no number yet."""
+    if is_compiling() or type(share) is not Tensor or share.device.type != "cpu":
+        return False
+    return holds_everywhere((received - given).abs() <= _ROUNDED * torch.finfo(share.dtype).eps * received.abs())
+
+
+def _ratio(received: Tensor, given: Tensor) -> Tensor:
+    """``received / given``; one where both are zero."""
+    nothing = given == 0
+    return received.masked_fill(nothing, 1) / given.masked_fill(nothing, 1)
 
 
 @along(rescale)
