@@ -174,9 +174,9 @@ def _autograd_to_embeddings(trial: Trial) -> Steps:
     yield call
 
 
-def _explain_token(trial: Trial, preset: str, memory: str | None = None) -> Steps:
+def _explain_token(trial: Trial, preset: str, **options: Any) -> Steps:
     yield
-    explainer = fxlrp.compile(trial.model, preset, output=lambda out: out.logits[:, -1], memory=memory)
+    explainer = fxlrp.compile(trial.model, preset, output=lambda out: out.logits[:, -1], **options)
     yield lambda: explainer(input_ids=trial.images, **LAST)
 
 
@@ -185,6 +185,8 @@ TOKEN = {
     **{name: Method(partial(_explain_token, **options), "fxlrp", subject=_language_model) for name, options in {
         "evidence": {"preset": "evidence"}, "attnlrp": {"preset": "attnlrp"}, "conserving": {"preset": "conserving"},
         "evidence, low memory": {"preset": "evidence", "memory": "low"},
+        "evidence, its precision": {"preset": "evidence", "precision": "model"},
+        "attnlrp, its precision": {"preset": "attnlrp", "precision": "model"},
     }.items()},
 }  # fmt: skip
 LANGUAGE = Benchmark(

@@ -6,9 +6,10 @@ from checks import assert_close
 from nets import BlockPlan, NetPlan, RandomNet
 from token_nets import WIDTH, Attention, Block, Fused, Gated, SpelledRMSNorm, Tokens, swiglu
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxlrp
-from fxlrp.errors import InputError
+from fxlrp.errors import InputError, RuleError
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -160,3 +161,87 @@ def test_an_error_leaves_autocast_as_it_was():
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
     assert not torch.is_autocast_enabled("cpu")
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+# Products in bfloat16 -----------------------------------------------------------------------------
+
+
+def cosine(a, b):
+    return torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0)
+
+
+@pytest.mark.parametrize("preset", ["evidence", "attnlrp", "conserving"])
+@pytest.mark.parametrize("name", MODELS)
+def test_products_in_bfloat16_change_relevance_by_their_rounding(name, preset):
+    torch.manual_seed(1)
+    model, x = made(name, torch.bfloat16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    full = fxlrp.compile(model, preset)(x, target=0)
+    explainer = fxlrp.compile(model, preset, precision="model")
+    explanation = explainer(x, target=0)
+    assert explanation.relevance.dtype == torch.float32
+    assert torch.equal(explanation.output, full.output)
+    assert torch.equal(explanation.start, full.start)
+    assert cosine(explanation.relevance, full.relevance) > 0.99
+    singles = torch.cat([explainer(one[None], target=0).relevance for one in x])
+    assert cosine(explanation.relevance, singles) > 0.999
+    both = explainer(x, target=torch.tensor([[0, 1]] * len(x))).relevance
+    assert cosine(both[:, 0], explanation.relevance) > 0.999
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_products_in_bfloat16_are_those_of_the_layers_as_they_are_stored():
+    """One layer under ε: what is rounded is the quotient, the product and the model's own output."""
+    torch.manual_seed(0)
+    layer = nn.Linear(7, 3, bias=False).to(torch.bfloat16).eval()
+    x = torch.randn(2, 7).to(torch.bfloat16)
+    explanation = fxlrp.compile(layer, "epsilon", start="one", precision="model")(x, target=1)
+    z = layer(x)[:, 1].float()
+    s = (1 / (z + 1e-6 * z.sign())).to(torch.bfloat16)
+    expected = x.float() * (s[:, None] * layer.weight[1]).float()
+    assert_close(explanation.relevance, expected, 2e-2)
+
+
+def test_sums_hold_where_products_in_bfloat16_are_rescaled():
+    model, x = made("residual", torch.bfloat16)
+    explainer = fxlrp.compile(model, "conserving", precision="model")
+    explanation = explainer(x)
+    total = explanation.relevance.double().flatten(1).sum(1)
+    assert ((total - explanation.start).abs() <= 1e-5 * explanation.start.abs()).all()
+    assert explainer.ledger(x).relevance.shape == (len(x),)
+
+
+class Casts(TorchDispatchMode):
+    """Notes the shapes of what is cast."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("precision", "cast"), [("full", True), ("model", False)])
+def test_products_in_bfloat16_cast_no_weights(precision, cast):
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval().to(torch.bfloat16)
+    x = torch.randn(2, 4).to(torch.bfloat16)
+    explainer = fxlrp.compile(model, "epsilon", precision=precision)
+    explainer(x)
+    with Casts() as casts:
+        explainer(x)
+    assert ((5, 4) in casts.shapes) is cast
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_other_models_are_explained_as_before(dtype):
+    model, x = made("residual", dtype)
+    plain, other = (fxlrp.compile(model, precision=precision)(x).relevance for precision in ("full", "model"))
+    assert_close(plain, other, 1e-2 if dtype == torch.float16 else 0.0)
+
+
+def test_a_precision_that_is_not_known_is_an_error():
+    with pytest.raises(RuleError, match="precision='half': choose one of 'full', 'model'"):
+        fxlrp.compile(nn.Linear(2, 2).eval(), precision="half")

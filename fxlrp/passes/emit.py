@@ -46,12 +46,13 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
         RuleError: a rule does with relevance what conditions do not understand.
     """
     writer = Writer(forward)
-    mixed, optimizations = request.precision == "mixed", request.optimizations or ()
+    mixed, narrow = request.precision != "uniform", request.precision == "products"
+    optimizations = request.optimizations or ()
     values = Values(
         writer.graph, writer.copies, writer.builder, output, mixed=mixed,
         signs=SINGLE_BRANCH in optimizations,
-        # An output of half precision is rounded more than a denominator may be.
-        outputs=REUSE_FORWARD in optimizations and not mixed,
+        # An output of half precision is rounded more than a denominator may be, unless products are as well.
+        outputs=REUSE_FORWARD in optimizations and (narrow or not mixed), narrow=narrow,
     )  # fmt: skip
     ledger = LedgerWatcher(values) if request.ledger else None
     conditions = ConditionWatcher(writer, values, request.conditions, output, ledger)

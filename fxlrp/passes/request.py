@@ -26,7 +26,8 @@ class Request:
         checkpoints: names of the modules at whose input relevance is wanted.
         nodes: names of the forward nodes whose relevance is wanted.
         precision: ``"uniform"``, or ``"mixed"`` where forward values may be of several precisions or of half:
-            relevance then has the precision of the output, but at least float32.
+            relevance then has the precision of the output, but at least float32. ``"products"``: the same, and layers
+            multiply in bfloat16 where their weights are.
         optimizations: names out of :data:`fxlrp.passes.optimize.NAMES`; ``None``: as ``compile`` was asked.
     """
 
@@ -36,7 +37,7 @@ class Request:
     conditions: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
-    precision: Literal["uniform", "mixed"] = "uniform"
+    precision: Literal["uniform", "mixed", "products"] = "uniform"
     optimizations: tuple[str, ...] | None = None
 
     @property

@@ -16,6 +16,7 @@ from fxlrp.rules.linear import LinearRule
 from fxlrp.rules.rule import Shares, given
 from fxlrp.steps.batch_axis import BatchAxis, rows_of
 from fxlrp.steps.derivative import vector_jacobian
+from fxlrp.steps.precision import InBfloat16
 from fxlrp.vocabulary import Arguments, Bound, Kind
 from fxlrp.vocabulary.attention import attention_of
 
@@ -271,7 +272,16 @@ class Site:
 
     @cached_property
     def _layer(self) -> tuple[Any, Any, Any]:
-        return with_norms(self._values, self._facts, self._bind(self._facts.operands[0][0]), self.x)
+        layer = with_norms(self._values, self._facts, self._bind(self._facts.operands[0][0]), self.x)
+        return layer if not self._values.narrow else self._in_bfloat16(*layer)
+
+    def _in_bfloat16(self, operation: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+        """A layer that multiplies by its weights as they are stored; one with a norm in it has none that are stored."""
+        written = operation_of(self._facts).arguments(self._node.args, self._node.kwargs).get("weight")
+        normed = self._facts.norm_before is not None or self._facts.norm_behind is not None
+        if normed or not self._facts.parametric or not isinstance(written, fx.Node):
+            return operation, weight, bias
+        return InBfloat16(operation), self._values.stored(written), bias
 
     def _factor(self, index: int, rule: LinearRule, relevance: Any) -> Shares:
         node_facts = self._facts

@@ -28,11 +28,12 @@ class Values:
             least float32.
         signs: whether rules are told which values have no negative element.
         outputs: whether they are given the forward values of the layers themselves.
+        narrow: whether layers multiply in bfloat16 where their weights are.
     """
 
     def __init__(
         self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], builder: Builder, output: fx.Node, *, mixed: bool,
-        signs: bool = True, outputs: bool = True,
+        signs: bool = True, outputs: bool = True, narrow: bool = False,
     ) -> None:
         self.graph = graph
         self.copies = copies
@@ -41,6 +42,7 @@ class Values:
         self.mixed = mixed
         self.signs = signs
         self.outputs = outputs
+        self.narrow = narrow
         self.positions = Positions(self.value, self.arguments)
         self._promoted_nodes: dict[fx.Node, fx.Node] = {}
         self._shapes: dict[fx.Node, fx.Proxy] = {}
@@ -49,6 +51,10 @@ class Values:
     def value(self, node: fx.Node) -> Any:
         """The forward value of a node, in the precision that relevance has."""
         return _Value(self._promoted(node) if self.mixed else self.copies[node], self)
+
+    def stored(self, node: fx.Node) -> Any:
+        """The value of a node in its own precision."""
+        return _Value(self.copies[node], self)
 
     def _promoted(self, node: fx.Node) -> fx.Node:
         """A node in the precision of relevance; made where it is first asked for."""

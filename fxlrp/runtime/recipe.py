@@ -23,6 +23,9 @@ from fxlrp.runtime.backends import Backend, backend_named
 
 MODES = ("first", "always", "never")
 """When the model is run beside its explanation: at the first call of each kind, at all calls, at none."""
+MODEL = "model"
+"""The word for ``precision``: layers multiply in bfloat16 where the model does."""
+PRECISIONS = ("full", MODEL)
 LOW = "low"
 """The word for ``memory``: little is held of the forward pass, at the price of a second one."""
 
@@ -68,6 +71,9 @@ class Recipe:
         memory: ``None``: forward values are held until relevance has passed them. ``"low"``: those between two joins
             of skip and residual branch are computed again when relevance comes there, which costs a second forward
             pass; for long texts and large images, run eagerly.
+        precision: of a model in bfloat16: ``"full"``: its relevance is computed in float32; ``"model"``: layers multiply
+            in bfloat16 as the model does, which is several times as fast, and relevance is kept in float32 between
+            them: sums then hold to about a percent. Without effect on other models.
 
     Raises:
         RuleError, PatternError: a preset, rule, split or name does not fit, or a word is none that is known.
@@ -92,6 +98,7 @@ class Recipe:
     verify: str = "first"
     batch: int | Mapping[str, int] | None = 0
     memory: str | None = None
+    precision: str = "full"
 
     def __post_init__(self, example_inputs: Any) -> None:
         check_preset(self.chosen_preset)
@@ -106,6 +113,8 @@ class Recipe:
         backend_named(self.backend)
         if not isinstance(self.verify, str) or self.verify not in MODES:
             raise RuleError(f"verify={self.verify!r}: choose one of {', '.join(map(repr, MODES))}")
+        if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
+            raise RuleError(f"precision={self.precision!r}: choose one of {', '.join(map(repr, PRECISIONS))}")
         if self.memory is not None and not (isinstance(self.memory, str) and self.memory == LOW):
             raise RuleError(f"memory={self.memory!r}: give 'low', or leave it out")
         if self.memory == LOW and self.backend not in (None, "eager"):
