@@ -71,9 +71,9 @@ class Recipe:
         memory: ``None``: forward values are held until relevance has passed them. ``"low"``: those between two joins
             of skip and residual branch are computed again when relevance comes there, which costs a second forward
             pass; for long texts and large images, run eagerly.
-        precision: of a model in bfloat16: ``"full"``: its relevance is computed in float32; ``"model"``: layers multiply
-            in bfloat16 as the model does, which is several times as fast, and relevance is kept in float32 between
-            them: sums then hold to about a percent. Without effect on other models.
+        precision: of a model in bfloat16: ``"full"``: its relevance is computed in float32; ``"model"``: layers
+            multiply in bfloat16 as the model does, which is faster, and relevance is kept in float32 between them:
+            sums then hold to about a percent. Without effect on other models.
 
     Raises:
         RuleError, PatternError: a preset, rule, split or name does not fit, or a word is none that is known.
