@@ -117,7 +117,7 @@ def test_the_fingerprint_depends_on_the_results_alone(tmp_path):
         ({"metrics": {"checkpoints": [3]}}, "metrics.checkpoints = 3: it must be a valid string"),
         ({"metrics": 3}, "[metrics] must be a table"),
         ({"data": {"kind": "mnist"}},
-         "data.kind = 'mnist': it must be 'imagenet', 'cub', 'folder', 'npz', 'python' or 'text'"),
+         "data.kind = 'mnist': it must be 'imagenet', 'cub', 'folder', 'npz', 'python', 'text' or 'passages'"),
         ({"data": {"part": "half"}}, "data.part = 'half': it must be 'development' or 'confirmation'"),
         ({"data": {"count": 3, "per_class": 1}}, "[data]: count and per_class both give the number of images"),
         ({"data": {"count": 0}}, "data.count = 0: it must be greater than 0"),
@@ -208,6 +208,18 @@ def test_the_example_configurations_can_be_read(name):
     config = read_config(EXAMPLES / name)
     assert {entry.paper for entry in config.methods} >= {"i", "ii", "iii", "iv", "mixture", "grad_cam"}
     assert config.metrics.ties == ("strict", "plateau")
+
+
+WHOLE = [path for path in sorted(EXAMPLES.rglob("*.toml")) if "[metrics]" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
+def test_every_configuration_that_is_kept_can_be_read(path):
+    config = read_config(path)
+    assert config.out.resolve().parent == EXAMPLES.resolve() / "results"
+    if config.what == "passages":  # they are made, and not read from files that may be missing
+        samples = config.samples()
+        assert {sample.subject for sample in samples} == {subject.name for subject in config.subjects}
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet56", "efficientnet_lite0"])

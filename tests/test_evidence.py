@@ -10,7 +10,6 @@ from token_nets import WIDTH, RandomTokens
 from torch import nn
 
 import fxlrp
-from examples.evaluation import without_pictures
 from fxlrp.evaluation.grid_pointing import point
 from fxlrp.passes.depth import SPACELESS
 from fxlrp.passes.facts import facts
@@ -154,16 +153,28 @@ def test_a_picture_keeps_the_rules_of_pictures_before_a_recurrent_layer():
     assert BOUNDED in rules["layer"]
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("lstm of words", marks=pytest.mark.slow)])
-def test_relevance_orders_the_columns_of_a_table_as_leaving_them_out_does(name):
-    draw, make = without_pictures.MODELS[name]
-    torch.manual_seed(0)
-    model, items = without_pictures.trained(make, draw(2000), 300), draw(60)
-    fallen = without_pictures.falls(model, items.inputs, model(items.inputs).argmax(1))
-    found, plain = (without_pictures.figures(model, preset, items, fallen) for preset in ("evidence", "conserving"))
-    assert found[0] > 0.6 > plain[0] + 0.2  # order
-    assert found[1] > plain[1] + 0.1  # share of the known truth
-    assert found[2] < 2.5  # bound
+@pytest.mark.usefixtures("evaluation_place")
+@pytest.mark.parametrize(("name", "data"), [
+    ("mlp", "unseen_rows"), pytest.param("lstm_of_words", "unseen_words", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_relevance_orders_the_columns_of_a_table_as_leaving_them_out_does(tmp_path, name, data):
+    pytest.importorskip("pyarrow")
+    pl = pytest.importorskip("polars")
+    from fxlrp.evaluation import evaluate, parse_config, write_report
+
+    module = "examples.evaluation.small_models"
+    asked = parse_config({
+        "model": {"spec": f"python:{module}:{name}"},
+        "data": {"kind": "passages", "path": f"{module}:{data}", "count": 60},
+        "metrics": {"target": "predicted", "checkpoints": ["head"]},
+        "methods": {preset: {"preset": preset, "start": "log_odds"} for preset in ("evidence", "conserving")},
+    }, tmp_path)  # fmt: skip
+    assert evaluate(asked).failures == 0
+    found, plain = pl.read_csv(write_report(asked).parent / "results.csv").to_dicts()
+    assert found["linear"] > 0.6
+    assert found["linear"] > plain["linear"] + 0.25
+    assert found["truth_share"] > plain["truth_share"] + 0.1
+    assert found["bound_head"] < 2.5
 
 
 def test_maps_of_a_trained_network_point_at_the_class_that_is_asked_for():

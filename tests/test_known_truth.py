@@ -1,4 +1,4 @@
-"""The example that sets explanations of a language model beside known truth."""
+"""The model whose answers are known to rest on two tokens, and the methods of prompts that are set beside them."""
 
 import re
 from types import SimpleNamespace
@@ -10,19 +10,21 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("captum")
 
-from examples.evaluation import known_truth, known_truth_model, token_methods
-from examples.evaluation.known_truth import figures, interval
+from examples.evaluation import known_truth_model
 from examples.evaluation.known_truth_model import BLANK, NUMBER, TASKS, WORDS, sequences, text, untrained
 from examples.evaluation.token_methods import (
-    Question,
     Scored,
+    attention_rollout,
+    gradient,
     gradient_times_input,
+    integrated,
     integrated_gradients,
-    methods,
     rolled_out,
     rollout,
     telling,
 )
+from fxlrp.evaluation.tokens import Passage
+from fxlrp.evaluation.tokens.subject import causal_model
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +48,8 @@ def llama():
 
 
 @pytest.fixture
-def question():
-    drawn = sequences("recall", 1, torch.Generator().manual_seed(0))
-    answer = int(drawn.answers[0])
-    return Question(text(drawn.prompts[0]), WORDS[answer], drawn.prompts, answer)
+def prompt():
+    return sequences("recall", 1, torch.Generator().manual_seed(0)).prompts
 
 
 class Additive(nn.Module):
@@ -108,27 +108,21 @@ def test_the_tokenizer_reads_what_was_written(llama):
         assert llama[1](text(prompt[0]), return_tensors="pt")["input_ids"].tolist() == prompt.tolist()
 
 
-def test_figures_of_an_order():
-    found = figures(torch.tensor([0.1, -4.0, 0.9, 2.0, 1.0]), torch.tensor([1, 4]))
-    assert found.named == 1  # by magnitude
-    assert found.signed == 0
-    assert found.both == 0  # the other one is third
-    assert figures(torch.tensor([0.0, 2.0, -3.0]), torch.tensor([1, 2])).both == 1
-    assert float(found.share) == pytest.approx(5 / 8)
-    assert float(found.precision) == pytest.approx((1 + 2 / 3) / 2)
+def test_passages_hold_the_query_without_measuring_it_and_know_their_truth():
+    for task, passages in (("repeat", known_truth_model.repeat()), ("sum", known_truth_model.marked_sum())):
+        assert len(passages) == known_truth_model.MEASURED
+        drawn = known_truth_model.unseen()[task]
+        for passage, truth, answer in zip(passages, drawn.truth, drawn.answers, strict=False):
+            assert passage.label == int(answer)
+            assert passage.truth.nonzero().flatten().tolist() == sorted(truth.tolist())
+            assert torch.arange(passage.places)[passage.measured].tolist() == list(range(passage.places - 1))
 
 
-def test_an_interval_holds_the_mean():
-    values = torch.arange(20.0)
-    mean, low, high = interval(values)
-    assert low < mean == 9.5 < high
-
-
-def test_rows_of_rollout_sum_to_one(llama, question):
+def test_rows_of_rollout_sum_to_one(llama, prompt):
     flow = rolled_out([torch.rand(3, 6, 6).tril().softmax(-1) for _ in range(2)])
     torch.testing.assert_close(flow.sum(1), torch.ones(6))
     told = telling(llama[0])
-    found = rollout(told, question.ids)
+    found = rollout(told, prompt)
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
     assert (found > 0).all()
     assert llama[0].config._attn_implementation == "sdpa"  # not changed
@@ -137,32 +131,29 @@ def test_rows_of_rollout_sum_to_one(llama, question):
 
 def test_on_an_additive_model_gradients_and_occlusion_give_each_token_its_part():
     torch.manual_seed(0)
-    model, asked = Additive(), Question("", "", torch.tensor([[3, 1, 4]]), 2)
+    model, ids = Additive(), torch.tensor([[3, 1, 4]])
     scored = Scored(model, "logit")
-    parts = model.head(model.embed(asked.ids))[0, :, 2].detach()
-    torch.testing.assert_close(gradient_times_input(scored, asked), parts)
-    torch.testing.assert_close(integrated_gradients(scored, asked, None, 4), parts.float())
+    parts = model.head(model.embed(ids))[0, :, 2].detach()
+    torch.testing.assert_close(gradient_times_input(scored, ids, 2), parts)
+    torch.testing.assert_close(integrated_gradients(scored, ids, 2, None, 4), parts.float())
     blank = model.head(model.embed(torch.tensor(6)))[2].detach()
-    torch.testing.assert_close(integrated_gradients(scored, asked, 6, 4), (parts - blank).float())
+    torch.testing.assert_close(integrated_gradients(scored, ids, 2, 6, 4), (parts - blank).float())
 
 
-def test_every_method_gives_each_token_a_number(llama, question):
-    model, tokenizer = llama
-    for name, method in methods(model, tokenizer, NUMBER[BLANK], start="logit", steps=2).items():
-        found = method(question)
-        assert found.shape == (18,), name
-        assert found.isfinite().all(), name
+@pytest.mark.parametrize("made", [gradient, integrated, attention_rollout], ids=lambda made: made.__name__)
+def test_every_method_gives_each_token_a_number(llama, prompt, made):
+    found = made(causal_model(*llama))(Passage({"input_ids": prompt}), NUMBER["5"])
+    assert found.shape == (18,)
+    assert found.isfinite().all()
 
 
-def test_it_runs_with_little_training(tmp_path, monkeypatch, capsys):
+def test_it_trains_and_tells_how_far_answers_rest_on_the_truth(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["known_truth", "--training", "10", "--count", "2"])
-    monkeypatch.setattr(token_methods, "PRESETS", ("evidence",))
+    monkeypatch.setattr("sys.argv", ["known_truth_model", "--training", "10"])
     monkeypatch.setattr(known_truth_model, "BATCH", 12)
-    monkeypatch.setattr(known_truth, "UNSEEN", 200)
-    monkeypatch.setattr(known_truth, "BLANKED", 10)
-    known_truth.main()
+    monkeypatch.setattr(known_truth_model, "UNSEEN", 200)
+    monkeypatch.setattr(known_truth_model, "MEASURED", 10)
+    known_truth_model.main()
     out = capsys.readouterr().out
     assert len(re.findall(r"[\d.]+% of 200 unseen sequences answered rightly", out)) == 3
-    assert re.search(r"^  evidence .* precision [\d.]+ ", out, re.M)
     assert (tmp_path / "fxlrp" / "known-truth-10" / "model.safetensors").exists()

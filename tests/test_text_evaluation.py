@@ -1,4 +1,4 @@
-"""Evaluations on texts: what is measured against sums whose parts are known, results, reports and mistakes."""
+"""Evaluations on passages: what is measured against sums whose parts are known, results, reports and mistakes."""
 
 import re
 
@@ -12,7 +12,15 @@ pytest.importorskip("polars")
 from fxlrp.errors import ConfigError, DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, parse_config, read_results, write_report
 from fxlrp.evaluation.tokens import Passage
-from fxlrp.evaluation.tokens.measures import falls, log_odds, order_correlation, removal_area, scored
+from fxlrp.evaluation.tokens.measures import (
+    falls,
+    found_truth,
+    linear_correlation,
+    log_odds,
+    order_correlation,
+    removal_area,
+    scored,
+)
 from fxlrp.evaluation.tokens.subject import load_token_model
 
 WORTH = torch.tensor([0.0, 5.0, 1.0, 3.0], dtype=torch.float64)
@@ -70,9 +78,45 @@ def test_the_area_is_largest_for_the_true_order():
     assert found == pytest.approx([2, -2])
 
 
+def test_a_fall_in_a_series_is_what_all_channels_of_a_step_were_worth():
+    content = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]]])
+    passage = Passage({"x": content}, "x", measured=slice(1, None))
+
+    def summed(content):
+        return {"output": content.sum((1, 2))}
+
+    assert falls(summed, passage, 0).tolist() == pytest.approx([22, 44])
+    # What is left: most first 77, 33, 11; least first 77, 55, 11.
+    assert removal_area(summed, passage, torch.tensor([1.0, 2.0]), 0)["output"] == pytest.approx(22 / 3)
+
+
+def test_what_is_found_of_the_truth():
+    truth = torch.tensor([False, True, False, False, True])
+    found = found_truth(torch.tensor([0.1, -4.0, 0.9, 2.0, 1.0]), truth)
+    assert found["first"] == 1  # by magnitude
+    assert found["first_signed"] == 0
+    assert found["all_first"] == 0  # the other one is third
+    assert found["share"] == pytest.approx(5 / 8)
+    assert found["precision"] == pytest.approx((1 + 2 / 3) / 2)
+    best = found_truth(torch.tensor([0.0, 2.0, -3.0]), torch.tensor([False, True, True]))
+    assert best == {"first": 1, "first_signed": 1, "all_first": 1, "share": 1, "precision": 1}
+
+
+def test_relevance_of_zero_finds_nothing_and_no_truth_is_not_found():
+    assert found_truth(torch.zeros(3), torch.tensor([False, False, True]))["share"] == 0
+    assert found_truth(torch.ones(3), torch.zeros(3, dtype=torch.bool)) == {}
+
+
 def test_an_order_that_there_is_not_has_no_correlation():
     assert order_correlation(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])) is None
+    assert linear_correlation(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])) is None
     assert order_correlation(torch.tensor([2.0, 3.0, 9.0]), torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(1)
+
+
+def test_a_linear_correlation_is_pearsons():
+    first, second = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert linear_correlation(first, second) == pytest.approx(float(torch.corrcoef(torch.stack([first, second]))[0, 1]))
+    assert linear_correlation(-3 * first + 2, first) == pytest.approx(-1)
 
 
 def test_a_model_sees_no_more_texts_at_once_than_is_said():
@@ -142,7 +186,7 @@ def test_one_text_that_fails_does_not_cost_the_others(tmp_path):
     assert evaluate(asked).failures == 4
     *others, dog, dog_too = rows(asked)
     assert {(row["method"], row["status"]) for row in others} == {("worth", "ok"), ("too few", "failed")}
-    assert "a number for each token" in next(row["reason"] for row in others if row["method"] == "too few")
+    assert "a number for each place" in next(row["reason"] for row in others if row["method"] == "too few")
     assert "the text cannot be read: ValueError" in dog["reason"]
     assert dog_too["status"] == "failed"
     assert "## What failed" in write_report(asked).read_text()
@@ -162,6 +206,110 @@ def test_the_report_tells_all_methods(tmp_path):
     table = (asked.out / "report" / "results.csv").read_text().splitlines()
     assert table[0].startswith("method,texts,failed,unavailable,correlation,correlation_low")
     assert len(table) == 1 + len(METHODS)
+
+
+# Passages -------------------------------------------------------------------------------------------
+
+TABLE = {"model": {"spec": "python:text_models:table"}, "data": {"kind": "passages", "path": "text_models:rows"}}
+SERIES = {"model": {"spec": "python:text_models:series"}, "data": {"kind": "passages", "path": "text_models:steps"}}
+EXACT = {"preset": "epsilon", "start": "logit"}
+
+
+def of_passages(folder, *, methods=None, **sections):
+    methods = methods or {"epsilon": EXACT, "occlusion": {"kind": "occlusion"}, "random": {"kind": "random"}}
+    metrics = {"target": "predicted", "checkpoints": ["head"]}
+    return parse_config({"metrics": metrics, "methods": methods, "run": {"out": "out"}} | sections, folder)
+
+
+def by_key(entries):
+    return {each["key"]: each["value"] for each in entries}
+
+
+@pytest.mark.usefixtures("evaluation_place")
+@pytest.mark.parametrize("subject", [TABLE, SERIES], ids=["table", "series"])
+def test_of_values_relevance_is_what_each_place_adds(tmp_path, subject):
+    asked = of_passages(tmp_path, **subject)
+    finished = evaluate(asked)
+    assert (finished.failures, finished.unavailable) == (0, {})
+    model = (text_models.table if subject is TABLE else text_models.series)().model
+    passages = (text_models.rows if subject is TABLE else text_models.steps)()
+    found = [row for row in rows(asked) if row["method"] == "epsilon"]
+    for row, passage in zip(found, passages, strict=True):
+        x = passage.content
+        parts = (x.flatten(1) * model.head.weight[row["target"]].detach()).view(x.shape)
+        assert row["values"] == pytest.approx(parts[0].reshape(x.shape[1], -1).sum(1).tolist(), rel=1e-4)  # ε is 1e-6
+        assert (row["tokens"], row["answer"], row["label"]) == (None, None, passage.label)
+        arrived = float(parts.abs().sum())
+        assert by_key(row["magnitudes"]) == pytest.approx({"input": arrived, "head": arrived}, rel=1e-4)
+
+
+@pytest.mark.usefixtures("evaluation_place")
+def test_the_truth_is_set_beside_relevance(tmp_path):
+    asked = of_passages(tmp_path, **TABLE)
+    evaluate(asked)
+    found = [by_key(row["truth"]) for row in rows(asked) if row["method"] == "epsilon"]
+    assert (found[0]["first"], found[0]["all_first"], found[0]["precision"]) == (1, 1, 1)
+    values = torch.tensor(next(row["values"] for row in rows(asked)[3:] if row["method"] == "epsilon")).abs()
+    assert found[1]["share"] == pytest.approx(float(values[:-1].sum() / values.sum()))
+    page = write_report(asked).read_text()
+    assert "3 passages, of which the model gets 66.7 % right." in page
+    assert "## Known truth" in page
+    columns = r"method \| passages \| correlation \| linear \| area, log-odds \| .* \| bound, head"
+    assert re.search(rf"^\| {columns} \|", page, re.MULTILINE)
+    assert re.search(r"^\| epsilon \| 3 \| .* \| 1\.0 \| [\d.]+ \|$", page, re.MULTILINE)  # all of it arrives
+    assert re.search(r"^\| random \| 3 \| .* \| – \| [\d.]+ \|$", page, re.MULTILINE)  # it distributes nothing
+
+
+@pytest.mark.usefixtures("evaluation_place")
+def test_several_subjects_are_measured_as_each_alone(tmp_path):
+    subjects = {"a table": TABLE, "a series": SERIES | {"data": {"path": "text_models:steps"}}}
+    both = {"out": "both", "against": "random"}
+    asked = of_passages(tmp_path, subjects=subjects, data={"kind": "passages"}, run=both)
+    assert evaluate(asked).images == 5
+    together = rows(asked)
+    assert sorted({row["index"] for row in together}) == [0, 1, 2, 3, 4]
+    for name, subject in (("a table", TABLE), ("a series", SERIES)):
+        alone = of_passages(tmp_path, **subject, run={"out": name})
+        evaluate(alone)
+        own = [row for row in together if row["subject"] == name]
+        for row, expected in zip(own, rows(alone), strict=True):
+            differs = {"index": expected["index"], "subject": expected["subject"]}
+            assert row | differs == expected
+    page = write_report(asked).read_text()
+    assert page.startswith("# python:text_models:table on passages, python:text_models:series on passages\n")
+    headings = [line for line in page.splitlines() if line.startswith("##")]
+    assert headings == ["## a table", "### Known truth", "### Against random", "## a series", "### Against random"]
+    table = (asked.out / "report" / "results.csv").read_text().splitlines()
+    assert table[0].startswith("subject,method,")
+    assert [line.split(",")[0] for line in table[1:]] == ["a table"] * 3 + ["a series"] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({**TABLE, "metrics": {}}, "of passages what the model predicts is explained: write metrics.target"),
+        ({**TABLE, "metrics": {"target": "predicted", "cell": 3}}, r"metrics\.cell is for images, and .* passages"),
+        ({"subjects": {}}, r"such as \[subjects\.NAME\]"),
+        ({"subjects": {"a": TABLE | {"run": {}}}}, r"\[subjects\.a\] has no 'run'"),
+        ({"subjects": {"a": {"data": TABLE["data"]}}}, r"\[subjects\.a\.model\] lacks 'spec'"),
+        ({"subjects": {"a": TABLE | {"data": {"kind": "passage"}}}}, r"a\.data\.kind = 'passage'.*did you mean"),
+        ({"subjects": {"a": TABLE, "b": TABLE | {"data": {"kind": "npz", "path": "x"}}}}, "several subjects are for"),
+    ],
+)
+def test_a_mistake_in_subjects_is_told(tmp_path, given, told):
+    with pytest.raises(ConfigError, match=told):
+        of_passages(tmp_path, **given)
+
+
+@pytest.mark.usefixtures("evaluation_place")
+def test_what_are_no_passages_is_told(tmp_path):
+    with pytest.raises(DataError, match="must give a list of Passages"):
+        of_passages(tmp_path, **TABLE | {"data": {"kind": "passages", "path": "text_models:no_passages"}}).samples()
+    with pytest.raises(EvaluationError, match=r"truth must be torch.bool \(3,\).* not torch.int64 \(3,\)"):
+        Passage({"x": torch.zeros(1, 3)}, "x", truth=torch.ones(3, dtype=torch.int64))
+    asked = config(tmp_path, model="table")
+    assert evaluate(asked).failures == 3
+    assert "the model reads no texts" in rows(asked)[0]["reason"]
 
 
 # Mistakes -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Small models of texts for evaluations, which a configuration names."""
+"""Small models of texts, series and tables for evaluations, which a configuration names."""
 
 from types import SimpleNamespace
 
@@ -62,6 +62,51 @@ def without_ends():
 
 def causal():
     return TokenModel(Named(len(WORDS)).double(), read, 0, lambda output: output.logits[:, -1], WORDS.__getitem__)
+
+
+class Weighed(nn.Module):
+    """Logits that are sums over places and channels of values, each with its weight."""
+
+    def __init__(self, *size):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(torch.Size(size).numel(), 3, bias=False)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+COLUMNS, STEPS = 5, (4, 2)
+
+
+def table():
+    return TokenModel(Weighed(COLUMNS).double(), None, 0.0)
+
+
+def series():
+    return TokenModel(Weighed(*STEPS).double(), None, 0.0)
+
+
+def rows():
+    """Of each the truth is the column with the largest part of the class, and of the second all but the last one."""
+    weights = table().model.head.weight.detach()
+    found = []
+    for number in range(3):
+        x = torch.randn(1, COLUMNS, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        label = int((x @ weights.T).argmax())
+        parts = (x[0] * weights[label]).abs()
+        truth = parts == parts.max() if number != 1 else torch.arange(COLUMNS) < COLUMNS - 1
+        found.append(Passage({"x": x}, "x", truth=truth, label=label if number else (label + 1) % 3))
+    return found
+
+
+def steps():
+    values = torch.randn(2, *STEPS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return [Passage({"x": x[None]}, "x") for x in values]
+
+
+def no_passages():
+    return [torch.zeros(1, 3)]
 
 
 def no_token_model():

@@ -7,8 +7,13 @@ Every prompt has a task, sixteen tokens and a query, and is answered by one toke
 - ``sum``: digits, two of them marked. The answer is the sum of these two, modulo 10.
 
 So the truth is, beside the query, the letter and what stands behind it, or the two marked digits.
+
+``evidence/known_truth.toml`` sets methods beside it. How far the model keeps to it, and its training:
+
+    python -m examples.evaluation.known_truth_model [--training 2000]
 """
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxlrp.evaluation.tokens import Passage, TokenModel
+from fxlrp.evaluation.tokens.subject import causal_model
 from fxlrp.extras import require
 
 LETTERS, DIGITS = [*"abcdefghijklmnopqrstuvwxyz"], [*"0123456789"]
@@ -29,6 +36,8 @@ CONTEXT, MORE = 16, 6
 """How many tokens stand between the task and the query, and how many stand behind the query in training."""
 STEPS, BATCH, BLANKS = 2000, 128, 0.1
 """Of training: its steps, the sequences in each, and the share of tokens that are blank."""
+UNSEEN, MEASURED = 2000, 200
+"""Of each task: the sequences that training does not see, and how many of them are explained, or asked with blanks."""
 
 
 class Sequences(NamedTuple):
@@ -159,8 +168,74 @@ def load(steps: int = STEPS) -> tuple[Any, Any]:
     return type(model).from_pretrained(cache, local_files_only=True).eval(), tokenizer
 
 
+def model() -> TokenModel:
+    """The trained model for an evaluation."""
+    return causal_model(*load())
+
+
+def repeat() -> list[Passage]:
+    return _passages("repeat")
+
+
+def recall() -> list[Passage]:
+    return _passages("recall")
+
+
+def marked_sum() -> list[Passage]:
+    return _passages("sum")
+
+
+def unseen() -> dict[str, Sequences]:
+    """Sequences of each task that training does not see."""
+    generator = torch.Generator().manual_seed(1)  # training has 0
+    return {task: sequences(task, UNSEEN, generator) for task in TASKS}
+
+
+def _passages(task: str) -> list[Passage]:
+    """Prompts for an evaluation. The query, their last token, is not measured: where it stands is no secret."""
+    drawn = unseen()[task]
+    asked = list(zip(drawn.prompts, _marked(drawn), drawn.answers.tolist(), strict=True))[:MEASURED]
+    return [Passage({"input_ids": ids[None]}, measured=slice(-1), truth=truth, label=answer)
+            for ids, truth, answer in asked]  # fmt: skip
+
+
+def _marked(drawn: Sequences) -> Tensor:
+    """(sequences, 2 + CONTEXT), whether the answer rests on a token of the prompt, the query left out."""
+    return torch.zeros(drawn.prompts.shape, dtype=torch.bool).scatter(1, drawn.truth, True)
+
+
 def accuracy(model: Any, drawn: Sequences) -> float:
     """The share of sequences that are answered rightly."""
     with torch.no_grad():
         said = model(input_ids=drawn.prompts).logits[:, -1].argmax(1)
     return float((said == drawn.answers).float().mean())
+
+
+def held(model: Any, drawn: Sequences) -> tuple[float, float]:
+    """How often an answer stays with a blank in place of a token beside the truth, and of one of the truth."""
+    drawn = Sequences(*(part[:MEASURED] for part in drawn))
+    prompts, truth = drawn.prompts, _marked(drawn)
+    stays = torch.empty(truth.shape)
+    for place in range(prompts.shape[1]):
+        replaced = prompts.clone()
+        replaced[:, place] = NUMBER[BLANK]
+        with torch.no_grad():
+            stays[:, place] = model(input_ids=replaced).logits[:, -1].argmax(1).eq(drawn.answers).float()
+    beside = ~truth
+    beside[:, [0, -1]] = False  # the task and the query decide on the answer in all
+    return float(stays[beside].mean()), float(stays[truth].mean())
+
+
+def main() -> None:
+    """Train the model, and tell how far its answers rest on the truth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--training", type=int, default=STEPS, help="steps of training")
+    model, _ = load(parser.parse_args().training)
+    for task, drawn in unseen().items():
+        beside, of_it = held(model, drawn)
+        print(f"{task}: {accuracy(model, drawn):.1%} of {UNSEEN} unseen sequences answered rightly; with a blank in "
+              f"place of a token beside the truth {beside:.1%}, of the truth {of_it:.1%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,48 +1,24 @@
-"""Methods that say how much each token of a prompt matters to the next one, side by side.
+"""Methods for ``fxlrp evaluate`` that say how much each token of a prompt matters to the next one.
 
 Each gets a prompt and the token that is explained, and gives a number for each token of the prompt. What is explained
-is the token's log-odds against all others, or its logit; attention rollout and chance do not ask for it.
+is the token's log-odds against all others, or its logit; attention rollout does not ask for it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import fxlrp
 from fxlrp.evaluation.tokens import Passage, TokenModel
-from fxlrp.evaluation.tokens.measures import falls, log_odds
+from fxlrp.evaluation.tokens.measures import log_odds
 from fxlrp.extras import require
 
-PRESETS = ("evidence", "attnlrp", "cp_lrp", "conserving")
-STARTS = ("log_odds", "logit")
-
-
-class Question(NamedTuple):
-    """What is explained.
-
-    Attributes:
-        prompt: as text.
-        answer: the next token, as text.
-        ids: (1, tokens), of the prompt.
-        target: the number of the next token.
-    """
-
-    prompt: str
-    answer: str
-    ids: Tensor
-    target: int
-
-
-Method = Callable[[Question], Tensor]
-"""From a question to a number for each token of the prompt, (tokens,)."""
-
-OfPassage = Callable[[Passage, int | None], Tensor]
-"""The same as ``kind = "python"`` of ``fxlrp evaluate`` takes it: of a text and the token that follows."""
+Method = Callable[[Passage, int], Tensor]
+"""From a prompt and the token that follows to a number for each token of the prompt, (tokens,)."""
 
 
 class Scored:
@@ -50,7 +26,7 @@ class Scored:
 
     Args:
         model: a causal model of transformers.
-        start: one of :data:`STARTS`.
+        start: what is explained, ``"log_odds"`` or ``"logit"``.
     """
 
     def __init__(self, model: Any, start: str) -> None:
@@ -62,84 +38,38 @@ class Scored:
         return logits[:, target] if self.start == "logit" else log_odds(logits, target)
 
 
-def methods(model: Any, tokenizer: Any, blank: int, *, start: str = "log_odds", steps: int = 16) -> dict[str, Method]:
-    """All methods, by name.
-
-    Args:
-        model: a causal model of transformers.
-        tokenizer: its tokenizer.
-        blank: the token that stands for none: what a token is replaced by, and where integrated gradients begin.
-        start: what is explained, one of :data:`STARTS`.
-        steps: of integrated gradients.
-    """
-    scored, captured, told = Scored(model, start), fxlrp.capture(model), telling(model)
-    generator = torch.Generator().manual_seed(0)
-    return {
-        **{preset: relevance(captured, tokenizer, preset, start) for preset in PRESETS},
-        "gradient × input": lambda asked: gradient_times_input(scored, asked),
-        "integrated gradients, from blanks": lambda asked: integrated_gradients(scored, asked, blank, steps),
-        "integrated gradients, from zero": lambda asked: integrated_gradients(scored, asked, None, steps),
-        "attention rollout": lambda asked: rollout(told, asked.ids),
-        "occlusion": lambda asked: occlusion(scored, asked, blank),
-        "random": lambda asked: torch.rand(asked.ids.shape[1], generator=generator),
-    }
-
-
-def gradient(subject: TokenModel, *, start: str = "log_odds") -> OfPassage:
+def gradient(subject: TokenModel, *, start: str = "log_odds") -> Method:
     """Gradient × input as a method of an evaluation."""
     scored = Scored(subject.model, start)
-    return lambda passage, target: gradient_times_input(scored, _question(passage, target))
+    return lambda passage, target: gradient_times_input(scored, passage.ids, target)
 
 
-def integrated(subject: TokenModel, *, start: str = "log_odds", steps: int = 16, zero: bool = False) -> OfPassage:
+def integrated(subject: TokenModel, *, start: str = "log_odds", steps: int = 16, zero: bool = False) -> Method:
     """Integrated gradients as a method of an evaluation, from blanks or from zero."""
     scored, blank = Scored(subject.model, start), None if zero else subject.blank
-    return lambda passage, target: integrated_gradients(scored, _question(passage, target), blank, steps)
+    return lambda passage, target: integrated_gradients(scored, passage.ids, target, blank, steps)
 
 
-def attention_rollout(subject: TokenModel) -> OfPassage:
+def attention_rollout(subject: TokenModel) -> Method:
     """Attention rollout as a method of an evaluation."""
     told = telling(subject.model)
     return lambda passage, target: rollout(told, passage.ids)
 
 
-def _question(passage: Passage, target: int | None) -> Question:
-    assert target is not None
-    return Question("", "", passage.ids, target)
-
-
-def relevance(model: Any, tokenizer: Any, preset: str, start: str) -> Method:
-    """By a preset of fxlrp. The model, captured or not, is read at the first question."""
-    lm = fxlrp.language_model(model, tokenizer, preset, start=start, verify="never")
-
-    def explained(asked: Question) -> Tensor:
-        story = lm.explain(asked.prompt, asked.answer)
-        assert story.text.ids.tolist() == [*asked.ids[0].tolist(), asked.target]
-        return story.matrix[0, :-1]
-
-    return explained
-
-
-def occlusion(scored: Scored, asked: Question, blank: int) -> Tensor:
-    """By how much the answer falls when a token is replaced by a blank."""
-    with torch.no_grad():
-        return falls(lambda ids: {"": scored(asked.target, input_ids=ids)}, Passage({"input_ids": asked.ids}), blank)
-
-
-def gradient_times_input(scored: Scored, asked: Question) -> Tensor:
+def gradient_times_input(scored: Scored, ids: Tensor, target: int) -> Tensor:
     """Of the embeddings, summed over their width."""
-    embeddings = scored.model.get_input_embeddings()(asked.ids).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(scored(asked.target, inputs_embeds=embeddings).sum(), embeddings)
+    embeddings = scored.model.get_input_embeddings()(ids).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(scored(target, inputs_embeds=embeddings).sum(), embeddings)
     return (gradient * embeddings).detach().sum(2)[0]
 
 
-def integrated_gradients(scored: Scored, asked: Question, blank: int | None, steps: int) -> Tensor:
+def integrated_gradients(scored: Scored, ids: Tensor, target: int, blank: float | None, steps: int) -> Tensor:
     """Captum's, of the embeddings, from those of blanks or from zero (Sundararajan et al., ICML 2017)."""
     embed = scored.model.get_input_embeddings()
-    embeddings = embed(asked.ids).detach()
-    baseline = torch.zeros_like(embeddings) if blank is None else embed(torch.full_like(asked.ids, blank)).detach()
+    embeddings = embed(ids).detach()
+    baseline = torch.zeros_like(embeddings) if blank is None else embed(torch.full_like(ids, blank)).detach()
     method = require("captum.attr", "evaluate").IntegratedGradients(
-        lambda embeddings: scored(asked.target, inputs_embeds=embeddings)
+        lambda embeddings: scored(target, inputs_embeds=embeddings)
     )
     found: Tensor = method.attribute(embeddings, baselines=baseline, n_steps=steps, internal_batch_size=steps)
     return found.detach().sum(2)[0].float()

@@ -42,7 +42,7 @@ def evaluate(
     if checked.run.maps:
         require("h5py", "evaluate")
 
-    what = "texts" if checked.texts else "images"
+    what = checked.what
     console = Console(highlight=False)
     watched = console if console.is_terminal else Console(stderr=True)
     with _bar(watched, what, enabled=rank() == 0) as bar:
@@ -87,7 +87,7 @@ def _read(path: Path, out: Path | None) -> Any:
 
 
 def _bar(console: Any, what: str, *, enabled: bool) -> Any:
-    """A progress bar that tells images, or texts, per second, or seconds for each."""
+    """A progress bar that tells images, or passages, per second, or seconds for each."""
     from rich import progress
 
     class Rate(progress.ProgressColumn):

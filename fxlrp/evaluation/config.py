@@ -36,7 +36,7 @@ class ModelConfig:
     """``[model]``: what is explained.
 
     Attributes:
-        spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``; for texts
+        spec: ``torchvision:NAME``, ``timm:NAME`` or ``python:package.module:callable``; for passages
             ``transformers:FOLDER`` or ``python:…`` (:func:`fxlrp.evaluation.tokens.subject.load_token_model`).
         weights: a checkpoint file; relative to the configuration's folder.
         name: the name in the report; else the spec.
@@ -49,22 +49,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class DataConfig:
-    """``[data]``: which images, or which texts.
+    """``[data]``: which images, texts or other passages.
 
     Attributes:
         kind: the layout of the data; see :mod:`fxlrp.evaluation.data`.
-        path: a folder or file, relative to the configuration's folder; of ``"python"`` the function that gives the
-            images, ``package.module:callable``.
+        path: a folder or file, relative to the configuration's folder; of ``"python"`` and ``"passages"`` the function
+            that gives the images, or the passages, ``package.module:callable``.
         name: the name in the report; else the kind.
         split: of ImageNet (``"val"``) or CUB (``"test"``, ``"validation"``, ``"train"``).
         labels: of a folder: ``"folders"``, ``"order"``, ``"none"`` or the name of a CSV file in it.
-        count: how many images, of each class the same number; or how many texts.
+        count: how many images, or passages, of each class the same number.
         per_class: how many of each class, in place of ``count``.
         part: one of two halves of what was chosen; ``None``: both.
         seed: of every choice.
     """
 
-    kind: Literal["imagenet", "cub", "folder", "npz", "python", "text"]
+    kind: Literal["imagenet", "cub", "folder", "npz", "python", "text", "passages"]
     path: str
     name: str | None = None
     split: str | None = None
@@ -80,6 +80,26 @@ class DataConfig:
             raise ValueError("count and per_class both give the number of images: leave one of them out")
         return self
 
+    @property
+    def of_passages(self) -> bool:
+        """Whether it holds texts or other passages, and else images."""
+        return self.kind in ("text", "passages")
+
+
+@dataclass(frozen=True, config=_SECTION)
+class SubjectConfig:
+    """A model, and what it is explained on: ``[model]`` and ``[data]``, or one of several, ``[subjects.NAME]``.
+
+    Attributes:
+        model: is explained.
+        data: on this.
+        name: among several; of the only one empty.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    name: str = ""
+
 
 @dataclass(frozen=True, config=_SECTION)
 class MetricsConfig:
@@ -90,10 +110,10 @@ class MetricsConfig:
         ties: tie rules, one or both.
         baseline: what stands where a pixel is missing; a number is a grey value.
         target: the class that is explained and followed.
-        batch_size: how many images, or texts, the model sees at once.
+        batch_size: how many images, or passages, the model sees at once.
         backend: what runs the forward passes of insertion, deletion and Score-CAM. ``"inductor"`` is about twice as
             fast on a CPU and differs in the last digits.
-        checkpoints: modules at whose input relevance is added up.
+        checkpoints: modules at whose input relevance is added up; for passages its magnitudes.
         agreement: whether each pair of maps of an image is compared by rank correlation.
         failure: images with an ID up to this count as failures (the paper's D.4: 0.371).
         randomize: how many images the check by randomised weights takes; 0: it is left out.
@@ -167,31 +187,51 @@ class Config:
     """A whole configuration."""
 
     folder: Path
-    model: ModelConfig
-    data: DataConfig
+    subjects: tuple[SubjectConfig, ...]
     metrics: MetricsConfig
     run: RunConfig
     methods: tuple[Entry, ...] = ()
 
     @model_validator(mode="after")
-    def _of_texts(self) -> Config:
-        if self.texts:
-            own = MetricsConfig(target=self.metrics.target, batch_size=self.metrics.batch_size)
-            for_images = [name for name, value in _content(self.metrics).items() if value != getattr(own, name)]
+    def _of_passages(self) -> Config:
+        if len(self.subjects) > 1 and not all(subject.data.of_passages for subject in self.subjects):
+            raise ValueError("several subjects are for texts and passages: give each set of images a configuration")
+        if self.passages:
+            what = self.what
+            given = self.metrics
+            own = MetricsConfig(target=given.target, batch_size=given.batch_size, checkpoints=given.checkpoints)
+            for_images = [name for name, value in _content(given).items() if value != getattr(own, name)]
             if for_images:
-                raise ValueError(f"metrics.{for_images[0]} is for images, and [data] has texts: leave it out")
-            if self.metrics.target != "predicted":
-                raise ValueError('texts have no labels: write metrics.target = "predicted"')
-            if self.model.weights is not None:
-                raise ValueError("model.weights is for images: a model of texts comes with its weights")
+                raise ValueError(f"metrics.{for_images[0]} is for images, and [data] has {what}: leave it out")
+            if given.target != "predicted":
+                raise ValueError(f'of {what} what the model predicts is explained: write metrics.target = "predicted"')
+            if any(subject.model.weights is not None for subject in self.subjects):
+                raise ValueError(f"model.weights is for images: a model of {what} comes with its weights")
             if self.run.maps:
-                raise ValueError("run.maps is for images: what each token of a text has is in the results")
+                raise ValueError(f"run.maps is for images: what each place of {what} has is in the results")
         return self
 
     @property
-    def texts(self) -> bool:
-        """Whether it is about texts, and else about images."""
-        return self.data.kind == "text"
+    def model(self) -> ModelConfig:
+        """What is explained; of several subjects the first one's."""
+        return self.subjects[0].model
+
+    @property
+    def data(self) -> DataConfig:
+        """What it is explained on; of several subjects the first one's."""
+        return self.subjects[0].data
+
+    @property
+    def passages(self) -> bool:
+        """Whether it is about texts or other passages, and else about images."""
+        return self.data.of_passages
+
+    @property
+    def what(self) -> str:
+        """What it is about, in a word: images, texts or passages."""
+        if not self.passages:
+            return "images"
+        return "texts" if all(subject.data.kind == "text" for subject in self.subjects) else "passages"
 
     @property
     def out(self) -> Path:
@@ -201,15 +241,29 @@ class Config:
     @property
     def title(self) -> str:
         """The headline of the report."""
-        return self.run.title or f"{self.model.name or self.model.spec} on {self.data.name or self.data.kind}"
+        if self.run.title is not None:
+            return self.run.title
+        return ", ".join(
+            f"{each.model.name or each.model.spec} on {each.data.name or each.data.kind}" for each in self.subjects
+        )
 
     def samples(self) -> list[Sample]:
-        """The images, or texts, that are evaluated.
+        """The images, or passages, that are evaluated; those of several subjects one after the other.
 
         Raises:
             DataError: they are not there.
         """
-        given, path = self.data, self.folder / self.data.path
+        if len(self.subjects) == 1:
+            return self._samples(self.subjects[0])
+        found: list[Sample] = []
+        for subject in self.subjects:
+            before = found[-1].index + 1 if found else 0
+            own = self._samples(subject)
+            found += [dataclasses.replace(each, index=before + each.index, subject=subject.name) for each in own]
+        return found
+
+    def _samples(self, subject: SubjectConfig) -> list[Sample]:
+        given, path = subject.data, self.folder / subject.data.path
         if given.kind == "imagenet":
             samples = datasets.imagenet(path, given.split or "val")
         elif given.kind == "cub":
@@ -220,6 +274,8 @@ class Config:
             samples = datasets.own(given.path)
         elif given.kind == "text":
             samples = datasets.texts(path)
+        elif given.kind == "passages":
+            samples = datasets.passages(given.path)
         else:
             samples = datasets.image_folder(path, given.labels)
         chosen = datasets.choose(samples, count=given.count, per_class=given.per_class, seed=given.seed)
@@ -228,9 +284,13 @@ class Config:
     def fingerprint(self) -> str:
         """A text that is the same for configurations that give the same results."""
         metrics = _content(self.metrics) | {"failure": None}
+        subjects = [
+            {"model": _content(each.model) | {"name": None}, "data": _content(each.data) | {"name": None}}
+            for each in self.subjects
+        ]
+        names = [subject.name for subject in self.subjects]
         kept = {
-            "model": _content(self.model) | {"name": None},
-            "data": _content(self.data) | {"name": None},
+            **(subjects[0] if names == [""] else {"subjects": dict(zip(names, subjects, strict=True))}),
             "metrics": {name: value for name, value in metrics.items() if name not in _LATER or value != _LATER[name]},
             "methods": [_content(entry) | {"paper": None, "group": None} for entry in self.methods],
             "run": {"maps": self.run.maps, "threads": self.run.threads},

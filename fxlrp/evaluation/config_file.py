@@ -13,13 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from fxlrp.common.errors import ConfigError
 from fxlrp.common.extras import require
-from fxlrp.evaluation.config import Config, DataConfig, MetricsConfig, ModelConfig, RunConfig, Strings
-from fxlrp.evaluation.method_tables import FOR_IMAGES, FOR_TEXTS, methods_of, sweeps_of
+from fxlrp.evaluation.config import Config, DataConfig, MetricsConfig, ModelConfig, RunConfig, Strings, SubjectConfig
+from fxlrp.evaluation.method_tables import FOR_IMAGES, FOR_PASSAGES, methods_of, sweeps_of
 from fxlrp.evaluation.mistakes import check_keys, mistakes_of, not_among
 
 T = TypeVar("T")
 
-_SECTIONS = ("model", "data", "metrics", "run", "methods", "sweep")
+_SECTIONS = ("model", "data", "subjects", "metrics", "run", "methods", "sweep")
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
@@ -43,18 +43,12 @@ def parse_config(table: Mapping[str, Any], folder: Path) -> Config:
         ConfigError: as :func:`read_config`.
     """
     check_keys(table, _SECTIONS, "the configuration")
-    for name in ("model", "data"):
-        if name not in table:
-            raise ConfigError(f"[{name}] is missing")
-    data = _section(DataConfig, table, "data")
-    kinds = FOR_TEXTS if data.kind == "text" else FOR_IMAGES
-    model, metrics, run = (
-        _section(ModelConfig, table, "model"), _section(MetricsConfig, table, "metrics"),
-        _section(RunConfig, table, "run"),
-    )  # fmt: skip
+    subjects = _subjects(table)
+    kinds = FOR_PASSAGES if subjects[0].data.of_passages else FOR_IMAGES
+    metrics, run = _section(MetricsConfig, table, "metrics"), _section(RunConfig, table, "run")
     methods = (*methods_of(table.get("methods", {}), kinds), *sweeps_of(table.get("sweep", {}), kinds))
     try:
-        config = Config(folder, model, data, metrics, run, methods)
+        config = Config(folder, subjects, metrics, run, methods)
     except ValidationError as error:
         raise ConfigError("; ".join(str(detail["ctx"]["error"]) for detail in error.errors())) from error
     names = [entry.spec.name for entry in config.methods]
@@ -65,6 +59,33 @@ def parse_config(table: Mapping[str, Any], folder: Path) -> Config:
     if config.run.against is not None and config.run.against not in names:
         raise ConfigError(f"run.against = {config.run.against!r} is no method: {not_among(config.run.against, names)}")
     return config
+
+
+def _subjects(table: Mapping[str, Any]) -> tuple[SubjectConfig, ...]:
+    """The only subject, or those of ``[subjects.NAME]``; what ``[model]`` and ``[data]`` say then holds for all."""
+    if "subjects" not in table:
+        for name in ("model", "data"):
+            if name not in table:
+                raise ConfigError(f"[{name}] is missing")
+        return (SubjectConfig(_section(ModelConfig, table, "model"), _section(DataConfig, table, "data")),)
+    named = table["subjects"]
+    if not isinstance(named, Mapping) or not named or not all(isinstance(own, Mapping) for own in named.values()):
+        raise ConfigError("subjects are tables by name, such as [subjects.NAME]")
+    found = []
+    for name, own in named.items():
+        where = f"subjects.{name}"
+        check_keys(own, ("model", "data"), f"[{where}]")
+        joined = {f"{where}.{part}": _joined(table.get(part, {}), own.get(part, {})) for part in ("model", "data")}
+        model, data = _section(ModelConfig, joined, f"{where}.model"), _section(DataConfig, joined, f"{where}.data")
+        found.append(SubjectConfig(model, data, name))
+    return tuple(found)
+
+
+def _joined(common: Any, own: Any) -> Any:
+    """A table with what all have in front; one that is no table stays as it is, to be told."""
+    if not isinstance(common, Mapping):
+        return common
+    return {**common, **own} if isinstance(own, Mapping) else own
 
 
 def _table(path: Path) -> dict[str, Any]:

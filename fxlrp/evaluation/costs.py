@@ -1,4 +1,4 @@
-"""What methods cost, as multiples of one forward pass of the model on the same image or text."""
+"""What methods cost, as multiples of one forward pass of the model on the same image or passage."""
 
 from __future__ import annotations
 

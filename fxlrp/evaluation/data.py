@@ -1,4 +1,4 @@
-"""Images and texts to evaluate on: which ones there are, with what labels, and which of them are chosen."""
+"""Images and passages to evaluate on: which ones there are, with what labels, and which of them are chosen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fxlrp.common.errors import DataError
+from fxlrp.evaluation.tokens.subject import Passage
 from fxlrp.loading.images import read_image
 from fxlrp.loading.models import imported_result
 
@@ -24,19 +25,21 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, or text, of a data set.
+    """One image, text or other passage of a data set.
 
     Attributes:
         index: its number in the whole data set, by which its results are known.
         name: its file within the data set, or its number; a text itself.
         label: its class; ``None``: not known.
-        read: gives the picture, or the text.
+        read: gives the picture, the text or the passage.
+        subject: the name of the subject that it is for, where a configuration has several.
     """
 
     index: int
     name: str
     label: int | None
     read: Callable[[], Any] = field(repr=False, compare=False)
+    subject: str = ""
 
 
 def image_folder(path: Path, labels: str = "folders") -> list[Sample]:
@@ -148,6 +151,19 @@ def texts(path: Path) -> list[Sample]:
     return [Sample(index, line, None, partial(str, line)) for index, line in enumerate(found)]
 
 
+def passages(target: str) -> list[Sample]:
+    """The passages that a function gives, ``package.module:callable``; it takes no arguments.
+
+    Raises:
+        WeightsError: there is no such function, or it fails.
+        DataError: it gives something else.
+    """
+    found = imported_result(target)
+    if not isinstance(found, list) or not found or not all(isinstance(each, Passage) for each in found):
+        raise DataError(f"{target} must give a list of Passages, of one at least")
+    return [Sample(index, str(index), each.label, partial(_same, each)) for index, each in enumerate(found)]
+
+
 def own(target: str) -> list[Sample]:
     """The images that a function gives, ``package.module:callable``; it takes no arguments.
 
@@ -226,6 +242,10 @@ def _by_class(samples: Sequence[Sample]) -> dict[int | None, list[Sample]]:
     """The samples of each class, in the order of the classes; those without a label come first."""
     ordered = sorted(samples, key=lambda sample: -1 if sample.label is None else sample.label)
     return {label: list(members) for label, members in itertools.groupby(ordered, lambda sample: sample.label)}
+
+
+def _same(passage: Passage) -> Passage:
+    return passage
 
 
 def _samples(root: Path, files: Iterable[tuple[Path, int | None]]) -> list[Sample]:

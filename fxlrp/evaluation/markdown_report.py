@@ -18,7 +18,7 @@ from fxlrp.evaluation.config import Config
 from fxlrp.evaluation.galleries import Gallery
 from fxlrp.evaluation.report_tables import TIE_NAMES, ReportTables, Table, title
 from fxlrp.evaluation.store import COSTS, PROPERTIES, RANDOMIZED, Store
-from fxlrp.evaluation.tokens.report import write_text_report
+from fxlrp.evaluation.tokens.report import write_passage_report
 
 _SHOWN = 5
 """Images in a gallery of the best, and in one of the worst."""
@@ -39,11 +39,11 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
         EvaluationError: there are no results.
         MissingExtraError: a package of the extra ``evaluate`` is not installed.
     """
-    store, results = Store(config.out, texts=config.texts), result_frames.read_results(config)
+    store, results = Store(config.out, passages=config.passages), result_frames.read_results(config)
     folder = folder or config.out / "report"
     made_folder(folder, EvaluationError)
-    if config.texts:
-        return write_text_report(config, results, store.read_json(COSTS), folder)
+    if config.passages:
+        return write_passage_report(config, results, store.read_json(COSTS), folder)
     tables = ReportTables(config, results)
     tables.summary.write_csv(folder / "results.csv")
     best, gallery_texts = _galleries(config, tables, folder) if gallery else (set(), {})

@@ -20,7 +20,7 @@ from fxlrp.evaluation.methods import KINDS, MethodSpec, options_of
 from fxlrp.evaluation.methods.relevance import check_options
 from fxlrp.evaluation.mistakes import mistakes_of, not_among
 from fxlrp.evaluation.paper import ROLES
-from fxlrp.evaluation.tokens.methods import TOKEN_KINDS, token_options_of
+from fxlrp.evaluation.tokens.methods import PASSAGE_KINDS, passage_options_of
 
 _WRITTEN = (str, bool, int, float, Mapping, Sequence, NoneType)
 """Types that TOML can write, and what is left out."""
@@ -39,7 +39,7 @@ def _role(name: str) -> str:
 
 
 class _Method(BaseModel):
-    """What a method may say beside its options: nothing, where it is one for texts."""
+    """What a method may say beside its options: nothing, where it is one for passages."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -67,7 +67,7 @@ class Kinds:
 
 
 FOR_IMAGES = Kinds(KINDS, options_of, _Map)
-FOR_TEXTS = Kinds(TOKEN_KINDS, token_options_of, _Method)
+FOR_PASSAGES = Kinds(PASSAGE_KINDS, passage_options_of, _Method)
 
 
 def methods_of(table: Any, kinds: Kinds) -> list[Entry]:

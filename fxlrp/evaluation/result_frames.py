@@ -22,15 +22,15 @@ def read_results(config: Config) -> pl.DataFrame:
     """What an evaluation has measured so far: one row per image, method and number of levels.
 
     Columns are those of the results (``image``, ``label``, ``method``, ``levels``, ``status``, ``insertion_TIE``,
-    ``deletion_TIE``, …) and ``id_TIE``; of texts there is one row per text and method (``text``, ``answer``,
-    ``method``, ``correlation``, ``areas``, ``values``, …). The summary by method is
+    ``deletion_TIE``, …) and ``id_TIE``; of passages there is one row per passage and method (``subject``,
+    ``text``, ``answer``, ``method``, ``correlation``, ``areas``, ``truth``, ``values``, …). The summary by method is
     ``results.csv`` in the folder of the report.
 
     Raises:
         EvaluationError: there are no results.
         MissingExtraError: a package of the extra ``evaluate`` is not installed.
     """
-    return frame_of(Store(config.out, texts=config.texts).read())
+    return frame_of(Store(config.out, passages=config.passages).read())
 
 
 def frame_of(table: Any) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from fxlrp.evaluation.evaluated_image import EvaluatedImage, load_image
 from fxlrp.evaluation.forward import forward_by
 from fxlrp.evaluation.measure import Prepared, failed_rows, measure, one_line, prepare_all
 from fxlrp.evaluation.store import COSTS, PROPERTIES, RANDOMIZED, Store
-from fxlrp.evaluation.tokens.run import TextRun
+from fxlrp.evaluation.tokens.run import PassageRun
 from fxlrp.evaluation.tokens.subject import load_token_model
 from fxlrp.evaluation.workers import Workers
 from fxlrp.loading.images import Preprocess
@@ -36,7 +36,7 @@ class Progress:
     """How far a run is, in this process.
 
     Attributes:
-        done: images, or texts, of this process that are done.
+        done: images, or passages, of this process that are done.
         total: those of this process.
         before: those that an earlier run did.
         seconds: since the first one was begun.
@@ -60,7 +60,7 @@ class Finished:
     """What a run came to.
 
     Attributes:
-        images: how many images, or texts, there are in the results.
+        images: how many images, or passages, there are in the results.
         before: how many an earlier run did.
         failures: images among them of which something failed.
         unavailable: by method, why it cannot explain this model.
@@ -79,7 +79,7 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
 
     Args:
         config: what to do.
-        progress: called after every image, or text, of this process.
+        progress: called after every image, or passage, of this process.
         retry_failed: try again what failed in an earlier run.
 
     Returns:
@@ -91,10 +91,12 @@ def evaluate(config: Config, *, progress: Report | None = None, retry_failed: bo
     torch.set_num_threads(config.run.threads)
     workers = Workers(config.run.device)
     samples = config.samples()
-    store = Store(config.out, texts=config.texts)
-    run: _Run | TextRun
-    if config.texts:
-        run = TextRun(config, load_token_model(config.model.spec, workers.device), store, workers)
+    store = Store(config.out, passages=config.passages)
+    run: _Run | PassageRun
+    if config.passages:
+        specs = dict.fromkeys(subject.model.spec for subject in config.subjects)
+        models = {spec: load_token_model(spec, workers.device) for spec in specs}
+        run = PassageRun(config, models, store, workers)
     else:
         run = _Run(config, *load_subject(config, workers.device), store, workers)
     with workers, closing(store):
@@ -135,7 +137,7 @@ def load_subject(config: Config, device: torch.device | str) -> tuple[nn.Module,
     return loaded.model.to(device).requires_grad_(False), loaded.preprocess
 
 
-def _all(run: _Run | TextRun, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
+def _all(run: _Run | PassageRun, samples: Sequence[Sample], before: int, progress: Report | None) -> None:
     failures, begun = 0, time.perf_counter()
     for done, sample in enumerate(samples, start=1):
         failures += not run.one(sample)

@@ -1,4 +1,4 @@
-"""Results on disk: one Parquet file per image, or per text, which appears whole or not at all.
+"""Results on disk: one Parquet file per image, or per passage, which appears whole or not at all.
 
 ``results.parquet`` is a folder; its files are one data set for pyarrow, polars and pandas. A process writes what it
 measured of an image as one file. When that file appears under its final name, the image is done; its maps are in a
@@ -43,14 +43,16 @@ def schema() -> Any:
     })  # fmt: skip
 
 
-def text_schema() -> Any:
-    """The columns of results on texts: one row per text and method."""
+def passage_schema() -> Any:
+    """The columns of results on passages: one row per passage and method."""
     pa = require("pyarrow", "evaluate")
     number = pa.float64()
+    numbers = pa.map_(pa.string(), number)
     return pa.schema({
-        "index": pa.int64(), "text": pa.string(), "target": pa.int64(), "answer": pa.string(), "method": pa.string(),
-        "status": pa.string(), "reason": pa.string(), "start": number, "tokens": pa.list_(pa.int64()),
-        "values": pa.list_(number), "correlation": number, "areas": pa.map_(pa.string(), number),
+        "index": pa.int64(), "subject": pa.string(), "text": pa.string(), "label": pa.int64(), "target": pa.int64(),
+        "answer": pa.string(), "method": pa.string(), "status": pa.string(), "reason": pa.string(), "start": number,
+        "tokens": pa.list_(pa.int64()), "values": pa.list_(number), "correlation": number, "linear": number,
+        "areas": numbers, "truth": numbers, "magnitudes": numbers,
     })  # fmt: skip
 
 
@@ -59,12 +61,12 @@ class Store:
 
     Args:
         folder: is made by :meth:`open`.
-        texts: whether the results are on texts, and else on images.
+        passages: whether the results are on passages, and else on images.
     """
 
-    def __init__(self, folder: Path, *, texts: bool = False) -> None:
+    def __init__(self, folder: Path, *, passages: bool = False) -> None:
         self.folder = folder
-        self._schema = text_schema if texts else schema
+        self._schema = passage_schema if passages else schema
         self.maps = MapFiles(folder / "maps")
         self._lock: FileLock | None = None
 

@@ -1,4 +1,4 @@
-"""Evaluation on texts: does relevance name the tokens that matter to what a model says?"""
+"""Evaluation on texts, series and tables: does relevance name the places that matter to what a model says?"""
 
 from fxlrp.evaluation.tokens.subject import Passage, TokenModel
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation on texts, made from its results."""
+"""The report of an evaluation on passages, made from its results."""
 
 from __future__ import annotations
 
@@ -13,49 +13,99 @@ from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import EvaluationError
 from fxlrp.common.text_tables import markdown, verbatim
 from fxlrp.evaluation.config import Config
+from fxlrp.evaluation.relevance_sums import INPUT
 from fxlrp.evaluation.statistics import Array, estimate
 
 _FAILURES = 50
 """So many lines at most tell what failed."""
 
+_BOUND = 0.9
+"""Below the bound of magnitudes is this share of the passages."""
+
 _INTRODUCTION = """\
-{count} texts. Explained and followed: the class that the model predicts, or its one output. *Correlation*: of the \
-relevance of tokens with by how much {followed} falls when each is replaced by a blank (Spearman). *Area*: between \
-two curves, as tokens are replaced one after the other, those with the least relevance first less those with the most \
-first (Achtibat et al., ICML 2024). Brackets hold the 95 % confidence interval of the mean over texts (bootstrap, \
-BCa); Σ|R| / start, of all tokens, is a median. Time is that of a text over a forward pass, the median of rounds in \
-turn."""
+{count} {what}. Explained and followed: the class that the model predicts, or its one output. *Correlation*: of the \
+relevance of {places} with by how much {followed} falls when each is replaced by a blank, of ranks (Spearman), and \
+*linear* (Pearson). *Area*: between two curves, as {places} are replaced one after the other, those with the least \
+relevance first less those with the most first (Achtibat et al., ICML 2024). Brackets hold the 95 % confidence \
+interval of the mean over {what} (bootstrap, BCa); Σ|R| / start, of all {places}, is a median. Time is that of a {one} \
+over a forward pass, the median of rounds in turn."""
+
+_BOUNDS = """\
+*Bound*: Σ|R| over all numbers of the input, over that at the input of a module; nine of ten {what} are below it."""
+
+_TRUTH = """\
+Of the {places} that the right class is known to rest on: *first*, how often that with the largest magnitude is one of \
+them, and *by sign*, that with the most relevance; *all first*, how often they have the largest magnitudes of all; \
+*share*, what part of all magnitudes lies on them; *precision*, average precision in the order of magnitudes."""
+
+TRUTH = {"first": "first", "first_signed": "by sign", "all_first": "all first", "share": "share",
+         "precision": "precision"}  # fmt: skip
+"""What is measured against the truth, and what it is called in a report."""
 
 
-def write_text_report(config: Config, results: pl.DataFrame, costs: Mapping[str, float], folder: Path) -> Path:
+def write_passage_report(config: Config, results: pl.DataFrame, costs: Mapping[str, Any], folder: Path) -> Path:
     """Write the report of what is in the results.
 
     Args:
         config: what was run.
-        results: one row per text and method.
-        costs: by method, its time over a forward pass.
+        results: one row per passage and method.
+        costs: by method, its time over a forward pass; of several subjects by subject.
         folder: where to.
 
     Returns:
         The page, ``report.md``.
     """
-    summary, names = _summary(results), _scores(results)
-    summary.write_csv(folder / "results.csv")
-    followed = _told(names[0]) if names else "what is followed"
-    areas = [f"area, {_told(name)}" for name in names]
-    columns = ["method", "texts", "correlation", *areas, "Σ|R| / start", "time / forward"]
-    parts = [
-        f"# {config.title}",
-        _INTRODUCTION.format(count=results["index"].n_unique(), followed=followed),
-        "## All methods",
-        markdown(columns, _lines(results, summary, names, costs)),
-        *_against(config, results),
-        *_answers(results),
-        *_failures(results),
-    ]
+    results = results.with_columns(pl.col("subject").fill_null(""))
+    parts, summaries = [f"# {config.title}", *_introduction(config, results)], []
+    for subject in config.subjects:
+        own = results.filter(pl.col("subject") == subject.name)
+        summary = _summary(own)
+        summaries.append(summary if not subject.name else summary.select(pl.lit(subject.name).alias("subject"), "*"))
+        parts += _sections(config, subject.name, own, summary, costs.get(subject.name, {}) if subject.name else costs)
+    parts += _failures(results)
+    pl.concat(summaries, how="diagonal_relaxed").write_csv(folder / "results.csv")
     with whole(folder / "report.md", EvaluationError) as path:
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return folder / "report.md"
+
+
+def _introduction(config: Config, results: pl.DataFrame) -> Iterator[str]:
+    names = _scores(results)
+    words = {
+        "count": results["index"].n_unique(), "what": config.what, "one": config.what.removesuffix("s"),
+        "places": "tokens" if config.what == "texts" else "places",
+        "followed": _told(names[0]) if names else "what is followed",
+    }  # fmt: skip
+    yield _INTRODUCTION.format_map(words)
+    if any(results["magnitudes"].drop_nulls().list.len()):
+        yield _BOUNDS.format_map(words)
+    if _has_truth(results):
+        yield _TRUTH.format_map(words)
+
+
+def _sections(
+    config: Config, subject: str, results: pl.DataFrame, summary: pl.DataFrame, costs: Mapping[str, Any]
+) -> Iterator[str]:
+    """What is told of a subject; of several each has its heading, and others below it."""
+    below = "###" if subject else "##"
+    yield f"## {subject}" if subject else "## All methods"
+    labelled = results.drop_nulls(["label", "target"]).unique("index")
+    if len(labelled):
+        right = int((labelled["label"] == labelled["target"]).sum())
+        yield f"{len(labelled)} {config.what}, of which the model gets {100 * right / len(labelled):.1f} % right."
+    names = _scores(results)
+    bounds = [column for column in summary.columns if column.startswith("bound_")]
+    columns = [
+        "method", config.what, "correlation", "linear", *(f"area, {_told(name)}" for name in names), "Σ|R| / start",
+        *(f"bound, {column.removeprefix('bound_')}" for column in bounds), "time / forward",
+    ]  # fmt: skip
+    yield markdown(columns, _lines(results, summary, names, bounds, costs))
+    if _has_truth(results):
+        yield f"{below} Known truth"
+        yield markdown(["method", *TRUTH.values()], _truth_lines(results))
+    yield from _against(config, results, below)
+    if config.what == "texts":
+        yield from _answers(results, below)
 
 
 def _told(score: str) -> str:
@@ -64,11 +114,20 @@ def _told(score: str) -> str:
 
 def _scores(results: pl.DataFrame) -> list[str]:
     """What areas are of, in their order."""
-    return list(dict.fromkeys(each["key"] for areas in results["areas"].drop_nulls().to_list() for each in areas))
+    return _names(results, "areas")
+
+
+def _names(results: pl.DataFrame, column: str) -> list[str]:
+    """The keys in a column of maps, in their order."""
+    return list(dict.fromkeys(each["key"] for entries in results[column].drop_nulls().to_list() for each in entries))
+
+
+def _has_truth(results: pl.DataFrame) -> bool:
+    return bool(_names(results, "truth"))
 
 
 def _summary(results: pl.DataFrame) -> pl.DataFrame:
-    """One row per method, in the order in which they first come: means, and medians over the start."""
+    """One row per method, in the order in which they first come: means, medians over the start, and bounds."""
     lines = []
     for (method,), rows in results.group_by("method", maintain_order=True):
         good = rows.filter(pl.col("status") == "ok")
@@ -77,20 +136,33 @@ def _summary(results: pl.DataFrame) -> pl.DataFrame:
         line = {
             "method": method, "texts": len(good), "failed": int((rows["status"] == "failed").sum()),
             "unavailable": next(iter(rows.filter(pl.col("status") == "unavailable")["reason"]), None),
-            **_interval("correlation", _correlations(good)),
+            **_interval("correlation", _numbers(good, "correlation")), **_interval("linear", _numbers(good, "linear")),
         }  # fmt: skip
         for name in _scores(rows):
-            line |= _interval(f"area_{name}", _areas(good, name))
+            line |= _interval(f"area_{name}", _entries(good, "areas", name))
+        for name in TRUTH if _has_truth(results) else ():
+            line |= _interval(f"truth_{name}", _entries(good, "truth", name))
+        for name in _names(results, "magnitudes"):
+            if name != INPUT:
+                line[f"bound_{name}"] = _bound(good, name)
         lines.append(line | {"magnitude": float(np.median(magnitudes)) if magnitudes else None})
     return pl.DataFrame(lines, infer_schema_length=None)
 
 
-def _correlations(rows: pl.DataFrame) -> Array:
-    return rows["correlation"].drop_nulls().to_numpy()
+def _numbers(rows: pl.DataFrame, column: str) -> Array:
+    return rows[column].drop_nulls().to_numpy()
 
 
-def _areas(rows: pl.DataFrame, name: str) -> Array:
-    return np.array([each["value"] for areas in rows["areas"].to_list() for each in areas or () if each["key"] == name])
+def _entries(rows: pl.DataFrame, column: str, name: str) -> Array:
+    """What the maps of a column have under a name."""
+    return np.array([each["value"] for entries in rows[column].to_list() for each in entries or ()
+                     if each["key"] == name])  # fmt: skip
+
+
+def _bound(rows: pl.DataFrame, module: str) -> float | None:
+    """Below which Σ|R| at the input over that at the input of a module is; ``None`` where nothing is distributed."""
+    arrived, entered = _entries(rows, "magnitudes", INPUT), _entries(rows, "magnitudes", module)
+    return float(np.quantile(arrived / entered, _BOUND)) if len(arrived) else None
 
 
 def _interval(name: str, values: Array) -> dict[str, float | None]:
@@ -99,25 +171,36 @@ def _interval(name: str, values: Array) -> dict[str, float | None]:
 
 
 def _lines(
-    results: pl.DataFrame, summary: pl.DataFrame, names: list[str], costs: Mapping[str, float]
+    results: pl.DataFrame, summary: pl.DataFrame, names: list[str], bounds: list[str], costs: Mapping[str, Any]
 ) -> Iterator[list[str]]:
     for line in summary.iter_rows(named=True):
         method = line["method"]
-        good = results.filter((pl.col("method") == method) & (pl.col("status") == "ok"))
+        good = _good(results, method)
         if line["unavailable"] is not None:
-            yield [method, f"unavailable: {verbatim(line['unavailable'])}", *[""] * (len(names) + 3)]
+            yield [method, f"unavailable: {verbatim(line['unavailable'])}", *[""] * (len(names) + len(bounds) + 4)]
             continue
         yield [
             method, f"{line['texts']} ({line['failed']} failed)" if line["failed"] else str(line["texts"]),
-            estimate(_correlations(good)).text(1, 2),
-            *(estimate(_areas(good, name)).text(1, 3 if name == "output" else 1) for name in names),
+            *(estimate(_numbers(good, name)).text(1, 2) for name in ("correlation", "linear")),
+            *(estimate(_entries(good, "areas", name)).text(1, 3 if name == "output" else 1) for name in names),
             "–" if line["magnitude"] is None else f"{line['magnitude']:.2f}",
+            *("–" if line[bound] is None else f"{line[bound]:.1f}" for bound in bounds),
             f"{costs[method]:.1f}" if method in costs else "–",
         ]  # fmt: skip
 
 
-def _against(config: Config, results: pl.DataFrame) -> Iterator[str]:
-    """By how much the correlation of each method is above that of another one, text by text; the best first."""
+def _truth_lines(results: pl.DataFrame) -> Iterator[list[str]]:
+    for method in results["method"].unique(maintain_order=True):
+        good = _good(results, method)
+        yield [method, *(estimate(_entries(good, "truth", name)).text(1, 2) for name in TRUTH)]
+
+
+def _good(results: pl.DataFrame, method: str) -> pl.DataFrame:
+    return results.filter((pl.col("method") == method) & (pl.col("status") == "ok"))
+
+
+def _against(config: Config, results: pl.DataFrame, below: str) -> Iterator[str]:
+    """By how much the correlation of each method is above that of another one, passage by passage; the best first."""
     other = config.run.against
     if other is None:
         return
@@ -129,15 +212,15 @@ def _against(config: Config, results: pl.DataFrame) -> Iterator[str]:
         if method != other and len(gains):
             lines.append((gains.mean(), [method, estimate(gains).text(1, 2), f"{100 * (gains > 0).mean():.0f} %"]))
     if lines:
-        yield f"## Against {other}"
-        yield markdown(["method", "correlation more", "texts with more"],
+        yield f"{below} Against {other}"
+        yield markdown(["method", "correlation more", f"{config.what} with more"],
                        [line for _, line in sorted(lines, key=lambda line: -line[0])])  # fmt: skip
 
 
-def _answers(results: pl.DataFrame) -> Iterator[str]:
+def _answers(results: pl.DataFrame, below: str) -> Iterator[str]:
     told = results.drop_nulls("answer").unique("index", maintain_order=True)
     if len(told):
-        yield "## What the model says"
+        yield f"{below} What the model says"
         yield markdown(["text", "answer"], [[row["text"], verbatim(row["answer"])] for row in told.to_dicts()])
 
 

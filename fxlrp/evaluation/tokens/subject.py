@@ -1,10 +1,10 @@
-"""Models of tokens, as evaluations on texts take them, and how they are loaded."""
+"""Models of texts, series and tables, what they take, and how they are loaded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,44 +20,71 @@ Output = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Passage:
-    """A text as a model takes it.
+    """A text, a series or a row of a table as a model takes it. Its tokens, steps or columns are its places.
 
     Attributes:
         inputs: what the model takes, by name; each holds one item, (1, …).
-        name: which of them holds the numbers of the tokens, (1, tokens).
-        measured: where the tokens are that are measured; those that mark the ends of a sentence need not be.
+        name: which of them holds the places: numbers of tokens, (1, places), or values, (1, places) or
+            (1, places, channels).
+        measured: which places are measured; those that mark the ends of a sentence need not be.
+        truth: (places,), whether the right class is known to rest on a place; ``None``: it is not known.
+        label: the right class; ``None``: it is not known.
+
+    Raises:
+        EvaluationError: ``truth`` is of another shape, or holds no truth values.
     """
 
     inputs: Mapping[str, Tensor]
     name: str = "input_ids"
     measured: slice = field(default_factory=lambda: slice(None))
+    truth: Tensor | None = None
+    label: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.truth is not None and (self.truth.shape != (self.places,) or self.truth.dtype != torch.bool):
+            got = f"{self.truth.dtype} {tuple(self.truth.shape)}"
+            raise EvaluationError(f"truth must be torch.bool ({self.places},), one for each place, not {got}")
+
+    @property
+    def content(self) -> Tensor:
+        """What stands at the places: (1, places), or (1, places, channels)."""
+        return self.inputs[self.name]
 
     @property
     def ids(self) -> Tensor:
-        """The numbers of the tokens, (1, tokens)."""
-        return self.inputs[self.name]
+        """The content of a text: the numbers of its tokens, (1, tokens)."""
+        return self.content
 
-    def with_ids(self, ids: Tensor) -> dict[str, Tensor]:
-        """What the model takes where other tokens stand here: (batch, tokens) each."""
-        return {name: ids if name == self.name else value.expand(len(ids), *value.shape[1:])
+    @property
+    def places(self) -> int:
+        """How many places there are."""
+        return self.content.shape[1]
+
+    def with_content(self, content: Tensor) -> dict[str, Tensor]:
+        """What the model takes where other content stands here, (batch, places, …)."""
+        return {name: content if name == self.name else value.expand(len(content), *value.shape[1:])
                 for name, value in self.inputs.items()}  # fmt: skip
+
+    def to(self, device: torch.device | str) -> Passage:
+        """The same on a device."""
+        return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()})
 
 
 @dataclass(frozen=True)
 class TokenModel:
-    """A model with what is needed to ask it about a text: what ``[model] spec = "python:…"`` returns for texts.
+    """A model with what is needed to ask it about passages: what ``[model] spec = "python:…"`` returns for them.
 
     Attributes:
         model: is explained; in eval mode.
-        read: from a line of the file to what the model takes.
-        blank: the number of the token that stands for none, such as ``[MASK]``.
+        read: from a line of a file of texts to what the model takes; ``None``: it takes only passages as they are.
+        blank: what stands for nothing at a place: the number of a token, such as ``[MASK]``, or a value, such as zero.
         output: from what the model returns to logits, (batch, classes), or one score, (batch,); ``None``: as it is.
         say: from a class to its name; ``None``: classes have only numbers.
     """
 
     model: nn.Module
-    read: Callable[[str], Passage]
-    blank: int
+    read: Callable[[str], Passage] | None
+    blank: float
     output: Output | None = None
     say: Callable[[int], str] | None = None
 
@@ -79,7 +106,7 @@ class TokenModel:
 
 
 def load_token_model(spec: str, device: torch.device | str = "cpu") -> TokenModel:
-    """Build the model of tokens that a specification names. Nothing is downloaded.
+    """Build the model of passages that a specification names. Nothing is downloaded.
 
     Args:
         spec: ``python:package.module:callable``, whose callable returns a :class:`TokenModel`, or
