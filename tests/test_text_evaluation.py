@@ -284,12 +284,21 @@ def test_several_subjects_are_measured_as_each_alone(tmp_path):
     assert [line.split(",")[0] for line in table[1:]] == ["a table"] * 3 + ["a series"] * 3
 
 
+@pytest.mark.usefixtures("evaluation_place")
+def test_one_subject_may_have_a_name(tmp_path):
+    asked = of_passages(tmp_path, subjects={"a table": TABLE})
+    assert evaluate(asked).failures == 0
+    assert {row["subject"] for row in rows(asked)} == {"a table"}
+    assert "## a table" in write_report(asked).read_text()
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         ({**TABLE, "metrics": {}}, "of passages what the model predicts is explained: write metrics.target"),
         ({**TABLE, "metrics": {"target": "predicted", "cell": 3}}, r"metrics\.cell is for images, and .* passages"),
         ({"subjects": {}}, r"such as \[subjects\.NAME\]"),
+        ({"subjects": {"": TABLE}}, r"such as \[subjects\.NAME\]"),
         ({"subjects": {"a": TABLE | {"run": {}}}}, r"\[subjects\.a\] has no 'run'"),
         ({"subjects": {"a": {"data": TABLE["data"]}}}, r"\[subjects\.a\.model\] lacks 'spec'"),
         ({"subjects": {"a": TABLE | {"data": {"kind": "passage"}}}}, r"a\.data\.kind = 'passage'.*did you mean"),

@@ -197,8 +197,7 @@ class Config:
         if len(self.subjects) > 1 and not all(subject.data.of_passages for subject in self.subjects):
             raise ValueError("several subjects are for texts and passages: give each set of images a configuration")
         if self.passages:
-            what = self.what
-            given = self.metrics
+            what, given = self.what, self.metrics
             own = MetricsConfig(target=given.target, batch_size=given.batch_size, checkpoints=given.checkpoints)
             for_images = [name for name, value in _content(given).items() if value != getattr(own, name)]
             if for_images:
@@ -253,8 +252,6 @@ class Config:
         Raises:
             DataError: they are not there.
         """
-        if len(self.subjects) == 1:
-            return self._samples(self.subjects[0])
         found: list[Sample] = []
         for subject in self.subjects:
             before = found[-1].index + 1 if found else 0
@@ -284,13 +281,12 @@ class Config:
     def fingerprint(self) -> str:
         """A text that is the same for configurations that give the same results."""
         metrics = _content(self.metrics) | {"failure": None}
-        subjects = [
-            {"model": _content(each.model) | {"name": None}, "data": _content(each.data) | {"name": None}}
+        subjects = {
+            each.name: {"model": _content(each.model) | {"name": None}, "data": _content(each.data) | {"name": None}}
             for each in self.subjects
-        ]
-        names = [subject.name for subject in self.subjects]
+        }
         kept = {
-            **(subjects[0] if names == [""] else {"subjects": dict(zip(names, subjects, strict=True))}),
+            **subjects.get("", {"subjects": subjects}),
             "metrics": {name: value for name, value in metrics.items() if name not in _LATER or value != _LATER[name]},
             "methods": [_content(entry) | {"paper": None, "group": None} for entry in self.methods],
             "run": {"maps": self.run.maps, "threads": self.run.threads},

@@ -69,7 +69,8 @@ def _subjects(table: Mapping[str, Any]) -> tuple[SubjectConfig, ...]:
                 raise ConfigError(f"[{name}] is missing")
         return (SubjectConfig(_section(ModelConfig, table, "model"), _section(DataConfig, table, "data")),)
     named = table["subjects"]
-    if not isinstance(named, Mapping) or not named or not all(isinstance(own, Mapping) for own in named.values()):
+    tables = isinstance(named, Mapping) and all(name and isinstance(own, Mapping) for name, own in named.items())
+    if not named or not tables:
         raise ConfigError("subjects are tables by name, such as [subjects.NAME]")
     found = []
     for name, own in named.items():
