@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checks import assert_explains
 from torch import nn
 
 import fxlrp
@@ -100,3 +101,31 @@ def test_errors_say_which_axis():
         fxlrp.compile(made(Encoder), "conserving")(SEQUENCE)
     with pytest.raises(InputError, match=r"the second axis of every tensor must be the batch, 4 here"):
         fxlrp.compile(made(Encoder), "conserving", batch=1)(SEQUENCE, torch.zeros(4, 5, dtype=torch.bool))
+
+
+AXES = {
+    "a product from the left": lambda h, w: (w @ h.mT).relu().mT,
+    "a transpose": lambda h, w: (w @ h.transpose(-1, -2)).softmax(0).transpose(-2, -1),
+    "a new axis": lambda h, w: (h.unsqueeze(-3) * w[:, None]).relu().permute(1, 0, 2).flatten(1),
+    "a stack": lambda h, w: torch.stack([h, h.relu()], -3).transpose(0, 1).flatten(1),
+    "distances": lambda h, w: torch.cdist(w, h).T,
+}
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["symbolic", "export"])
+@pytest.mark.parametrize("name", AXES)
+def test_the_batch_is_found_by_axes_counted_from_the_end(name, opened):
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.LazyLinear(3)
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x):
+            if opened and x.shape[1] < 1:  # symbolic tracing cannot follow it
+                raise ValueError
+            return self.last(AXES[name](self.first(x), self.weight))
+
+    model, x = made(Counted), torch.randn(3, 6, dtype=torch.float64)
+    model(x)
+    assert_explains(model, x, absorbs=("bias",))

@@ -124,6 +124,7 @@ class Positions:
         arguments["output"] = self.value(node)
         arguments["batch"], arguments["operand"] = self.batch, node_facts.operands[0][0]
         arguments["fixed"], arguments["widens"] = self.fixed, self._ranks.may_widen(node)
+        arguments["least"] = self._ranks.of(source).least
         try:
             after = move(FRONT if before is None else before, arguments)
         except PickedItemError as error:

@@ -34,18 +34,26 @@ def batch_permuted(position: Any, a: Arguments) -> Any:
 
 
 def batch_swapped(position: Any, a: Arguments) -> Any:
+    """After a transpose; counted from the end, the axis of a batch in front is as far as there are axes."""
     dims = a["dim0"], a["dim1"]
-    return position if in_front(position) and 0 not in dims else batch_axis.swapped(position, *dims, rank(a, *dims))
+    stays = in_front(position) and all(dim > 0 or -a["least"] < dim < 0 for dim in dims)
+    return position if stays else batch_axis.swapped(position, *dims, rank(a, *dims))
 
 
 def batch_inserted(position: Any, a: Arguments) -> Any:
-    return position if in_front(position, a["dim"]) else batch_axis.inserted(position, a["dim"], rank(a, a["dim"]))
+    return _inserted(position, a, a["self"])
 
 
 def batch_stacked(position: Any, a: Arguments) -> Any:
+    return _inserted(position, a, a["tensors"][0])
+
+
+def _inserted(position: Any, a: Arguments, value: Any) -> Any:
+    """After a new axis; counted from the end, one in front is further than there are axes."""
     dim = a["dim"]
-    rank = 64 if dim >= 0 else a["tensors"][0].dim()
-    return position if in_front(position, dim) else batch_axis.inserted(position, dim, rank)
+    if in_front(position, dim) and -dim <= a["least"]:
+        return position
+    return batch_axis.inserted(position, dim, 64 if dim >= 0 else value.dim())
 
 
 def batch_removed(position: Any, a: Arguments) -> Any:

@@ -68,6 +68,10 @@ def lower_permute(input: Any, *dims: Any, **kwargs: Any) -> Any:
     return aten.permute.default(input, list(many(dims or (kwargs["dims"],))))
 
 
+def lower_matrix_transpose(input: Any) -> Any:
+    return aten.transpose.int(input, -2, -1)
+
+
 def lower_squeeze(input: Any, dim: Any = None) -> Any:
     if dim is None:
         # Which axes go would depend on the shape, and a batch of one must stay a batch.
@@ -262,7 +266,8 @@ AXES = [
     move(aten.t.default, lambda r, a: r.t(), batch=lambda p, a: batch_axis.swapped(p, 0, 1, 2),
          channels=swapped, methods=("t", "T"),
          functions=(torch.t,)),
-    move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lambda input: aten.transpose.int(input, -2, -1)),
+    move(aten.mT.default, lambda r, a: r.mT, methods=("mT",), lower=lower_matrix_transpose,
+         aten={aten.mT.default: lower_matrix_transpose}),
     move(aten.flip.default, lambda r, a: torch.flip(r, a["dims"]), methods=("flip",), functions=(torch.flip,),
          lower=lower_flip),
     move(aten.roll.default, lambda r, a: back.unroll(r, a["shifts"], a["dims"]), methods=("roll",),
