@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
 from torch import nn
+from torchvision.ops import ps_roi_align, roi_align
 
 import fxlrp
 from fxlrp.rules import Absolute, AlphaBeta, Epsilon, Flat, Gamma, Norm, WPlus, WSquare, ZBox, ZPlus
@@ -71,6 +72,12 @@ CASES = {
     "einsum, the constant first": (lambda x: torch.einsum("cd, b t c -> btd", CONSTANT, x), (2, 3, 5)),
     "einsum, a letter summed out": (lambda x: torch.einsum("btc,cd->bd", x, CONSTANT), (2, 3, 5)),
     "einsum of one": (lambda x: torch.einsum("btc->bc", x), (2, 3, 5)),
+    "solve": (lambda x: torch.linalg.solve(SQUARE, x), (2, 4, 3)),
+    "solve from the right": (lambda x: torch.linalg.solve(SQUARE, x, left=False), (2, 3, 4)),
+    "solve, a column for each matrix": (lambda x: torch.linalg.solve(SQUARE.expand(len(x), 4, 4), x), (2, 4)),
+    "cholesky_solve": (lambda x: torch.cholesky_solve(x, torch.linalg.cholesky(SQUARE @ SQUARE.T)), (2, 4, 3)),
+    "roi_align": (lambda x: roi_align(x, boxes(x), (2, 3), 0.5, 2, aligned=True).reshape(len(x), -1), (2, 2, 5, 6)),
+    "ps_roi_align": (lambda x: ps_roi_align(x, boxes(x), (2, 1), 0.5).reshape(len(x), -1), (2, 4, 5, 4)),
     "cumulative sum": (lambda x: x.cumsum(1), (2, 4, 3)),
     "cumulative sum from the end": (lambda x: torch.cumsum(x, dim=-1), (2, 4, 3)),
     "fold": (lambda x: F.fold(x, (4, 5), (2, 3), padding=(0, 1), stride=(2, 1)), (2, 12, 10)),
@@ -78,6 +85,14 @@ CASES = {
     "unfold and back": (lambda x: F.fold(F.unfold(x, 3, padding=1), (4, 4), 3, padding=1), (2, 2, 4, 4)),
 }
 CONSTANT = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+SQUARE = CONSTANT[:4] + 3 * torch.eye(4, dtype=torch.float64)
+BOXES = torch.tensor([[1.0, 0.5, 9.0, 7.0], [-3.0, 2.0, 4.0, 12.5]], dtype=torch.float64)
+
+
+def boxes(x):
+    """Two for each item, after its number."""
+    items = torch.arange(len(x), dtype=x.dtype).repeat_interleave(len(BOXES))
+    return torch.cat([items[:, None], BOXES.repeat(len(x), 1)], 1)
 
 
 class Wrapped(nn.Module):

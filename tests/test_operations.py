@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from checks import assert_close, assert_explains
 from torch import nn
+from torchvision.ops import roi_align, roi_pool
 
 import fxlrp
 
@@ -34,6 +35,10 @@ def blanked(h):
     return h
 
 
+def gram(h):
+    return h @ h.mT + torch.eye(h.shape[-2], dtype=h.dtype)
+
+
 def first_of(result):
     return result[0] if isinstance(result, tuple) else result
 
@@ -54,6 +59,9 @@ FUNCTIONS = {
     "pairwise distance": (lambda h: F.pairwise_distance(h[:, 0], h[:, 1], p=1, keepdim=True), SERIES),
     "cdist": (lambda h: torch.cdist(h, POINTS), SERIES),
     "cdist, largest difference": (lambda h: torch.cdist(h, POINTS, p=float("inf")), SERIES),
+    "distances to points": (lambda h: torch.cdist(POINTS, h).mT, VECTOR),
+    "covariance": (lambda h: torch.vmap(torch.cov)(h), SERIES),
+    "correlation": (lambda h: torch.vmap(torch.corrcoef)(h), SERIES),
     "bilinear": (bilinear, VECTOR),
     "cross": (lambda h: torch.linalg.cross(h[..., :3], h[..., 3:]), SERIES),
     "tensordot": (lambda h: torch.tensordot(h, POINTS.T, dims=1), SERIES),
@@ -155,6 +163,17 @@ FUNCTIONS = {
     "power by a tensor": (lambda h: (h.abs() + 0.1) ** POINTS[0].abs(), VECTOR),
     "power of a number": (lambda h: 2.0**h, VECTOR),
     "remainder": (lambda h: h + torch.remainder(h, 1.0) - torch.floor(h), VECTOR),
+    "frames by as_strided": (lambda h: torch.as_strided(h.contiguous(), (len(h), 3, 2, 6), (30, 6, 12, 1)), SERIES),
+    "a diagonal by as_strided": (lambda h: (h @ h.mT).contiguous().as_strided((len(h), 4), (25, 6), 1), SERIES),
+    "roi_align": (lambda h: roi_align(h, [POINTS[:2, :4].abs() * 3] * len(h), 2).reshape(len(h), -1), IMAGE),
+    "roi_pool": (lambda h: roi_pool(h, [POINTS[:3, :4].abs() * 4] * len(h), 3).reshape(len(h), -1), IMAGE),
+    "solve": (lambda h: torch.linalg.solve(gram(h), h), SERIES),
+    "solve, the matrix alone": (lambda h: torch.linalg.solve(gram(h), POINTS[0, :5]), SERIES),
+    "solve from the right, the matrix": (lambda h: torch.linalg.solve(gram(h), POINTS[:, :5], left=False), SERIES),
+    "inverse": (lambda h: gram(h).inverse() @ h, SERIES),
+    "pseudo-inverse": (lambda h: torch.linalg.pinv(h) @ POINTS[:, :5].T, SERIES),
+    "least squares": (lambda h: torch.linalg.lstsq(POINTS.T, h.mT.flatten(1)[:, :6].mT).solution.mT, SERIES),
+    "triangular solve": (lambda h: torch.linalg.solve_triangular(gram(POINTS), h[:, :4], upper=True), SERIES),
     "atan2": (lambda h: torch.atan2(h[:, :3], h[:, 3:]), VECTOR),
 }
 ABSORBS = ("bias", "constant", "padding", "stabilizer")
@@ -224,6 +243,29 @@ def test_every_factor_of_a_product_has_an_equal_part():
     assert_close(explanation.relevance, torch.full((1, 3), 10.0, dtype=torch.float64), limit=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("function", "behind"),
+    [(lambda x: torch.linalg.inv(x), None), (lambda x: torch.linalg.solve(x, POINTS[:, :2]), POINTS[:, :2])],
+    ids=["inverse", "solve"],
+)
+def test_a_matrix_that_is_inverted_is_explained_by_its_inverse(function, behind):
+    """``Y = A⁻¹ B = A⁻¹ A Y``: R_kl = A_kl Σ_ij A⁻¹_ik Y_lj R_ij / Y_ij."""
+    x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    explainer = fxlrp.compile(Applied(function).eval(), fxlrp.presets.epsilon(1e-14, 1e-14), start="output")
+    inverse = torch.linalg.inv(x)
+    y = inverse if behind is None else inverse @ behind
+    assert_close(explainer(x).relevance, x * (inverse.mT @ torch.ones_like(y) @ y.mT), limit=1e-9)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Product(nn.Module):
     def forward(self, x):
         return x.prod(1, keepdim=True)
@@ -250,6 +292,17 @@ def test_a_rule_is_given_by_any_spelling_of_a_quotient():
     keys = (torch.ops.aten.div.Tensor, torch.div)
     found = [fxlrp.compile(model, "conserving", rules={key: fxlrp.rules.Halves()})(x).relevance for key in keys]
     assert_close(*found)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+def test_distances_of_all_pairs_are_those_of_a_table_of_distances(p):
+    upper = torch.triu_indices(4, 4, 1)
+    pairs, table = Applied(lambda x: F.pdist(x, p)), Applied(lambda x: torch.cdist(x, x, p)[upper[0], upper[1]])
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ones = {"preset": "epsilon", "start": lambda output, target: torch.ones_like(output), "batch": None}
+    one, other = (fxlrp.compile(model.eval(), **ones)(x) for model in (pairs, table))
+    assert_close(one.relevance, other.relevance)
+    assert_close(one.output, F.pdist(x, p))
 
 
 @pytest.mark.parametrize("kernel", [4, 5])

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.flexible import flexible_functions, unwatched_functions
 from fxlrp.capture.recurrent import of_thread, packing_functions
+from fxlrp.capture.written_out import written_out
 
 CAPTURING = threading.RLock()
 """One model of the process is read at a time: torch.export is not made for several."""
@@ -198,7 +199,7 @@ def functions_followed(model: nn.Module, *, numbers: bool) -> Iterator[None]:
         distribution._validate_args = _Unchecked(bool(getattr(checked, "before", checked)))
         tracer.call_module = _left_in_order(call_module)
         tables = _tables(model)
-        opened = {} if numbers else {**packing_functions(), **flexible_functions(), **_counting()}
+        opened = {} if numbers else {**packing_functions(), **flexible_functions(), **_counting(), **written_out()}
         for table, name, answer in [*_ANSWERED, *_found(tables, opened)]:
             undo.append((table, name, getattr(table[name], _ORIGINAL, table[name])))
             table[name] = answer

@@ -34,6 +34,8 @@ _TAKEN = frozenset({"torch", "device", "inf", "nan", "NoneType", "fx_pytree", "p
 """Names that the code of a torch.fx graph module uses."""
 _TRACED = (torch.Tensor, torch.Size, int, float, torch.dtype, torch.device)
 """What a proxy may stand for."""
+_RESULTS = ("solution",)
+"""Names under which functions of torch return several values, beside those that tensors have as well."""
 
 
 class UntraceableError(CaptureError):
@@ -49,7 +51,7 @@ class InPlaceProxy(fx.Proxy):
     tracer: Tracer
 
     def __getattr__(self, name: str) -> Any:
-        if not any(hasattr(kind, name) for kind in _TRACED):
+        if name not in _RESULTS and not any(hasattr(kind, name) for kind in _TRACED):
             raise AttributeError(f"a tensor has no attribute {name!r}")
         return super().__getattr__(name)
 

@@ -153,6 +153,8 @@ class _Canonicalizer:
                 raise Unsupported
             return partial(lower, _ModuleView(self, target)), False
         if target is getattr:
+            if node.args[1] in getattr(self.aliases.value(node.args[0]), "_fields", ()):  # type: ignore[arg-type]
+                return getattr, False
             if node.args[1] in SELECTED:
                 return (lambda value, name: operator.getitem(value, SELECTED[name])), False
             if (lowering := VOCABULARY.composed_method(str(node.args[1]))) is not None:

@@ -19,7 +19,7 @@ SHAPE_FUNCTIONS = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "is_floating_point", "numel",
     "len", "sym_size", "sym_numel", "sym_stride", "zero", "fill", "is_complex", "is_conj",
 })  # fmt: skip
-VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices", "real", "imag"})
+VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices", "real", "imag", "solution"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
 QUESTIONS = frozenset({
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "logical_not",

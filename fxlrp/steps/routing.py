@@ -234,6 +234,22 @@ def repeated_index(like: Tensor, repeats: Tensor, dim: int, output_size: int | N
     return torch.repeat_interleave(positions, counts, output_size=output_size)
 
 
+@primitive
+def pair_rows(like: Tensor, place: int) -> Tensor:
+    """The first rows (``place`` 0) or the second ones (1) of all pairs of rows, in order."""
+    return torch.triu_indices(len(like), len(like), 1, device=like.device)[place]
+
+
+@primitive
+def strided_places(like: Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+    """Which elements of a contiguous tensor ``as_strided`` takes, one behind the other."""
+    places = torch.full([1] * len(size), offset, device=like.device)
+    for axis, (length, step) in enumerate(zip(size, stride, strict=True)):
+        along = torch.arange(length, device=like.device) * step
+        places = places + along.reshape([-1 if other == axis else 1 for other in range(len(size))])
+    return places.flatten()
+
+
 @primitive(linear="first")
 def undiagonal(relevance: Tensor, shape: torch.Size, offset: int, dim1: int, dim2: int) -> Tensor:
     """Zeros of ``shape``, with the diagonal filled in."""

@@ -7,6 +7,7 @@ from fxlrp.vocabulary import (
     embedding,
     fourier,
     linear,
+    linear_algebra,
     normalisation,
     order,
     pointwise,
@@ -14,6 +15,7 @@ from fxlrp.vocabulary import (
     rearrangement,
     recurrent,
     reduction,
+    regions,
     routing,
     sampling,
     scattering,
@@ -28,6 +30,7 @@ VOCABULARY = Vocabulary()
 FAMILIES = (
     embedding, linear, pooling, reduction, arithmetic, pointwise, normalisation, routing, selection, attention,
     recurrent, rearrangement, scattering, order, similarity, sampling, complex_values, fourier,
+    linear_algebra, regions,
 )  # fmt: skip
 
 for family in FAMILIES:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fxlrp.steps import batch_axis
-from fxlrp.steps.routing import undiagonal
+from fxlrp.steps.routing import strided_places, undiagonal
 from fxlrp.vocabulary.batch import in_front, rank
 from fxlrp.vocabulary.channel_moves import lost
 from fxlrp.vocabulary.operation import Arguments, Composed
@@ -50,6 +50,13 @@ def batch_of_diagonal(position: Any, a: Arguments) -> Any:
     return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
 
+def lower_as_strided(input: Any, size: Any, stride: Any, storage_offset: Any = None) -> Any:
+    """Elements by their places in memory, which is that of a contiguous tensor."""
+    places = strided_places(input, size, stride, 0 if storage_offset is None else storage_offset)
+    picked = aten.index_select.default(aten.reshape.default(input, [-1]), 0, places)
+    return aten.reshape.default(picked, list(size) if isinstance(size, tuple) else size)
+
+
 def triangle(name: str) -> Any:
     """The lowering of ``tril`` and ``triu``: the other triangle is zero."""
     function = getattr(torch, name)
@@ -78,6 +85,7 @@ OPERATIONS = [
 ]
 
 COMPOSED = [
+    Composed(lower_as_strided, (torch.as_strided,), ("as_strided",), {aten.as_strided.default: None}),
     Composed(lower_rot90, (torch.rot90,), ("rot90",), {aten.rot90.default: None}),
     Composed(lambda input: lower_flip(input, [1]), (torch.fliplr,), ("fliplr",), {aten.fliplr.default: None}),
     Composed(lambda input: lower_flip(input, [0]), (torch.flipud,), ("flipud",), {aten.flipud.default: None}),

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fxlrp.steps.routing import pair_rows
 from fxlrp.vocabulary.arithmetic import lower_sub
-from fxlrp.vocabulary.operation import Composed
+from fxlrp.vocabulary.operation import Composed, Unsupported
 from fxlrp.vocabulary.reduction import lower_norm
 
 aten = torch.ops.aten
@@ -36,6 +37,31 @@ def lower_cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: Any = None) -> A
     return length(lower_sub(aten.unsqueeze.default(x1, -2), aten.unsqueeze.default(x2, -3)), p)
 
 
+def lower_pdist(input: Any, p: float = 2.0) -> Any:
+    """The distances of all pairs of rows, as in the upper triangle of those by :func:`lower_cdist`."""
+    first, second = (pair_rows(input, place) for place in (0, 1))
+    rows = [aten.index_select.default(input, 0, index) for index in (first, second)]
+    return length(aten.sub.Tensor(*rows), p)
+
+
+def lower_covariance(input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:
+    """That of the rows of a matrix."""
+    if fweights is not None or aweights is not None:
+        raise Unsupported("a weighted covariance")
+    centred = aten.sub.Tensor(input, aten.mean.dim(input, [1], True))
+    product = aten.matmul.default(centred, aten.transpose.int(centred, 0, 1))
+    return aten.div.Tensor(product, input.shape[1] - correction)
+
+
+def lower_correlation(input: Any) -> Any:
+    """The covariance over the deviations of both rows, which are held constant, as those of norms are."""
+    covariance = lower_covariance(input)
+    deviation = aten.sqrt.default(aten.diagonal.default(covariance, 0, 0, 1))
+    for dim in (1, 0):
+        covariance = aten.div.Tensor(covariance, aten.unsqueeze.default(deviation, dim))
+    return aten.clamp.default(covariance, -1, 1)
+
+
 def lower_bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     """One linear layer for each result, applied to the first input, and a product with the second."""
     results, features, others = (int(size) for size in weight.shape)
@@ -61,6 +87,9 @@ COMPOSED = [
     Composed(lower_distance, (F.pairwise_distance, torch.pairwise_distance), (),
              {aten.pairwise_distance.default: None}),
     Composed(lower_cdist, (torch.cdist,), (), {aten.cdist.default: None, aten._cdist_forward.default: None}),
+    Composed(lower_pdist, (F.pdist, torch.pdist), (), {aten.pdist.default: None, aten._pdist_forward.default: None}),
+    Composed(lower_covariance, (torch.cov,), ("cov",), {aten.cov.default: None}),
+    Composed(lower_correlation, (torch.corrcoef,), ("corrcoef",), {aten.corrcoef.default: None}),
     Composed(lower_bilinear, (F.bilinear, torch.bilinear), (), {aten.bilinear.default: None}),
     Composed(lower_cross, (torch.linalg.cross,), (), {aten.linalg_cross.default: None}),
     Composed(lower_cross_of_axis, (torch.cross,), ("cross",), {aten.cross.default: None}),
