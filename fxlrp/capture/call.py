@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.objects import opened
 from fxlrp.common.errors import InputError
 from fxlrp.common.items import FRONT, Items
 
@@ -92,7 +93,7 @@ def bind(
     positional = [p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY][: len(bound.args)]
     starred = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), "input")
     heads = [*positional[: len(bound.args)], *[starred] * (len(bound.args) - len(positional))]
-    pairs, structure = pytree.tree_flatten_with_path((list(bound.args), dict(bound.kwargs)))
+    pairs, structure = pytree.tree_flatten_with_path(opened((list(bound.args), dict(bound.kwargs))))
     names: list[str] = []
     floating: list[bool] = []
     leaves: list[Any] = []

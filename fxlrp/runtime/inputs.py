@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Call
 from fxlrp.capture.captured import Shape
+from fxlrp.capture.objects import opened
 from fxlrp.common.compiling import is_compiling
 from fxlrp.common.errors import InputError
 from fxlrp.common.items import FRONT, Items
@@ -142,7 +143,7 @@ def check_kinds(values: Any) -> None:
     Raises:
         InputError: it is sparse, nested, quantised or complex.
     """
-    for path, value in pytree.tree_leaves_with_path(values):
+    for path, value in pytree.tree_leaves_with_path(opened(values)):
         if not isinstance(value, Tensor):
             continue
         kind = (
