@@ -1,6 +1,7 @@
 """Objects that hold tensors as inputs: dataclasses, and whatever else has attributes."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,7 +74,15 @@ def tensors(items=3):
     return torch.randn(3, 5, 6, generator=generator)[:items].double(), torch.rand(3, 5, 1).add(0.5)[:items].double()
 
 
-@pytest.mark.parametrize("kind", [Batch, Frozen, Plain])
+class Space(SimpleNamespace):
+    def __init__(self, series, mask):
+        super().__init__(series=series, mask=mask)
+
+    def masked(self, h):
+        return h * self.mask
+
+
+@pytest.mark.parametrize("kind", [Batch, Frozen, Plain, Space])
 def test_an_object_is_explained_as_its_tensors_are(kind):
     plain, explainer = (fxlrp.compile(net().double().eval(), "conserving") for net in (OfTensors, OfObject))
     for series, mask in (tensors(), tensors(1), tensors(2)):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+_OF_PYTHON_CODE = 1 << 9
+"""The flag of types that a class statement made."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def _named(opened: _Opened) -> tuple[list[tuple[Any, Any]], _Form]:
 
 def _made(values: Any, form: _Form) -> Any:
     """An object of this form; its ``__init__`` is not called, for it may check or compute what it is given."""
-    made: Any = object.__new__(form.kind)
+    made: Any = _root(form.kind).__new__(form.kind)
     for name, value in zip(form.names, values, strict=True):
         object.__setattr__(made, name, value)
     return made
@@ -62,10 +66,17 @@ def _opened(leaf: Any) -> Any:
     return _Opened(_Form(type(leaf), names), values) if held else leaf
 
 
+def _root(kind: type) -> type:
+    """The type of Python that a class is made of: ``object``, unless it holds more than attributes."""
+    return next(base for base in kind.__mro__ if not base.__flags__ & _OF_PYTHON_CODE)
+
+
 def _names(leaf: Any) -> tuple[str, ...]:
     """The attributes that an object may be opened into."""
     kind = type(leaf)
-    if isinstance(leaf, Tensor | nn.Module | Mapping | type) or kind.__module__.split(".")[0] in ("torch", "builtins"):
+    if isinstance(leaf, Tensor | nn.Module | Mapping) or kind.__module__.split(".")[0] == "torch":
+        return ()
+    if _root(kind) not in (object, SimpleNamespace):
         return ()
     declared = [field.name for field in fields(leaf)] if is_dataclass(leaf) else []
     declared += [attribute.name for attribute in getattr(kind, "__attrs_attrs__", ())]
