@@ -41,7 +41,8 @@ def _named(opened: _Opened) -> tuple[list[tuple[Any, Any]], _Form]:
 
 def _made(values: Any, form: _Form) -> Any:
     """An object of this form; its ``__init__`` is not called, for it may check or compute what it is given."""
-    made: Any = _root(form.kind).__new__(form.kind)
+    kind: Any = form.kind
+    made = _root(kind).__new__(kind)
     for name, value in zip(form.names, values, strict=True):
         object.__setattr__(made, name, value)
     return made
@@ -66,7 +67,7 @@ def _opened(leaf: Any) -> Any:
     return _Opened(_Form(type(leaf), names), values) if held else leaf
 
 
-def _root(kind: type) -> type:
+def _root(kind: type) -> Any:
     """The type of Python that a class is made of: ``object``, unless it holds more than attributes."""
     return next(base for base in kind.__mro__ if not base.__flags__ & _OF_PYTHON_CODE)
 
