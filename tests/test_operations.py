@@ -39,6 +39,24 @@ def gram(h):
     return h @ h.mT + torch.eye(h.shape[-2], dtype=h.dtype)
 
 
+def boxes(h):
+    """Two for each item: (items, 2, number and corners)."""
+    items = torch.arange(len(h), dtype=h.dtype)[:, None, None].expand(-1, 2, 1)
+    return torch.cat([items, (POINTS[:2, :4].abs() * 3).expand(len(h), -1, -1)], 2)
+
+
+def in_turns(h):
+    found = roi_align(h, boxes(h).transpose(0, 1).flatten(0, 1), 2)
+    return found.unflatten(0, (2, -1)).transpose(0, 1)
+
+
+def attended_boxes(h):
+    tokens = roi_align(h, boxes(h).flatten(0, 1), 2).flatten(1).unflatten(0, (-1, 2)).transpose(0, 1)
+    heads = tokens.reshape(2, -1, 2, 4).flatten(1, 2).transpose(0, 1)
+    mixed = ((heads @ heads.mT).softmax(-1) @ heads).transpose(0, 1).reshape(-1, 8)
+    return mixed.relu().unflatten(0, (2, -1)).transpose(0, 1)
+
+
 def first_of(result):
     return result[0] if isinstance(result, tuple) else result
 
@@ -166,6 +184,8 @@ FUNCTIONS = {
     "frames by as_strided": (lambda h: torch.as_strided(h.contiguous(), (len(h), 3, 2, 6), (30, 6, 12, 1)), SERIES),
     "a diagonal by as_strided": (lambda h: (h @ h.mT).contiguous().as_strided((len(h), 4), (25, 6), 1), SERIES),
     "roi_align": (lambda h: roi_align(h, [POINTS[:2, :4].abs() * 3] * len(h), 2).reshape(len(h), -1), IMAGE),
+    "roi_align, the items in turns": (in_turns, IMAGE),
+    "roi_align, attention over boxes": (attended_boxes, IMAGE),
     "roi_pool": (lambda h: roi_pool(h, [POINTS[:3, :4].abs() * 4] * len(h), 3).reshape(len(h), -1), IMAGE),
     "solve": (lambda h: torch.linalg.solve(gram(h), h), SERIES),
     "solve, the matrix alone": (lambda h: torch.linalg.solve(gram(h), POINTS[0, :5]), SERIES),

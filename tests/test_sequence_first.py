@@ -109,7 +109,13 @@ AXES = {
     "a new axis": lambda h, w: (h.unsqueeze(-3) * w[:, None]).relu().permute(1, 0, 2).flatten(1),
     "a stack": lambda h, w: torch.stack([h, h.relu()], -3).transpose(0, 1).flatten(1),
     "distances": lambda h, w: torch.cdist(w, h).T,
+    "a mean beside what it is of": lambda h, w: distances_by_their_mean(torch.cdist(w, h)).T,
+    "a condition of more axes": lambda h, w: torch.where(w[:2, None] > 0, h, h.tanh()).transpose(0, 1).flatten(1),
 }
+
+
+def distances_by_their_mean(table):
+    return table.mean(0).tanh() * table + table
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["symbolic", "export"])

@@ -97,13 +97,17 @@ class Positions:
         before = self.of(source)
         if node.target is getitem and facts(source).kind is Kind.RECURRENT and node.args[1] != 0:
             return self._of_states(source)
-        if len(node_facts.operands) > 1 and is_broadcast(node) and (before is None or in_front(before)):
+        if is_broadcast(node):
+            front = before is None or in_front(before)
             # An operand of fewer axes is broadcast: the other one says where the batch is.
-            others = [self.of(operand) for _, operand in node_facts.operands[1:]]
+            others = [self.of(operand) for _, operand in node_facts.operands[1:]] if front else []
             moved = [other for other in others if not (other is None or in_front(other))]
-            return moved[0] if moved else before
-        if is_broadcast(node) and self._ranks.may_widen(node):
-            return expanded(FRONT if before is None else before, self.value(source).dim(), self.value(node).dim())
+            if moved:
+                return moved[0]
+            if self._ranks.may_widen(node) or (not front and self._ranks.may_be_longer(node)):
+                return expanded(FRONT if before is None else before, self.value(source).dim(), self.value(node).dim())
+            if len(node_facts.operands) > 1 and front:
+                return before
         if node.target is getitem and facts(source).operands and operation_of(facts(source)).batch in _PARTING:
             return self._of_piece(node, source)
         if node_facts.operation is not None and node_facts.operation.name in ("cat", "stack"):

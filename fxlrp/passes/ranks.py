@@ -67,6 +67,11 @@ class Ranks:
         constants = [arg for arg in arguments.values() if isinstance(arg, fx.Node) and not facts(arg).signal]
         return any(self.of(constant).most > least and not _is_one_long(constant) for constant in constants)
 
+    def may_be_longer(self, node: fx.Node) -> bool:
+        """Whether another operand that carries signal may have more axes than the first one of ``node``."""
+        (_, first), *others = facts(node).operands
+        return any(self.of(other).most > self.of(first).least for _, other in others) and _name(node) != "matmul"
+
     def _rank(self, node: fx.Node) -> Rank:
         if node.op == "get_attr":
             dims = _tensor(node).dim()

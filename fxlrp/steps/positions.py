@@ -293,7 +293,7 @@ def reshaped(position: AnyPosition, before: Sequence[int], after: Sequence[int],
     for size in before[: position[0]]:
         outer *= size
     if isinstance(position, OwnedPosition):
-        return _reshaped_owners(position, before, after, outer)
+        return _reshaped_owners(position, after, outer)
     leading = 1
     for axis, size in enumerate(after):
         if leading * size > outer and outer % leading == 0 and (leading * size) % (outer * batch) == 0:
@@ -302,24 +302,23 @@ def reshaped(position: AnyPosition, before: Sequence[int], after: Sequence[int],
     raise ValueError(f"the batch of {batch} is torn apart by a reshape from {tuple(before)} to {tuple(after)}")
 
 
-def _reshaped_owners(
-    position: OwnedPosition, before: Sequence[int], after: Sequence[int], outer: int
-) -> OwnedPosition:
-    """The owners after a reshape that keeps their axis, joins it with those behind it, or cuts it into equal groups."""
-    owners = position.owners
+def _reshaped_owners(position: OwnedPosition, after: Sequence[int], outer: int) -> OwnedPosition:
+    """The owners after a reshape, where one of the new axes tells whose an entry is.
+
+    Up to an axis, entries are as many as the owners, or more, or so many fewer that each is of one item.
+    """
     if _has_one_owner(position):
         return position
-    size, leading = before[position[0]], 1
+    owners, leading = position.owners.repeat(outer), 1
     for axis, new in enumerate(after):
-        if leading == outer and new % size == 0:
-            return OwnedPosition(axis, 1, owners.repeat_interleave(new // size))
-        if leading == outer and new > 1 and size % new == 0:
-            groups = owners.reshape(new, -1)
-            if not is_compiling() and bool((groups != groups[:, :1]).any()):
-                break
-            return OwnedPosition(axis, 1, groups[:, 0])
-        leading *= new
-    raise ValueError(f"entries of several items are mixed by a reshape from {tuple(before)} to {tuple(after)}")
+        reach = leading * new
+        each, fine = max(len(owners) // reach, 1), reach % len(owners) == 0 or len(owners) % reach == 0
+        if new > 1 and fine:
+            groups = owners.repeat_interleave(max(reach // len(owners), 1)).reshape(leading, new, each)
+            if is_compiling() or not bool((groups != groups[:1, :, :1]).any()):
+                return OwnedPosition(axis, 1, groups[0, :, 0])
+        leading = reach
+    raise ValueError(f"entries of several items are mixed by a reshape to {tuple(after)}")
 
 
 @primitive
