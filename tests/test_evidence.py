@@ -153,6 +153,47 @@ def test_a_picture_keeps_the_rules_of_pictures_before_a_recurrent_layer():
     assert BOUNDED in rules["layer"]
 
 
+class Hybrid(nn.Module):
+    """Convolutions with batch norms, one after the other, then patches and an attention over them."""
+
+    def __init__(self, axes, depth=6):
+        super().__init__()
+        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if axes == 1 else (nn.Conv2d, nn.BatchNorm2d)
+        layers = [nn.Sequential(conv(4, 4, 3, padding=1), norm(4), nn.ELU()) for _ in range(depth)]
+        self.stem, self.patches, self.out = nn.Sequential(*layers), conv(4, 8, 2, stride=2), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.shape = (4, *[8] * axes)
+        with torch.no_grad():
+            for _ in range(30):
+                self(torch.randn(16, *self.shape))
+        self.double().eval()
+
+    def forward(self, x):
+        tokens = self.patches(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.out(tokens.mean(1) + self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize(("axes", "rule"), [(1, BOUNDED), (2, "Absolute()")], ids=["series", "pictures"])
+def test_convolutions_before_an_attention_do_not_amplify(axes, rule):
+    torch.manual_seed(0)
+    model = Hybrid(axes)
+    x = torch.randn(4, *model.shape, dtype=DOUBLE)
+
+    def growth(explanation):
+        parts = explanation.relevance, explanation.checkpoints["patches"]
+        arrived, inside = (part.abs().flatten(1).sum(1) for part in parts)
+        return arrived / inside
+
+    explainer = fxlrp.compile(model, checkpoints=["patches"])
+    explanation, _ = assert_adds_up(explainer, x)
+    assert (growth(explanation) <= 1.5).all()
+    signed = fxlrp.compile(model, checkpoints=["patches"], rules={"stem.*": Epsilon(1e-6)})(x)
+    assert growth(signed).mean() > 3 * growth(explanation).mean()
+    rules = {row.path: row.rule for row in explainer.summary() if row.rule}
+    assert all(rules[f"stem.{number}.0"] == rule for number in range(6))
+    assert rules["patches"] == repr(Gamma(0.05, bias="absorb"))
+
+
 @pytest.mark.usefixtures("evaluation_place")
 @pytest.mark.parametrize(("name", "data"), [
     ("mlp", "unseen_rows"), pytest.param("lstm_of_words", "unseen_words", marks=pytest.mark.slow),

@@ -15,6 +15,7 @@ from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, operation_of
 from fxlrp.passes.joins import IDENTITY, JoinKind
 from fxlrp.passes.layers import channels
+from fxlrp.passes.windows import overlaps
 from fxlrp.presets import Preset
 from fxlrp.presets.preset import SERVED, SPACELESS, Served
 from fxlrp.rules.rule import Rule, families
@@ -80,11 +81,12 @@ class Assign(Pass):
             self._take_over(self.preset.attention)
             if any(facts(node).source is not None for node in module.graph.nodes if node.op == "call_function"):
                 self._take_over(self.preset.tokens)
-        elif not any(operation_of(facts(node)).sees_pictures for node in nodes if facts(node).operation is not None):
+        if not any(operation_of(facts(node)).sees_pictures for node in nodes if facts(node).operation is not None):
             self._take_over(self.preset.without_pictures)
         check_overrides(self.asked, nodes)
         for node in nodes:
             node_facts = facts(node)
+            node_facts.overlaps = overlaps(node, module)
             node_facts.rule, node_facts.reason = self._choose(node, node_facts)
             size = channels(node, module)
             if size is not None:
@@ -138,6 +140,8 @@ class Assign(Pass):
         if preset.coarse is not None and node_facts.stride >= preset.coarse[0]:
             where = "without space" if preset.coarse[0] == SPACELESS else f"from stride {preset.coarse[0]} on"
             return preset.coarse[1], f"{reason}: {where}"
+        if node_facts.overlaps and preset.overlapping is not None:
+            return preset.overlapping, f"{reason}: overlapping windows"
         if node_facts.activated and preset.activated is not None:
             return preset.activated, f"{reason}: activated"
         if convolution and preset.convolution is not None:

@@ -58,6 +58,7 @@ class Facts:
         stride: by how much space is reduced from an input to it, as far as strides, windows and factors say.
         classifier: whether it belongs to the head that reads the classes off the features.
         activated: whether it is a layer whose output goes into an activation or a gate and nowhere else.
+        overlaps: whether it is a convolution whose windows overlap.
         rule: its rule, and ``reason`` says who chose it.
         norm_behind, norm_before: the batch norm that a linear operation's rule sees as a part of it.
     """
@@ -85,6 +86,7 @@ class Facts:
     stride: float = 1
     classifier: bool = False
     activated: bool = False
+    overlaps: bool = False
     rule: Rule | None = None
     reason: str = ""
     norm_behind: fx.Node | None = None

@@ -29,6 +29,16 @@ _CLASSIFIER = Epsilon(0, bias="share", vanishing="rescale")
 _BOUNDED = Gamma(1.0, stabilizer=0, vanishing="rescale")
 _RECURRENT = Recurrent(_BOUNDED, GammaSplit(1.0))
 
+_ATTENTION = replace(
+    _SIGNED,
+    linear=Gamma(0.05, bias="absorb"),
+    classifier=_SIGNED.linear,
+    activated=_SIGNED.linear,
+    split=GammaSplit(0.1),
+    overlapping=Absolute(),
+    tokens=_TOKENS,
+)
+
 EVIDENCE = Preset(
     "evidence",
     linear=Absolute(),
@@ -37,14 +47,7 @@ EVIDENCE = Preset(
     classifier=_CLASSIFIER,
     coarse=(SPACELESS, _BOUNDED),
     recurrent=_RECURRENT,
-    attention=replace(
-        _SIGNED,
-        linear=Gamma(0.05, bias="absorb"),
-        classifier=_SIGNED.linear,
-        activated=_SIGNED.linear,
-        split=GammaSplit(0.1),
-        tokens=_TOKENS,
-    ),
+    attention=replace(_ATTENTION, without_pictures=replace(_ATTENTION, overlapping=_BOUNDED)),
     without_pictures=Preset(
         "evidence",
         linear=_BOUNDED,
@@ -63,5 +66,6 @@ log-odds.
 - Tables, series, tokens: the sign of an input counts; γ = 1 in all layers and at joins, norms at constant deviation.
 - With attentions: norms at constant deviation, and a little γ at joins and in the layers whose output is added or
   attended to, which bounds signed sums; ε in the others, and in all where tokens are looked up. There relevance passes
-  the attention weights as well, which decide what a next token is copied from.
+  the attention weights as well, which decide what a next token is copied from. Convolutions whose windows overlap, such
+  as those of a stem, stay bounded as they are without attentions: signed sums of one after the other grow without end.
 """

@@ -60,6 +60,8 @@ class Preset:
             layers that no axis of space reaches; ``None``: as the others.
         activated: the rule of layers whose output goes into an activation or a gate, such as the first layer of a
             transformer's MLP; ``None``: as the others.
+        overlapping: the rule of convolutions whose windows overlap, as those of patches and of single places do not;
+            ``None``: as the others.
         selection: the rule of max pooling.
         split: the rule of joins.
         gate: the rule of elementwise products of two signals.
@@ -73,8 +75,8 @@ class Preset:
             are; ``None``: this one.
         tokens: the preset that takes its place again where such a model looks token numbers up in an embedding;
             ``None``: this one.
-        without_pictures: the preset that takes the place of this one in models of tables, series and tokens: those
-            without such products, and without a convolution or pool over two axes or more; ``None``: this one.
+        without_pictures: the preset that takes the place of this one, or of that for attentions or tokens, in models of
+            tables, series and tokens: those without a convolution or pool over two axes or more; ``None``: this one.
         start: what ``start="auto"`` means for the logits of several classes, ``"probability"`` or ``"log_odds"``.
         rules: exceptions, by name pattern, module type, operation or kind of join, as
             ``compile(rules=…)`` takes them.
@@ -94,6 +96,7 @@ class Preset:
     late: tuple[int, Rule] | None = None
     coarse: tuple[int, Rule] | None = None
     activated: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
+    overlapping: Rule | None = field(default=None, metadata=serves(Kind.LINEAR, optional=True))
     attention: Preset | None = None
     tokens: Preset | None = None
     without_pictures: Preset | None = None

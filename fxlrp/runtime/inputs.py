@@ -28,7 +28,7 @@ from fxlrp.passes.channel_axes import Shapes
 from fxlrp.passes.facts import facts
 from fxlrp.passes.layers import channels, tensor_of, weight_shape
 from fxlrp.passes.lookups import is_cast, is_counted_as_it_is
-from fxlrp.passes.patches import Patch, patch_of
+from fxlrp.passes.windows import Patch, patch_of
 from fxlrp.vocabulary import Kind
 
 

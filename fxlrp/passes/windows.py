@@ -1,4 +1,4 @@
-"""Patches: whether a model reads pictures patch by patch, as a ViT does."""
+"""Windows of convolutions: which overlap, and whether a model reads pictures patch by patch, as a ViT does."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def patch_of(placeholder: fx.Node, forward: fx.GraphModule) -> Patch | None:
             else:
                 found.add(_read_by(reader, forward))
     return found.pop() if len(found) == 1 else None
+
+
+def overlaps(node: fx.Node, forward: fx.GraphModule) -> bool:
+    """Whether a node is a convolution whose windows overlap, as those of patches and of single places do not."""
+    operation, shape = facts(node).operation, weight_shape(node, forward)
+    if operation is None or not operation.is_convolution or shape is None:
+        return False
+    arguments: dict[str, Any] = operation.arguments(node.args, node.kwargs)
+    steps = per_axis(arguments.get("stride", 1), len(shape) - 2)
+    return any(length > step for length, step in zip(shape[2:], steps, strict=True))
 
 
 def _read_by(node: fx.Node, forward: fx.GraphModule) -> Patch | None:
