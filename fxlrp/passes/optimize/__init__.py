@@ -18,6 +18,7 @@ from fxlrp.passes.optimize.parts import OnePart
 from fxlrp.passes.optimize.shared import ShareSteps
 from fxlrp.passes.optimize.sums import KnownSums
 from fxlrp.passes.optimize.transposes import TransposesAsConvolutions
+from fxlrp.passes.optimize.unpacked import UnpackWeights
 from fxlrp.passes.optimize.weights import FoldWeights
 
 SINGLE_BRANCH = "single_branch"
@@ -35,6 +36,7 @@ PASSES: dict[str, OptimizerPass] = {
     "one_part": OnePart(),
     "share_steps": ShareSteps(),
     "known_sums": KnownSums(),
+    "unpack_weights": UnpackWeights(),
     "transposes_as_convolutions": TransposesAsConvolutions(),
     PACK_WEIGHTS: PackWeights(),
     "fold_weights": FoldWeights(),
