@@ -1,5 +1,7 @@
 """Weights that are kept in fewer bits are unpacked where they are read."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,7 @@ class Packed(nn.Module):
 
 
 def models():
-    layers = [nn.Linear(*sizes).to(DOUBLE) for sizes in zip(SIZES, SIZES[1:], strict=False)]
+    layers = [nn.Linear(*sizes).to(DOUBLE) for sizes in pairwise(SIZES)]
     packed = nn.Sequential(*(part for layer in layers for part in (Packed(layer), nn.ReLU()))).eval()
     plain = nn.Sequential(*(part.unpacked() if isinstance(part, Packed) else part for part in packed)).eval()
     return packed, plain

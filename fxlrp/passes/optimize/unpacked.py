@@ -1,4 +1,4 @@
-"""Weights that are kept in fewer bits: unpacked where they are read, so that one layer's numbers are there at a time."""
+"""Weights that are kept in fewer bits: unpacked where they are read, one layer at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from torch import Tensor, fx
 from fxlrp.common.tensors import is_packed, tensor_at
 from fxlrp.passes.optimize.base import OptimizerPass, emitted, without_dead_code
 
-_FEW_BITS = frozenset(
-    {torch.int8, torch.uint8, torch.int32, *(dtype for name, dtype in vars(torch).items() if name.startswith("float8_"))}
-)
+_FLOAT8 = [dtype for name, dtype in vars(torch).items() if name.startswith("float8_")]
+_FEW_BITS = frozenset({torch.int8, torch.uint8, torch.int32, *_FLOAT8})
 """The types in which weights of few bits are kept; four of a weight lie in one number of int32."""
 
 
