@@ -199,7 +199,7 @@ def test_products_in_bfloat16_are_those_of_the_layers_as_they_are_stored():
     z = layer(x)[:, 1].float()
     s = (1 / (z + 1e-6 * z.sign())).to(torch.bfloat16)
     expected = x.float() * (s[:, None] * layer.weight[1]).float()
-    assert_close(explanation.relevance, expected, 2e-2)
+    assert_close(explanation.relevance, expected, 1e-6)
 
 
 def test_sums_hold_where_products_in_bfloat16_are_rescaled():
