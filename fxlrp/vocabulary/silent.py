@@ -7,7 +7,5 @@ SILENT = {
     "it makes constants": ("arange", "empty", "empty_strided", "full", "scalar_tensor"),
     "it asks for a shape or a place in memory": ("sym_storage_offset",),
     "it makes a number of Python, on which a graph cannot depend: capture refuses it": ("_local_scalar_dense",),
-    "it reads memory as if it were laid out otherwise; capture of what torch.nn has does not show it": ("as_strided",),
-    "it compares the items of a batch with one another": ("_pdist_forward",),
 }  # fmt: skip
 """By reason, the names."""
