@@ -167,7 +167,7 @@ def test_every_option_of_a_kind_can_be_given(tmp_path):
         {key: value for key, value in table.items() if key not in ("kind", "levels")} for table in methods.values()
     ]
     own = {"at", "smooth", "regions"}
-    assert options_of("fxlrp").keys() == {"preset", "rules", "split", "identity_skips", "start"} | own
+    assert options_of("fxlrp").keys() == {"preset", "rules", "split", "identity_skips", "start", "precision"} | own
 
 
 def test_missing_sections_and_unreadable_files_are_errors(tmp_path):
