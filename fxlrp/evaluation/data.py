@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,8 @@ from fxlrp.common.errors import DataError
 from fxlrp.evaluation.tokens.subject import Passage
 from fxlrp.loading.images import read_image
 from fxlrp.loading.models import imported_result
+
+T = TypeVar("T")
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".gif"))
 
@@ -151,6 +153,14 @@ def texts(path: Path) -> list[Sample]:
     return [Sample(index, line, None, partial(str, line)) for index, line in enumerate(found)]
 
 
+def _given(target: str, kind: type[T]) -> list[T]:
+    """What a function gives, if it is a list of this kind, of one at least."""
+    found = imported_result(target)
+    if not isinstance(found, list) or not found or not all(isinstance(each, kind) for each in found):
+        raise DataError(f"{target} must give a list of {kind.__name__}s, of one at least")
+    return found
+
+
 def passages(target: str) -> list[Sample]:
     """The passages that a function gives, ``package.module:callable``; it takes no arguments.
 
@@ -158,9 +168,7 @@ def passages(target: str) -> list[Sample]:
         WeightsError: there is no such function, or it fails.
         DataError: it gives something else.
     """
-    found = imported_result(target)
-    if not isinstance(found, list) or not found or not all(isinstance(each, Passage) for each in found):
-        raise DataError(f"{target} must give a list of Passages, of one at least")
+    found = _given(target, Passage)
     return [Sample(index, str(index), each.label, partial(_same, each)) for index, each in enumerate(found)]
 
 
@@ -171,9 +179,7 @@ def own(target: str) -> list[Sample]:
         WeightsError: there is no such function, or it fails.
         DataError: it gives something else.
     """
-    samples = imported_result(target)
-    if not isinstance(samples, list) or not samples or not all(isinstance(each, Sample) for each in samples):
-        raise DataError(f"{target} must give a list of Samples, of one at least")
+    samples = _given(target, Sample)
     if len({sample.index for sample in samples}) != len(samples):
         raise DataError(f"{target} gives two Samples the same index")
     return samples

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,7 +27,7 @@ from fxlrp.runtime.masks import count_slices, masks, read_conditions
 from fxlrp.runtime.plan import Plan
 from fxlrp.runtime.plans import Plans
 from fxlrp.runtime.prepared import Form, Prepared, Seen
-from fxlrp.runtime.recipe import Recipe
+from fxlrp.runtime.recipe import MODEL, Recipe
 from fxlrp.runtime.slices import run_slices
 from fxlrp.runtime.targets import check_against, check_predicted, check_target
 from fxlrp.runtime.verify import check_program
@@ -180,7 +180,7 @@ class Engine:
             targets=prepared.targets,
             against=prepared.against is not None,
             conditions=prepared.conditions.modules if prepared.conditions else (),
-            precision="mixed" if prepared.half else "uniform",
+            precision=self._precision(prepared),
         )
         with self._locked():
             program = prepared.plan.program(prepared.plan.fitted(wanted, packed=fit))
@@ -188,6 +188,13 @@ class Engine:
                 self._plans.drop_programs(prepared.plan)
                 self.weights.refresh(self.recorded)
         return program
+
+    def _precision(self, prepared: Prepared) -> Literal["uniform", "mixed", "products"]:
+        """See :class:`~fxlrp.passes.request.Request`; products in bfloat16 are for models that are in it."""
+        if not prepared.half:
+            return "uniform"
+        narrow = self.recipe.precision == MODEL and self.weights.dtype_now() is torch.bfloat16
+        return "products" if narrow else "mixed"
 
     def run(self, prepared: Prepared, request: Request, chunk: int | None = None) -> Results:
         """Run the program of a request.

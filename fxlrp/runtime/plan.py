@@ -37,7 +37,7 @@ from fxlrp.passes.request import Program, Request
 from fxlrp.rules import starts
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
-from fxlrp.runtime.recipe import LOW, MODEL, Recipe
+from fxlrp.runtime.recipe import LOW, Recipe
 from fxlrp.runtime.weights import dtype_of
 from fxlrp.steps.batch_axis import BatchAxis, item_sum
 from fxlrp.vocabulary import Kind
@@ -202,9 +202,7 @@ class Plan:
             names = self.known_when_emitted
         if not packed or self.casts:
             names = tuple(name for name in names if name != PACK_WEIGHTS)
-        precision = "mixed" if self.casts else request.precision
-        if precision == "mixed" and self.recipe.precision == MODEL:
-            precision = "products"
+        precision = "mixed" if self.casts and request.precision == "uniform" else request.precision
         return replace(
             request, checkpoints=tuple(self.recipe.checkpoints), optimizations=names, precision=precision
         )
