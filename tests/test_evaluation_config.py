@@ -90,10 +90,11 @@ def test_the_fingerprint_depends_on_the_results_alone(tmp_path):
     plain = parse_config(GIVEN, tmp_path).fingerprint()
     assert plain == "3ab6b3afff2340ca"  # of earlier results, which are taken up
     for section in ({"run": {"out": "x", "device": "cuda", "title": "T", "against": "relevance"}},
-                    {"metrics": {"failure": 0.2}}, {"model": {"name": "N"}}):  # fmt: skip
+                    {"metrics": {"failure": 0.2, "rounds": 9}}, {"model": {"name": "N"}}):  # fmt: skip
         assert parse_config(changed(**section), tmp_path).fingerprint() == plain
-    for section in ({"metrics": {"step": 7}}, {"data": {"count": 3}}, {"run": {"maps": True}},
-                    {"run": {"threads": 2}}, {"methods": {"relevance": {"preset": "epsilon"}}}):  # fmt: skip
+    for section in ({"metrics": {"step": 7}}, {"metrics": {"grids": 1}}, {"data": {"count": 3}},
+                    {"run": {"maps": True}}, {"run": {"threads": 2}},
+                    {"methods": {"relevance": {"preset": "epsilon"}}}):  # fmt: skip
         assert parse_config(changed(**section), tmp_path).fingerprint() != plain
 
 
@@ -107,6 +108,8 @@ def test_the_fingerprint_depends_on_the_results_alone(tmp_path):
         ({"metrics": {"step": 2.5}}, "metrics.step = 2.5: it must be a valid integer"),
         ({"metrics": {"step": 0}}, "metrics.step = 0: it must be greater than 0"),
         ({"metrics": {"step": 0, "targt": 1}}, "metrics.step = 0: it must be greater than 0; [metrics] has no 'targt'"),
+        ({"metrics": {"heads": 5}}, "metrics.heads is for texts and passages, and [data] has images: leave it out"),
+        ({"metrics": {"rounds": 0}}, "metrics.rounds = 0: it must be greater than 0"),
         ({"metrics": {"randomize": -1}}, "metrics.randomize = -1: it must be greater than or equal to 0"),
         ({"metrics": {"agreement": 1}}, "metrics.agreement = 1: it must be a valid boolean"),
         ({"metrics": {"ties": ["strikt"]}}, "it must be 'strict' or 'plateau'; did you mean 'strict'?"),

@@ -9,9 +9,11 @@ import torch
 pytest.importorskip("pyarrow")
 pytest.importorskip("polars")
 
+import fxlrp
 from fxlrp.errors import ConfigError, DataError, EvaluationError, WeightsError
 from fxlrp.evaluation import evaluate, parse_config, read_results, write_report
 from fxlrp.evaluation.tokens import Passage
+from fxlrp.evaluation.tokens.heads import Ablation, measured_heads, relevance_of_heads
 from fxlrp.evaluation.tokens.measures import (
     falls,
     found_truth,
@@ -319,6 +321,56 @@ def test_what_are_no_passages_is_told(tmp_path):
     asked = config(tmp_path, model="table")
     assert evaluate(asked).failures == 3
     assert "the model reads no texts" in rows(asked)[0]["reason"]
+
+
+# Heads ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("evaluation_place")
+def test_the_heads_that_relevance_names_are_ablated(tmp_path):
+    methods = {"exact": EXACT, "worth": {"kind": "occlusion"}}
+    asked = config(tmp_path, model="heads", methods=methods, lines=LINES, metrics={"heads": 1})
+    assert evaluate(asked).failures == 0
+    found = [by_key(row["heads"]) for row in rows(asked) if row["method"] == "exact"]
+    for each in found:
+        assert each["heads"] == 8
+        assert each["most"] > each["random"] > each["least"]
+        assert each["order"] > 0.8  # relevance is of the logit, the falls are those of the log-odds
+    assert all(row["heads"] == [] for row in rows(asked) if row["method"] == "worth")
+    page = write_report(asked).read_text()
+    assert "1 of the 8 heads were ablated at once" in page
+    section = page.split("## Heads")[1]
+    assert re.search(r"^\| exact \| \d\.\d\d .* \|$", section, re.MULTILINE)
+    assert "worth" not in section
+
+
+def test_the_relevance_of_a_head_is_what_is_missed_without_it():
+    subject, passage = text_models.heads(), text_models.read("the cat sat")
+    model = subject.model.eval().requires_grad_(False)
+    explainer = fxlrp.compile(model, **EXACT)
+    explainer(**passage.inputs, target=1)
+    found = relevance_of_heads(explainer, model, passage, 1)
+    ablation = Ablation(model, lambda content: {"logit": model(content)[:, 1]}, passage)
+    falls = {head: ablation.fall(found.units, [head]) for head in found.values}
+    assert found.values == pytest.approx(falls, rel=1e-3)  # ε is 1e-6
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_change_without_heads_is_that_of_the_model_with_zeros():
+    worth = {"L0H0": 3.0, "L0H1": -5.0, "L1H0": 1.0, "L1H1": 0.5}
+    found = measured_heads(worth, lambda heads: sum(worth[head] for head in heads), 1, seed=0)
+    assert (found["most"], found["least"], found["order"], found["heads"]) == (5, 0.5, pytest.approx(1), 4)
+    assert 0.5 < found["random"] < 5
+    with pytest.raises(EvaluationError, match=r"metrics\.heads = 3: the model has 4 heads; give at most half"):
+        measured_heads(worth, lambda heads: 0.0, 3, seed=0)
+
+
+@pytest.mark.usefixtures("evaluation_place")
+def test_heads_are_told_of_models_that_say_how_many(tmp_path):
+    methods = {"evidence": METHODS["evidence"], "worth": METHODS["worth"]}
+    finished = evaluate(config(tmp_path, metrics={"heads": 1}, methods=methods))
+    assert list(finished.unavailable) == ["evidence"]
+    assert "heads are told of models of transformers" in finished.unavailable["evidence"]
 
 
 # Mistakes -------------------------------------------------------------------------------------------

@@ -64,6 +64,38 @@ def causal():
     return TokenModel(Named(len(WORDS)).double(), read, 0, lambda output: output.logits[:, -1], WORDS.__getitem__)
 
 
+class Layer(nn.Module):
+    """An attention that looks by what ``read`` is, on a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.out = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+    def forward(self, stream, read):
+        return stream + self.out(torch.softmax(read @ read.mT, dim=-1) @ self.value(stream))
+
+
+class Heads(nn.Module):
+    """Two attentions that look by the embeddings alone, so that what a head adds reaches the class linearly."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = SimpleNamespace(num_attention_heads=4)
+        self.embed, self.head = nn.Embedding(len(WORDS), 8), nn.Linear(8, 3, bias=False)
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+
+    def forward(self, input_ids):
+        stream = read = self.embed(input_ids)
+        for layer in self.layers:
+            stream = layer(stream, read)
+        return self.head(stream[:, -1])
+
+
+def heads():
+    return TokenModel(Heads().double(), read, 0)
+
+
 class Weighed(nn.Module):
     """Logits that are sums over places and channels of values, each with its weight."""
 

@@ -121,6 +121,9 @@ class MetricsConfig:
         grids: how many grids the pointing game takes; 0: it is left out.
         cell: height and width that images are resized to before they make a grid; ``None``: they stay as they are.
         patch: maps of grids are summed over squares of this many pixels, such as the patches of a transformer.
+        heads: of passages, how many attention heads of a model of transformers are ablated at once: those with the most
+            relevance, those with the least, and others at random; 0: none.
+        rounds: how many turns each method takes while costs are measured.
     """
 
     step: PositiveInt = 500
@@ -137,9 +140,11 @@ class MetricsConfig:
     grids: NotNegative = 0
     cell: PositiveInt | None = None
     patch: PositiveInt = 1
+    heads: NotNegative = 0
+    rounds: PositiveInt = 5
 
 
-_LATER = {"properties": 0, "grids": 0, "cell": None, "patch": 1}
+_LATER = {"properties": 0, "grids": 0, "cell": None, "patch": 1, "heads": 0}
 """Metrics that earlier results do not know, and what leaves them out."""
 
 
@@ -198,7 +203,8 @@ class Config:
             raise ValueError("several subjects are for texts and passages: give each set of images a configuration")
         if self.passages:
             what, given = self.what, self.metrics
-            own = MetricsConfig(target=given.target, batch_size=given.batch_size, checkpoints=given.checkpoints)
+            of_passages = ("target", "batch_size", "checkpoints", "heads", "rounds")
+            own = MetricsConfig(**{name: getattr(given, name) for name in of_passages})
             for_images = [name for name, value in _content(given).items() if value != getattr(own, name)]
             if for_images:
                 raise ValueError(f"metrics.{for_images[0]} is for images, and [data] has {what}: leave it out")
@@ -208,6 +214,8 @@ class Config:
                 raise ValueError(f"model.weights is for images: a model of {what} comes with its weights")
             if self.run.maps:
                 raise ValueError(f"run.maps is for images: what each place of {what} has is in the results")
+        elif self.metrics.heads:
+            raise ValueError("metrics.heads is for texts and passages, and [data] has images: leave it out")
         return self
 
     @property
@@ -281,6 +289,7 @@ class Config:
     def fingerprint(self) -> str:
         """A text that is the same for configurations that give the same results."""
         metrics = _content(self.metrics) | {"failure": None}
+        del metrics["rounds"]  # costs are another thing than what is measured of images
         subjects = {
             each.name: {"model": _content(each.model) | {"name": None}, "data": _content(each.data) | {"name": None}}
             for each in self.subjects

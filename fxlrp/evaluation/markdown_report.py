@@ -15,6 +15,7 @@ from fxlrp.common.errors import EvaluationError, FxlrpError
 from fxlrp.common.text_tables import markdown
 from fxlrp.evaluation import paper, plots, result_frames
 from fxlrp.evaluation.config import Config
+from fxlrp.evaluation.costs import costs_of, told
 from fxlrp.evaluation.galleries import Gallery
 from fxlrp.evaluation.report_tables import TIE_NAMES, ReportTables, Table, title
 from fxlrp.evaluation.store import COSTS, PROPERTIES, RANDOMIZED, Store
@@ -49,7 +50,7 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
     best, gallery_texts = _galleries(config, tables, folder) if gallery else (set(), {})
     pictures = _plots(config, tables, folder) | best
     randomized = store.read_json(RANDOMIZED)
-    costs = store.read_json(COSTS)
+    costs = costs_of(store.read_json(COSTS))
     properties = store.read_json(PROPERTIES)
     text = _template(pictures).render(
         config=config, metrics=config.metrics, tie_names=TIE_NAMES, pictures=pictures,
@@ -57,7 +58,10 @@ def write_report(config: Config, folder: Path | None = None, *, gallery: bool = 
         all_methods=tables.all_methods(), against=tables.against(config.run.against),
         paper_tables=tables.paper_tables(), orderings=tables.orderings(), paper_failures=paper.FAILURES,
         sweeps=tables.sweeps(costs),
-        costs=Table(["method", "time / forward"], [[name, f"{ratio:.2f}"] for name, ratio in costs.items()]),
+        costs=Table(
+            ["method", "time / forward", "placebo"],
+            [[name, told(cost.turns, 2), told(cost.placebo, 2)] for name, cost in costs.items()],
+        ),
         conservation=tables.conservation(), randomized=_randomized(randomized),
         randomized_images=randomized.get("images"), properties=tables.properties(properties),
         counts=properties, gallery=gallery_texts, failures=tables.failures(),

@@ -11,6 +11,7 @@ import polars as pl
 from fxlrp.common.text_tables import verbatim
 from fxlrp.evaluation import paper, result_frames
 from fxlrp.evaluation.config import Config
+from fxlrp.evaluation.costs import Cost
 from fxlrp.evaluation.result_frames import differences, of_method
 from fxlrp.evaluation.statistics import Array, Estimate, estimate
 
@@ -124,16 +125,17 @@ class ReportTables:
         lines.sort(key=lambda line: -line[0])
         return Table(["method", f"ID more, {TIE_NAMES[tie]}", "images with more"], [line for _, line in lines])
 
-    def sweeps(self, costs: Mapping[str, float]) -> Iterator[tuple[str, Table]]:
+    def sweeps(self, costs: Mapping[str, Cost]) -> Iterator[tuple[str, Table]]:
         """By sweep, its methods, the best first, with what they cost: its name and table."""
         tie = self._ties[0]
         groups = {entry.spec.name: entry.group for entry in self._config.methods if entry.group is not None}
         ranked = self.summary.drop_nulls(f"id_{tie}").sort(f"id_{tie}", descending=True, maintain_order=True)
         arrived = dict(_finite(result_frames.arrivals(self.results).filter(checkpoint="input"))
                        .group_by("method").agg(pl.col("share").mean()).iter_rows())  # fmt: skip
+        medians = {name: cost.median for name, cost in costs.items()}
         for group in dict.fromkeys(groups.values()):
             lines = [
-                _line(method, [_interval(method, tie), _number(arrived.get(name), 3), _number(costs.get(name), 2)])
+                _line(method, [_interval(method, tie), _number(arrived.get(name), 3), _number(medians.get(name), 2)])
                 for method in ranked.iter_rows(named=True)
                 if groups.get(name := method["method"]) == group
             ]

@@ -189,10 +189,11 @@ class _Run:
             # All of them run step by step, as does the forward pass that they are compared with.
             inputs = images[0].input
             methods = prepare_all(self.config.methods, self.model, inputs, self.config.metrics)
-            target = torch.tensor([images[0].sample.label or 0], device=inputs.device)
+            with torch.no_grad():
+                target = self.model(inputs).argmax(dim=1)
             calls = {m.entry.spec.name: partial(m.explain, inputs, target) for m in methods if m.explain is not None}
             forward = torch.no_grad()(partial(self.model, inputs))
-            self.store.write_json(COSTS, measure_costs(calls, forward, self.workers.device))
+            self.store.write_json(COSTS, measure_costs(calls, forward, self.workers.device, metrics.rounds))
         if PROPERTIES in missing:
             self.workers.wait()  # costs are timed while all others rest
             self._properties(samples, images)

@@ -52,7 +52,7 @@ def passage_schema() -> Any:
         "index": pa.int64(), "subject": pa.string(), "text": pa.string(), "label": pa.int64(), "target": pa.int64(),
         "answer": pa.string(), "method": pa.string(), "status": pa.string(), "reason": pa.string(), "start": number,
         "tokens": pa.list_(pa.int64()), "values": pa.list_(number), "correlation": number, "linear": number,
-        "areas": numbers, "truth": numbers, "magnitudes": numbers,
+        "areas": numbers, "truth": numbers, "magnitudes": numbers, "heads": numbers,
     })  # fmt: skip
 
 

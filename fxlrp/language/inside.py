@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxlrp.common.errors import ConditionError, InputError
 from fxlrp.common.text_tables import table
-from fxlrp.language.blocks import Block
+from fxlrp.explainer import Explainer
+from fxlrp.language.blocks import Block, blocks_of
 from fxlrp.language.text import shown
 
 Conditions = Mapping[str, Sequence[int]] | Sequence[str]
@@ -60,6 +63,22 @@ class Units:
                 self.hooks[f"{name}.{_HOOKS[block.kind]}"] = block.units
                 self.hooks[f"{name}.{_OUT[block.kind]}"] = block.out
             self.hooks[f"{name}.hook_resid_post"] = of_layer[-1].after
+
+    @classmethod
+    def of(cls, explainer: Explainer, config: Any) -> Units:
+        """Those of a model that was read before.
+
+        Args:
+            explainer: of the model.
+            config: says how many heads there are, as those of transformers do.
+
+        Raises:
+            InputError: none are found.
+            NotCapturedError: the model was not explained before.
+        """
+        heads = {stack: getattr(config, f"{stack}_attention_heads", getattr(config, "num_attention_heads", 1))
+                 for stack in ("blocks", "encoder", "decoder")}  # fmt: skip
+        return cls(blocks_of(explainer.model_graph, explainer.joins), explainer.shapes, heads)
 
     @property
     def stacks(self) -> list[str]:
@@ -112,6 +131,23 @@ class Units:
                 mask[unit] = 0
             masks[hook] = mask.repeat_interleave(width // count)
         return masks
+
+    @contextmanager
+    def ablated(self, model: nn.Module, conditions: Conditions) -> Iterator[None]:
+        """Within, the model runs with zeros in place of the units that are named.
+
+        Raises:
+            ConditionError: a name is of no unit.
+        """
+        with ExitStack() as stack:
+            for name, mask in self.masks(conditions).items():
+                layer = model.get_submodule(self.modules[name])
+                stack.callback(layer.register_forward_pre_hook(partial(_masked, mask)).remove)
+            yield
+
+
+def _masked(mask: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return inputs[0] * mask.to(inputs[0]), *inputs[1:]
 
 
 def _by_hook(conditions: Conditions) -> dict[str, list[int]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from fxlrp.common.errors import InputError, StartError
 from fxlrp.compiler import compile
 from fxlrp.language.asked import Asked, Asking, kind_of
-from fxlrp.language.blocks import DECODER_INPUT, blocks_of
+from fxlrp.language.blocks import DECODER_INPUT
 from fxlrp.language.inside import Conditions, Inside, Units
 from fxlrp.language.places import AtPlace, codes
 from fxlrp.language.story import Story
@@ -31,10 +30,6 @@ _KEEPS = "logits_to_keep"
 
 def _logits(returned: Any) -> Any:
     return returned.logits
-
-
-def _masked(mask: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return inputs[0] * mask.to(inputs[0]), *inputs[1:]
 
 
 class LanguageModel:
@@ -166,12 +161,7 @@ class LanguageModel:
             ConditionError: a condition names no unit of the model.
             NotCapturedError: the model was not explained before.
         """
-        units = self._units()
-        with ExitStack() as stack:
-            for name, mask in units.masks(conditions).items():
-                layer = self.model.get_submodule(units.modules[name])
-                hook = layer.register_forward_pre_hook(partial(_masked, mask))
-                stack.callback(hook.remove)
+        with self._units().ablated(self.model, conditions):
             yield
 
     def _asked(
@@ -196,10 +186,7 @@ class LanguageModel:
         Raises:
             InputError: none are found.
         """
-        config = self.model.config
-        heads = {stack: getattr(config, f"{stack}_attention_heads", getattr(config, "num_attention_heads", 1))
-                 for stack in ("blocks", "encoder", "decoder")}  # fmt: skip
-        return Units(blocks_of(self.explainer.model_graph, self.explainer.joins), self.explainer.shapes, heads)
+        return Units.of(self.explainer, self.model.config)
 
     def _call(self, asked: Asked) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
         """What the explainer is given by name, the targets, the tokens that are explained, and their rows."""

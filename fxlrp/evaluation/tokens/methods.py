@@ -15,6 +15,7 @@ from fxlrp.common.errors import MethodError
 from fxlrp.compiler import capture, compile
 from fxlrp.evaluation.methods.relevance import compile_options, preset_of, rules_of
 from fxlrp.evaluation.relevance_sums import INPUT
+from fxlrp.evaluation.tokens.heads import HeadRelevance, relevance_of_heads
 from fxlrp.evaluation.tokens.measures import falls, scored
 from fxlrp.evaluation.tokens.subject import Passage, TokenModel
 from fxlrp.loading.models import import_callable
@@ -29,11 +30,13 @@ class PlaceRelevance:
         values: (places,).
         start: what entered at the output; ``None`` where nothing is distributed.
         magnitudes: Σ|R| at the input of modules, by name, and of all numbers at that of the model (``"input"``).
+        heads: the relevance of attention heads; ``None`` where it was not asked for, or is not to be had.
     """
 
     values: Tensor
     start: float | None = None
     magnitudes: Mapping[str, float] = field(default_factory=dict)
+    heads: HeadRelevance | None = None
 
 
 ExplainPlaces = Callable[[Passage, int | None], PlaceRelevance]
@@ -48,11 +51,13 @@ class Subject:
         model: is explained.
         batch_size: how many passages it sees at a time.
         checkpoints: modules at whose input magnitudes of relevance are added up.
+        heads: whether the relevance of attention heads is wanted.
     """
 
     model: TokenModel
     batch_size: int
     checkpoints: tuple[str, ...] = ()
+    heads: bool = False
     _captured: CapturedModel | None = None
 
     @property
@@ -71,6 +76,8 @@ def relevance(subject: Subject, *, rules: Mapping[str, str] | None = None, **opt
         rules: rules as texts by pattern, as the command line takes them.
         **options: other options of :func:`fxlrp.compile`.
     """
+    if subject.heads and not hasattr(subject.model.model, "config"):
+        raise MethodError("heads are told of models of transformers, whose config says how many there are")
     own = preset_of(options)
     explainer = compile(subject.captured, rules=rules_of(rules), checkpoints=subject.checkpoints, **own)
 
@@ -80,7 +87,8 @@ def relevance(subject: Subject, *, rules: Mapping[str, str] | None = None, **opt
         arrived = {INPUT: found, **explanation.checkpoints} if subject.checkpoints else {}
         magnitudes = {name: float(values.double().abs().sum()) for name, values in arrived.items()}
         places = found.flatten(1).sum(1) if found.dim() > 1 else found
-        return PlaceRelevance(places, float(explanation.start[0]), magnitudes)
+        heads = relevance_of_heads(explainer, subject.model.model, passage, target) if subject.heads else None
+        return PlaceRelevance(places, float(explanation.start[0]), magnitudes, heads)
 
     return explain
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from fxlrp.common.atomic_files import whole
 from fxlrp.common.errors import EvaluationError
 from fxlrp.common.text_tables import markdown, verbatim
 from fxlrp.evaluation.config import Config
+from fxlrp.evaluation.costs import Cost, costs_of
 from fxlrp.evaluation.relevance_sums import INPUT
 from fxlrp.evaluation.statistics import Array, estimate
+from fxlrp.evaluation.tokens.heads import DRAWS
 
 _FAILURES = 50
 """So many lines at most tell what failed."""
@@ -28,7 +30,8 @@ relevance of {places} with by how much {followed} falls when each is replaced by
 *linear* (Pearson). *Area*: between two curves, as {places} are replaced one after the other, those with the least \
 relevance first less those with the most first (Achtibat et al., ICML 2024). Brackets hold the 95 % confidence \
 interval of the mean over {what} (bootstrap, BCa); Σ|R| / start, of all {places}, is a median. Time is that of a {one} \
-over a forward pass, the median of rounds in turn."""
+over a forward pass, the median of turns that methods take one after the other, of all threads; \
+`results.csv` has the least and the most, and those of a placebo, a forward pass over another."""
 
 _BOUNDS = """\
 *Bound*: Σ|R| over all numbers of the input, over that at the input of a module; nine of ten {what} are below it."""
@@ -37,6 +40,14 @@ _TRUTH = """\
 Of the {places} that the right class is known to rest on: *first*, how often that with the largest magnitude is one of \
 them, and *by sign*, that with the most relevance; *all first*, how often they have the largest magnitudes of all; \
 *share*, what part of all magnitudes lies on them; *precision*, average precision in the order of magnitudes."""
+
+_HEADS = """\
+{count} of the {all} heads were ablated at once, replaced by zeros: by how much {followed} changes, up or down, \
+without those with the most relevance by magnitude, with the least, and at random (mean of {draws} draws, the same \
+for all methods). *Order*: rank correlation of the relevance of each head with the fall when it alone is ablated."""
+
+HEADS = ("most", "random", "least", "order")
+"""What is measured of heads, as it is called in a report."""
 
 TRUTH = {"first": "first", "first_signed": "by sign", "all_first": "all first", "share": "share",
          "precision": "precision"}  # fmt: skip
@@ -49,7 +60,7 @@ def write_passage_report(config: Config, results: pl.DataFrame, costs: Mapping[s
     Args:
         config: what was run.
         results: one row per passage and method.
-        costs: by method, its time over a forward pass; of several subjects by subject.
+        costs: by method the content of its :class:`~fxlrp.evaluation.costs.Cost`; of several subjects by subject.
         folder: where to.
 
     Returns:
@@ -59,9 +70,10 @@ def write_passage_report(config: Config, results: pl.DataFrame, costs: Mapping[s
     parts, summaries = [f"# {config.title}", *_introduction(config, results)], []
     for subject in config.subjects:
         own = results.filter(pl.col("subject") == subject.name)
-        summary = _summary(own)
+        cost = costs_of(costs.get(subject.name, {}) if subject.name else costs)
+        summary = _summary(own, cost)
         summaries.append(summary if not subject.name else summary.select(pl.lit(subject.name).alias("subject"), "*"))
-        parts += _sections(config, subject.name, own, summary, costs.get(subject.name, {}) if subject.name else costs)
+        parts += _sections(config, subject.name, own, summary, cost)
     parts += _failures(results)
     pl.concat(summaries, how="diagonal_relaxed").write_csv(folder / "results.csv")
     with whole(folder / "report.md", EvaluationError) as path:
@@ -84,7 +96,7 @@ def _introduction(config: Config, results: pl.DataFrame) -> Iterator[str]:
 
 
 def _sections(
-    config: Config, subject: str, results: pl.DataFrame, summary: pl.DataFrame, costs: Mapping[str, Any]
+    config: Config, subject: str, results: pl.DataFrame, summary: pl.DataFrame, costs: Mapping[str, Cost]
 ) -> Iterator[str]:
     """What is told of a subject; of several each has its heading, and others below it."""
     below = "###" if subject else "##"
@@ -102,7 +114,12 @@ def _sections(
     yield markdown(columns, _lines(results, summary, names, bounds, costs))
     if _has_truth(results):
         yield f"{below} Known truth"
-        yield markdown(["method", *TRUTH.values()], _truth_lines(results))
+        yield markdown(["method", *TRUTH.values()], _map_lines(results, "truth", TRUTH))
+    if _names(results, "heads"):
+        yield f"{below} Heads"
+        total = int(_entries(results, "heads", "heads")[0])
+        yield _HEADS.format(count=config.metrics.heads, all=total, followed=_told(names[0]), draws=DRAWS)
+        yield markdown(["method", *HEADS], _map_lines(results, "heads", HEADS))
     yield from _against(config, results, below)
     if config.what == "texts":
         yield from _answers(results, below)
@@ -126,8 +143,8 @@ def _has_truth(results: pl.DataFrame) -> bool:
     return bool(_names(results, "truth"))
 
 
-def _summary(results: pl.DataFrame) -> pl.DataFrame:
-    """One row per method, in the order in which they first come: means, medians over the start, and bounds."""
+def _summary(results: pl.DataFrame, costs: Mapping[str, Cost]) -> pl.DataFrame:
+    """One row per method, in the order in which they first come: means, medians over the start, bounds, and costs."""
     lines = []
     for (method,), rows in results.group_by("method", maintain_order=True):
         good = rows.filter(pl.col("status") == "ok")
@@ -142,11 +159,20 @@ def _summary(results: pl.DataFrame) -> pl.DataFrame:
             line |= _interval(f"area_{name}", _entries(good, "areas", name))
         for name in TRUTH if _has_truth(results) else ():
             line |= _interval(f"truth_{name}", _entries(good, "truth", name))
+        for name in HEADS if _names(results, "heads") else ():
+            line |= _interval(f"heads_{name}", _entries(good, "heads", name))
         for name in _names(results, "magnitudes"):
             if name != INPUT:
                 line[f"bound_{name}"] = _bound(good, name)
-        lines.append(line | {"magnitude": float(np.median(magnitudes)) if magnitudes else None})
+        line["magnitude"] = float(np.median(magnitudes)) if magnitudes else None
+        if method in costs:
+            line |= _range("time", costs[method].turns) | _range("placebo", costs[method].placebo)
+        lines.append(line)
     return pl.DataFrame(lines, infer_schema_length=None)
+
+
+def _range(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {name: float(np.median(values)), f"{name}_least": min(values), f"{name}_most": max(values)} if values else {}
 
 
 def _numbers(rows: pl.DataFrame, column: str) -> Array:
@@ -171,7 +197,7 @@ def _interval(name: str, values: Array) -> dict[str, float | None]:
 
 
 def _lines(
-    results: pl.DataFrame, summary: pl.DataFrame, names: list[str], bounds: list[str], costs: Mapping[str, Any]
+    results: pl.DataFrame, summary: pl.DataFrame, names: list[str], bounds: list[str], costs: Mapping[str, Cost]
 ) -> Iterator[list[str]]:
     for line in summary.iter_rows(named=True):
         method = line["method"]
@@ -185,14 +211,16 @@ def _lines(
             *(estimate(_entries(good, "areas", name)).text(1, 3 if name == "output" else 1) for name in names),
             "–" if line["magnitude"] is None else f"{line['magnitude']:.2f}",
             *("–" if line[bound] is None else f"{line[bound]:.1f}" for bound in bounds),
-            f"{costs[method]:.1f}" if method in costs else "–",
+            f"{costs[method].median:.1f}" if method in costs else "–",
         ]  # fmt: skip
 
 
-def _truth_lines(results: pl.DataFrame) -> Iterator[list[str]]:
+def _map_lines(results: pl.DataFrame, column: str, names: Iterable[str]) -> Iterator[list[str]]:
+    """What the maps of a column have under these names, by method; methods without any are left out."""
     for method in results["method"].unique(maintain_order=True):
         good = _good(results, method)
-        yield [method, *(estimate(_entries(good, "truth", name)).text(1, 2) for name in TRUTH)]
+        if _names(good, column):
+            yield [method, *(estimate(_entries(good, column, name)).text(1, 2) for name in names)]
 
 
 def _good(results: pl.DataFrame, method: str) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from fxlrp.evaluation.costs import measure_costs
 from fxlrp.evaluation.data import Sample
 from fxlrp.evaluation.measure import Failure, one_line
 from fxlrp.evaluation.store import COSTS, Row, Store
+from fxlrp.evaluation.tokens.heads import Ablation, measured_heads
 from fxlrp.evaluation.tokens.measures import (
     Score,
     falls,
@@ -82,22 +83,23 @@ class PassageRun:
         made = [item for methods in self.methods.values() for item in methods.items()]
         return {name: each.reason for name, each in reversed(made) if isinstance(each, Failure)}
 
-    def _costs(self, samples: Iterable[Sample]) -> dict[str, float]:
+    def _costs(self, samples: Iterable[Sample]) -> dict[str, Any]:
         for sample in samples:
             with suppress(FxlrpError):  # its reason is among the results
                 return self._costs_on(sample, self._asked(sample))
         return {}
 
-    def _costs_on(self, sample: Sample, asked: Asked) -> dict[str, float]:
+    def _costs_on(self, sample: Sample, asked: Asked) -> dict[str, Any]:
         calls = {name: partial(method, asked.passage, asked.target)
                  for name, method in self._methods(sample).items() if not isinstance(method, Failure)}  # fmt: skip
-        return measure_costs(calls, partial(asked.model, asked.passage.inputs), self.workers.device)
+        return measure_costs(calls, partial(asked.model, asked.passage.inputs), self.workers.device,
+                             self.config.metrics.rounds)  # fmt: skip
 
     def _methods(self, sample: Sample) -> Mapping[str, ExplainPlaces | Failure]:
         spec = self.specs[sample.subject]
         if spec not in self.methods:
             metrics = self.config.metrics
-            subject = Subject(self.models[spec], metrics.batch_size, metrics.checkpoints)
+            subject = Subject(self.models[spec], metrics.batch_size, metrics.checkpoints, metrics.heads > 0)
             made: dict[str, ExplainPlaces | Failure] = {}
             for entry in self.config.methods:
                 name, kind, options = entry.spec.name, entry.spec.kind, entry.spec.options
@@ -132,6 +134,7 @@ class PassageRun:
             "label": passage.label, "target": asked.target, "answer": said,
             "tokens": None if passage.content.is_floating_point() else passage.content[0].tolist(),
         }  # fmt: skip
+        ablation = Ablation(asked.model.model, asked.score, passage)
         rows = []
         for name, method in self._methods(sample).items():
             row = columns | {"method": name, "status": "ok", "reason": ""}
@@ -145,8 +148,15 @@ class PassageRun:
                 "correlation": order_correlation(relevance, fallen), "linear": linear_correlation(relevance, fallen),
                 "areas": list(removal_area(asked.score, passage, relevance, blank).items()),
                 "truth": list(_truth(passage, relevance).items()), "magnitudes": list(found.magnitudes.items()),
+                "heads": list(self._heads(found, ablation, sample.index).items()),
             })  # fmt: skip
         return rows
+
+    def _heads(self, found: PlaceRelevance, ablation: Ablation, seed: int) -> dict[str, float]:
+        if found.heads is None:
+            return {}
+        fall = partial(ablation.fall, found.heads.units)
+        return measured_heads(found.heads.values, fall, self.config.metrics.heads, seed)
 
 
 def _truth(passage: Passage, relevance: torch.Tensor) -> dict[str, float]:
