@@ -53,7 +53,8 @@ def relevance_of_heads(explainer: Explainer, model: Any, passage: Passage, targe
         InputError: there is no attention on a skip.
     """
     units = Units.of(explainer, model.config)
-    found = explainer.relevance_of(nodes=units.nodes(_STACK), target=target, **passage.inputs)
+    inputs: dict[str, Any] = dict(passage.inputs)
+    found = explainer.relevance_of(nodes=units.nodes(_STACK), target=target, **inputs)
     amounts = units.amounts(_STACK, found, passage.places)
     heads = Inside(amounts, ("",) * passage.places, "").top_heads(sum(len(each) for each in amounts.values()))
     return HeadRelevance(units, dict(heads))
