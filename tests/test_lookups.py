@@ -78,8 +78,100 @@ def test_a_mask_that_chooses_numbers_is_not_taken_for_them():
         def forward(self, keep, ids):
             return self.head(self.e(torch.where(keep > 0, ids, 0)).mean(1))
 
-    with pytest.raises(fxlrp.errors.CaptureError, match="does not depend on the input"):
-        fxlrp.compile(Chosen().eval(), "conserving", start="logit")(torch.ones_like(IDS), IDS)
+    keep = torch.ones_like(IDS)
+    keep[:, 1] = 0
+    explanation = fxlrp.compile(Chosen().double().eval(), "epsilon", start="logit")(keep, IDS)
+    assert not explanation.by_input["keep"].any()
+    relevance = fxlrp.token_relevance(explanation.by_input["ids"])
+    assert (relevance[:, 1] == 0).all()
+    assert (relevance[:, [0, 2, 3, 4]] != 0).all()
+
+
+# By the lookup of what is joined, and by the join of lookups, with features behind.
+JOINED = {
+    "a token of the model's own in front": (
+        lambda m, i: m.e(torch.cat([m.cls.expand(len(i), 1), i], 1)),
+        lambda m, i: torch.cat([m.e(m.cls.expand(len(i), 1)), m.e(i)], 1),
+    ),
+    "counted from the last axis, and cast": (
+        lambda m, i: m.e(torch.cat((i, i.new_ones(i.shape[0], 2)), dim=-1).to(torch.int32).long()),
+        lambda m, i: torch.cat([m.e(i), m.e(i.new_ones(i.shape[0], 2))], 1),
+    ),
+    "a separator between two parts": (
+        lambda m, i: m.e(torch.cat([i[:, :2], torch.full((len(i), 1), 7), i[:, 2:]], 1)),
+        lambda m, i: torch.cat([m.e(i)[:, :2], m.e(torch.full((len(i), 1), 7)), m.e(i)[:, 2:]], 1),
+    ),
+    "cut, and shifted by one number": (
+        lambda m, i: m.e((torch.cat([i, i + 1], 1) + 3)[:, 1:8]),
+        lambda m, i: torch.cat([m.e(i + 3), m.e(i + 4)], 1)[:, 1:8],
+    ),
+    "columns put side by side": (
+        lambda m, i: m.e(torch.stack([i[:, 0], i[:, 3]], -1)), lambda m, i: m.e(i[:, [0, 3]])
+    ),
+    "where a condition holds": (
+        lambda m, i: m.e(torch.where(i > 3, i, 2)),
+        lambda m, i: torch.where((i > 3)[..., None], m.e(i), m.e.weight[2]),
+    ),
+    "method where": (
+        lambda m, i: m.e(i.where(i > 3, i.flip(1))),
+        lambda m, i: torch.where((i > 3)[..., None], m.e(i), m.e(i.flip(1))),
+    ),
+    "shifted to the right": (
+        lambda m, i: m.e(shifted(i)),
+        lambda m, i: torch.cat([m.e(torch.full((len(i), 1), 2)), m.e(i)[:, :-1]], 1),
+    ),
+    "written where a condition holds": (
+        lambda m, i: m.e(i.index_put((i < 2,), torch.tensor(4))),
+        lambda m, i: torch.where((i < 2)[..., None], m.e.weight[4], m.e(i)),
+    ),
+    "a parameter indexed": (
+        lambda m, i: m.e.weight[torch.cat([m.cls.expand(len(i), 1), i], 1)],
+        lambda m, i: torch.cat([m.e(m.cls.expand(len(i), 1)), m.e(i)], 1),
+    ),
+}  # fmt: skip
+
+
+def shifted(ids):
+    moved = ids.new_zeros(ids.shape)
+    moved[:, 1:] = ids[:, :-1].clone()
+    moved[:, 0] = 2
+    return moved
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence", "attnlrp"])
+@pytest.mark.parametrize("name", JOINED)
+def test_joined_numbers_are_looked_up_part_by_part(name, preset):
+    parts = {"e": table(30), "cls": torch.tensor([[9]]), "layer": nn.Linear(6, 6)}
+
+    def made(look_up):
+        return Ids(lambda m, i: m.layer(torch.relu(look_up(m, i))).mean(1), 6, **parts)
+
+    model, apart = map(made, JOINED[name])
+    explainer, _ = assert_explains(
+        model, IDS, preset=preset, start="logit", absorbs=("bias", "constant", "padding", "stabilizer")
+    )
+    found = fxlrp.token_relevance(explainer(IDS).relevance)
+    assert found.shape == IDS.shape
+    assert_close(found, fxlrp.token_relevance(fxlrp.compile(apart, preset, start="logit")(IDS).relevance))
+
+
+def test_numbers_of_two_inputs_side_by_side_have_their_own_relevance():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.e, self.head = table(), nn.Linear(12, 3)
+
+        def forward(self, user, item):
+            return self.head(self.e(torch.stack([user, item + 10], 1)).flatten(1))
+
+    model, user, item = Pair().double().eval(), torch.tensor([1, 2, 3]), torch.tensor([4, 9, 0])
+    explainer = fxlrp.compile(model, "epsilon", start="logit")
+    explanation = explainer(user, item, target=1)
+    weight = model.head.weight[1].detach()
+    for name, ids, part in (("user", user, weight[:6]), ("item", item + 10, weight[6:])):
+        assert_close(explanation.by_input[name], model.e.weight[ids].detach() * part, limit=1e-4)
+    assert_close(explainer(user[1:2], item[1:2], target=1).by_input["user"], explanation.by_input["user"][1:2])
 
 
 def test_relevance_of_a_column_is_where_the_column_is():

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import operator
 from operator import getitem
 from typing import Any
 
 from torch import fx
 
 from fxlrp.vocabulary import VOCABULARY, Kind, Unsupported
+
+IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
+
+
+def called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", target)
+    return target if isinstance(target, str) else str(getattr(packet, "__name__", ""))
+
+
+def overwrites(node: fx.Node) -> bool:
+    """Whether a captured node overwrites its first argument."""
+    if node.kwargs.get("inplace", False) or node.target in IN_PLACE_OPERATORS:
+        return True
+    name = called(node)
+    return node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
 
 
 class Aliases:

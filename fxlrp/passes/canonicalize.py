@@ -21,10 +21,11 @@ from fxlrp.capture.decompositions import can_be_decomposed, is_composite
 from fxlrp.capture.symbolic import NOT_THE_MODEL
 from fxlrp.common.errors import UnknownOperationError
 from fxlrp.common.tensors import dense, dequantized, is_packed, plain_name, safe_name
-from fxlrp.passes.aliases import Aliases
+from fxlrp.passes.aliases import IN_PLACE_OPERATORS, Aliases, called, overwrites
 from fxlrp.passes.building import identifier, target_name
 from fxlrp.passes.complex_calls import ComplexBuilder, holds_complex, of_constant
 from fxlrp.passes.facts import KEY, Facts, Origin, facts
+from fxlrp.passes.joined_numbers import PART, parted
 from fxlrp.passes.lookups import table_index
 from fxlrp.passes.refusals import check_fixed, check_real_output
 from fxlrp.passes.signal import signal_nodes
@@ -43,8 +44,6 @@ SEVERAL = (nn.Sequential, nn.MultiheadAttention)
 SELECTED = {"values": 0, "indices": 1}
 """What a maximum, a sort or a selection returns, by its names."""
 
-IN_PLACE_OPERATORS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow})
-
 
 def canonicalize(captured: Captured) -> fx.GraphModule:
     """Rewrite a captured graph in the canonical form, with :class:`Origin` known for every node.
@@ -52,7 +51,7 @@ def canonicalize(captured: Captured) -> fx.GraphModule:
     Raises:
         UnknownOperationError: some operations are not in the vocabulary; all are named.
     """
-    return _Canonicalizer(captured).run()
+    return _Canonicalizer(parted(captured)).run()
 
 
 class _Canonicalizer:
@@ -130,12 +129,12 @@ class _Canonicalizer:
                 rank = None if value is None else value.dim()
                 self.aliases.bind(node, lower_table(table, indices, entries.axis, behind, rank))
                 return
-            lower, overwrites = self._spelling(node)
+            lower, writes = self._spelling(node)
             value = lower(*args, **kwargs)
             if holds_complex(node.meta.get("val")) and not isinstance(value, ComplexPair):
                 raise Unsupported("makes complex values of the input, of which nothing is known")
             self.aliases.bind(node, value)
-            if overwrites or kwargs.get("inplace", False):
+            if writes or kwargs.get("inplace", False):
                 self.aliases.overwrite(node)
         except (Unsupported, TypeError, AttributeError, fx.proxy.TraceError) as reason:
             what, where = self._describe(node)
@@ -175,25 +174,25 @@ class _Canonicalizer:
             lowering = VOCABULARY.overload(target)
             if lowering is not None:
                 return lowering, False
-            base, overwrites = _base(_called(node))
+            base, writes = _base(called(node))
             lowering = VOCABULARY.overload(getattr(getattr(torch.ops.aten, base, None), target._overloadname, None))
             if lowering is None:
                 raise Unsupported
-            return lowering, overwrites
+            return lowering, writes
         composed = VOCABULARY.composed_method if node.op == "call_method" else VOCABULARY.composed_function
         if (lowering := composed(target)) is not None:
             return lowering, False
         name = target if node.op == "call_method" else getattr(target, "__name__", "")
         operation = VOCABULARY.method(target) if node.op == "call_method" else VOCABULARY.function(target)
-        overwrites = target in IN_PLACE_OPERATORS
+        writes = target in IN_PLACE_OPERATORS
         base, in_place = _base(name)
         if operation is None and base:
             if (lowering := VOCABULARY.composed_method(base)) is not None:
                 return lowering, in_place
-            operation, overwrites = VOCABULARY.method(base) or VOCABULARY.named(base), in_place
+            operation, writes = VOCABULARY.method(base) or VOCABULARY.named(base), in_place
         if operation is None:
             raise Unsupported
-        return operation.call, overwrites
+        return operation.call, writes
 
     def tensor(self, name: str) -> fx.Proxy:
         """The node of a parameter or buffer, one for all its uses; its shape is known."""
@@ -215,7 +214,7 @@ class _Canonicalizer:
         return fx.node.map_aggregate(value, lambda v: self.aliases.value(v) if isinstance(v, fx.Node) else v)
 
     def _label(self, node: fx.Node) -> None:
-        node.meta[KEY] = Facts(origin_of(self.current))
+        node.meta[KEY] = Facts(origin_of(self.current), part_of=self.current.meta.get(PART, ""))
 
     def _name(self, target: Any) -> str:
         """A leaf module's one operation is named by its path, others by path and operation."""
@@ -273,11 +272,11 @@ def _is_atomic(node: fx.Node) -> bool:
     if node.op == "call_module":
         return False
     if isinstance(node.target, torch._ops.OpOverload):  # of a program that was exported before
-        opened = node.target._schema.is_mutable or is_composite(node.target) or can_be_decomposed(_called(node))
+        opened = node.target._schema.is_mutable or is_composite(node.target) or can_be_decomposed(called(node))
         return not opened
     if node.op == "call_function" and hasattr(node.target, "__code__"):
         return False
-    name = _called(node).rstrip("_")  # an export makes what is done in place functional
+    name = called(node).rstrip("_")  # an export makes what is done in place functional
     packet = getattr(torch.ops.aten, name, None) if name else None
     if packet is None or can_be_decomposed(name):
         return False
@@ -293,17 +292,10 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
     """What the output depends on, and all that overwrites memory (under whichever name)."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or node in needed or _overwrites(node):
+        if node.op == "output" or node in needed or overwrites(node):
             needed.add(node)
             needed.update(node.all_input_nodes)
     return needed
-
-
-def _overwrites(node: fx.Node) -> bool:
-    if node.kwargs.get("inplace", False) or node.target in IN_PLACE_OPERATORS:
-        return True
-    name = _called(node)
-    return node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
 
 
 def _base(name: str) -> tuple[str, bool]:
@@ -315,13 +307,6 @@ def _base(name: str) -> tuple[str, bool]:
         return name.removesuffix("_copy"), False
     in_place = name.endswith("_") and not name.endswith("__")
     return (name[:-1] if in_place else ""), in_place
-
-
-def _called(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    target: Any = node.target
-    packet = getattr(target, "overloadpacket", target)
-    return target if isinstance(target, str) else str(getattr(packet, "__name__", ""))
 
 
 def origin_of(node: fx.Node) -> Origin:

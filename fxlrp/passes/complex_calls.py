@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from fxlrp.passes.building import Builder
+from fxlrp.passes.lookups import SHAPE_METHODS
 from fxlrp.passes.refusals import called
-from fxlrp.passes.signal import SHAPE_METHODS
 from fxlrp.steps.fourier import imaginary_part, real_part
 from fxlrp.vocabulary import VOCABULARY
 from fxlrp.vocabulary.complex_values import ComplexPair, complex_call, is_complex

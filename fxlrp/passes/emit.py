@@ -145,7 +145,11 @@ def _arrived(node: fx.Node, values: Values, flows: Flows) -> Any:
     forward = [other for other in node.graph.nodes if other.op != "output"]
     looked_up = [n for n in forward if facts(n).source is node and n in flows.received]
     source = values.value(node)
-    placed = [lookups.place(n, flows.received[n], source, values.again) for n in looked_up]
+    parts: dict[str, list[Any]] = {}  # of one lookup in the model relevance is one
+    for n in looked_up:
+        part = lookups.place(n, flows.received[n], source, values.again)
+        parts.setdefault(facts(n).part_of or n.name, []).append(part)
+    placed = [added(of_one) for of_one in parts.values()]
     if not facts(node).integer:
         # An input that only opens a gate, or is not used at all, receives nothing.
         received = flows.received.get(node, torch.zeros_like(source))

@@ -44,6 +44,7 @@ class Facts:
         batch: for an input, which of its axes is the batch; ``None``: all inputs together are one item.
         fixed: for an input, whether its graph is of one size of the batch alone.
         source: for an embedding lookup, the input that it looks up.
+        part_of: for a lookup of a part of joined numbers, the name of the lookup in the model; else empty.
         nonnegative: whether it is known to have no negative element.
         padded: whether a part of it carries no signal: padding, or a concatenated constant.
         filled: whether padding in it may hold other values than zero.
@@ -72,6 +73,7 @@ class Facts:
     batch: int | None = 0
     fixed: bool = False
     source: fx.Node | None = None
+    part_of: str = ""
     nonnegative: bool = False
     padded: bool = False
     filled: bool = False

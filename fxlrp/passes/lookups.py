@@ -22,8 +22,20 @@ from fxlrp.vocabulary import VOCABULARY, Kind, Operation
 
 aten = torch.ops.aten
 
-_CASTS = frozenset({"long", "int", "to", "contiguous", "type", "_to_copy", "clone", "detach", "alias", "type_as"})
-_SHIFTS = frozenset({"add", "sub", "mul", "remainder", "clamp", "clamp_min", "clamp_max", "iadd", "isub", "mod"})
+SHAPE_METHODS = frozenset({
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "is_contiguous", "is_floating_point",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "__len__", "is_complex",
+    "is_conj",
+})  # fmt: skip
+SHAPE_FUNCTIONS = frozenset({
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "is_floating_point", "numel",
+    "len", "sym_size", "sym_numel", "sym_stride", "zero", "fill", "is_complex", "is_conj",
+})  # fmt: skip
+"""Methods and functions that ask of a value no more than its shape."""
+
+CASTS = frozenset({"long", "int", "to", "contiguous", "type", "_to_copy", "clone", "detach", "alias", "type_as"})
+"""What leaves every number as it is."""
+SHIFTS = frozenset({"add", "sub", "mul", "remainder", "clamp", "clamp_min", "clamp_max", "iadd", "isub", "mod"})
 """Arithmetic with constants, which makes other numbers of the same things: ``ids + offsets``."""
 _SWAPS = frozenset({"t", "transpose", "swapaxes", "swapdims", "permute", "T", "mT", "movedim", "moveaxis"})
 
@@ -41,7 +53,7 @@ def is_moved(node: fx.Node) -> bool:
     """Whether a node only moves, casts or overwrites its first argument."""
     if node.op not in ("call_function", "call_method"):
         return False
-    if name_of(node) in _CASTS or node.target is operator.getitem:
+    if name_of(node) in CASTS or node.target is operator.getitem:
         return True
     operation = _operation(node)
     # The first argument of `where` is the mask.
@@ -53,7 +65,7 @@ def _operation(node: fx.Node) -> Operation | None:
     if node.op == "call_method":
         return VOCABULARY.method(str(node.target))
     if isinstance(node.target, torch._ops.OpOverload):
-        return VOCABULARY.canonical(VOCABULARY.overload(node.target))
+        return VOCABULARY.spelled(node.target)
     return VOCABULARY.function(node.target)
 
 
@@ -61,7 +73,7 @@ def _goes_on(node: fx.Node) -> bool:
     """Whether what is looked up by a node is looked up by its first argument: it is moved, cast or shifted."""
     if is_moved(node):
         return True
-    return name_of(node) in _SHIFTS and isinstance(node.args[0], fx.Node) and not comes_from_input(node.args[1:])
+    return name_of(node) in SHIFTS and isinstance(node.args[0], fx.Node) and not comes_from_input(node.args[1:])
 
 
 def comes_from_input(arguments: Any) -> bool:
@@ -71,14 +83,18 @@ def comes_from_input(arguments: Any) -> bool:
         node = waiting.pop()
         if node.op == "placeholder":
             return not _is_size(node)
-        if node not in seen and not _is_size(node):
+        if node not in seen:
             seen.add(node)
-            waiting.extend(node.all_input_nodes)
+            of_shape = node.args[:1] if _is_size(node) else ()
+            waiting.extend(each for each in node.all_input_nodes if each not in of_shape)
     return False
 
 
+_OF_SHAPE = SHAPE_METHODS | SHAPE_FUNCTIONS | {"shape", "device", "dtype"}
+
+
 def _is_size(node: fx.Node) -> bool:
-    return node.op != "placeholder" and name_of(node) in ("shape", "size", "sym_size", "device", "dtype", "len")
+    return node.op != "placeholder" and name_of(node) in _OF_SHAPE
 
 
 def trail(index: Any) -> Iterator[fx.Node]:
@@ -220,13 +236,13 @@ def _changes_place(node: fx.Node) -> bool:
     """Whether a node moves numbers: one that casts or shifts them, or writes over some, leaves each in its place."""
     operation = _operation(node)
     writes = operation is not None and bool(operation.loses or len(operation.operand_names()) > 1)
-    return is_moved(node) and name_of(node) not in _CASTS and not writes
+    return is_moved(node) and name_of(node) not in CASTS and not writes
 
 
 def is_counted_as_it_is(node: fx.Node) -> bool:
     """Whether a lookup is by the numbers of its input themselves, none of them shifted or written over."""
     nodes = [moved for moved in trail(_indices(node)) if moved.op != "placeholder"]
-    return all(name_of(moved) in _CASTS or _changes_place(moved) for moved in nodes)
+    return all(name_of(moved) in CASTS or _changes_place(moved) for moved in nodes)
 
 
 def is_cast(node: fx.Node) -> bool:

@@ -8,17 +8,8 @@ import torch
 from torch import fx
 
 from fxlrp.capture import Captured
-from fxlrp.passes.lookups import index_of, trail
+from fxlrp.passes.lookups import SHAPE_FUNCTIONS, SHAPE_METHODS, index_of, trail
 
-SHAPE_METHODS = frozenset({
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "get_device", "is_contiguous", "is_floating_point",
-    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "element_size", "__len__", "is_complex",
-    "is_conj",
-})  # fmt: skip
-SHAPE_FUNCTIONS = frozenset({
-    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "is_floating_point", "numel",
-    "len", "sym_size", "sym_numel", "sym_stride", "zero", "fill", "is_complex", "is_conj",
-})  # fmt: skip
 VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices", "real", "imag", "solution"})
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
 QUESTIONS = frozenset({

@@ -201,6 +201,7 @@ class Vocabulary:
         self._by_method: dict[str, Operation] = {}
         self._by_module: dict[type[nn.Module], Callable[..., Any]] = {}
         self._by_overload: dict[Any, Callable[..., Any]] = {}
+        self._spelled: dict[Any, Operation] = {}
         self._composed_functions: dict[Any, Callable[..., Any]] = {}
         self._composed_methods: dict[str, Callable[..., Any]] = {}
 
@@ -210,6 +211,7 @@ class Vocabulary:
         self._by_overload[operation.target] = operation.target
         for overload, lower in operation.aten.items():
             self._by_overload[overload] = lower or operation.target
+        self._spelled.update(dict.fromkeys((operation.target, *operation.aten), operation))
         for function in operation.functions:
             self._by_function[function] = operation
         for method in operation.methods:
@@ -242,6 +244,10 @@ class Vocabulary:
     def overload(self, overload: Any) -> Callable[..., Any] | None:
         """How a call of this overload is lowered, its arguments being those of its schema."""
         return self._by_overload.get(overload) or self._by_overload.get(str(overload))
+
+    def spelled(self, overload: Any) -> Operation | None:
+        """The operation that this overload spells."""
+        return self._spelled.get(overload) or self._spelled.get(str(overload))
 
     def function(self, function: Any) -> Operation | None:
         """The operation that this function spells."""
