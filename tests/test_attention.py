@@ -323,3 +323,27 @@ def test_one_value_an_item_beside_a_sequence_that_comes_first(swapped, join):
             return self.head(torch.relu(mixed)).mean(0)
 
     assert_explains(double(Beside()), randn(3, 5, 8))
+
+
+@pytest.mark.parametrize("preset", ["conserving", "evidence", "attnlrp"])
+def test_a_row_that_is_masked_altogether_and_blanked_receives_nothing(preset):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.score, self.head = nn.Linear(4, 6), nn.Linear(6, 1), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.embed(x)  # (batch, rows, places, features)
+            there = torch.tensor([True, False, True])[:, None] & torch.ones(5, dtype=torch.bool)
+            scores = self.score(x).squeeze(-1).masked_fill(~there, -torch.inf)
+            weights = scores.softmax(-1).masked_fill(~there, 0.0)
+            return self.head((weights[..., None] * x).sum((1, 2)))
+
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    explainer, _ = assert_explains(
+        Pooled().double().eval(), x, preset=preset, start="logit", absorbs=("bias", "constant", "padding", "stabilizer")
+    )
+    relevance = explainer(x).relevance
+    assert not relevance[:, 1].any()
+    assert relevance[:, [0, 2]].any(-1).all()

@@ -57,6 +57,14 @@ def attended_boxes(h):
     return mixed.relu().unflatten(0, (2, -1)).transpose(0, 1)
 
 
+def overlapping(h):
+    """Windows that overlap by half, by the strides of a value that lies in memory as it happens to."""
+    windows = h.unflatten(1, (-1, 2)) if h.shape[1] % 2 == 0 else h[:, :-1].unflatten(1, (-1, 2))
+    size, stride = list(windows.shape), list(windows.stride())
+    size[1], stride[1] = 2 * size[1] - 1, stride[1] // 2
+    return windows.as_strided(size, stride)
+
+
 def first_of(result):
     return result[0] if isinstance(result, tuple) else result
 
@@ -182,6 +190,11 @@ FUNCTIONS = {
     "power of a number": (lambda h: 2.0**h, VECTOR),
     "remainder": (lambda h: h + torch.remainder(h, 1.0) - torch.floor(h), VECTOR),
     "frames by as_strided": (lambda h: torch.as_strided(h.contiguous(), (len(h), 3, 2, 6), (30, 6, 12, 1)), SERIES),
+    "frames by as_strided of what was transposed": (lambda h: overlapping(h.transpose(1, 2)), SERIES),
+    "frames by as_strided of heads": (
+        lambda h: overlapping(h.view(-1, 5, 2, 3).transpose(1, 2).reshape(-1, 5, 3)[:, :4].clone()).reshape(len(h), -1),
+        SERIES,
+    ),
     "a diagonal by as_strided": (lambda h: (h @ h.mT).contiguous().as_strided((len(h), 4), (25, 6), 1), SERIES),
     "roi_align": (lambda h: roi_align(h, [POINTS[:2, :4].abs() * 3] * len(h), 2).reshape(len(h), -1), IMAGE),
     "roi_align, the items in turns": (in_turns, IMAGE),

@@ -34,6 +34,7 @@ from fxlrp.vocabulary import VOCABULARY, Unsupported
 from fxlrp.vocabulary.complex_values import ComplexPair
 from fxlrp.vocabulary.embedding import lower_table
 from fxlrp.vocabulary.operation import SHAPE
+from fxlrp.vocabulary.rearrangement import in_memory, lower_as_strided
 from fxlrp.vocabulary.routing import lower_getitem
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
@@ -172,6 +173,9 @@ class _Canonicalizer:
             return (operator.getitem if many else lower_getitem), False
         if isinstance(target, torch._ops.OpOverload):
             lowering = VOCABULARY.overload(target)
+            if lowering is lower_as_strided:  # by how the value lay in memory when the model was read
+                order = in_memory(node.args[0].meta["val"])  # type: ignore[union-attr]
+                return partial(lower_as_strided, order=order), False
             if lowering is not None:
                 return lowering, False
             base, writes = _base(called(node))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from fxlrp.rules.linear import Epsilon, LinearRule, ZPlus
-from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Amount, Ask, Rule, Shares
+from fxlrp.rules.rule import BIAS, CONSTANT, STABILIZER, Amount, Ask, Rule, Shares, fitted
 from fxlrp.steps.attention import (
     Attention,
     attention_scores,
@@ -17,6 +18,7 @@ from fxlrp.steps.attention import (
     finite,
     left_over,
     masked,
+    of_rows,
     per_group,
     softmax_rows,
 )
@@ -164,6 +166,10 @@ class SoftmaxTaylor(Rule):
 
     operations = ("softmax",)
     needs = ("x", "output", "dim")
+
+    def at(self, relevance: Any, ask: Ask) -> Shares:
+        shares = self(relevance, ask("x"), of_rows(ask("output")), dim=ask("dim"))
+        return fitted(shares, ask) if ask("broadcasts") else shares
 
     def __call__(self, relevance: Tensor, x: Tensor, output: Tensor, *, dim: int) -> Shares:
         """Share ``relevance`` of the softmax ``output`` over the axis ``dim`` out over ``x``."""

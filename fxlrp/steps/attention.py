@@ -123,6 +123,12 @@ def sum_rows(tensors: list[Tensor]) -> Tensor:
 
 
 @primitive
+def of_rows(weights: Tensor) -> Tensor:
+    """Zeros in a row of which all is masked: its softmax is NaN, which a model overwrites."""
+    return weights.nan_to_num(nan=0.0)
+
+
+@primitive
 def finite(scores: Tensor) -> Tensor:
     """Zeros in place of −∞: what is masked has no share."""
     return scores.masked_fill(scores == float("-inf"), 0)

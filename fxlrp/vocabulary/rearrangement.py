@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxlrp.steps import batch_axis
 from fxlrp.steps.routing import strided_places, undiagonal
 from fxlrp.vocabulary.batch import in_front, rank
 from fxlrp.vocabulary.channel_moves import lost
-from fxlrp.vocabulary.operation import Arguments, Composed
+from fxlrp.vocabulary.operation import Arguments, Composed, Unsupported
 from fxlrp.vocabulary.routing import lower_expand, lower_flip, move
 
 aten = torch.ops.aten
@@ -50,8 +51,34 @@ def batch_of_diagonal(position: Any, a: Arguments) -> Any:
     return position if in_front(position, *dims) else batch_axis.removed(position, dims, rank(a, *dims))
 
 
-def lower_as_strided(input: Any, size: Any, stride: Any, storage_offset: Any = None) -> Any:
-    """Elements by their places in memory, which is that of a contiguous tensor."""
+def in_memory(value: Tensor) -> list[int]:
+    """The axes of a tensor in the order in which they lie in memory, where its elements lie there one by one.
+
+    Raises:
+        Unsupported: they do not: some are left out, or lie there once for several.
+    """
+    sizes, strides = (list(map(_hint, numbers)) for numbers in (value.shape, value.stride()))
+    order = sorted(range(value.dim()), key=lambda axis: (-strides[axis], axis))
+    expected = 1
+    for axis in reversed(order):
+        if sizes[axis] != 1 and strides[axis] != expected:
+            raise Unsupported("reads the memory of a tensor that is a part of another one")
+        expected *= sizes[axis]
+    return order
+
+
+def _hint(number: Any) -> int:
+    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)
+
+
+def lower_as_strided(input: Any, size: Any, stride: Any, storage_offset: Any = None, order: Any = None) -> Any:
+    """Elements by their places in memory.
+
+    Args:
+        order: the axes of the input in the order in which they lie in memory; ``None``: one after the other.
+    """
+    if order is not None and order != sorted(order):
+        input = aten.permute.default(input, order)
     places = strided_places(input, size, stride, 0 if storage_offset is None else storage_offset)
     picked = aten.index_select.default(aten.reshape.default(input, [-1]), 0, places)
     return aten.reshape.default(picked, list(size) if isinstance(size, tuple) else size)
