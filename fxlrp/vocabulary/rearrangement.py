@@ -72,11 +72,7 @@ def _hint(number: Any) -> int:
 
 
 def lower_as_strided(input: Any, size: Any, stride: Any, storage_offset: Any = None, order: Any = None) -> Any:
-    """Elements by their places in memory.
-
-    Args:
-        order: the axes of the input in the order in which they lie in memory; ``None``: one after the other.
-    """
+    """Elements by their places in memory, where the axes of the input lie in this order; ``None``: as they come."""
     if order is not None and order != sorted(order):
         input = aten.permute.default(input, order)
     places = strided_places(input, size, stride, 0 if storage_offset is None else storage_offset)
