@@ -11,6 +11,7 @@ from fxlrp.common.errors import CaptureError
 from fxlrp.passes.base import Pass, check
 from fxlrp.passes.facts import Facts, facts, has_facts
 from fxlrp.passes.lookups import makes_integers, trail
+from fxlrp.passes.shifts import shift_of
 from fxlrp.vocabulary import VOCABULARY, Bound, Kind, Operation, Sign
 
 
@@ -85,7 +86,7 @@ def _annotate(node: fx.Node, node_facts: Facts) -> None:
 
 
 def _signal_operands(node: fx.Node, operation: Operation | None) -> tuple[tuple[str, fx.Node], ...]:
-    """The arguments that carry signal; for a list argument, each of its entries."""
+    """The arguments that carry signal, but for a shift; for a list argument, each of its entries."""
     if node.target is getitem:
         source = node.args[0]
         carries = isinstance(source, fx.Node) and facts(source).signal
@@ -99,6 +100,8 @@ def _signal_operands(node: fx.Node, operation: Operation | None) -> tuple[tuple[
         for i, entry in enumerate(value if isinstance(value, list | tuple) else [value]):
             if isinstance(entry, fx.Node) and facts(entry).signal:
                 found.append((f"{name}[{i}]" if isinstance(value, list | tuple) else name, entry))
+    if len(found) > 1 and (shift := shift_of(node)) is not None:
+        found = [(name, entry) for name, entry in found if entry is not shift]
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx
 
 from fxlrp.common.tensors import tensor_at
 from fxlrp.passes.facts import facts
+from fxlrp.vocabulary import VOCABULARY
 
 
 class Rank(NamedTuple):
@@ -77,12 +79,15 @@ class Ranks:
             dims = _tensor(node).dim()
             return Rank(dims, dims)
         if node.op == "placeholder":
-            return Rank(1, MANY)
+            rank = facts(node).rank
+            return Rank(1, MANY) if rank is None else Rank(rank, rank)
         sources = [self._found[source] for source in node.all_input_nodes]
         if not sources:
             sizes = _arguments(node).get("size")
             return Rank(len(sizes), len(sizes)) if isinstance(sizes, list | tuple) else UNKNOWN
         name, arguments = _name(node), _arguments(node)
+        if node.target is getitem and _makes_several(node.all_input_nodes[0]):
+            return sources[0]
         if name in _BROADCAST:
             tensors = [self._found[arg] for arg in arguments.values() if isinstance(arg, fx.Node)]
             found = Rank(max(each.least for each in tensors), max(each.most for each in tensors))
@@ -97,6 +102,12 @@ class Ranks:
         if name == "embedding":  # the table is the first argument of ATen's, the second of Python's
             first = node.args[isinstance(node.target, torch._ops.OpOverload)]  # type: ignore[assignment]
         return UNKNOWN if rule is None else rule(self._found[first], arguments)
+
+
+def _makes_several(node: fx.Node) -> bool:
+    """Whether a node makes a list of values, whose rank is that of each."""
+    operation = VOCABULARY.called_by(node)
+    return operation is not None and operation.outputs_many
 
 
 def is_broadcast(node: fx.Node) -> bool:

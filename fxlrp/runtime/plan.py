@@ -34,6 +34,7 @@ from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
 from fxlrp.passes.optimize.recompute import Recompute, kept_values
 from fxlrp.passes.positions import ONE_ITEM
 from fxlrp.passes.request import Program, Request
+from fxlrp.passes.softmaxes import FindSoftmaxes
 from fxlrp.rules import starts
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
@@ -101,7 +102,7 @@ class Plan:
         assign = Assign(
             recipe.chosen_preset, recipe.rules, split=recipe.chosen_split, identity_skips=recipe.identity_skips
         )
-        for step in (Annotate(), FindJoins(), FindDepth(), assign, FoldNorms()):
+        for step in (FindSoftmaxes(), Annotate(), FindJoins(), FindDepth(), assign, FoldNorms()):
             forward = step(forward)
         return forward
 

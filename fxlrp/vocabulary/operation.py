@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 SHAPE = "fxlrp shape"
 """Where a node of the canonical graph keeps the shape that the capture knew of a value without signal."""
@@ -240,6 +240,11 @@ class Vocabulary:
     def canonical(self, target: Any) -> Operation | None:
         """The operation whose canonical target this is."""
         return self._by_target.get(target)
+
+    def called_by(self, value: Any) -> Operation | None:
+        """The operation that a node of the canonical graph calls; ``None`` for any other node or value."""
+        is_call = isinstance(value, fx.Node) and value.op == "call_function"
+        return self.canonical(value.target) if is_call else None
 
     def overload(self, overload: Any) -> Callable[..., Any] | None:
         """How a call of this overload is lowered, its arguments being those of its schema."""
