@@ -207,6 +207,16 @@ FUNCTIONS = {
     "pseudo-inverse": (lambda h: torch.linalg.pinv(h) @ POINTS[:, :5].T, SERIES),
     "least squares": (lambda h: torch.linalg.lstsq(POINTS.T, h.mT.flatten(1)[:, :6].mT).solution.mT, SERIES),
     "triangular solve": (lambda h: torch.linalg.solve_triangular(gram(POINTS), h[:, :4], upper=True), SERIES),
+    "ranks as weights": (lambda h: h * h.argsort(1).argsort(1).to(h.dtype), SERIES),
+    "places of the largest as weights": (lambda h: h * h.topk(2, 1).indices.to(h.dtype).sum(1, keepdim=True), SERIES),
+    "place of the maximum as a weight": (lambda h: h * (h.max(1, keepdim=True)[1] + 1).double(), SERIES),
+    "determinant": (lambda h: torch.linalg.det(gram(h))[:, None] * h[:, 0], SERIES),
+    "logarithm of a determinant": (lambda h: torch.logdet(gram(h))[:, None].expand(-1, 2), SERIES),
+    "logarithm of a determinant, by name": (lambda h: torch.linalg.slogdet(h[:, :, 1:]).logabsdet[:, None], SERIES),
+    "inverse error function": (lambda h: torch.erfinv(0.9 * h.tanh()), VECTOR),
+    "polygamma": (lambda h: torch.polygamma(1, h.abs() + 1), VECTOR),
+    "Bessel functions": (lambda h: torch.special.bessel_j0(h) + torch.special.bessel_j1(h), VECTOR),
+    "remainder of a number": (lambda h: h + 2.0 % (h.abs() + 1.0), VECTOR),
     "atan2": (lambda h: torch.atan2(h[:, :3], h[:, 3:]), VECTOR),
 }
 ABSORBS = ("bias", "constant", "padding", "stabilizer")
@@ -238,7 +248,11 @@ def test_an_operation_between_two_layers_is_explained(name, opened):
     assert_explains(Between(function, shape, opened).eval(), x, absorbs=ABSORBS)
 
 
-@pytest.mark.parametrize("name", ["var_mean", "cdist", "einsum of three", "scatter_reduce, amax", "places assigned"])
+@pytest.mark.parametrize("name", ["var_mean", "cdist", "einsum of three", "scatter_reduce, amax", "places assigned",
+                                  "quantiles", "determinant", "logarithm of a determinant",
+                                  "logarithm of a determinant, by name", "polygamma", "remainder of a number",
+                                  "ranks as weights", "places of the largest as weights",
+                                  "place of the maximum as a weight"])
 def test_export_explains_them_too(name):
     function, shape = FUNCTIONS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -142,6 +142,12 @@ def test_a_softmax_by_hand_at_the_end_gives_the_start():
         assert_same(Ending, LOG_SOFTMAXES["logsumexp"], lambda x: x.log_softmax(-1), preset)
 
 
+def test_the_precision_that_is_asked_for_stays():
+    torch.manual_seed(0)
+    model, x = Around(lambda x: torch.log_softmax(x, -1, dtype=DOUBLE).exp().float()).eval(), torch.randn(3, 4, 5)
+    assert_close(fxlrp.compile(model, "attnlrp")(x).output, model(x).detach())
+
+
 def test_a_batch_whose_largest_value_is_subtracted_is_explained_one_by_one():
     explainer, _, x = explained(Attention, SOFTMAXES["max of all"], "attnlrp")
     assert_items_independent(explainer, x)

@@ -89,7 +89,9 @@ def _signal_operands(node: fx.Node, operation: Operation | None) -> tuple[tuple[
     """The arguments that carry signal, but for a shift; for a list argument, each of its entries."""
     if node.target is getitem:
         source = node.args[0]
-        carries = isinstance(source, fx.Node) and facts(source).signal
+        chosen = VOCABULARY.called_by(source)
+        is_place = chosen is not None and chosen.chooses and node.args[1] != 0
+        carries = isinstance(source, fx.Node) and facts(source).signal and not is_place
         return (("self", source),) if carries else ()  # type: ignore[return-value]
     if operation is None:
         return ()

@@ -10,7 +10,9 @@ from torch import fx
 from fxlrp.capture import Captured
 from fxlrp.passes.lookups import SHAPE_FUNCTIONS, SHAPE_METHODS, index_of, trail
 
-VALUE_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "values", "indices", "real", "imag", "solution"})
+VALUE_ATTRIBUTES = frozenset({
+    "T", "mT", "H", "mH", "data", "values", "indices", "real", "imag", "solution", "logabsdet",
+})  # fmt: skip
 """Attributes of a tensor that are its values, moved; all others are facts about its shape."""
 QUESTIONS = frozenset({
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "logical_not",

@@ -56,11 +56,11 @@ class _Axes:
         return rank.least == rank.most and (one - other) % rank.most == 0
 
 
-def _softmax(node: fx.Node, axes: _Axes) -> tuple[Any, fx.Node, int] | None:
-    """``softmax``, what it is of and its axis, where ``node`` is one that is spelled out."""
+def _softmax(node: fx.Node, axes: _Axes) -> tuple[Any, ...] | None:
+    """``softmax`` and its arguments, where ``node`` is one that is spelled out."""
     if node.target is aten.exp.default and _name(node.args[0]) == "log_softmax":
-        inner: Any = node.args[0]
-        return aten.softmax.int, inner.args[0], inner.args[1]
+        logarithm: Any = node.args[0]
+        return aten.softmax.int, *logarithm.args
     for exponential, total in _quotients(node):
         if _name(exponential) != "exp":
             continue
@@ -70,8 +70,8 @@ def _softmax(node: fx.Node, axes: _Axes) -> tuple[Any, fx.Node, int] | None:
     return None
 
 
-def _log_softmax(node: fx.Node, axes: _Axes) -> tuple[Any, fx.Node, int] | None:
-    """``log_softmax``, what it is of and its axis, where ``node`` is one that is spelled out."""
+def _log_softmax(node: fx.Node, axes: _Axes) -> tuple[Any, ...] | None:
+    """``log_softmax`` and its arguments, where ``node`` is one that is spelled out."""
     if _name(node) != "sub":
         return None
     z, normaliser = node.args
@@ -81,7 +81,7 @@ def _log_softmax(node: fx.Node, axes: _Axes) -> tuple[Any, fx.Node, int] | None:
     reduced, axis, logarithm = found
     whole = _name(reduced) == "logsumexp" and not logarithm and reduced.args[0] is z
     spelled = _name(reduced) == "sum" and logarithm and _is_exp_of(reduced.args[0], z)
-    return (aten.log_softmax.int, z, axis) if whole or spelled else None  # type: ignore[return-value]
+    return (aten.log_softmax.int, z, axis) if whole or spelled else None
 
 
 def _quotients(node: fx.Node) -> list[tuple[Any, Any]]:
@@ -210,8 +210,8 @@ def _name(value: Any) -> str:
     return "" if operation is None else operation.name
 
 
-def _become(node: fx.Node, target: Any, x: fx.Node, axis: int) -> None:
+def _become(node: fx.Node, target: Any, *args: Any) -> None:
     """Make a node another call."""
     before = target_name(node.target)
-    node.target, node.args, node.kwargs = target, (x, axis, None), {}
+    node.target, node.args, node.kwargs = target, args, {}
     node._rename(node.name.replace(before, target_name(target)))

@@ -93,6 +93,17 @@ def soft_weights(x: Tensor, dim: list[int]) -> Tensor:
     return (x - x.logsumexp(dim=dim, keepdim=True)).exp()
 
 
+@primitive
+def determinant_weights(matrix: Tensor) -> Tensor:
+    """``w`` with ``Σ a_ij w_ij = det A``: the cofactors over the number of rows, along each of which they give it.
+
+    Where there is no inverse to take them from, and the determinant is zero, they are taken to be zero.
+    """
+    inverse, failed = torch.linalg.inv_ex(matrix)
+    determinant = torch.linalg.det(matrix) / matrix.shape[-1]
+    return torch.where(failed[..., None, None] != 0, 0, determinant[..., None, None] * inverse.mT)
+
+
 @dataclass(frozen=True)
 class CumulativeSum(FixedOperation):
     """The running sum along an axis."""

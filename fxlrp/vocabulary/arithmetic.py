@@ -176,7 +176,7 @@ COMPOSED = [
     Composed(lower_ldexp, (torch.ldexp,), ("ldexp",), {aten.ldexp.Tensor: None}),
     Composed(partial(lower_paired, aten.fmod.Tensor), (torch.fmod,), ("fmod",), {aten.fmod.Scalar: None}),
     Composed(partial(lower_paired, aten.remainder.Tensor), (torch.remainder, operator.mod), ("remainder",),
-             {aten.remainder.Scalar: None}),
+             {aten.remainder.Scalar: None, aten.remainder.Scalar_Tensor: None}),
     Composed(partial(lower_paired, aten.atan2.default), (torch.atan2, torch.arctan2), ("atan2", "arctan2")),
     Composed(partial(lower_paired, aten.hypot.default), (torch.hypot,), ("hypot",)),
     Composed(partial(lower_paired, aten.xlogy.Tensor), (torch.xlogy, torch.special.xlogy), ("xlogy",),

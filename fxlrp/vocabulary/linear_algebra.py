@@ -1,4 +1,4 @@
-"""Systems of linear equations, and inverse matrices."""
+"""Systems of linear equations, inverse matrices, and determinants."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from fxlrp.steps.inverse import InverseProduct, Sandwich, as_columns, inverse_of, inverse_product
 from fxlrp.steps.linear_operation import LinearOperation
+from fxlrp.steps.reduction import WeightedReduction, determinant_weights
 from fxlrp.vocabulary.channel_moves import lost
 from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Unsupported
 
@@ -72,6 +73,24 @@ def lower_solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = Fa
     return lower_solve(A, B, left=left), None, None, None
 
 
+def bind_determinant(a: Arguments, operand: str) -> Bindings:
+    return WeightedReduction([-2, -1]), determinant_weights(a[operand]), None
+
+
+def lower_determinant(input: Any = None, *, A: Any = None) -> Any:
+    return aten.linalg_det.default(A if input is None else input)
+
+
+class _LogDeterminant(NamedTuple):
+    sign: Any
+    logabsdet: Any
+
+
+def lower_log_determinant(input: Any = None, *, A: Any = None) -> Any:
+    determinant = lower_determinant(input, A=A)
+    return _LogDeterminant(torch.sign(determinant), aten.log.default(aten.abs.default(determinant)))
+
+
 class _LeastSquares(NamedTuple):
     solution: Any
     residuals: None = None
@@ -102,6 +121,12 @@ OPERATIONS = [
         aten.cholesky_solve.default, Kind.LINEAR, operands=("self",), bind=bind_cholesky, channels=lost,
         functions=(torch.cholesky_solve,), methods=("cholesky_solve",),
     ),
+    Operation(
+        aten.linalg_det.default, Kind.LINEAR, bind=bind_determinant, channels=lost, lower=lower_determinant,
+        functions=(torch.linalg.det, torch.det), methods=("det",), aten={
+            aten.det.default: None, aten._linalg_det.default: lambda A: (lower_determinant(A), None, None),
+        },
+    ),
     inverse(
         aten.linalg_inv.default, "inverse", functions=(torch.linalg.inv, torch.inverse), methods=("inverse",),
         lower=lower_inverse, aten={aten.inverse.default: lower_inverse},
@@ -117,5 +142,9 @@ OPERATIONS = [
 COMPOSED = [
     Composed(lower_pinverse, (torch.pinverse,), ("pinverse",), {aten.pinverse.default: None}),
     Composed(lower_inverse_ex, (torch.linalg.inv_ex,), (), {aten.linalg_inv_ex.default: None}),
+    Composed(lower_log_determinant, (torch.linalg.slogdet, torch.slogdet), ("slogdet",), {
+        aten.linalg_slogdet.default: None, aten.slogdet.default: None,
+        aten._linalg_slogdet.default: lambda A: (*lower_log_determinant(A), None, None),
+    }),
     Composed(lower_least_squares, (torch.linalg.lstsq,), (), {aten.linalg_lstsq.default: None}),
 ]

@@ -96,6 +96,7 @@ class Operation:
             a list of one for each operand;
             ``arguments["output"]`` is the moved value itself.
         outputs_many: the result is a list of tensors.
+        chooses: of that list the first one holds what was chosen; the others hold places, which carry no signal.
         sign, bound: facts about the result; they may depend on the arguments.
         batch: ``(position, arguments) -> position`` of the batch in the result, as
             :mod:`fxlrp.steps.batch_axis` has it; ``None``: where it was.
@@ -122,6 +123,7 @@ class Operation:
     values: str | None = None
     transpose: Callable[..., Any] | None = None
     outputs_many: bool = False
+    chooses: bool = False
     sign: Sign | Callable[[Arguments], Sign] = Sign.ANY
     bound: Bound | Callable[[Arguments], Bound] = Bound.NONE
     batch: Callable[[Any, Arguments], Any] | None = None

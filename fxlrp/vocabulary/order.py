@@ -17,7 +17,7 @@ from fxlrp.steps.held import (
 )
 from fxlrp.steps.reduction import WeightedReduction
 from fxlrp.vocabulary.channel_moves import reduced
-from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported
+from fxlrp.vocabulary.operation import Arguments, Composed, Kind, Operation, Sign, Unsupported, known_shape
 from fxlrp.vocabulary.reduction import bound_of_reduction, lower_logsumexp, removed_axes
 
 aten = torch.ops.aten
@@ -66,7 +66,10 @@ def lower_quantile(input: Any, q: Any, dim: Any = None, keepdim: bool = False, *
     if dim is None:
         raise _over_everything("a quantile")
     ordered = aten.sort.default(input, dim, False)[0]
-    several = [q] if isinstance(q, int | float) or q.dim() == 0 else [q[i] for i in range(int(q.shape[0]))]
+    shape = () if isinstance(q, int | float) else known_shape(q)
+    if shape is None or not all(isinstance(size, int) for size in shape):
+        raise Unsupported("quantiles of which the graph does not say how many there are")
+    several = [q[i] for i in range(*shape)] if shape else [q]
     results = []
     for each in several:
         weighted = aten.mul.Tensor(ordered, quantile_weights(ordered, each, dim, interpolation))

@@ -191,8 +191,11 @@ ACTIVATIONS = [
     ),
 ]
 
-SPECIAL = ("special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx")
-ODD = ("asin", "asinh", "sinh", "floor", "ceil", "trunc", "frac", "sinc")
+SPECIAL = (
+    "special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx", "special_bessel_j0",
+    "special_bessel_j1", "special_bessel_y0", "special_bessel_y1", "special_spherical_bessel_j0", "special_airy_ai",
+)  # fmt: skip
+ODD = ("asin", "asinh", "sinh", "floor", "ceil", "trunc", "frac", "sinc", "erfinv")
 """Functions that keep the sign of what they are given, or make it zero."""
 
 FUNCTIONS = [
@@ -217,6 +220,7 @@ FUNCTIONS = [
     *(pointwise(name, sign=Sign.NONNEGATIVE) for name in ("exp2", "cosh", "erfc", "i0")),
     *(pointwise(name) for name in ("acos", "acosh", "atanh", "log2", "log10", "digamma", "lgamma")),
     *(pointwise(name, getattr(torch.special, name.removeprefix("special_")), methods=()) for name in SPECIAL),
+    pointwise("polygamma", torch.special.polygamma, methods=(), operands=("self",)),
     Operation(
         aten.to.dtype, Kind.POINTWISE, methods=("to", "type_as"), lower=lower_cast, sign=Sign.KEEPS, bound=Bound.KEEPS,
         aten={

@@ -56,7 +56,7 @@ def adaptive_max_pool(dims: int) -> Operation:
     function = getattr(F, f"adaptive_max_pool{dims}d")
     return Operation(
         target, Kind.SELECTION, functions=(function,), lower=lower, bind=bind, sign=Sign.KEEPS, outputs_many=True,
-        channels=behind_batch,
+        chooses=True, channels=behind_batch,
     )
 
 
@@ -99,7 +99,7 @@ def extremum(name: str) -> Operation:
 
     return Operation(
         target, Kind.SELECTION, functions=(getattr(torch, name),), methods=(name,), lower=lower,
-        bind=bind_extremum(largest=name == "max"), outputs_many=True, sign=Sign.KEEPS, batch=removed_axes,
+        bind=bind_extremum(largest=name == "max"), outputs_many=True, chooses=True, sign=Sign.KEEPS, batch=removed_axes,
         channels=reduced,
         aten={getattr(aten, name).default: lambda self: whole(self, [], False)},
     )
@@ -126,14 +126,14 @@ OPERATIONS = [
     *(extremum(name) for name in ("max", "min")),
     Operation(
         aten.topk.default, Kind.ROUTING, functions=(torch.topk,), methods=("topk",), lower=lower_topk,
-        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
+        transpose=back_to_places, outputs_many=True, chooses=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
     ),
     Operation(
         aten.sort.default, Kind.ROUTING, functions=(torch.sort,), methods=("sort",), lower=lower_sort,
-        transpose=back_to_places, outputs_many=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
+        transpose=back_to_places, outputs_many=True, chooses=True, sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
     ),
     Operation(
-        aten.sort.stable, Kind.ROUTING, lower=lower_sort, transpose=back_to_places, outputs_many=True,
+        aten.sort.stable, Kind.ROUTING, lower=lower_sort, transpose=back_to_places, outputs_many=True, chooses=True,
         sign=Sign.KEEPS, bound=Bound.KEEPS, cuts=True,
     ),
 ]
