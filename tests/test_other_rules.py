@@ -91,6 +91,35 @@ def test_signed_split_of_infinity_is_halves():
     assert_close(result.absorbed["stabilizer"](), r * torch.tensor([[0.1 / 2.1, 0.1 / 2.1, 0.1 / 4.1]]))
 
 
+def test_signed_split_of_exactly_zero_hands_nothing_on():
+    r = torch.rand(1, 3)
+    skip, residual = torch.tensor([[2.0, 0.0, 3.0]]), torch.tensor([[-2.0, 0.0, 1.0]])
+    result = SignedSplit(0.1)(r, skip, residual)
+    assert_close(result.operands[0], r * torch.tensor([[0, 0, 3 / 4.1]]))
+    assert_close(result.operands[1], r * torch.tensor([[0, 0, 1 / 4.1]]))
+    assert_close(result.absorbed["stabilizer"](), r * torch.tensor([[1, 1, 0.1 / 4.1]]))
+
+
+class EachAgainstEach(nn.Module):
+    """A soft rank: every value is compared with all, itself included."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.before(x)
+        return self.after(torch.sigmoid(h[:, :, None] - h[:, None]).sum((1, 2)))
+
+
+@pytest.mark.parametrize("preset", ["attnlrp", "epsilon", "cp_lrp"])
+def test_differences_of_a_value_and_itself_lose_nothing_in_single_precision(preset):
+    torch.manual_seed(0)
+    explainer, x = fxlrp.compile(EachAgainstEach().eval(), preset), torch.randn(3, 4, 6)
+    size = explainer(x).relevance.abs().sum((1, 2))
+    assert (explainer.ledger(x).error.abs() <= 1e-6 * size).all()
+
+
 @pytest.mark.parametrize("gamma", [0.05, 1.0])
 def test_gamma_split_is_the_gamma_rule_of_an_addition(gamma):
     r, s, m = torch.randn(3, 50, 4, dtype=DOUBLE)

@@ -80,7 +80,10 @@ class SymmetricSplit(SplitRule):
 
 
 class SignedSplit(SplitRule):
-    """``R_s = R h_s / (h_s + h_m + ε sign)``: the ε rule for an addition (Bach et al., 2015, Eq. 58)."""
+    """``R_s = R h_s / (h_s + h_m + ε sign)``: the ε rule for an addition (Bach et al., 2015, Eq. 58).
+
+    What a sum of exactly zero holds is absorbed.
+    """
 
     needs_sign = True
 

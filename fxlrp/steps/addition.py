@@ -5,6 +5,8 @@ The terms are called skip and residual, as in a residual block; what is said her
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,8 @@ def signed_split_into(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon
     to_skip = torch.empty_like(skip)
     for r, s, m, share in blocks(relevance, skip, residual, to_skip):
         endless = torch.add(s, m, out=share).isinf()
-        r.div_(denominator_into(share.masked_fill_(endless, 2), True, epsilon))
+        total = share.masked_fill_(share == 0, math.inf).masked_fill_(endless, 2)
+        r.div_(denominator_into(total, True, epsilon))
         torch.mul(r, s.masked_fill(endless, 1), out=share)
         r.mul_(m.masked_fill(endless, 1))
     return to_skip, relevance
@@ -91,9 +94,14 @@ def signed_split_into(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon
 
 @primitive(linear="first", fresh=True, several=True, writes_into=InPlace(signed_split_into))
 def signed_split(relevance: Tensor, skip: Tensor, residual: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Relevance in proportion to the terms of the sum: what skip and residual receive; terms of ±∞ are as 1 to 1."""
+    """Relevance in proportion to the terms of the sum: what skip and residual receive; terms of ±∞ are as 1 to 1.
+
+    A sum of exactly zero, such as that of a value and its own negative, hands nothing on: shares as large as
+    ``1 / epsilon`` would cancel behind it, and leave their rounding.
+    """
     skip, residual = _in_numbers(skip, residual)
-    s = divide(relevance, skip + residual, True, epsilon)
+    total = skip + residual
+    s = divide(relevance, total.masked_fill(total == 0, math.inf), True, epsilon)
     return s * skip, s * residual
 
 
@@ -102,7 +110,8 @@ def kept_by_stabilizer(relevance: Tensor, skip: Tensor, residual: Tensor, epsilo
     """What :func:`signed_split` gives to neither."""
     skip, residual = _in_numbers(skip, residual)
     total = skip + residual
-    return divide(relevance, total, True, epsilon) * (stabilize(total, epsilon) - total)
+    kept = divide(relevance, total, True, epsilon) * (stabilize(total, epsilon) - total)
+    return torch.where(total == 0, relevance, kept)
 
 
 def _in_numbers(skip: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
