@@ -213,9 +213,7 @@ FUNCTIONS = {
     "determinant": (lambda h: torch.linalg.det(gram(h))[:, None] * h[:, 0], SERIES),
     "logarithm of a determinant": (lambda h: torch.logdet(gram(h))[:, None].expand(-1, 2), SERIES),
     "logarithm of a determinant, by name": (lambda h: torch.linalg.slogdet(h[:, :, 1:]).logabsdet[:, None], SERIES),
-    "inverse error function": (lambda h: torch.erfinv(0.9 * h.tanh()), VECTOR),
     "polygamma": (lambda h: torch.polygamma(1, h.abs() + 1), VECTOR),
-    "Bessel functions of the first kind": (lambda h: torch.special.bessel_j0(h) + torch.special.bessel_j1(h), VECTOR),
     "remainder of a number": (lambda h: h + 2.0 % (h.abs() + 1.0), VECTOR),
     "atan2": (lambda h: torch.atan2(h[:, :3], h[:, 3:]), VECTOR),
 }

@@ -191,11 +191,8 @@ ACTIVATIONS = [
     ),
 ]
 
-SPECIAL = (
-    "special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx", "special_bessel_j0",
-    "special_bessel_j1", "special_bessel_y0", "special_bessel_y1", "special_spherical_bessel_j0", "special_airy_ai",
-)  # fmt: skip
-ODD = ("asin", "asinh", "sinh", "floor", "ceil", "trunc", "frac", "sinc", "erfinv")
+SPECIAL = ("special_i0e", "special_i1", "special_i1e", "special_ndtri", "special_erfcx")
+ODD = ("asin", "asinh", "sinh", "floor", "ceil", "trunc", "frac", "sinc")
 """Functions that keep the sign of what they are given, or make it zero."""
 
 FUNCTIONS = [

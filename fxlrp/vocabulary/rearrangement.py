@@ -68,7 +68,8 @@ def in_memory(value: Tensor) -> list[int]:
 
 
 def _hint(number: Any) -> int:
-    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)
+    """A size, or that of the example where it is free."""
+    return int(number.node.hint or 0) if isinstance(number, torch.SymInt) else int(number)
 
 
 def lower_as_strided(input: Any, size: Any, stride: Any, storage_offset: Any = None, order: Any = None) -> Any:
