@@ -54,6 +54,32 @@ class Hit(Net):
         return self.head(out.reshape(batch, tokens, 6).mean(1))
 
 
+class Windowed(Net):
+    """Windows of two tokens, whose number is a quotient of the length, and a mask in numbers that is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+
+    def forward(self, ids, mask):
+        hidden = self.body(self.words(ids)).tanh()
+        windows = hidden.view(len(ids), torch.div(ids.shape[1], 2, rounding_mode="trunc"), 2, -1)
+        bias = (1.0 - mask.to(hidden.dtype)) * torch.tensor(-1e4)
+        if (bias > 0).any():
+            return self.head(windows.amax((1, 2)))
+        return self.head((windows.flatten(1, 2) * (bias == 0)[..., None]).mean(1))
+
+
+def test_a_quotient_of_sizes_and_a_question_about_a_mask_in_numbers():
+    explainer = fxlrp.compile(made(Windowed), "epsilon", start="logit")
+    for length in (4, 6):
+        ids, mask = torch.arange(2 * length).view(2, length) % 9, torch.ones(2, length, dtype=torch.long)
+        mask[1, 2:] = 0
+        relevance = checked(explainer, ids, mask)
+        assert not relevance[1, 2:].any()
+        assert relevance[0].any(-1).all()
+
+
 def made(kind):
     torch.manual_seed(0)
     return kind().double().eval()

@@ -225,7 +225,8 @@ def _is_of_signal(asked: fx.Node) -> bool:
         floating = isinstance(value, Tensor) and not _counts(value)
         if node.op == "placeholder" and floating:
             return True
-        inputs, tables = inputs or node.op == "placeholder", tables or (node.op == "get_attr" and floating)
+        inputs = inputs or node.op == "placeholder"
+        tables = tables or (node.op == "get_attr" and floating and value.dim() > 0)  # one number is none
         waiting.extend(node.all_input_nodes)
     return inputs and tables
 
@@ -237,7 +238,7 @@ def _asks_whether_any(asked: fx.Node) -> bool:
     mask: Any = asked
     while isinstance(mask, fx.Node) and mask.target is not aten.eq.Scalar:
         mask = mask.args[0] if mask.args else None
-    value = None if mask is None else mask.args[0].meta.get("val")
+    value = mask.args[0].meta.get("val") if isinstance(mask, fx.Node) else None  # type: ignore[union-attr]
     return isinstance(value, Tensor) and _counts(value)
 
 

@@ -1,4 +1,4 @@
-"""``flex_attention`` and ``vmap`` while torch.export reads a model: the operations of ATen that they stand for.
+"""``flex_attention``, ``vmap`` and ``div`` of sizes while torch.export reads a model: what they stand for.
 
 Of ``flex_attention`` torch keeps one higher-order operation, whose graph holds the functions that change scores and
 choose pairs as graphs of their own.
@@ -24,7 +24,10 @@ from fxlrp.capture.recurrent import of_thread
 def flexible_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The functions, where they were imported, and what stands in their place while the calling thread captures."""
     attention = {function: of_thread(function, partial(_attention, function), get_ident()) for function in _imported()}
-    return {**attention, torch.vmap: of_thread(torch.vmap, partial(_mapped, torch.vmap), get_ident())}
+    others = {torch.vmap: _mapped, torch.div: _divided}
+    return attention | {
+        function: of_thread(function, partial(stands_in, function), get_ident()) for function, stands_in in others.items()
+    }
 
 
 def unwatched_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -57,6 +60,14 @@ def _mapped(
         return pytree.tree_unflatten(moved, structure)
 
     return called
+
+
+def _divided(div: Callable[..., Any], input: Any, other: Any, *, rounding_mode: str | None = None, **rest: Any) -> Any:
+    """``torch.div``, of a size that stays free and a number too, of which an export would no longer know the quotient."""
+    free = any(isinstance(number, torch.SymInt) for number in (input, other))
+    if free and rounding_mode is not None and not any(isinstance(number, Tensor) for number in (input, other)):
+        return input // other  # sizes are not negative
+    return div(input, other, rounding_mode=rounding_mode, **rest)
 
 
 def _attention(
