@@ -28,7 +28,7 @@ class Annotate(Pass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         for node in module.graph.nodes:
-            _annotate(node, facts(node))
+            annotate(node)
         return module
 
     def ensures(self, module: fx.GraphModule) -> None:
@@ -39,7 +39,9 @@ class Annotate(Pass):
             check(not node_facts.signal or fed, f"{node} carries signal but has no operand")
 
 
-def _annotate(node: fx.Node, node_facts: Facts) -> None:
+def annotate(node: fx.Node) -> None:
+    """Find what is known of a node from its operands, which are annotated."""
+    node_facts = facts(node)
     if node.op == "placeholder":
         node_facts.signal, node_facts.kind = not node_facts.integer, Kind.INPUT
         return

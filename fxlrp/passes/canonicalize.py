@@ -107,7 +107,7 @@ class _Canonicalizer:
             facts(new).batch = None if items.whole else items.axis_of(str(node.target))
             facts(new).fixed = self.captured.fixed
             facts(new).rank = node.meta["val"].dim() if "val" in node.meta else None
-            self.aliases.bind(node, self.builder.proxy_of(new))
+            self._bind(node, self.builder.proxy_of(new))
         elif node.op == "get_attr":
             self.aliases.bind(node, self.tensor(str(node.target)))
         elif node in self.signal or node.op == "call_module":
@@ -122,6 +122,13 @@ class _Canonicalizer:
                 constant.node.meta[SHAPE] = tuple(value.shape)
             self.aliases.bind(node, constant)
 
+    def _bind(self, node: fx.Node, value: Any) -> None:
+        """Let a captured node stand for a value, of which the sizes are kept that the capture knows."""
+        self.aliases.bind(node, value)
+        known = node.meta.get("val")  # of no device where a file did not tell its sizes
+        if isinstance(value, fx.Proxy) and isinstance(known, torch.Tensor) and not known.is_meta:
+            facts(value.node).shape = tuple(size if isinstance(size, int) else None for size in known.shape)
+
     def _lower(self, node: fx.Node) -> None:
         args, kwargs = made_dense((self._map(node.args), self._map(node.kwargs)), self.builder)
         try:
@@ -129,13 +136,13 @@ class _Canonicalizer:
                 table, indices, behind = self._map((node.args[0], entries.indices, entries.behind))
                 value = entries.indices.meta.get("val")
                 rank = None if value is None else value.dim()
-                self.aliases.bind(node, lower_table(table, indices, entries.axis, behind, rank))
+                self._bind(node, lower_table(table, indices, entries.axis, behind, rank))
                 return
             lower, writes = self._spelling(node)
             value = lower(*args, **kwargs)
             if holds_complex(node.meta.get("val")) and not isinstance(value, ComplexPair):
                 raise Unsupported("makes complex values of the input, of which nothing is known")
-            self.aliases.bind(node, value)
+            self._bind(node, value)
             if writes or kwargs.get("inplace", False):
                 self.aliases.overwrite(node)
         except (Unsupported, TypeError, AttributeError, fx.proxy.TraceError) as reason:

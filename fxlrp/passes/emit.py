@@ -62,8 +62,7 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
     target, number = writer.argument("target"), writer.argument("number") if request.targets == "several" else None
     rivals = [writer.argument("against")] if request.against else []
     begins: Callable[..., Any] = contrast(start) if request.against else start
-    positions, first = values.positions, facts(writer.inputs[0])
-    positions.batch, positions.whole, positions.fixed = writer.batch_size(), first.batch is None, first.fixed
+    values.follow_batch(writer)
     writer.scope(output, "start", role="start")
     axis = _output_axis(values, output)
     beginning, explained = _beginning(writer, values.value(output), begins, target, number, rivals, axis)
@@ -82,7 +81,7 @@ def emit(forward: fx.GraphModule, output: fx.Node, start: Start | nn.Module, req
     writer.returns(results.present())
     if request.conditions:
         write_parts(writer.graph, beginning.node)
-    return Program(writer.assemble(), [] if ledger is None else ledger.heads, conditions.points, axis)
+    return Program(writer.assemble(), forward, [] if ledger is None else ledger.heads, conditions.points, axis)
 
 
 def _sweep(writer: Writer, values: Values, flows: Flows, watchers: Sequence[Watcher]) -> None:

@@ -46,6 +46,7 @@ class Facts:
         fixed: for an input, whether its graph is of one size of the batch alone.
         source: for an embedding lookup, the input that it looks up.
         part_of: for a lookup of a part of joined numbers, the name of the lookup in the model; else empty.
+        shape: its shape, as far as the capture leaves it no choice: ``None`` for an axis, or as a whole, that is free.
         nonnegative: whether it is known to have no negative element.
         padded: whether a part of it carries no signal: padding, or a concatenated constant.
         filled: whether padding in it may hold other values than zero.
@@ -76,6 +77,7 @@ class Facts:
     fixed: bool = False
     source: fx.Node | None = None
     part_of: str = ""
+    shape: tuple[int | None, ...] | None = None
     nonnegative: bool = False
     padded: bool = False
     filled: bool = False

@@ -84,12 +84,14 @@ class Program:
 
     Attributes:
         module: the graph module.
+        forward: the forward graph that it was emitted from.
         ledger_heads: what is known of each ledger row before the graph runs.
         points: where conditions are applied.
         output_axis: which axis of the explained output is the batch; ``None``: its rows are no items.
     """
 
     module: fx.GraphModule
+    forward: fx.GraphModule
     ledger_heads: list[LedgerHead] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     output_axis: int | None = 0

@@ -11,6 +11,7 @@ from torch import fx
 from fxlrp.passes.building import Builder
 from fxlrp.passes.facts import KEY, Facts, facts, operation_of
 from fxlrp.passes.positions import Positions
+from fxlrp.passes.writer import Writer
 from fxlrp.steps.batch_axis import BatchAxis
 from fxlrp.steps.primitives import full
 from fxlrp.vocabulary import Arguments, Kind
@@ -47,6 +48,11 @@ class Values:
         self._promoted_nodes: dict[fx.Node, fx.Node] = {}
         self._shapes: dict[fx.Node, fx.Proxy] = {}
         self._supports: dict[fx.Node, Any] = {}
+
+    def follow_batch(self, writer: Writer) -> None:
+        """Let positions know the batch of the inputs."""
+        positions, first = self.positions, facts(writer.inputs[0])
+        positions.batch, positions.whole, positions.fixed = writer.batch_size(), first.batch is None, first.fixed
 
     def value(self, node: fx.Node) -> Any:
         """The forward value of a node, in the precision that relevance has."""
@@ -146,6 +152,14 @@ class _Value(fx.Proxy):
     @property
     def shape(self) -> fx.Proxy:
         return self._values.shape(self.node)
+
+
+def batch_positions(forward: fx.GraphModule) -> Positions:
+    """Where the batch is in the values of a forward graph; what a run alone tells is a proxy of no graph in use."""
+    writer = Writer(forward)
+    values = Values(writer.graph, writer.copies, writer.builder, writer.inputs[0], mixed=False)
+    values.follow_batch(writer)
+    return values.positions
 
 
 def _in_list(node: fx.Node, reader: fx.Node) -> bool:

@@ -220,7 +220,8 @@ class Engine:
         program = self.program(prepared, request, packed=not backend.compiles)
         kept: list[Tensor] = []
         if asked is not None:
-            kept = masks(asked, program.points, plan.forward.graph, plan.shapes(inputs), inputs[0].device)
+            shapes = plan.shapes(inputs, program.forward)
+            kept = masks(asked, program.points, program.forward.graph, shapes, inputs[0].device)
         run = backend.runner(program.module, autocast=prepared.autocast)
         try:
             with torch.set_grad_enabled(self.recorded):

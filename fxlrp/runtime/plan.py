@@ -35,6 +35,7 @@ from fxlrp.passes.optimize.recompute import Recompute, kept_values
 from fxlrp.passes.positions import ONE_ITEM
 from fxlrp.passes.request import Program, Request
 from fxlrp.passes.softmaxes import FindSoftmaxes
+from fxlrp.passes.reroll import RerollLoops
 from fxlrp.rules import starts
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
@@ -66,7 +67,7 @@ class Plan:
         recipe: what was asked for.
         call: the call that it was captured for; ``None`` where it was traced symbolically.
         dtype: the floating point type that it was captured in, because export writes casts down.
-        forward: the forward graph, canonical, annotated, with joins and rules.
+        forward: the forward graph, canonical, annotated, with joins and rules, loops over cells rerolled.
         explained: the node where relevance starts.
         start: what enters there.
         serial: a number that no other plan has.
@@ -79,14 +80,18 @@ class Plan:
     call: Call | None = None
     dtype: torch.dtype | None = None
     _programs: OrderedDict[Request, Program] = field(default_factory=OrderedDict)
-    _shapes: tuple[Any, Shapes] | None = None
+    _shapes: tuple[Any, fx.GraphModule, Shapes] | None = None
+    _as_written: fx.GraphModule | None = None
     _classes: int | None = None
 
     def __post_init__(self) -> None:
         self.serial = next(_SERIALS)
         # Plain attributes, which torch.compile can follow where an explainer is compiled as a whole.
-        self.forward = self._annotated()
-        self.explained = self._explained()
+        self._reroll = RerollLoops()
+        self.forward = self._reroll(self._annotated())
+        if not self._reroll.lost.isdisjoint(self.recipe.checkpoints):
+            self._reroll, self.forward = RerollLoops(), self._annotated()
+        self.explained = self._explained(self.forward)
         self.casts = self._casts()
         asked = self.recipe.chosen_start
         self.start = (
@@ -106,8 +111,21 @@ class Plan:
             forward = step(forward)
         return forward
 
-    def _explained(self) -> fx.Node:
-        outputs: Any = next(node for node in self.forward.graph.nodes if node.op == "output").args[0]
+    def _forward_for(self, request: Request) -> fx.GraphModule:
+        """The forward graph; where a request names what is lost in it, that with all loops as the model has them.
+
+        Nodes that it alone has can be asked for beside those that receive less in it.
+        """
+        lost, new = self._reroll.lost, self._reroll.new
+        nodes = request.nodes if new.isdisjoint(request.nodes) else ()
+        if lost.isdisjoint((*request.conditions, *request.checkpoints, *nodes)):
+            return self.forward
+        if self._as_written is None:
+            self._as_written = self._annotated()
+        return self._as_written
+
+    def _explained(self, forward: fx.GraphModule) -> fx.Node:
+        outputs: Any = next(node for node in forward.graph.nodes if node.op == "output").args[0]
         if not isinstance(outputs[0], fx.Node) or not facts(outputs[0]).signal:
             which = "that output= picks " if callable(self.recipe.output) else ""
             raise IndependentError(
@@ -213,9 +231,11 @@ class Plan:
         program = self._programs.get(request)
         if program is None:
             stage("the relevance of its nodes is written")
-            program = emit(self.forward, self.explained, self.start, request)
+            forward = self._forward_for(request)
+            explained = self._explained(forward)
+            program = emit(forward, explained, self.start, request)
             if self.recipe.memory == LOW:
-                program.module = Recompute(kept_values(self.forward.graph, self.explained))(program.module)
+                program.module = Recompute(kept_values(forward.graph, explained))(program.module)
             program.module = optimize(program.module, request.optimizations or ())
         self._programs[request] = program
         self._programs.move_to_end(request)
@@ -278,16 +298,20 @@ class Plan:
             for spec, value in zip(self.inputs, inputs, strict=True)
         ) and self.takes(inputs)
 
-    def shapes(self, inputs: Sequence[Tensor]) -> Shapes:
+    def shapes(self, inputs: Sequence[Tensor], forward: fx.GraphModule | None = None) -> Shapes:
         """The shape of every forward value for ``inputs``; those that were last asked for are kept.
+
+        Args:
+            inputs: the inputs.
+            forward: which forward graph is meant; ``None``: the usual one.
 
         Raises:
             InputError: the model cannot take inputs of these shapes.
         """
-        key = tuple(tensor.shape for tensor in inputs)
-        if self._shapes is None or self._shapes[0] != key:
-            self._shapes = key, forward_shapes(self.forward, inputs)
-        return self._shapes[1]
+        key, forward = tuple(tensor.shape for tensor in inputs), forward or self.forward
+        if self._shapes is None or self._shapes[0] != key or self._shapes[1] is not forward:
+            self._shapes = key, forward, forward_shapes(forward, inputs)
+        return self._shapes[2]
 
     def class_count(self, inputs: Sequence[Tensor]) -> int | None:
         """How many classes the output has, ``None`` where it is not (batch, classes)."""

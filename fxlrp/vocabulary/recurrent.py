@@ -1,4 +1,7 @@
-"""Recurrent layers: one operation each. A cell is a layer over a sequence of one step."""
+"""Recurrent layers: one operation each. A cell is a layer over a sequence of one step.
+
+A loop over a cell becomes one operation later on, :mod:`fxlrp.passes.reroll`.
+"""
 
 from __future__ import annotations
 
