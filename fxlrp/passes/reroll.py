@@ -6,10 +6,10 @@ would grow with the length of the sequence. A recurrent layer shares relevance o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import getitem
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,33 +19,14 @@ from fxlrp.passes.base import Pass, check
 from fxlrp.passes.building import target_name
 from fxlrp.passes.facts import KEY, Facts, facts
 from fxlrp.passes.joins import dominators
+from fxlrp.passes.loops import Step, is_taken_from_front, next_chain, results_of, step_before, steps_of
 from fxlrp.passes.pieces import RANK, Move, Piece, moves_to, piece_of, run_of, value_numbers
 from fxlrp.passes.values import batch_positions
 from fxlrp.steps.batch_axis import Position
 from fxlrp.vocabulary import Kind
 from fxlrp.vocabulary.batch import PickedItemError
-from fxlrp.vocabulary.recurrent import LAYERS
 
 aten = torch.ops.aten
-_RECURRENCES = {layer.target for layer in LAYERS.values()}
-
-
-class Step(NamedTuple):
-    """A recurrence of one step.
-
-    Attributes:
-        call: its node.
-        input: what it sees, an axis of one step in it.
-        states: the states before it.
-        time: which axis of the input that of the step is.
-        form: what all steps of a loop have in common: the cell, its parameters, its rule.
-    """
-
-    call: fx.Node
-    input: fx.Node
-    states: tuple[fx.Node, ...]
-    time: int
-    form: Any
 
 
 class RerollLoops(Pass):
@@ -75,14 +56,15 @@ class RerollLoops(Pass):
 
     def run(self, module: fx.GraphModule) -> fx.GraphModule:
         graph = module.graph
-        steps = {step.call: step for step in _steps(graph)}
-        if not any(_before(step, steps) for step in steps.values()):
+        steps = {step.call: step for step in steps_of(graph)}
+        if not any(step_before(step, steps) for step in steps.values()):
             return module
-        apart = _with_items_apart(module, steps)
-        steps = {call: step for call, step in steps.items() if call in apart}
-        loops = _Loops(graph, steps)
-        while chain := loops.next_chain():
+        steps = {step.call: step for step in _with_items_apart(module, steps.values())}
+        loops = _Loops(graph)
+        while chain := next_chain(graph, steps):
             loops.reroll(chain)
+            for step in chain:
+                del steps[step.call]
         self.lost, self.new = loops.finish()
         return module
 
@@ -92,68 +74,10 @@ class RerollLoops(Pass):
             check(not facts(node).signal or fed, f"{node} carries signal but has no operand")
 
 
-def _steps(graph: fx.Graph) -> Iterator[Step]:
-    """The recurrences over one step, in one layer and one direction."""
-    for node in graph.nodes:
-        if node.target not in _RECURRENCES or not facts(node).signal:
-            continue
-        input, hx, params, biases, layers, _, _, both, batch_first = node.args
-        time = 1 if batch_first else 0
-        if layers != 1 or both or _place_of_step(input) != time:
-            continue
-        form = node.target, params, biases, time, facts(node).rule, facts(input).signal, facts(node).origin.path
-        yield Step(node, input, tuple(hx) if isinstance(hx, list | tuple) else (hx,), time, form)
-
-
-def _place_of_step(input: fx.Node) -> Any:
-    """Which axis of what a step sees is one long; ``None``: none is known to be."""
-    if input.target is aten.unsqueeze.default:
-        return input.args[1]
-    piece = piece_of(input, {})
-    return None if piece is None else piece.at
-
-
-def _before(step: Step, steps: dict[fx.Node, Step]) -> Step | None:
-    """The step that gave a step its states, all of them and in order."""
-    given = [_result(state) for state in step.states]
-    call = given[0][0] if given[0] is not None else None
-    if call not in steps or given != [(call, place) for place in range(1, len(given) + 1)]:
-        return None
-    return steps[call] if steps[call].form == step.form else None
-
-
-def _result(node: fx.Node) -> tuple[fx.Node, int] | None:
-    """Of which recurrence a state is which result."""
-    if _is_put_in_front(node) and _is_taken_from_front(node.args[0]):
-        node = node.args[0].args[0]  # type: ignore[union-attr, assignment]
-    return node.args if node.target is getitem else None  # type: ignore[return-value]
-
-
-def _is_put_in_front(node: fx.Node) -> bool:
-    """Whether a state gets an axis for its one layer."""
-    return node.target is aten.unsqueeze.default and node.args[1:] == (0,)
-
-
-def _is_taken_from_front(node: Any) -> bool:
-    """Whether a state loses this axis."""
-    return node.target is aten.select.int and node.args[1:] == (0, 0)
-
-
-def _results(call: fx.Node, place: int) -> list[fx.Node]:
-    return [user for user in call.users if user.target is getitem and user.args[1] == place]
-
-
-def _leads_only_to(call: fx.Node, node: fx.Node) -> bool:
-    """Whether a state is read by one step alone."""
-    moved = [user for user in node.users if user is not call]
-    return all((_is_put_in_front(user) or _is_taken_from_front(user)) and _leads_only_to(call, user) for user in moved)
-
-
-def _with_items_apart(module: fx.GraphModule, steps: dict[fx.Node, Step]) -> set[fx.Node]:
+def _with_items_apart(module: fx.GraphModule, steps: Iterable[Step]) -> Iterator[Step]:
     """Of some steps those that are known to have each item of the batch by itself in what they see."""
     positions = batch_positions(module)
-    apart = set()
-    for call, step in steps.items():
+    for step in steps:
         try:
             position = positions.of(step.input)
         except PickedItemError:  # told where relevance is written
@@ -161,8 +85,7 @@ def _with_items_apart(module: fx.GraphModule, steps: dict[fx.Node, Step]) -> set
         position = Position(0) if position is None else position
         in_place = isinstance(position, Position) and position == Position(1 - step.time)
         if in_place or positions.whole or not facts(step.input).signal:
-            apart.add(call)
-    return apart
+            yield step
 
 
 class _Loops:
@@ -170,54 +93,15 @@ class _Loops:
 
     Args:
         graph: the forward graph.
-        steps: the recurrences of one step that may be parts of a loop.
     """
 
-    def __init__(self, graph: fx.Graph, steps: dict[fx.Node, Step]) -> None:
-        self.graph, self.steps = graph, steps
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
         self.written = {node: node.name for node in graph.nodes}
         self.changed: set[fx.Node] = set()
         self.passed_by: set[fx.Node] = set()  # what the steps read no more, and the states that they hand on themselves
         self.pieces: dict[fx.Node, Piece] = {}  # of the last states
         self.sequences: set[fx.Node] = set()
-
-    def next_chain(self) -> list[Step]:
-        """Two or more steps that can be one recurrence; none: there are no more."""
-        following: dict[fx.Node, Step] = {}
-        behind = set()
-        for step in self.steps.values():
-            before = _before(step, self.steps)
-            if before is None or before.call in following:
-                continue
-            memory = [result for place in range(2, len(step.states) + 1) for result in _results(before.call, place)]
-            if all(_leads_only_to(step.call, result) for result in memory):
-                following[before.call] = step
-                behind.add(step.call)
-        for step in self.steps.values():
-            if step.call not in behind and step.call in following:
-                chain = [step]
-                while chain[-1].call in following:
-                    chain.append(following[chain[-1].call])
-                for part in self._independent(chain):
-                    if len(part) > 1:
-                        return part
-        return []
-
-    def _independent(self, chain: list[Step]) -> list[list[Step]]:
-        """The chain in parts, in none of which a step sees what depends on a step before it."""
-        of_chain = {step.call: step for step in chain}
-        parts: list[list[Step]] = [[]]
-        depends: set[fx.Node] = set()
-        for node in self.graph.nodes:
-            if node in of_chain:
-                if of_chain[node].input in depends:
-                    parts.append([])
-                    depends = set()
-                parts[-1].append(of_chain[node])
-                depends.add(node)
-            elif any(source in depends for source in node.all_input_nodes):
-                depends.add(node)
-        return parts
 
     def reroll(self, chain: list[Step]) -> None:
         """Let the first of some steps be the recurrence over all, and the others go."""
@@ -231,18 +115,17 @@ class _Loops:
         self.changed.add(call)
         self.passed_by.update(step.call for step in chain)
         for t, step in enumerate(chain):
-            for output in _results(step.call, 0):
+            for output in results_of(step.call, 0):
                 if output is not outputs:
                     self._become(output, aten.narrow.default, outputs, time, t, 1)
-            for state in _results(step.call, 1):
-                self.passed_by.update({state, *filter(_is_taken_from_front, state.users)})
+            for state in results_of(step.call, 1):
+                self.passed_by.update({state, *filter(is_taken_from_front, state.users)})
                 if step is last:
                     self.pieces[state] = Piece(outputs, time, t, at=0)
                 else:
                     self._read_state(state, outputs, time, t)
-            del self.steps[step.call]
         for place in range(1, len(last.states) + 1):
-            for state in _results(last.call, place):
+            for state in results_of(last.call, place):
                 self._become(state, getitem, call, place)
         _sort(self.graph)
         self._join_outputs()
@@ -250,7 +133,7 @@ class _Loops:
     def _read_state(self, state: fx.Node, outputs: fx.Node, time: int, t: int) -> None:
         """Let a state after a step that is not the last be read from the outputs."""
         for user in list(state.users):
-            if _is_taken_from_front(user):
+            if is_taken_from_front(user):
                 self._become(user, aten.select.int, outputs, time, t)
         if state.users:  # with its axis for layers
             self._become(state, aten.unsqueeze.default, self._new(state, "step", aten.select.int, outputs, time, t), 0)
