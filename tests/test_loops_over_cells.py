@@ -106,6 +106,25 @@ class BothWays(nn.Module):
         return self.head(torch.cat([torch.stack(there, 1), torch.stack(back, 1)], dim=-1)).mean(1)
 
 
+class BothWaysByStep(BothWays):
+    def forward(self, x):
+        there = self.there.over(x.unbind(1), self.there.begin(x))
+        back = self.back.over(x.unbind(1)[::-1], self.back.begin(x))[::-1]
+        return self.head(torch.stack([torch.cat(pair, dim=-1) for pair in zip(there, back, strict=True)])).mean(0)
+
+
+class EverySecond(Loop):
+    def forward(self, x):
+        outputs = self.over([x[:, t] for t in range(x.shape[1] % 2, x.shape[1], 2)], self.begin(x))
+        return self.head(torch.stack(outputs, dim=1)).mean(1)
+
+
+class Viewed(Loop):
+    def forward(self, x):
+        steps = [step.reshape(len(x), -1) for step in x.split(1, dim=1)]
+        return self.head(torch.cat(self.over(steps, self.begin(x)), dim=1).view(len(x), -1, 5)).mean(1)
+
+
 class TwoLayers(nn.Module):
     def __init__(self, kind=nn.GRUCell):
         super().__init__()
@@ -163,8 +182,8 @@ SIMPLE = {
     **{f"{name}": (lambda kind=kind: Loop(kind)) for name, kind in CELLS.items()},
     **{f"last {name}": (lambda kind=kind: Last(kind)) for name, kind in CELLS.items()},
     **{each.__name__: each for each in (
-        LastMemory, Unbound, Split, StepsFirst, TransposedAnew, Series, Backwards, BothWays, TwoLayers, FromContext,
-        Query, Sequences,
+        LastMemory, Unbound, Split, StepsFirst, TransposedAnew, Series, Backwards, BothWays, BothWaysByStep,
+        EverySecond, Viewed, TwoLayers, FromContext, Query, Sequences,
     )},
     "context, lstm": lambda: FromContext(nn.LSTMCell),
     "two layers, lstm": lambda: TwoLayers(nn.LSTMCell),
@@ -175,7 +194,7 @@ SIMPLE = {
 @pytest.mark.parametrize("form", SIMPLE)
 def test_a_program_does_not_grow_with_steps(form):
     model, sizes = SIMPLE[form]().eval(), set()
-    for length in (3, 8):
+    for length in (5, 9):
         explainer = fxlrp.compile(model, "conserving", example_inputs=torch.randn(2, length, 4))
         sizes.add((len(explainer.graph.nodes), len(explainer.model_graph.nodes)))
     assert len(sizes) == 1
@@ -193,6 +212,14 @@ class LayerOfSteps(Loop):
 
     def forward(self, x):
         steps = [torch.relu(self.embed(x[:, t])) for t in range(x.shape[1])]
+        return self.head(torch.stack(self.over(steps, self.begin(x)), dim=1)).mean(1)
+
+
+class LayerAnew(LayerOfSteps):
+    """A layer of all steps, computed once more for each."""
+
+    def forward(self, x):
+        steps = [self.embed(x)[:, t] for t in range(x.shape[1])]
         return self.head(torch.stack(self.over(steps, self.begin(x)), dim=1)).mean(1)
 
 
@@ -314,8 +341,8 @@ class OfPictures(Loop):
 
 
 PARTLY = {each.__name__: each for each in (
-    LayerOfSteps, OwnOutput, OwnOutputOnce, MemoryRead, StartToken, PartsOfSteps, Branches, Crossed, Residual,
-    OfPictures,
+    LayerOfSteps, LayerAnew, OwnOutput, OwnOutputOnce, MemoryRead, StartToken, PartsOfSteps, Branches, Crossed,
+    Residual, OfPictures,
 )}  # fmt: skip
 ALL = {**SIMPLE, **PARTLY, "branches, lstm": lambda: Branches(nn.LSTMCell)}
 

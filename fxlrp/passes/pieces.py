@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import facts
-from fxlrp.vocabulary import VOCABULARY, Arguments
+from fxlrp.vocabulary import VOCABULARY, Arguments, Kind
 
 aten = torch.ops.aten
 
@@ -47,7 +47,7 @@ class Run:
 
     Attributes:
         source, axis: as of a piece.
-        start, length: which ones.
+        start, length, step: which ones: ``length`` from ``start`` on, every ``step``-th.
         backwards: whether the last one is the first.
     """
 
@@ -55,6 +55,7 @@ class Run:
     axis: int
     start: int
     length: int
+    step: int
     backwards: bool
 
 
@@ -68,6 +69,8 @@ def piece_of(node: fx.Node, known: Known) -> Piece | None:
         return known[node]
     if node.target is getitem:
         return _of_parts(*node.args)
+    if node.target is aten.reshape.default:
+        return _reshaped(node, known)
     read = _READ.get(node.target)
     return None if read is None else read(_arguments(node), known)
 
@@ -144,6 +147,15 @@ def _flattened(a: Arguments, known: Known) -> Piece | None:
     return replace(inner, at=None) if inner is not None and gone else None
 
 
+def _reshaped(node: fx.Node, known: Known) -> Piece | None:
+    """What is left has two axes, of which the last one is as long as that of the source is."""
+    inner, shape = piece_of(_arguments(node)["self"], known), facts(node).shape
+    if inner is None or shape is None or len(shape) != RANK - 1 or shape[-1] is None:
+        return None
+    last = size_of(inner.source, RANK - 1 if inner.axis != RANK - 1 else RANK - 2)
+    return replace(inner, at=None) if shape[-1] == last else None
+
+
 _READ: dict[Any, Callable[[Arguments, Known], Piece | None]] = {
     aten.select.int: _selected, aten.slice.Tensor: _sliced, aten.narrow.default: _narrowed,
     aten.unsqueeze.default: _unsqueezed, aten.squeeze.dims: _squeezed, aten.flatten.using_ints: _flattened,
@@ -167,14 +179,17 @@ def run_of(pieces: Sequence[Piece | None], numbers: Mapping[fx.Node, int]) -> Ru
         if replace(piece, source=first.source) != replace(first, place=first.place + step * i):
             return None
     start = min(first.place, first.place + step * (len(pieces) - 1))
-    return Run(first.source, first.axis, start, len(pieces), step < 0) if abs(step) == 1 else None
+    return Run(first.source, first.axis, start, len(pieces), abs(step), step < 0) if step else None
 
 
 def moves_to(run: Run, at: int) -> list[Move]:
     """What makes a run of its source, with the axis of its pieces at ``at``."""
     moves: list[Move] = []
-    if size_of(run.source, run.axis) != run.length:  # narrow, unlike a slice, fails where there are fewer entries
-        moves.append((aten.narrow.default, (run.axis, run.start, run.length)))
+    span = (run.length - 1) * run.step + 1
+    if size_of(run.source, run.axis) != span:  # narrow, unlike a slice, fails where there are fewer entries
+        moves.append((aten.narrow.default, (run.axis, run.start, span)))
+    if run.step > 1:
+        moves.append((aten.slice.Tensor, (run.axis, 0, span, run.step)))
     if run.backwards:
         moves.append((aten.flip.default, ([run.axis],)))
     if run.axis != at:
@@ -185,12 +200,16 @@ def moves_to(run: Run, at: int) -> list[Move]:
 
 
 def value_numbers(graph: fx.Graph) -> dict[fx.Node, int]:
-    """A number for each node, the same for nodes that compute the same."""
+    """A number for each node, the same for nodes that move the same, or compute it without signal.
+
+    Two layers that compute the same are two: what one of them is short of, its rule takes from its own relevance alone.
+    """
     by_call: dict[Any, int] = {}
     numbers: dict[fx.Node, int] = {}
     for node in graph.nodes:
         key: Any = node
-        if isinstance(node.target, torch._ops.OpOverload) or node.target is getitem:
+        alike = node.op != "output" and (facts(node).kind is Kind.ROUTING or not facts(node).signal)
+        if alike and (isinstance(node.target, torch._ops.OpOverload) or node.target is getitem):
             key = node.target, repr(fx.node.map_arg((node.args, node.kwargs), lambda source: f"%{numbers[source]}"))
         numbers[node] = by_call.setdefault(key, len(by_call))
     return numbers

@@ -20,7 +20,7 @@ from fxlrp.passes.building import target_name
 from fxlrp.passes.facts import KEY, Facts, facts
 from fxlrp.passes.joins import dominators
 from fxlrp.passes.loops import Step, is_taken_from_front, next_chain, results_of, step_before, steps_of
-from fxlrp.passes.pieces import RANK, Move, Piece, moves_to, piece_of, run_of, value_numbers
+from fxlrp.passes.pieces import RANK, Move, Piece, Run, moves_to, piece_of, run_of, value_numbers
 from fxlrp.passes.values import batch_positions
 from fxlrp.steps.batch_axis import Position
 from fxlrp.vocabulary import Kind
@@ -176,19 +176,35 @@ class _Loops:
             if node.target not in (aten.stack.default, aten.cat.default):
                 continue
             entries: Any = node.args[0]
-            pieces = [piece_of(entry, self.pieces) for entry in entries]
-            joined = _joined(node, pieces[0])
-            run = None if joined is None or len(pieces) < 2 else run_of(pieces, numbers)
-            if run is None or joined is None or run.source not in self.sequences:
+            side_by_side = _side_by_side(entries) if node.target is aten.stack.default else None
+            columns = side_by_side or [entries]
+            runs = [self._run_of_outputs(node, column, numbers) for column in columns]
+            if None in runs:
                 continue
-            self._pass_by(entries, run.source)
-            at, behind = joined
-            moves = [*moves_to(run, at), *behind]
-            if moves:
+            found: list[tuple[Run, list[Move]]] = runs  # type: ignore[assignment]
+            for column, (run, _) in zip(columns, found, strict=True):
+                self._pass_by(column, run.source)
+            if side_by_side is not None:
+                self.passed_by.update(entries)
+                parts = [self._moved(node, run.source, moves) for run, moves in found]
+                self._become(node, aten.cat.default, parts, RANK - 1 if _dim(node) < RANK - 1 else RANK - 2)
+            elif (moves := found[0][1]):
                 target, arguments = moves[-1]
-                self._become(node, target, self._moved(node, run.source, moves[:-1]), *arguments)
+                self._become(node, target, self._moved(node, found[0][0].source, moves[:-1]), *arguments)
             else:
-                self._become(node, getitem, *run.source.args)
+                self._become(node, getitem, *found[0][0].source.args)
+
+    def _run_of_outputs(
+        self, node: fx.Node, entries: Sequence[fx.Node], numbers: dict[fx.Node, int]
+    ) -> tuple[Run, list[Move]] | None:
+        """Which outputs of a recurrence in order those are that a node joins, and what moves them as it does."""
+        pieces = [piece_of(entry, self.pieces) for entry in entries]
+        joined = _joined(node, pieces[0])
+        run = None if joined is None or len(pieces) < 2 else run_of(pieces, numbers)
+        if run is None or joined is None or run.source not in self.sequences:
+            return None
+        at, behind = joined
+        return run, [*moves_to(run, at), *behind]
 
     def _new(self, like: fx.Node, name: str, target: Any, *args: Any) -> fx.Node:
         with self.graph.inserting_before(like):
@@ -216,17 +232,30 @@ class _Loops:
         return frozenset(self.written[node] for node in lost if node in self.written) | modules, new
 
 
+def _side_by_side(entries: Sequence[fx.Node]) -> list[tuple[fx.Node, ...]] | None:
+    """The values whose features are side by side in each entry: the first ones, the second ones, and so on."""
+    if any(entry.target is not aten.cat.default or entry.args[1:] not in ((1,), (-1,)) for entry in entries):
+        return None
+    parts: list[Any] = [entry.args[0] for entry in entries]
+    return list(zip(*parts, strict=True)) if len({len(part) for part in parts}) == 1 else None
+
+
 def _joined(node: fx.Node, piece: Piece | None) -> tuple[int, list[Move]] | None:
     """Where ``stack`` or ``cat`` has the axis along which it joins pieces like one, and what moves them then."""
     if piece is None:
         return None
-    dim: Any = node.args[1] if len(node.args) > 1 else 0
     if node.target is aten.stack.default:
-        return (dim % RANK, []) if piece.at is None else None
+        return (_dim(node), []) if piece.at is None else None
     if piece.at is not None:
-        return (piece.at, []) if piece.at == dim % RANK else None
+        return (piece.at, []) if piece.at == _dim(node) else None
     side_by_side: list[Move] = [(aten.flatten.using_ints, (1, 2))]
-    return (1, side_by_side) if dim % (RANK - 1) == 1 else None
+    return (1, side_by_side) if _dim(node, RANK - 1) == 1 else None
+
+
+def _dim(node: fx.Node, rank: int = RANK) -> int:
+    """Along which axis ``stack`` or ``cat`` joins."""
+    dim: Any = node.args[1] if len(node.args) > 1 else 0
+    return int(dim % rank)
 
 
 def _find_forks(graph: fx.Graph) -> None:
