@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxlrp.passes.facts import facts
-from fxlrp.passes.pieces import RANK, piece_of
+from fxlrp.passes.pieces import RANK, arguments_of, piece_of
 from fxlrp.vocabulary.recurrent import LAYERS
 
 aten = torch.ops.aten
@@ -98,7 +98,7 @@ def steps_of(graph: fx.Graph) -> Iterator[Step]:
 def _place_of_step(input: fx.Node) -> Any:
     """Which axis of what a step sees is one long; ``None``: none is known to be."""
     if input.target is aten.unsqueeze.default:
-        return input.args[1] % RANK  # type: ignore[operator]
+        return arguments_of(input)["dim"] % RANK
     piece = piece_of(input, {})
     return None if piece is None else piece.at
 

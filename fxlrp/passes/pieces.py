@@ -72,10 +72,11 @@ def piece_of(node: fx.Node, known: Known) -> Piece | None:
     if node.target is aten.reshape.default:
         return _reshaped(node, known)
     read = _READ.get(node.target)
-    return None if read is None else read(_arguments(node), known)
+    return None if read is None else read(arguments_of(node), known)
 
 
-def _arguments(node: fx.Node) -> Arguments:
+def arguments_of(node: fx.Node) -> Arguments:
+    """The arguments of a call by name, however they were given."""
     operation = VOCABULARY.canonical(node.target)
     assert operation is not None
     return operation.arguments(node.args, node.kwargs)
@@ -86,7 +87,7 @@ def _of_parts(parts: Any, place: Any) -> Piece | None:
     takes_apart = parts.target in (aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default)
     if not takes_apart or not isinstance(place, int) or place < 0:
         return None
-    a = _arguments(parts)
+    a = arguments_of(parts)
     axis = a["dim"] % RANK
     if parts.target is aten.unbind.int:
         return Piece(a["self"], axis, place)
@@ -149,7 +150,7 @@ def _flattened(a: Arguments, known: Known) -> Piece | None:
 
 def _reshaped(node: fx.Node, known: Known) -> Piece | None:
     """What is left has two axes, of which the last one is as long as that of the source is."""
-    inner, shape = piece_of(_arguments(node)["self"], known), facts(node).shape
+    inner, shape = piece_of(arguments_of(node)["self"], known), facts(node).shape
     if inner is None or shape is None or len(shape) != RANK - 1 or shape[-1] is None:
         return None
     last = size_of(inner.source, RANK - 1 if inner.axis != RANK - 1 else RANK - 2)

@@ -20,7 +20,7 @@ from fxlrp.passes.building import target_name
 from fxlrp.passes.facts import KEY, Facts, facts
 from fxlrp.passes.joins import dominators
 from fxlrp.passes.loops import Step, is_taken_from_front, next_chain, results_of, step_before, steps_of
-from fxlrp.passes.pieces import RANK, Move, Piece, Run, moves_to, piece_of, run_of, value_numbers
+from fxlrp.passes.pieces import RANK, Move, Piece, Run, arguments_of, moves_to, piece_of, run_of, value_numbers
 from fxlrp.passes.values import batch_positions
 from fxlrp.steps.batch_axis import Position
 from fxlrp.vocabulary import Kind
@@ -150,7 +150,7 @@ class _Loops:
             sizes = [len(chain) if axis == time else -1 for axis in range(RANK)]
             return self._new(call, "input", aten.expand.default, inputs[0], sizes)
         if all(node.target is aten.unsqueeze.default for node in inputs):
-            return self._new(call, "input", aten.stack.default, [node.args[0] for node in inputs], time)
+            return self._new(call, "input", aten.stack.default, [arguments_of(node)["self"] for node in inputs], time)
         return self._new(call, "input", aten.cat.default, inputs, time)
 
     def _pass_by(self, nodes: Sequence[fx.Node], source: fx.Node) -> None:
@@ -175,7 +175,7 @@ class _Loops:
         for node in list(self.graph.nodes):
             if node.target not in (aten.stack.default, aten.cat.default):
                 continue
-            entries: Any = node.args[0]
+            entries = arguments_of(node)["tensors"]
             side_by_side = _side_by_side(entries) if node.target is aten.stack.default else None
             columns = side_by_side or [entries]
             runs = [self._run_of_outputs(node, column, numbers) for column in columns]
@@ -234,9 +234,9 @@ class _Loops:
 
 def _side_by_side(entries: Sequence[fx.Node]) -> list[tuple[fx.Node, ...]] | None:
     """The values whose features are side by side in each entry: the first ones, the second ones, and so on."""
-    if any(entry.target is not aten.cat.default or entry.args[1:] not in ((1,), (-1,)) for entry in entries):
+    if any(entry.target is not aten.cat.default or _dim(entry, RANK - 1) != 1 for entry in entries):
         return None
-    parts: list[Any] = [entry.args[0] for entry in entries]
+    parts = [arguments_of(entry)["tensors"] for entry in entries]
     return list(zip(*parts, strict=True)) if len({len(part) for part in parts}) == 1 else None
 
 
@@ -254,8 +254,7 @@ def _joined(node: fx.Node, piece: Piece | None) -> tuple[int, list[Move]] | None
 
 def _dim(node: fx.Node, rank: int = RANK) -> int:
     """Along which axis ``stack`` or ``cat`` joins."""
-    dim: Any = node.args[1] if len(node.args) > 1 else 0
-    return int(dim % rank)
+    return int(arguments_of(node)["dim"] % rank)
 
 
 def _find_forks(graph: fx.Graph) -> None:
