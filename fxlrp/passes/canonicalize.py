@@ -106,7 +106,6 @@ class _Canonicalizer:
             items = self.captured.items
             facts(new).batch = None if items.whole else items.axis_of(str(node.target))
             facts(new).fixed = self.captured.fixed
-            facts(new).rank = node.meta["val"].dim() if "val" in node.meta else None
             self._bind(node, self.builder.proxy_of(new))
         elif node.op == "get_attr":
             self.aliases.bind(node, self.tensor(str(node.target)))

@@ -42,7 +42,6 @@ class Facts:
         signal: whether it carries values of an input.
         integer: whether it is an input of integers.
         batch: for an input, which of its axes is the batch; ``None``: all inputs together are one item.
-        rank: for an input, how many axes it has; ``None``: it is not known.
         fixed: for an input, whether its graph is of one size of the batch alone.
         source: for an embedding lookup, the input that it looks up.
         part_of: for a lookup of a part of joined numbers, the name of the lookup in the model; else empty.
@@ -73,7 +72,6 @@ class Facts:
     signal: bool = False
     integer: bool = False
     batch: int | None = 0
-    rank: int | None = None
     fixed: bool = False
     source: fx.Node | None = None
     part_of: str = ""

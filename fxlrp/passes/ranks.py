@@ -79,8 +79,8 @@ class Ranks:
             dims = _tensor(node).dim()
             return Rank(dims, dims)
         if node.op == "placeholder":
-            rank = facts(node).rank
-            return Rank(1, MANY) if rank is None else Rank(rank, rank)
+            shape = facts(node).shape
+            return Rank(1, MANY) if shape is None else Rank(len(shape), len(shape))
         sources = [self._found[source] for source in node.all_input_nodes]
         if not sources:
             sizes = _arguments(node).get("size")

@@ -34,8 +34,8 @@ from fxlrp.passes.optimize import EMITTED, PACK_WEIGHTS, optimize
 from fxlrp.passes.optimize.recompute import Recompute, kept_values
 from fxlrp.passes.positions import ONE_ITEM
 from fxlrp.passes.request import Program, Request
-from fxlrp.passes.softmaxes import FindSoftmaxes
 from fxlrp.passes.reroll import RerollLoops
+from fxlrp.passes.softmaxes import FindSoftmaxes
 from fxlrp.rules import starts
 from fxlrp.runtime.captures import CapturedModel
 from fxlrp.runtime.inputs import InputSpec, forward_shapes, input_specs
