@@ -26,7 +26,7 @@ def flexible_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
     attention = {function: of_thread(function, partial(_attention, function), get_ident()) for function in _imported()}
     others = {torch.vmap: _mapped, torch.div: _divided}
     return attention | {
-        function: of_thread(function, partial(stands_in, function), get_ident()) for function, stands_in in others.items()
+        function: of_thread(function, partial(stand_in, function), get_ident()) for function, stand_in in others.items()
     }
 
 
@@ -63,7 +63,7 @@ def _mapped(
 
 
 def _divided(div: Callable[..., Any], input: Any, other: Any, *, rounding_mode: str | None = None, **rest: Any) -> Any:
-    """``torch.div``, of a size that stays free and a number too, of which an export would no longer know the quotient."""
+    """``torch.div``, of a size that stays free as well, whose quotient an export would no longer know."""
     free = any(isinstance(number, torch.SymInt) for number in (input, other))
     if free and rounding_mode is not None and not any(isinstance(number, Tensor) for number in (input, other)):
         return input // other  # sizes are not negative
