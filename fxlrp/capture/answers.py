@@ -223,10 +223,11 @@ def _is_of_signal(asked: fx.Node) -> bool:
         seen.add(node)
         value = node.meta.get("val")
         floating = isinstance(value, Tensor) and not _counts(value)
+        one = isinstance(value, Tensor) and value.dim() == 0
         if node.op == "placeholder" and floating:
             return True
         inputs = inputs or node.op == "placeholder"
-        tables = tables or (node.op == "get_attr" and floating and value.dim() > 0)  # one number is none
+        tables = tables or (node.op == "get_attr" and floating and not one)
         waiting.extend(node.all_input_nodes)
     return inputs and tables
 

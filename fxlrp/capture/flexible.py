@@ -24,7 +24,7 @@ from fxlrp.capture.recurrent import of_thread
 def flexible_functions() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The functions, where they were imported, and what stands in their place while the calling thread captures."""
     attention = {function: of_thread(function, partial(_attention, function), get_ident()) for function in _imported()}
-    others = {torch.vmap: _mapped, torch.div: _divided}
+    others: dict[Callable[..., Any], Callable[..., Any]] = {torch.vmap: _mapped, torch.div: _divided}
     return attention | {
         function: of_thread(function, partial(stand_in, function), get_ident()) for function, stand_in in others.items()
     }
