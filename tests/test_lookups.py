@@ -120,6 +120,13 @@ JOINED = {
         lambda m, i: m.e(shifted(i)),
         lambda m, i: torch.cat([m.e(torch.full((len(i), 1), 2)), m.e(i)[:, :-1]], 1),
     ),
+    "shifted to the right, and filled": (
+        lambda m, i: m.e((d := shifted(i)).masked_fill(d == 3, 0)),
+        lambda m, i: torch.where(
+            (shifted(i) == 3)[..., None], m.e.weight[0],
+            torch.cat([m.e(torch.full((len(i), 1), 2)), m.e(i)[:, :-1]], 1),
+        ),
+    ),
     "written where a condition holds": (
         lambda m, i: m.e(i.index_put((i < 2,), torch.tensor(4))),
         lambda m, i: torch.where((i < 2)[..., None], m.e.weight[4], m.e(i)),

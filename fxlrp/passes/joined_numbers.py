@@ -72,7 +72,7 @@ class _Lookup:
         self.joins: dict[str, Callable[[fx.Node, list[fx.Node]], fx.Node]] = {
             "cat": self._cat, "concat": self._cat, "concatenate": self._cat, "stack": self._cat, "where": self._where,
             "slice_scatter": self._written, "select_scatter": self._written, "copy": self._copied,
-            "index_put": self._put,
+            "index_put": self._put, "masked_fill": self._filled,
         }  # fmt: skip
 
     def of(self, index: Any, casts: list[fx.Node]) -> fx.Node:
@@ -129,10 +129,8 @@ class _Lookup:
         nodes = [value for value in values if isinstance(value, fx.Node)]
         if not isinstance(condition, fx.Node) or not nodes:
             raise _ComputedError
-        chosen = [
-            self.of(value if isinstance(value, fx.Node) else self._number(value, nodes[0]), casts) for value in values
-        ]
-        args = [self._call(node, aten.unsqueeze.default, condition, -1), *chosen]
+        chosen = [self._of_value(value, nodes[0], casts) for value in values]
+        args = [self._behind(condition), *chosen]
         target = aten.where.self if isinstance(node.target, torch._ops.OpOverload) else node.target  # of no number now
         return self._valued(self._new(node, target, [args[place] for place in order], {}, node.op))
 
@@ -151,8 +149,21 @@ class _Lookup:
             raise _ComputedError
         return self._again(node, self.of(base, casts), indices, self.of(source, casts))
 
-    def _number(self, value: Any, beside: fx.Node) -> fx.Node:
-        return self._call(beside, aten.new_full.default, beside, [], value)
+    def _filled(self, node: fx.Node, casts: list[fx.Node]) -> fx.Node:
+        base, mask, value = node.args
+        if not isinstance(base, fx.Node) or not isinstance(mask, fx.Node):
+            raise _ComputedError
+        filling = self._of_value(value, base, casts)
+        return self._call(node, aten.where.self, self._behind(mask), filling, self.of(base, casts))
+
+    def _of_value(self, value: Any, beside: fx.Node, casts: list[fx.Node]) -> fx.Node:
+        """What is looked up by numbers, or by one."""
+        number = value if isinstance(value, fx.Node) else self._call(beside, aten.new_full.default, beside, [], value)
+        return self.of(number, casts)
+
+    def _behind(self, mask: fx.Node) -> fx.Node:
+        """A mask of numbers as one of what they look up."""
+        return self._call(mask, aten.unsqueeze.default, mask, -1)
 
     def _again(self, node: fx.Node, *args: Any) -> fx.Node:
         """What a node does, to other values."""
